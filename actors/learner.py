@@ -1,0 +1,192 @@
+"""A learner rank: fuses rewards, assigns credit, prunes, takes its shard, trains and publishes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from actors.rollout import probe
+from branchgrpo import credit, shard, wire
+from branchgrpo.config import Config
+from branchgrpo.errors import GateError
+from branchgrpo.tree import assemble, topology
+from branchgrpo.types import F32, BranchPlan, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
+from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
+
+Fetch = Callable[[Sequence[Any]], list[Any]]
+"""Values behind references."""
+
+
+class Learner:
+    """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process group."""
+
+    def __init__(self, config: Config, rank: int, fetch: Fetch):
+        torch.set_num_threads(config.learner.compute_threads)
+        torch.manual_seed(config.run.seed)
+        self.config, self.rank, self.ranks, self.fetch = config, rank, 1, fetch
+        self.model = config.model.build(config.learner.device, denoiser_only=True)
+        self.version = self.skips = 0
+        self.policy = PolicyUpdate(config, self.model, 1)
+
+    def __repr__(self) -> str:
+        return f"learner-{self.rank} v{self.version}"
+
+    def ready(self) -> int:
+        """The process, once the model is loaded."""
+        return os.getpid()
+
+    def rendezvous(self) -> str:
+        """A free address of this host, for rank 0 to be met at."""
+        host = "127.0.0.1" if self.config.learner.ranks == 1 else socket.gethostbyname(socket.gethostname())
+        with socket.socket() as probe_socket:
+            probe_socket.bind((host, 0))
+            return f"tcp://{host}:{probe_socket.getsockname()[1]}"
+
+    def join(self, ranks: int, address: str) -> None:
+        """Form the process group and wrap the denoiser for data parallel training."""
+        self.ranks = ranks
+        if ranks > 1:
+            options = self.config.learner
+            backend = options.backend if options.backend != "auto" else ("nccl" if options.gpus else "gloo")
+            timeout = timedelta(seconds=options.timeout_seconds)
+            dist.init_process_group(backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout)
+            self.model.denoiser = DistributedDataParallel(self.model.denoiser)
+        self.policy = PolicyUpdate(self.config, self.model, ranks)
+
+    def update(
+        self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Any, rewards: dict[tuple[int, int], F32]
+    ) -> StepStats:
+        """One iteration's training. `segments` pairs headers with references to payloads; `rewards` is by
+        (prompt row, tree) → [L]. Raises GateError when a start-up gate fails, RuntimeError after too many skips."""
+        headers = [header for header, _ in segments]
+        trees = assemble(plan, headers, rewards)
+        if trees[0].policy_version != self.version:
+            raise RuntimeError(f"{self!r}: trees were grown with weights v{trees[0].policy_version}")
+        credits = credit.assign(self.config, plan, trees, iteration)
+        self._same_on_all_ranks("credit", credit.digest(credits))
+        options = self.config.learner
+        steps = [ranks[self.rank] for ranks in shard.split(plan, credits, self.ranks, options.optimiser_steps, self.config.run.seed + iteration)]
+        store = PayloadStore(self.fetch, plan, trees, segments, steps)
+        cond = self.model.conditioning(self.fetch([conditioning])[0])
+        batches = [micro_batches(plan, one, trees, store.latents, cond, options.micro_batch, self.model.device) for one in steps]
+        first = self.version == 0 and self.config.gates.enabled
+        on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
+        norms, skipped, tally = [], 0, Tally()
+        for step in batches:
+            if not step:
+                continue
+            norms.append(self.policy.step(plan, step, tally))
+            skipped += not np.isfinite(norms[-1])
+        self._count_skips(skipped, len(norms))
+        self.version += 1
+        if first:
+            self._same_on_all_ranks("parameters after the first update", wire.digest_of(self.model.trainable()))
+        return self._stats(trees, credits, tally.reduced(self._sum), norms, skipped, on_policy, store.bytes, topology(plan).stochastic)
+
+    def publish(self) -> list[Any]:
+        """[WeightUpdate, chunk, …] of the present weights, as many chunks as `chunks` says."""
+        update, chunks = wire.pack_weights(self.version, self.model.trainable(), self.config.learner.publish_chunk_mb << 20)
+        return [update, *chunks]
+
+    def chunks(self) -> int:
+        """How many chunks `publish` returns."""
+        sizes = [value.numel() * value.element_size() for value in self.model.trainable().values()]
+        return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
+
+    def probe(self) -> F32:
+        """Velocity at a fixed input, see `actors.rollout.probe`."""
+        return probe(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as a folder that diffusers loads."""
+        self.model.save(folder, self.config.model.folder())
+
+    def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
+        """Before the first update the ratio of every edge must be 1, or rollout and learner disagree."""
+        found = self._max(self.policy.deviation(plan, batches))
+        bound = self.config.gates.on_policy_tolerance
+        if not found <= bound:
+            raise GateError(f"gate on-policy ratio: expected |ratio − 1| ≤ {bound:g} before the first update, got {found:.3g}")
+        return found
+
+    def _count_skips(self, skipped: int, steps: int) -> None:
+        self.skips = self.skips + skipped if skipped == steps and steps else skipped
+        if self.skips >= self.config.learner.max_skips:
+            raise RuntimeError(f"{self!r}: {self.skips} optimiser steps in a row had a gradient that is not finite")
+
+    def _same_on_all_ranks(self, what: str, digest: str) -> None:
+        if self.ranks == 1:
+            return
+        found: list[str | None] = [None] * self.ranks
+        dist.all_gather_object(found, digest)
+        if len(set(found)) > 1:
+            raise GateError(f"gate equal ranks: {what} differ between learner ranks: {[str(one)[:12] for one in found]}")
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        if self.ranks > 1:
+            values = values.to(self.model.device)
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def _max(self, value: float) -> float:
+        tensor = torch.tensor(value, device=self.model.device, dtype=torch.float64)
+        if self.ranks > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+    def _stats(
+        self, trees: list[TreeHeader], credits: list[TreeCredit], tally: Tally, norms: list[float], skipped: int, on_policy: float, read: int, mask: np.ndarray
+    ) -> StepStats:
+        kept = np.concatenate([one.advantage[one.keep] for one in credits])
+        finite = [norm for norm in norms if np.isfinite(norm)]
+        return StepStats(
+            version=self.version,
+            loss=tally.loss / max(1, len(norms)),
+            ratio_deviation=tally.deviation / max(1.0, tally.edges),
+            on_policy_deviation=on_policy,
+            clip_fraction=tally.clipped / max(1.0, tally.edges),
+            gradient_norm=float(np.mean(finite)) if finite else 0.0,
+            optimiser_steps=len(norms) - skipped,
+            skipped_steps=skipped,
+            forwards=int(tally.forwards),
+            edges=len(kept),
+            edges_stochastic=int(mask.sum()) * len(trees),
+            weight_entropy=float(np.mean([one.weight_entropy for one in credits])),
+            advantage_abs=float(np.abs(kept).mean()) if len(kept) else 0.0,
+            fetched_bytes=read,
+        )
+
+
+class PayloadStore:
+    """Latents of a rank's shards: fetches only the payloads that hold its parents."""
+
+    def __init__(self, fetch: Fetch, plan: BranchPlan, trees: list[TreeHeader], segments: list[tuple[SegmentHeader, Any]], shards: list[LearnerShard]):
+        topo, index = topology(plan), {(tree.prompt, tree.key.tree): i for i, tree in enumerate(trees)}
+        wanted = {(int(tree), int(child)) for one in shards for (tree, _), row in zip(one.parents, one.edges, strict=True) for child in row if child >= 0}
+        wanted |= {(int(tree), int(node)) for one in shards for tree, node in one.parents}
+        needed = []
+        for header, reference in segments:
+            owners = [index[subtree.prompt, subtree.key.tree] for subtree in header.subtrees]
+            edges = [(tree, int(edge)) for tree, subtree in zip(owners, header.subtrees, strict=True) for edge in topo.segment_edges(subtree.node, header.start, header.stop)]
+            if not wanted.isdisjoint(edges):
+                needed.append((owners, reference))
+        self.rows: dict[tuple[int, int], torch.Tensor] = {}
+        self.bytes = 0
+        for (owners, _), payload in zip(needed, fetch([reference for _, reference in needed]), strict=True):
+            self.bytes += payload.latents.nbytes
+            latents = wire.to_torch(payload.latents, payload.dtype)
+            for row, (subtree, node) in enumerate(zip(payload.subtree.tolist(), payload.node.tolist(), strict=True)):
+                self.rows[owners[subtree], node] = latents[row]
+
+    def latents(self, tree: int, node: int) -> torch.Tensor:
+        """[*S] of one node, in the storage dtype."""
+        return self.rows[tree, node]

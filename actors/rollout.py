@@ -1,0 +1,90 @@
+"""The rollout worker: encodes prompts and grows segments of trees with the weights it was given."""
+
+from __future__ import annotations
+
+import os
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from branchgrpo import wire
+from branchgrpo.config import Config
+from branchgrpo.sampler import Sampler
+from branchgrpo.types import F32, U8, BranchPlan, Conditioning, LeafMedia, SegmentHeader, Subtree, TreePayload, WeightUpdate
+
+PROBE_ROWS = 2
+
+
+class RolloutWorker:
+    """Plain class; the cluster makes an actor of it. All work is a pure function of keys, weights and inputs."""
+
+    def __init__(self, config: Config, index: int):
+        torch.set_num_threads(config.rollout.compute_threads)
+        self.config, self.index, self.version = config, index, 0
+        self.model = config.model.build(config.rollout.device)
+        storage = wire.dtype_named(config.rollout.storage_dtype)
+        self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch)
+
+    def __repr__(self) -> str:
+        return f"rollout-{self.index} v{self.version}"
+
+    def ready(self) -> int:
+        """The process, once the model is loaded."""
+        return os.getpid()
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        """Text conditioning of P prompts."""
+        return self.model.encode(prompts)
+
+    def grow(
+        self, plan: BranchPlan, version: int, subtrees: tuple[Subtree, ...], start: int, stop: int, conditioning: Conditioning, *roots: Any
+    ) -> list[Any]:
+        """Grow M subtrees from level `start` to `stop`.
+
+        roots: the subtrees' root latents as `grow` returned them; none at level 0, where they are drawn.
+        Returns [SegmentHeader, TreePayload, …] and then, at the last level, one LeafMedia; above it, the latents
+        of every frontier node, by subtree and node number. Raises RuntimeError when the weights are not `version`.
+        """
+        begun = perf_counter()
+        if version != self.version:
+            raise RuntimeError(f"{self!r}: asked to grow with weights v{version}")
+        x = self._stack(roots) if start else self.sampler.roots(subtrees)
+        segment = self.sampler.grow(plan, subtrees, x, start, stop, conditioning)
+        kept, dtype = wire.to_numpy(segment.kept)
+        payload = TreePayload(segment.kept_subtree, segment.kept_node, kept, dtype)
+        rest: list[Any]
+        if stop == plan.steps:
+            rest = [LeafMedia(self.model.decode(segment.frontier.float()), subtrees)]
+        else:
+            frontier, _ = wire.to_numpy(segment.frontier)
+            rest = [np.ascontiguousarray(node) for node in frontier]
+        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, kept.nbytes, perf_counter() - begun)
+        return [header, payload, *rest]
+
+    def load_weights(self, update: WeightUpdate, *chunks: U8) -> str:
+        """Replace the trained weights. Returns the digest of what the model then holds.
+
+        Raises ValueError when bytes were damaged on the way or don't fit the model.
+        """
+        self.model.load(wire.unpack_weights(update, chunks))
+        self.version = update.version
+        return wire.digest_of(self.model.trainable())
+
+    def probe(self) -> F32:
+        """Velocity at a fixed input, see `probe`."""
+        return probe(self.model)
+
+    def _stack(self, roots: tuple[Any, ...]) -> torch.Tensor:
+        return torch.stack([wire.to_torch(root, self.config.rollout.storage_dtype) for root in roots])
+
+
+def probe(model: Any) -> F32:
+    """Velocity of a model at an input that needs neither prompts nor encoders: tells whose weights it has."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(PROBE_ROWS, *model.latent_shape, generator=generator).to(model.device)
+    sigma = torch.linspace(0.9, 0.3, PROBE_ROWS).to(model.device)
+    with torch.no_grad():
+        out: F32 = model.velocity(x, sigma, model.probe_conditioning(PROBE_ROWS)).cpu().numpy()
+    return out

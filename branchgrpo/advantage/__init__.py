@@ -1,0 +1,3 @@
+"""Advantage estimators: one file and one line each."""
+
+TABLE = {"depthwise": "branchgrpo.advantage.depthwise:DepthWise"}

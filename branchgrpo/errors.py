@@ -1,0 +1,11 @@
+"""Errors that a person caused and can mend. `run.py` prints them as one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input: the message says what was expected, what came, and where."""
+
+
+class GateError(RuntimeError):
+    """A start-up gate failed: the run would train on wrong numbers. The message names the gate."""

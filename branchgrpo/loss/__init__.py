@@ -1,0 +1,3 @@
+"""Policy losses: one file and one line each."""
+
+TABLE = {"clipped": "branchgrpo.loss.clipped:ClippedLoss"}

@@ -1,0 +1,3 @@
+"""Method families: one file and one line each. A method turns an iteration number into a BranchPlan."""
+
+TABLE = {"branchgrpo": "branchgrpo.methods.branch:BranchMethod"}

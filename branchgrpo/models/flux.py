@@ -1,0 +1,110 @@
+"""FLUX.1 through diffusers: packed latents [tokens, 4·channels], embedded guidance, CLIP and T5 text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from branchgrpo.models.base import Adapter, ModelOptions
+from branchgrpo.types import U8, Conditioning
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class FluxModel(ModelOptions):
+    """FLUX.1-dev, or any folder that diffusers' FluxPipeline loads."""
+
+    name: Literal["flux"] = Field("flux", description="the model family")
+    height: int = Field(720, ge=16, description="picture height in pixels")
+    width: int = Field(720, ge=16, description="picture width in pixels")
+    guidance: float = Field(3.5, ge=0, description="embedded guidance scale")
+    max_sequence_length: int = Field(512, ge=1, description="T5 tokens per prompt")
+    decode_batch: int = Field(16, ge=1, description="pictures the autoencoder decodes at once")
+
+    def build(self, device: str, denoiser_only: bool = False) -> Flux:
+        """Load the pipeline's parts with diffusers."""
+        return Flux(self, device, denoiser_only)
+
+
+class Flux(Adapter):
+    """A loaded FLUX. Prompts are encoded and pixels decoded by diffusers' own pipeline."""
+
+    def __init__(self, options: FluxModel, device: str, denoiser_only: bool):
+        import torch
+        from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+
+        from branchgrpo.errors import UserError
+        from branchgrpo.wire import dtype_named
+
+        self.options, self.device = options, torch.device(device)
+        dtype, folder = dtype_named(options.dtype), options.folder()
+        transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+        self.denoiser = transformer.to(self.device).eval()
+        scale = 2 ** (len(AutoencoderKL.load_config(folder, subfolder="vae")["block_out_channels"]) - 1)
+        if not denoiser_only:
+            self.pipe = FluxPipeline.from_pretrained(folder, transformer=self.denoiser, torch_dtype=dtype).to(self.device)
+            for part in (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.vae):
+                part.eval().requires_grad_(False)
+        if options.height % (2 * scale) or options.width % (2 * scale):
+            raise UserError(f"model.height, model.width: expected multiples of {2 * scale}, got {options.height}×{options.width}")
+        rows, columns = options.height // scale // 2, options.width // scale // 2
+        self.latent_shape = (rows * columns, int(transformer.config.in_channels))
+        self.img_ids = FluxPipeline._prepare_latent_image_ids(1, rows, columns, self.device, dtype)
+        self.guided = bool(transformer.config.guidance_embeds)
+        self.dtype: torch.dtype = dtype
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        import torch
+
+        with torch.no_grad():
+            text, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=self.options.max_sequence_length)
+        arrays = {"text": text.float().cpu().numpy(), "pooled": pooled.float().cpu().numpy()}
+        return Conditioning(arrays, len(prompts))
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        text = cond["text"].to(self.dtype)
+        out: Tensor = self.denoiser(
+            hidden_states=x.to(self.dtype),
+            timestep=sigma.to(self.dtype),
+            guidance=torch.full_like(sigma, self.options.guidance, dtype=torch.float32) if self.guided else None,
+            pooled_projections=cond["pooled"].to(self.dtype),
+            encoder_hidden_states=text,
+            txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=self.dtype),
+            img_ids=self.img_ids,
+            return_dict=False,
+        )[0]
+        return out.float()
+
+    def decode(self, x0: Tensor) -> U8:
+        import numpy as np
+        import torch
+
+        pipe, pixels = self.pipe, []
+        with torch.no_grad():
+            for part in x0.split(self.options.decode_batch):
+                z = pipe._unpack_latents(part.to(self.dtype), self.options.height, self.options.width, pipe.vae_scale_factor)
+                z = z / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+                image = pipe.vae.decode(z, return_dict=False)[0]
+                array = pipe.image_processor.postprocess(image, output_type="np")
+                pixels.append((array * 255).round().astype("uint8"))
+        return np.concatenate(pixels)[:, None]
+
+    def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
+        import torch
+
+        generator, config = torch.Generator().manual_seed(1), getattr(self.denoiser, "module", self.denoiser).config
+        text = torch.randn(rows, min(8, self.options.max_sequence_length), int(config.joint_attention_dim), generator=generator)
+        pooled = torch.randn(rows, int(config.pooled_projection_dim), generator=generator)
+        return {"text": text.to(self.device), "pooled": pooled.to(self.device)}
+
+    def save(self, folder: Path, source: Path) -> None:
+        module = getattr(self.denoiser, "module", self.denoiser)
+        copytree(source, folder, ignore=lambda _, names: [name for name in names if name == "transformer"], dirs_exist_ok=True)
+        module.save_pretrained(folder / "transformer")

@@ -1,0 +1,34 @@
+"""Depth pruning: leave out some depths at full width, fixed or by a window that slides over training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from branchgrpo.table import Component
+from branchgrpo.tree import topology
+from branchgrpo.types import Bool, BranchPlan, TreeHeader
+
+
+class DepthPruning(Component):
+    """Depth d is the edges of step d − 1. Fixed `depths`, or a window when `depths` is empty."""
+
+    name: Literal["depth"] = Field("depth", description="the rule")
+    depths: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="depths never trained; empty = the sliding window")
+    window: int = Field(5, ge=1, description="depths in the window")
+    interval: int = Field(30, ge=1, description="iterations until the window moves one step shallower")
+
+    def window_at(self, plan: BranchPlan, iteration: int) -> tuple[int, ...]:
+        """Depths left out at an iteration. The window starts at the deepest trainable depth, stops above the last split."""
+        deepest = max((step + 1 for step in range(plan.steps) if plan.stochastic[step]), default=0)
+        first_free = plan.splits[-1] + 2  # the depth behind the last split's edges
+        top = max(deepest - iteration // self.interval, min(deepest, first_free + self.window - 1))
+        return tuple(range(max(first_free, top - self.window + 1), top + 1))
+
+    def keep(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int) -> list[Bool]:
+        """[N] per tree: True where an edge stays in the gradient."""
+        dropped = self.depths or self.window_at(plan, iteration)
+        mask = ~np.isin(topology(plan).step + 1, dropped)
+        return [mask.copy() for _ in trees]

@@ -1,0 +1,55 @@
+"""What the driver needs of a cluster, as protocols: the method's code runs on Ray, or in one process in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Reference = Any
+"""A handle on a result that stays where it was made."""
+
+
+class Flow(Protocol):
+    """Pending tasks."""
+
+    def run(self) -> None:
+        """Until all tasks, and those their completion added, are done. Raises the first failure."""
+
+
+class Pool(Protocol):
+    """Equal workers; any of them may get any task."""
+
+    def __len__(self) -> int: ...
+
+    def flow(self) -> Any:
+        """A new Flow."""
+
+    def submit(self, flow: Any, method: str, *arguments: Any, returns: int = 1, then: Callable[[list[Reference]], None]) -> None:
+        """Run a method on some worker; `then` gets references to its `returns` results when it is done."""
+
+    def broadcast(self, method: str, *arguments: Any) -> list[Any]:
+        """Run a method on every worker; results in their order."""
+
+    def fetch(self, reference: Reference) -> Any:
+        """A small result, into the driver."""
+
+
+class Gang(Protocol):
+    """Learner ranks, which work as one."""
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Run a method on every rank; results in rank order."""
+
+
+class Service(Protocol):
+    """Everything a training run works with."""
+
+    rollouts: Pool
+    rewards: Pool
+    learners: Gang
+
+    def publish(self) -> Any:
+        """Weights of the learners to every rollout worker, confirmed; returns their header."""
+
+    def driver_bytes(self) -> int:
+        """Bytes that passed through the driver since the last call."""

@@ -1,0 +1,249 @@
+"""What crosses a boundary: between steps of the algorithm, and between processes.
+
+N nodes (root 0), edge i = parent[i] → i, T steps, L leaves, S latent shape, P prompts. All arrays are
+numpy, so that Ray's object store serves them without a copy. Shapes are checked at construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+Bool = NDArray[np.bool_]
+U8 = NDArray[np.uint8]
+
+EVALUATION = -1
+"""The iteration number of evaluation trees: their noise never depends on how far training is."""
+
+
+def _check(owner: object, **shapes: tuple[NDArray[Any], tuple[int | None, ...]]) -> None:
+    """Raise ValueError unless every array has its shape; None leaves a dimension free."""
+    for name, (array, shape) in shapes.items():
+        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        if not fits:
+            raise ValueError(f"{type(owner).__name__}.{name}: expected shape {shape}, got {array.shape}")
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """What happens at each of the T denoising steps of one iteration; every method is such a plan."""
+
+    sigmas: F32  # [T+1] noise levels, 1 … 0
+    fanout: tuple[int, ...]  # [T] children per node
+    kernel: tuple[str, ...]  # [T] a name in kernels.KERNELS; "ode" is deterministic
+    noise_scale: tuple[float, ...]  # [T] the kernel's own noise parameter (η of `dance`)
+    branch_noise: str = "correlated"  # how siblings' noises relate, see noise.py
+    branch_scale: float = 4.0  # s of `correlated`, the factor on std of `scaled`
+
+    def __post_init__(self) -> None:
+        steps = len(self.fanout)
+        _check(self, sigmas=(self.sigmas, (steps + 1,)))
+        if not (len(self.kernel) == len(self.noise_scale) == steps):
+            raise ValueError(f"BranchPlan: fanout has {steps} steps, kernel {len(self.kernel)}, noise_scale {len(self.noise_scale)}")
+        if min(self.fanout) < 1 or not np.all(np.diff(self.sigmas) < 0):
+            raise ValueError("BranchPlan: every fanout must be ≥ 1 and sigmas must fall")
+        if self.kernel[-1] != "ode":
+            raise ValueError("BranchPlan: the last step must be `ode`: its noise could not reach the image")
+        for step, (fanout, kernel) in enumerate(zip(self.fanout, self.kernel, strict=True)):
+            if fanout > 1 and kernel == "ode":
+                raise ValueError(f"BranchPlan: step {step} splits into {fanout} but its kernel is `ode`: all children would be equal")
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.fanout)
+
+    @property
+    def stochastic(self) -> tuple[bool, ...]:
+        """[T] whether a step's edges have a log-prob, and so can be trained."""
+        return tuple(kernel != "ode" for kernel in self.kernel)
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Steps at which nodes have more than one child."""
+        return tuple(step for step, fanout in enumerate(self.fanout) if fanout > 1)
+
+
+@dataclass(frozen=True, order=True)
+class TreeKey:
+    """Names one tree of one run; with the run's seed it determines every noise of that tree."""
+
+    run: str
+    iteration: int
+    prompt: int  # index in the prompt list
+    tree: int  # several trees of a prompt form one group
+
+
+@dataclass(frozen=True)
+class Subtree:
+    """A piece of work for a rollout worker: the part of a tree below (and with) `node`."""
+
+    key: TreeKey
+    prompt: int  # row in the iteration's Conditioning
+    node: int
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: arrays of P rows each, under the names that the model adapter gives them."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    rows: int
+
+    def __post_init__(self) -> None:
+        for name, array in self.arrays.items():
+            if array.shape[0] != self.rows:
+                raise ValueError(f"Conditioning.{name}: expected {self.rows} rows, got {array.shape[0]}")
+
+
+@dataclass(frozen=True)
+class SegmentHeader:
+    """The small part of a grown segment, which the driver sees: M subtrees, E stochastic edges each.
+
+    Node numbers are not sent: the plan and (start, stop, node) determine them (tree.Topology).
+    """
+
+    subtrees: tuple[Subtree, ...]
+    start: int  # level of the subtrees' roots
+    stop: int  # level grown to; T means leaves
+    policy_version: int
+    log_prob: F32  # [M, E] mean log density of each stochastic edge, edges by rising node number
+    forwards: int  # rows sent through the model, counted
+    payload_bytes: int  # of latents kept for training
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _check(self, log_prob=(self.log_prob, (len(self.subtrees), None)))
+
+
+@dataclass(frozen=True)
+class TreePayload:
+    """Latents that the learner may need of one segment: parents and children of its stochastic edges."""
+
+    subtree: I32  # [m] which of the segment's subtrees
+    node: I32  # [m] node number in its tree
+    latents: NDArray[Any]  # [m, *S] as wire.to_numpy gives it
+    dtype: str  # torch name of the storage dtype
+
+    def __post_init__(self) -> None:
+        _check(self, subtree=(self.subtree, (len(self.latents),)), node=(self.node, (len(self.latents),)))
+
+
+@dataclass(frozen=True)
+class LeafMedia:
+    """Decoded leaves of a segment's M subtrees, subtree by subtree, leaves by rising node number."""
+
+    pixels: U8  # [M*l, F, H, W, 3]; F = 1 for images
+    subtrees: tuple[Subtree, ...]
+
+    def __post_init__(self) -> None:
+        _check(self, pixels=(self.pixels, (None, None, None, None, 3)))
+        if not self.subtrees or len(self.pixels) % len(self.subtrees):
+            raise ValueError(f"LeafMedia: {len(self.pixels)} pictures cannot belong to {len(self.subtrees)} subtrees alike")
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """Scores of a batch of media, in its order."""
+
+    total: F32  # [L] what trains
+    parts: Mapping[str, F32]  # [L] each: what is reported
+    ok: Bool  # [L] False where scoring failed
+
+    def __post_init__(self) -> None:
+        count = len(self.total)
+        _check(self, total=(self.total, (count,)), ok=(self.ok, (count,)))
+        for name, part in self.parts.items():
+            if part.shape != (count,):
+                raise ValueError(f"RewardScores.{name}: expected {count} scores, got {part.shape}")
+
+
+@dataclass(frozen=True)
+class TreeHeader:
+    """One whole tree as the credit functions see it, assembled from its segments' headers."""
+
+    key: TreeKey
+    prompt: int  # row in the iteration's Conditioning
+    policy_version: int
+    log_prob: F32  # [N] 0 for deterministic edges
+    leaf_reward: F32  # [L]
+
+    def __post_init__(self) -> None:
+        _check(self, log_prob=(self.log_prob, (None,)), leaf_reward=(self.leaf_reward, (None,)))
+
+
+@dataclass(frozen=True)
+class TreeCredit:
+    """What each edge of a tree earned. Entry 0 (the root, which has no edge) is never kept."""
+
+    node_reward: F32  # [N] leaf rewards fused upward
+    advantage: F32  # [N] of the edge into the node
+    keep: Bool  # [N] stochastic and not pruned
+    weight_entropy: float = 1.0  # mean normalised entropy of the fusion weights; 1 = uniform
+
+    def __post_init__(self) -> None:
+        nodes = len(self.node_reward)
+        _check(self, advantage=(self.advantage, (nodes,)), keep=(self.keep, (nodes,)))
+
+
+@dataclass(frozen=True)
+class LearnerShard:
+    """One rank's part of an optimiser step: n parents with up to K child edges each, padded to equal n.
+
+    Rows of `parents` are (tree, node); padding repeats the last parent with weight 0.
+    """
+
+    parents: I32  # [n, 2]
+    edges: I32  # [n, K] child nodes, -1 where a parent has fewer
+    advantage: F32  # [n, K]
+    weight: F32  # [n, K] 1 / kept edges of the whole step, all ranks; 0 for padding
+
+    def __post_init__(self) -> None:
+        count, width = self.edges.shape
+        _check(self, parents=(self.parents, (count, 2)), advantage=(self.advantage, (count, width)), weight=(self.weight, (count, width)))
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """Header of one published version; the bytes travel beside it as numpy arrays."""
+
+    version: int
+    digest: str  # sha256 over names, dtypes, shapes and bytes
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]  # torch names
+    shapes: tuple[tuple[int, ...], ...]
+    chunk: tuple[int, ...]  # which chunk holds each tensor
+
+    @property
+    def bytes(self) -> int:
+        """Size of all tensors."""
+        from branchgrpo.wire import itemsize
+
+        return sum(int(np.prod(shape)) * itemsize(dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one update did, equal on every rank."""
+
+    version: int  # of the weights after it
+    loss: float
+    ratio_deviation: float  # mean |ratio − 1|
+    on_policy_deviation: float  # max |ratio − 1| before the first optimiser step; NaN when the gate did not run
+    clip_fraction: float
+    gradient_norm: float  # before clipping, mean over optimiser steps
+    optimiser_steps: int
+    skipped_steps: int  # gradient was not finite
+    forwards: int  # distinct parents, all ranks
+    edges: int  # trained edges, all ranks
+    edges_stochastic: int  # before pruning
+    weight_entropy: float
+    advantage_abs: float
+    fetched_bytes: int  # payload bytes this rank read
+    extra: Mapping[str, float] = field(default_factory=dict)

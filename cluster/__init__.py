@@ -1,0 +1,1 @@
+"""Ray, and nothing but Ray: sessions, elastic worker pools, gangs of ranks, weight publishing."""

@@ -1,0 +1,49 @@
+"""Connecting to Ray, or starting one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+INLINE_BYTES = 1024
+"""Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
+object store. Ray's default of 100 KB would carry small latents through the driver."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection to Ray."""
+
+    address: str
+    dashboard: str  # URL, or "" when there is none
+    local: bool  # started by this process, and ends with it
+
+
+def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
+    """Connect to `address`; "auto" means RAY_ADDRESS if that is set, as in a submitted job, else a new Ray here."""
+    # `uv run` would make Ray rebuild the environment in every worker.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+    local = target == "local"
+    if local:
+        context = ray.init(
+            address="local",
+            include_dashboard=dashboard,
+            object_store_memory=object_store_mb << 20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config={"max_direct_call_object_size": INLINE_BYTES},
+        )
+    else:
+        context = ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
+    url = str(context.dashboard_url or "")
+    return Session(str(context.address_info["address"]), f"http://{url}" if url else "", local)
+
+
+def stop() -> None:
+    """Disconnect; ends a Ray that was started here."""
+    ray.shutdown()
