@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-
-from actors.rollout import probe
 from branchgrpo import credit, shard, wire
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError
 from branchgrpo.tree import assemble, topology
-from branchgrpo.types import F32, BranchPlan, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
+from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
 from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
+from torch.nn.parallel import DistributedDataParallel
+
+from actors.rollout import probe
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Values behind references."""
@@ -63,7 +63,7 @@ class Learner:
         self.policy = PolicyUpdate(self.config, self.model, ranks)
 
     def update(
-        self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Any, rewards: dict[tuple[int, int], F32]
+        self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Conditioning, rewards: dict[tuple[int, int], F32]
     ) -> StepStats:
         """One iteration's training. `segments` pairs headers with references to payloads; `rewards` is by
         (prompt row, tree) → [L]. Raises GateError when a start-up gate fails, RuntimeError after too many skips."""
@@ -76,7 +76,7 @@ class Learner:
         options = self.config.learner
         steps = [ranks[self.rank] for ranks in shard.split(plan, credits, self.ranks, options.optimiser_steps, self.config.run.seed + iteration)]
         store = PayloadStore(self.fetch, plan, trees, segments, steps)
-        cond = self.model.conditioning(self.fetch([conditioning])[0])
+        cond = self.model.conditioning(conditioning)
         batches = [micro_batches(plan, one, trees, store.latents, cond, options.micro_batch, self.model.device) for one in steps]
         first = self.version == 0 and self.config.gates.enabled
         on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
@@ -176,7 +176,9 @@ class PayloadStore:
         needed = []
         for header, reference in segments:
             owners = [index[subtree.prompt, subtree.key.tree] for subtree in header.subtrees]
-            edges = [(tree, int(edge)) for tree, subtree in zip(owners, header.subtrees, strict=True) for edge in topo.segment_edges(subtree.node, header.start, header.stop)]
+            edges: set[tuple[int, int]] = set()
+            for tree, subtree in zip(owners, header.subtrees, strict=True):
+                edges.update((tree, int(edge)) for edge in topo.segment_edges(subtree.node, header.start, header.stop))
             if not wanted.isdisjoint(edges):
                 needed.append((owners, reference))
         self.rows: dict[tuple[int, int], torch.Tensor] = {}

@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import torch
-
 from branchgrpo.config import Config
 from branchgrpo.types import LeafMedia, RewardScores
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from branchgrpo import wire
 from branchgrpo.config import Config
 from branchgrpo.sampler import Sampler
@@ -38,9 +37,7 @@ class RolloutWorker:
         """Text conditioning of P prompts."""
         return self.model.encode(prompts)
 
-    def grow(
-        self, plan: BranchPlan, version: int, subtrees: tuple[Subtree, ...], start: int, stop: int, conditioning: Conditioning, *roots: Any
-    ) -> list[Any]:
+    def grow(self, plan: BranchPlan, version: int, subtrees: tuple[Subtree, ...], start: int, stop: int, conditioning: Conditioning, *roots: Any) -> list[Any]:
         """Grow M subtrees from level `start` to `stop`.
 
         roots: the subtrees' root latents as `grow` returned them; none at level 0, where they are drawn.

@@ -17,7 +17,6 @@ from branchgrpo.service import Reference, Service
 from branchgrpo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.types import F32, BranchPlan, RewardScores, SegmentHeader, Subtree, TreeKey
 
-
 T = TypeVar("T")
 
 
@@ -55,9 +54,7 @@ class _Growth:
     def __init__(self, forest: Forest, plan: BranchPlan, iteration: int, version: int, prompts: list[int], texts: list[str], trees: int):
         self.config, self.plan, self.version, self.texts = forest.config, plan, version, texts
         self.rollouts, self.rewards = forest.service.rollouts, forest.service.rewards
-        self.trees = [
-            Subtree(TreeKey(forest.run, iteration, prompt, tree), row, 0) for row, prompt in enumerate(prompts) for tree in range(trees)
-        ]
+        self.trees = [Subtree(TreeKey(forest.run, iteration, prompt, tree), row, 0) for row, prompt in enumerate(prompts) for tree in range(trees)]
         depth = self.config.rollout.fork_depth
         self.fork = fork_level(plan, auto_fork_depth(plan, len(self.trees), len(self.rollouts)) if depth == "auto" else depth)
         self.frontier = topology(plan).level(self.fork).tolist()
@@ -118,7 +115,9 @@ class _Growth:
             rows, first = slice(index * each, (index + 1) * each), topo.leaf_first[subtree.node]
             if not scores.ok[rows].all():
                 raise RuntimeError(f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} rewards are not finite")
-            for table, values in ((self.harvest.rewards, scores.total), *((self.harvest.parts.setdefault(name, {}), part) for name, part in scores.parts.items())):
+            tables = [(self.harvest.rewards, scores.total)]
+            tables += [(self.harvest.parts.setdefault(name, {}), part) for name, part in scores.parts.items()]
+            for table, values in tables:
                 leaves = table.setdefault((subtree.prompt, subtree.key.tree), np.full(topo.leaves, np.nan, np.float32))
                 leaves[first : first + each] = values[rows]
 

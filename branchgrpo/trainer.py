@@ -71,7 +71,7 @@ class Trainer:
             texts = [self.train_prompts[index] for index in chosen]
             harvest = self.forest.grow(plan, iteration, outcome.version, chosen, texts, config.rollout.trees_per_prompt)
             grown = perf_counter()
-            stats = self.service.learners.call("update", plan, iteration, harvest.segments, [harvest.conditioning], harvest.rewards)[0]
+            stats = self.service.learners.call("update", plan, iteration, harvest.segments, harvest.conditioning, harvest.rewards)[0]
             updated = perf_counter()
             self._publish(stats)
             outcome.iterations += 1

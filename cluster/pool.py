@@ -7,9 +7,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle
 import ray
-from ray import ObjectRef
+from ray import ObjectRef, cloudpickle
 from ray.actor import ActorHandle
 
 from cluster.errors import cause
@@ -56,9 +55,7 @@ class Pool:
     def __init__(self, cls: type, role: str, count: int, cpus: float, gpus: float, arguments: tuple[Any, ...], meter: Meter, timeout: float):
         self.role, self.meter, self.timeout = role, meter, timeout
         actor = ray.remote(cls)
-        self.workers: list[ActorHandle[Any]] = [
-            actor.options(num_cpus=cpus, num_gpus=gpus).remote(*arguments, index) for index in range(count)
-        ]
+        self.workers: list[ActorHandle[Any]] = [actor.options(num_cpus=cpus, num_gpus=gpus).remote(*arguments, index) for index in range(count)]
         self.load = [0] * count
 
     def wait_ready(self) -> None:

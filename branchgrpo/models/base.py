@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from branchgrpo.errors import UserError
 from branchgrpo.table import Component
 from branchgrpo.types import U8, Conditioning
 
@@ -26,8 +27,6 @@ class ModelOptions(Component):
 
     def folder(self) -> Path:
         """Where the weights are. Raises UserError when the folder or its model_index.json is missing."""
-        from branchgrpo.errors import UserError
-
         if self.path.startswith(EMBEDDED):
             folder = Path(__file__).parent.parent / "assets" / self.path.removeprefix(EMBEDDED)
         else:
@@ -35,6 +34,10 @@ class ModelOptions(Component):
         if not (folder / "model_index.json").is_file():
             raise UserError(f"model.path: expected a diffusers folder with model_index.json, found none at {folder}")
         return folder
+
+    def check(self) -> None:
+        """Raise UserError for what the folder's configs tell to be wrong; loads no weights."""
+        self.folder()
 
     def build(self, device: str, denoiser_only: bool = False) -> Adapter:
         """Load the model; learners need only the denoiser."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from branchgrpo.errors import UserError
 from branchgrpo.models.base import Adapter, ModelOptions
 from branchgrpo.types import U8, Conditioning
 
@@ -26,6 +28,21 @@ class FluxModel(ModelOptions):
     max_sequence_length: int = Field(512, ge=1, description="T5 tokens per prompt")
     decode_batch: int = Field(16, ge=1, description="pictures the autoencoder decodes at once")
 
+    def check(self) -> None:
+        index = json.loads((self.folder() / "model_index.json").read_text())
+        if index.get("_class_name") != "FluxPipeline":
+            raise UserError(f"model.path: expected a FluxPipeline folder, got {index.get('_class_name')} at {self.folder()}")
+        unit = 2 * self.scale()
+        if self.height % unit or self.width % unit:
+            raise UserError(f"model.height, model.width: expected multiples of {unit}, got {self.height}×{self.width}")
+
+    def scale(self) -> int:
+        """Pixels per latent, along each side. Raises UserError when the autoencoder's config is missing."""
+        path = self.folder() / "vae" / "config.json"
+        if not path.is_file():
+            raise UserError(f"model.path: expected {path}, which is missing")
+        return int(2 ** (len(json.loads(path.read_text())["block_out_channels"]) - 1))
+
     def build(self, device: str, denoiser_only: bool = False) -> Flux:
         """Load the pipeline's parts with diffusers."""
         return Flux(self, device, denoiser_only)
@@ -36,23 +53,20 @@ class Flux(Adapter):
 
     def __init__(self, options: FluxModel, device: str, denoiser_only: bool):
         import torch
-        from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+        from diffusers import FluxPipeline, FluxTransformer2DModel
 
-        from branchgrpo.errors import UserError
         from branchgrpo.wire import dtype_named
 
         self.options, self.device = options, torch.device(device)
         dtype, folder = dtype_named(options.dtype), options.folder()
         transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
         self.denoiser = transformer.to(self.device).eval()
-        scale = 2 ** (len(AutoencoderKL.load_config(folder, subfolder="vae")["block_out_channels"]) - 1)
         if not denoiser_only:
             self.pipe = FluxPipeline.from_pretrained(folder, transformer=self.denoiser, torch_dtype=dtype).to(self.device)
             for part in (self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.vae):
                 part.eval().requires_grad_(False)
-        if options.height % (2 * scale) or options.width % (2 * scale):
-            raise UserError(f"model.height, model.width: expected multiples of {2 * scale}, got {options.height}×{options.width}")
-        rows, columns = options.height // scale // 2, options.width // scale // 2
+        unit = 2 * options.scale()
+        rows, columns = options.height // unit, options.width // unit
         self.latent_shape = (rows * columns, int(transformer.config.in_channels))
         self.img_ids = FluxPipeline._prepare_latent_image_ids(1, rows, columns, self.device, dtype)
         self.guided = bool(transformer.config.guidance_embeds)

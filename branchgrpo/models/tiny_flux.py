@@ -104,10 +104,7 @@ def save_tiny_flux(pipe: FluxPipeline, folder: str | Path) -> Path:
     configurations are made to name float32.
     """
     folder = Path(folder)
-    half = {
-        name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
-        for name, part in pipe.components.items()
-    }
+    half = {name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part for name, part in pipe.components.items()}
     type(pipe)(**half).save_pretrained(folder)
     for name in ("text_encoder", "text_encoder_2"):
         path = folder / name / "config.json"
@@ -165,9 +162,7 @@ def make_t5_tokenizer(length: int = TEXT_TOKENS) -> T5Tokenizer:
     vocab = [(_T5_PAD, 0.0), (_T5_EOS, 0.0), (_T5_UNK, 0.0), (_T5_SPACE, -2.0)]
     vocab += [(_T5_SPACE + word, -1.0) for word in WORDS]
     vocab += [(digit, -1.0) for digit in DIGITS]
-    return T5Tokenizer(
-        vocab=vocab, extra_ids=0, pad_token=_T5_PAD, eos_token=_T5_EOS, unk_token=_T5_UNK, model_max_length=length
-    )
+    return T5Tokenizer(vocab=vocab, extra_ids=0, pad_token=_T5_PAD, eos_token=_T5_EOS, unk_token=_T5_UNK, model_max_length=length)
 
 
 def _make_vae(sizes: TinyFluxSizes) -> AutoencoderKL:

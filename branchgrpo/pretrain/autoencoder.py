@@ -21,9 +21,7 @@ SCALE_PICTURES = 2000
 CHUNK = 500  # pictures a forward when nothing is trained
 
 
-def train_autoencoder(
-    vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, seed: int, progress: Progress
-) -> dict[str, float]:
+def train_autoencoder(vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, seed: int, progress: Progress) -> dict[str, float]:
     """Train ``vae`` in place on L1 + L2 and a small KL term."""
     generator = torch.Generator().manual_seed(seed)
     vae.train().requires_grad_(True).to(memory_format=torch.channels_last)

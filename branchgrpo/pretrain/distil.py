@@ -25,9 +25,7 @@ LAST_RATE = 0.02
 GUIDANCE_RANGE = (1.0, 5.0)
 
 
-def distil_guidance(
-    pipe: FluxPipeline, data: FlowData, *, steps: int, seed: int, progress: Progress
-) -> dict[str, float]:
+def distil_guidance(pipe: FluxPipeline, data: FlowData, *, steps: int, seed: int, progress: Progress) -> dict[str, float]:
     """Train the transformer in place to follow its guidance input; the text encoders stay as they are."""
     student = pipe.transformer.train().requires_grad_(True)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
@@ -46,9 +44,7 @@ def distil_guidance(
     return clock.record(steps)
 
 
-def _distil_loss(
-    pipe: FluxPipeline, teacher: torch.nn.Module, data: FlowData, generator: torch.Generator
-) -> torch.Tensor:
+def _distil_loss(pipe: FluxPipeline, teacher: torch.nn.Module, data: FlowData, generator: torch.Generator) -> torch.Tensor:
     batch = NoisyBatch.draw(data.latents, BATCH, generator)
     low, high = GUIDANCE_RANGE
     guidance = low + (high - low) * torch.rand(BATCH, generator=generator)

@@ -123,9 +123,7 @@ class FlowTraining:
         emptied = torch.rand(BATCH, generator=self.generator) < EMPTY_SHARE
         tokens = data.tokens[batch.picked].replaced(emptied, data.empty)
         sequence, pooled = embed(self.pipe.text_encoder, self.pipe.text_encoder_2, tokens)
-        predicted = data.velocity(
-            self.pipe.transformer, batch.noisy, batch.level, sequence, pooled, guidance=torch.ones(BATCH)
-        )
+        predicted = data.velocity(self.pipe.transformer, batch.noisy, batch.level, sequence, pooled, guidance=torch.ones(BATCH))
         return (predicted - batch.velocity).pow(2).mean()
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:

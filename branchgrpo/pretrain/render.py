@@ -140,9 +140,7 @@ def _coloured_shape(rng: random.Random, background: str) -> tuple[str, str]:
 
 
 def _jittered(rng: random.Random, colour: str) -> Rgb:
-    red, green, blue = (
-        min(255, max(0, value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER))) for value in COLOURS[colour]
-    )
+    red, green, blue = (min(255, max(0, value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER))) for value in COLOURS[colour])
     return red, green, blue
 
 

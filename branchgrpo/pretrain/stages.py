@@ -40,9 +40,7 @@ class WorkFolder:
 
     folder: Path
 
-    def run(
-        self, name: str, settings: dict[str, Any], modules: dict[str, torch.nn.Module], train: Callable[[], Record]
-    ) -> Record:
+    def run(self, name: str, settings: dict[str, Any], modules: dict[str, torch.nn.Module], train: Callable[[], Record]) -> Record:
         """Load what an earlier run with the same settings made of ``modules``, or train and save them."""
         path = self.folder / f"{name}.pt"
         if path.exists():
@@ -58,9 +56,7 @@ class WorkFolder:
         return record
 
 
-def run_stages(
-    plan: PretrainPlan, work: WorkFolder, progress: StageProgress, sizes: TinyFluxSizes | None = None
-) -> tuple[FluxPipeline, dict[str, Record]]:
+def run_stages(plan: PretrainPlan, work: WorkFolder, progress: StageProgress, sizes: TinyFluxSizes | None = None) -> tuple[FluxPipeline, dict[str, Record]]:
     """Run the stages that ``work`` does not hold yet; return the trained pipeline and a record of each stage."""
     from branchgrpo.pretrain.distil import distil_guidance
     from branchgrpo.pretrain.flow import FlowData, train_flow
@@ -77,9 +73,7 @@ def run_stages(
         settings[name] = steps
         modules = {part: pipe.components[part] for part in parts}
         report = progress(name, steps)
-        records[name] = work.run(
-            name, dict(settings), modules, lambda: train(steps=steps, seed=plan.seed, progress=report)
-        )
+        records[name] = work.run(name, dict(settings), modules, lambda: train(steps=steps, seed=plan.seed, progress=report))
         report(steps, records[name]["loss"])
 
     stage("vae", plan.vae_steps, ("vae",), lambda **how: train_autoencoder(pipe.vae, pictures, **how))

@@ -46,9 +46,7 @@ class CaptionTokens:
         return CaptionTokens(torch.where(mask, other.clip, self.clip), torch.where(mask, other.t5, self.t5))
 
 
-def embed(
-    text_encoder: torch.nn.Module, text_encoder_2: torch.nn.Module, tokens: CaptionTokens
-) -> tuple[torch.Tensor, torch.Tensor]:
+def embed(text_encoder: torch.nn.Module, text_encoder_2: torch.nn.Module, tokens: CaptionTokens) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the T5 sequence ``[count, length, width]`` and the pooled CLIP vector ``[count, width]``."""
     pooled = text_encoder(tokens.clip, output_hidden_states=False).pooler_output
     sequence = text_encoder_2(tokens.t5, output_hidden_states=False)[0]

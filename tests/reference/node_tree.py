@@ -1,0 +1,60 @@
+"""A tree of node objects, built one node at a time: slow, and obviously right."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Node:
+    """One node; `step` is the denoising step of the edge into it."""
+
+    number: int
+    step: int
+    parent: Node | None
+    children: list[Node] = field(default_factory=list)
+
+    @property
+    def level(self) -> int:
+        return self.step + 1
+
+    def leaves(self) -> list[Node]:
+        """Leaves below this node, left to right."""
+        if not self.children:
+            return [self]
+        return [leaf for child in self.children for leaf in child.leaves()]
+
+    def descendants(self, level: int) -> list[Node]:
+        """Nodes of `level` below this node, or the node itself at its own level."""
+        if self.level == level:
+            return [self]
+        return [found for child in self.children for found in child.descendants(level)]
+
+    def subtree(self) -> list[Node]:
+        """This node and every node below it."""
+        return [self, *(node for child in self.children for node in child.subtree())]
+
+
+def build(fanout: Sequence[int]) -> list[Node]:
+    """All nodes by number, breadth first from the root."""
+    nodes = [Node(0, -1, None)]
+    queue = deque(nodes)
+    while queue:
+        node = queue.popleft()
+        step = node.step + 1
+        if step == len(fanout):
+            continue
+        for _ in range(fanout[step]):
+            child = Node(len(nodes), step, node)
+            nodes.append(child)
+            node.children.append(child)
+            queue.append(child)
+    return nodes
+
+
+def size_of_levels(fanout: Sequence[int]) -> list[int]:
+    """How many nodes each of the T + 1 levels has."""
+    nodes = build(fanout)
+    return [sum(node.level == level for node in nodes) for level in range(len(fanout) + 1)]
