@@ -65,8 +65,8 @@ class Service:
         self.learners.form()
         self.chunks = self.learners.call("chunks")[0]
 
-    def publish(self) -> Any:
-        """Weights of the learners to every rollout worker; returns their header."""
+    def publish(self) -> int:
+        """Weights of the learners to every rollout worker; returns their version."""
         from cluster.publish import publish
 
         return publish(self.learners, self.rollouts, self.chunks)

@@ -93,9 +93,9 @@ class Learner:
         return self._stats(trees, credits, tally.reduced(self._sum), norms, skipped, on_policy, store.bytes, topology(plan).stochastic)
 
     def publish(self) -> list[Any]:
-        """[WeightUpdate, chunk, …] of the present weights, as many chunks as `chunks` says."""
+        """[(version, digest), WeightUpdate, chunk, …] of the present weights, as many chunks as `chunks` says."""
         update, chunks = wire.pack_weights(self.version, self.model.trainable(), self.config.learner.publish_chunk_mb << 20)
-        return [update, *chunks]
+        return [(update.version, update.digest), update, *chunks]
 
     def chunks(self) -> int:
         """How many chunks `publish` returns."""

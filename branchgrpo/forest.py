@@ -58,7 +58,7 @@ class _Growth:
         depth = self.config.rollout.fork_depth
         self.fork = fork_level(plan, auto_fork_depth(plan, len(self.trees), len(self.rollouts)) if depth == "auto" else depth)
         self.frontier = topology(plan).level(self.fork).tolist()
-        self.flow = self.rollouts.flow()
+        self.flow, self.shared_plan = self.rollouts.flow(), self.rollouts.share(plan)
         self.harvest, self.begun = Harvest(), perf_counter()
 
     def run(self) -> Harvest:
@@ -91,7 +91,7 @@ class _Growth:
 
     def _grow(self, subtrees: list[Subtree], roots: list[Reference], start: int, stop: int) -> None:
         returns = 3 if stop == self.plan.steps else 2 + len(subtrees) * len(self.frontier)
-        arguments = (self.plan, self.version, tuple(subtrees), start, stop, self.harvest.conditioning, *roots)
+        arguments = (self.shared_plan, self.version, tuple(subtrees), start, stop, self.harvest.conditioning, *roots)
         self.rollouts.submit(self.flow, "grow", *arguments, returns=returns, then=self._grown)
 
     def _grown(self, references: list[Reference]) -> None:

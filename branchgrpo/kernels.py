@@ -48,7 +48,7 @@ def transition(plan: BranchPlan, steps: Tensor, x: Tensor, v: Tensor) -> tuple[T
     scale = torch.tensor(plan.noise_scale, device=x.device)[steps].view(column)
     factors = [std_factor(plan.branch_noise, plan.branch_scale, fanout) for fanout in plan.fanout]
     factor = torch.tensor(factors, device=x.device)[steps].view(column)
-    names = sorted({plan.kernel[step] for step in steps.unique().tolist()})
+    names = sorted({plan.kernel[step] for step in set(steps.tolist())})
     mean, std = KERNELS[names[0]](x, v, sigma, sigma_next, scale)
     for name in names[1:]:
         rows = torch.tensor([plan.kernel[step] == name for step in steps.tolist()], device=x.device).view(column)

@@ -27,6 +27,9 @@ class Pool(Protocol):
     def submit(self, flow: Any, method: str, *arguments: Any, returns: int = 1, then: Callable[[list[Reference]], None]) -> None:
         """Run a method on some worker; `then` gets references to its `returns` results when it is done."""
 
+    def share(self, value: Any) -> Reference:
+        """A value that several tasks take, sent once."""
+
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """Run a method on every worker; results in their order."""
 
@@ -48,8 +51,8 @@ class Service(Protocol):
     rewards: Pool
     learners: Gang
 
-    def publish(self) -> Any:
-        """Weights of the learners to every rollout worker, confirmed; returns their header."""
+    def publish(self) -> int:
+        """Weights of the learners to every rollout worker, confirmed; returns their version."""
 
     def driver_bytes(self) -> int:
         """Bytes that passed through the driver since the last call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from branchgrpo.tree import topology
-from branchgrpo.types import BranchPlan, LearnerShard, TreeCredit
+from branchgrpo.types import F32, I32, BranchPlan, LearnerShard, TreeCredit
 
 
 def split(plan: BranchPlan, credits: list[TreeCredit], ranks: int, optimiser_steps: int, seed: int) -> list[list[LearnerShard]]:
@@ -30,10 +30,10 @@ def split(plan: BranchPlan, credits: list[TreeCredit], ranks: int, optimiser_ste
     order = np.arange(len(counts))
     if optimiser_steps > 1:
         order = np.random.default_rng(seed).permutation(order)
-    return [_shards(*(part[rows] for part in table), ranks) for rows in np.array_split(order, optimiser_steps)]
+    return [_shards(table[0][rows], table[1][rows], table[2][rows], ranks) for rows in np.array_split(order, optimiser_steps)]
 
 
-def _shards(parents: np.ndarray, edges: np.ndarray, advantage: np.ndarray, ranks: int) -> list[LearnerShard]:
+def _shards(parents: I32, edges: I32, advantage: F32, ranks: int) -> list[LearnerShard]:
     """One optimiser step's parents, dealt out in runs of equal length."""
     total = int((edges >= 0).sum())
     weight = (edges >= 0) * np.float32(1.0 / max(1, total))

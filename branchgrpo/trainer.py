@@ -114,7 +114,7 @@ class Trainer:
         """Publish, and once, after the first step that changed anything, check that the workers changed with it."""
         gate = self.config.gates.enabled and "probe_difference" not in self.outcome.gates and stats.optimiser_steps > 0
         before = self.service.rollouts.broadcast("probe") if gate else []
-        self.outcome.version = self.service.publish().version
+        self.outcome.version = self.service.publish()
         if not np.isnan(stats.on_policy_deviation):
             self.outcome.gates["on_policy_deviation"] = stats.on_policy_deviation
         if gate:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from branchgrpo.types import I32, BranchPlan, SegmentHeader, TreeHeader
+from branchgrpo.types import I32, Bool, BranchPlan, SegmentHeader, TreeHeader
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Topology:
     parent: I32  # [N] −1 for the root
     step: I32  # [N] step of the edge into the node, −1 for the root
     offset: I32  # [T+2] nodes of level l are offset[l] … offset[l+1] − 1
-    stochastic: np.ndarray  # [N] bool, edge has a log-prob
+    stochastic: Bool  # [N] edge has a log-prob
     leaf_first: I32  # [N] number (among leaves) of the first leaf below a node
     leaf_count: I32  # [N] leaves below a node
 
@@ -44,20 +44,23 @@ class Topology:
         """Children [n, fanout] of nodes [n] of `level`."""
         fanout = (self.offset[level + 2] - self.offset[level + 1]) // (self.offset[level + 1] - self.offset[level])
         first = self.offset[level + 1] + (nodes - self.offset[level]) * fanout
-        return (first[:, None] + np.arange(fanout, dtype=np.int32)).astype(np.int32)
+        found: I32 = (first[:, None] + np.arange(fanout, dtype=np.int32)).astype(np.int32)
+        return found
 
     def below(self, node: int, level: int) -> I32:
         """Nodes of `level` that descend from `node` (itself, at its own level)."""
         nodes = self.level(level)
         first, count = self.leaf_first[node], self.leaf_count[node]
         starts = self.leaf_first[nodes]
-        return nodes[(starts >= first) & (starts < first + count)]
+        found: I32 = nodes[(starts >= first) & (starts < first + count)]
+        return found
 
     def segment_edges(self, node: int, start: int, stop: int) -> I32:
         """Stochastic edges (child numbers, rising) on levels start+1 … stop below `node`."""
         found = [self.below(node, level) for level in range(start + 1, stop + 1)]
         nodes = np.concatenate(found) if found else np.zeros(0, np.int32)
-        return nodes[self.stochastic[nodes]]
+        edges: I32 = nodes[self.stochastic[nodes]]
+        return edges
 
 
 @lru_cache(maxsize=64)

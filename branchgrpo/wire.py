@@ -56,7 +56,7 @@ def to_torch(array: NDArray[Any], name: str) -> torch.Tensor:
 def _digest(header: Iterable[object], buffers: Iterable[NDArray[Any]]) -> str:
     digest = hashlib.sha256(repr(tuple(header)).encode())
     for buffer in buffers:
-        digest.update(memoryview(buffer).cast("B"))
+        digest.update(buffer.data.cast("B"))
     return digest.hexdigest()
 
 

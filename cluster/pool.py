@@ -25,9 +25,9 @@ class Meter:
     def count(self, message: Any) -> None:
         """Add a message sent or received."""
         buffer = io.BytesIO()
-        references = _Sizer(buffer)
-        references.dump(message)
-        self.bytes += buffer.tell() + references.seen * REFERENCE_BYTES
+        sizer = _Sizer(buffer)
+        sizer.dump(message)
+        self.bytes += buffer.tell() + sizer.references * REFERENCE_BYTES
 
     def take(self) -> int:
         """The count since the last call."""
@@ -40,11 +40,11 @@ class _Sizer(cloudpickle.CloudPickler):  # type: ignore[misc]
 
     def __init__(self, buffer: io.BytesIO):
         super().__init__(buffer, protocol=pickle.HIGHEST_PROTOCOL)
-        self.seen = 0
+        self.references = 0
 
     def persistent_id(self, value: Any) -> str | None:
         if isinstance(value, ObjectRef):
-            self.seen += 1
+            self.references += 1
             return ""
         return None
 
@@ -91,6 +91,11 @@ class Pool:
             raise cause(error) from error
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(f"{self.role}.{method}: no answer from all {len(self.workers)} workers in {self.timeout:g} s") from error
+
+    def share(self, value: Any) -> ObjectRef[Any]:
+        """A value that several tasks take, put into the object store once."""
+        self.meter.count(value)
+        return ray.put(value)
 
     def fetch(self, reference: ObjectRef[Any]) -> Any:
         """A small result, into the driver."""

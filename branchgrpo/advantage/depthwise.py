@@ -44,11 +44,12 @@ class DepthWise(Component):
         for members in groups.values():
             for level in range(1, plan.steps + 1):
                 nodes = topo.level(level)
-                values = reward[np.ix_(members, nodes)]
+                rows = np.ix_(np.array(members), nodes)
+                values = reward[rows]
                 if values.size < 2 or np.ptp(values) < _SPREAD:
                     continue
                 spread = self._spread(values, [trees[index].leaf_reward for index in members], every_leaf)
-                advantage[np.ix_(members, nodes)] = (values - values.mean()) / (spread + _EPSILON)
+                advantage[rows] = (values - values.mean()) / (spread + _EPSILON)
         advantage = advantage.clip(-self.clamp, self.clamp)
         return [TreeCredit(reward[i], advantage[i], topo.stochastic.copy(), fused[i][1]) for i in range(len(trees))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -77,10 +77,14 @@ class Adapter(ABC):
 
         return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in conditioning.arrays.items()}
 
+    @property
+    def module(self) -> Any:
+        """The denoiser, unwrapped."""
+        return getattr(self.denoiser, "module", self.denoiser)
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by their name in the denoiser; the names survive wrapping."""
-        module = getattr(self.denoiser, "module", self.denoiser)
-        return {name: value for name, value in module.named_parameters() if value.requires_grad}
+        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Overwrite trainable parameters. Raises ValueError unless the names are exactly theirs."""

@@ -102,7 +102,7 @@ class Flux(Adapter):
 
         pipe, pixels = self.pipe, []
         with torch.no_grad():
-            for part in x0.split(self.options.decode_batch):
+            for part in torch.split(x0, self.options.decode_batch):
                 z = pipe._unpack_latents(part.to(self.dtype), self.options.height, self.options.width, pipe.vae_scale_factor)
                 z = z / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
                 image = pipe.vae.decode(z, return_dict=False)[0]
@@ -113,12 +113,11 @@ class Flux(Adapter):
     def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
         import torch
 
-        generator, config = torch.Generator().manual_seed(1), getattr(self.denoiser, "module", self.denoiser).config
+        generator, config = torch.Generator().manual_seed(1), self.module.config
         text = torch.randn(rows, min(8, self.options.max_sequence_length), int(config.joint_attention_dim), generator=generator)
         pooled = torch.randn(rows, int(config.pooled_projection_dim), generator=generator)
         return {"text": text.to(self.device), "pooled": pooled.to(self.device)}
 
     def save(self, folder: Path, source: Path) -> None:
-        module = getattr(self.denoiser, "module", self.denoiser)
         copytree(source, folder, ignore=lambda _, names: [name for name in names if name == "transformer"], dirs_exist_ok=True)
-        module.save_pretrained(folder / "transformer")
+        self.module.save_pretrained(folder / "transformer")

@@ -23,7 +23,8 @@ def scores(*values: float) -> F32:
 def records(count: int) -> list[dict[str, Any]]:
     return [
         {
-            "iteration": i, "elapsed": 2.0 * i, "reward/total": i / 8, "time/grow": 0.5 * i, "time/iteration": float(i), "tree/leaves": 64, "tree/forwards": 640,
+            "iteration": i, "elapsed": 2.0 * i, "reward/total": i / 8,
+            "time/grow": 0.5 * i, "time/iteration": float(i), "tree/leaves": 64, "tree/forwards": 640,
             "tree/edges": 128, "update/forwards": 64, "update/edges": 32 * i, "driver/bytes": 100 * i, "latents/bytes": 10000,
         }
         for i in range(1, count + 1)

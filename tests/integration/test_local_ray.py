@@ -1,0 +1,120 @@
+"""The whole service on a local Ray: the real embedded model, recogniser, actors and object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from branchgrpo import config as configs
+from branchgrpo.config import Config
+from branchgrpo.forest import Forest
+from branchgrpo.tree import assemble, topology
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """run.py as a person starts it."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+
+
+def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
+    from diffusers import FluxPipeline
+
+    done = run(
+        "train",
+        "--run.iterations",
+        "2",
+        "--run.folder",
+        str(tmp_path),
+        "--evaluation.prompts",
+        "16",
+        "--evaluation.pictures",
+        "8",
+        "--cluster.dashboard",
+        "false",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = tmp_path.iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["iterations"] == 2 and summary["stopped_by"] == "iterations"
+    assert summary["held_out"]["ocr/exact"]["n"] == 16
+    assert summary["gates"]["on_policy_deviation"] <= 1e-5 and summary["gates"]["probe_difference"] <= 1e-4
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records] == [0, 1, 2, 2]
+    assert records[1]["update/edges"] == 120 and records[1]["update/version"] == 1 and records[2]["update/version"] == 2
+    for name in ("config.yaml", "curve.png", "samples/before.png", "samples/after.png", "weights/model_index.json"):
+        assert (folder / name).stat().st_size > 0, name
+    trained = FluxPipeline.from_pretrained(folder / "weights").transformer.state_dict()
+    base = FluxPipeline.from_pretrained(ROOT / "branchgrpo" / "assets" / "tiny-flux").transformer.state_dict()
+    assert any(not np.array_equal(trained[name].float(), base[name].float()) for name in base)
+
+
+def config_for(workers: int, fork_depth: int, ranks: int) -> Config:
+    changes = {
+        "rollout.workers": workers, "rollout.cpus": 0.25, "rollout.fork_depth": fork_depth, "rollout.prompts": 2,
+        "reward_workers.cpus": 0.25, "learner.cpus": 0.25, "learner.threads": 1, "learner.ranks": ranks,
+    }  # fmt: skip
+    return configs.load(QUICKSTART, {key: str(value) for key, value in changes.items()})
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    from cluster import session
+
+    session.start("local", 256, dashboard=False)
+    yield
+    session.stop()
+
+
+def one_iteration(config: Config) -> tuple[dict[str, object], list[object]]:
+    """Grow, score, update and publish once; what every variant of the service must agree on, and the harvest."""
+    import ray
+
+    from run import Service
+
+    service = Service(config)
+    service.form()
+    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
+    harvest = Forest(config, service, "test").grow(plan, 0, 0, [5, 9], texts, trees=1)
+    trees = assemble(plan, [header for header, _ in harvest.segments], harvest.rewards)
+    stats = service.learners.call("update", plan, 0, harvest.segments, harvest.conditioning, harvest.rewards)
+    version = service.publish()
+    probes = service.rollouts.broadcast("probe")
+    places = ray.experimental.get_object_locations([payload for _, payload in harvest.segments])
+    result: dict[str, object] = {
+        "nodes": [tree.log_prob.shape for tree in trees], "log_prob": np.stack([tree.log_prob for tree in trees]),
+        "reward": np.stack([tree.leaf_reward for tree in trees]), "probe": probes[0], "stats": stats, "version": version,
+        "forwards": sum(header.forwards for header, _ in harvest.segments), "stored": all(place["node_ids"] for place in places.values()),
+        "segments": sorted((header.start, header.stop, len(header.subtrees)) for header, _ in harvest.segments),
+    }  # fmt: skip
+    for pool in (service.rollouts, service.rewards, service.learners):
+        pool.stop()
+    return result, harvest.segments
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
+    whole, _ = one_iteration(config_for(workers=1, fork_depth=0, ranks=1))
+    cut, segments = one_iteration(config_for(workers=3, fork_depth=2, ranks=2))
+    topo = topology(configs.load(QUICKSTART).method.plan(0, 20, 3.0))
+    assert whole["segments"] == [(0, 20, 2)]
+    assert {(start, stop) for start, stop, _ in cut["segments"]} == {(0, 7), (7, 20)}  # type: ignore[union-attr]  # behind the split at step 6
+    assert sum(count for start, _, count in cut["segments"] if start == 7) == 2 * 4  # type: ignore[union-attr]
+    assert whole["forwards"] == cut["forwards"] == 2 * sum(len(topo.level(level)) for level in range(20))
+    assert np.allclose(whole["log_prob"], cut["log_prob"], atol=1e-5)  # type: ignore[arg-type]
+    assert np.allclose(whole["reward"], cut["reward"], atol=1e-3)  # type: ignore[arg-type]
+    assert np.allclose(whole["probe"], cut["probe"], atol=1e-4)  # type: ignore[arg-type]
+    assert whole["version"] == cut["version"] == 1
+    assert whole["stored"] and cut["stored"]  # payloads live in the object store, not in the driver
+    assert len(segments) > 2

@@ -1,0 +1,148 @@
+"""Pruning rules: which edges stay in the gradient, and that nothing else changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_trees import header, paper_plan, plan_of, quickstart
+
+from branchgrpo import credit
+from branchgrpo.config import Config
+from branchgrpo.pruning.depth import DepthPruning
+from branchgrpo.pruning.width import WidthPruning
+from branchgrpo.tree import topology
+
+# nodes: 0 | 1 2 | 3 4 5 6 | 7 8 9 10 | 11 12 13 14; leaves 11 … 14
+SMALL = plan_of(2, 2, 1, 1)
+PAPER = paper_plan()
+ALWAYS = list(range(7))  # up to and with the last split
+
+
+def kept(rule: WidthPruning | DepthPruning, *rewards: list[float]) -> list[list[int]]:
+    trees = [header(SMALL, one, 0, tree) for tree, one in enumerate(rewards)]
+    return [np.flatnonzero(mask).tolist() for mask in rule.keep(SMALL, trees, 0)]
+
+
+def paper_tree() -> object:
+    return header(PAPER, np.random.default_rng(1).normal(size=16).tolist())
+
+
+def pruned(*rules: dict[str, object]) -> Config:
+    base = quickstart({"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all"})
+    return Config.model_validate(base.model_dump() | {"pruning": list(rules)})
+
+
+def test_parent_top1_keeps_the_better_child_of_each_last_split() -> None:
+    assert kept(WidthPruning(), [1.0, 2.0, 5.0, 4.0]) == [[*ALWAYS, 8, 9, 12, 13]]
+
+
+def test_parent_top1_ties_keep_the_lower_leaf() -> None:
+    assert kept(WidthPruning(), [1.0, 1.0, 0.0, 0.0]) == [[*ALWAYS, 7, 9, 11, 13]]
+
+
+def test_extremes_keep_the_best_and_the_worst() -> None:
+    assert kept(WidthPruning(mode="extremes"), [1.0, 2.0, 5.0, 4.0]) == [[*ALWAYS, 7, 9, 11, 13]]
+
+
+def test_extremes_rank_all_trees_of_the_prompt() -> None:
+    rule = WidthPruning(mode="extremes")
+    assert kept(rule, [10.0, 11.0, 12.0, 13.0], [0.0, 1.0, 2.0, 3.0]) == [[*ALWAYS, 9, 10, 13, 14], [*ALWAYS, 7, 8, 11, 12]]
+
+
+def test_extremes_of_two_prompts_are_apart() -> None:
+    trees = [header(SMALL, [10.0, 11.0, 12.0, 13.0], 0), header(SMALL, [0.0, 1.0, 2.0, 3.0], 1)]
+    for mask in WidthPruning(mode="extremes").keep(SMALL, trees, 0):
+        assert np.flatnonzero(mask).tolist() == [*ALWAYS, 7, 10, 11, 14]
+
+
+@pytest.mark.parametrize(("ratio", "leaves"), [(0.25, 4), (0.5, 8), (0.75, 12), (1.0, 16), (0.01, 2), (0.3, 5)])
+def test_extremes_ratio(ratio: float, leaves: int) -> None:
+    tree = paper_tree()
+    mask = WidthPruning(mode="extremes", ratio=ratio).keep(PAPER, [tree], 0)[0][-16:]
+    ranks = np.argsort(np.argsort(-tree.leaf_reward))
+    best, worst = leaves - leaves // 2, leaves // 2
+    assert mask.tolist() == [bool(rank < best or rank >= 16 - worst) for rank in ranks]
+
+
+def test_extremes_ties_keep_the_lower_leaf() -> None:
+    assert kept(WidthPruning(mode="extremes"), [5.0, 5.0, 0.0, 1.0]) == [[*ALWAYS, 7, 9, 11, 13]]
+    assert kept(WidthPruning(mode="extremes"), [5.0, 0.0, 0.0, 1.0]) == [[*ALWAYS, 7, 8, 11, 12]]
+
+
+@pytest.mark.parametrize("rewards", [[3.0, 3.0, 3.0, 3.0], [1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+def test_extremes_keep_the_right_number_of_leaves_when_tied(rewards: list[float]) -> None:
+    found = kept(WidthPruning(mode="extremes"), rewards)[0]
+    assert len([node for node in found if node >= 11]) == 2
+
+
+def test_width_keeps_whole_chains() -> None:
+    topo = topology(PAPER)
+    for rule in (WidthPruning(), WidthPruning(mode="extremes")):
+        mask = rule.keep(PAPER, [paper_tree()], 0)[0]
+        for leaf in topo.level(20):
+            chain, node = [], int(leaf)
+            while topo.step[node] > 9:
+                chain.append(bool(mask[node]))
+                node = int(topo.parent[node])
+            assert len(chain) == 10 and len(set(chain)) == 1
+
+
+def test_fixed_depths() -> None:
+    mask = DepthPruning(depths=(1, 3)).keep(SMALL, [header(SMALL, [0.0] * 4)] * 2, 7)
+    assert [np.flatnonzero(one).tolist() for one in mask] == [[0, 3, 4, 5, 6, 11, 12, 13, 14]] * 2
+
+
+@pytest.mark.parametrize("interval", [1, 30, 200])
+def test_window_slides_from_the_deepest_depth_to_behind_the_last_split(interval: int) -> None:
+    rule = DepthPruning(interval=interval)
+    for iteration in range(1000):
+        shift = min(iteration // interval, 4)  # depths 11 … 15 are the last stop: depth 10 holds the last split's edges
+        assert rule.window_at(PAPER, iteration) == tuple(range(15 - shift, 20 - shift)), iteration
+
+
+def test_window_wider_than_what_is_behind_the_last_split() -> None:
+    for iteration in (0, 30, 900):
+        assert DepthPruning(window=50).window_at(PAPER, iteration) == tuple(range(11, 20))
+
+
+def test_window_of_a_tree_that_trains_splits_only_drops_nothing() -> None:
+    config = quickstart()
+    plan = config.method.plan(0, 20, 3.0)
+    for iteration in (0, 30, 900):
+        mask = DepthPruning().keep(plan, [header(plan, [0.0] * 16)], iteration)[0]
+        assert mask[topology(plan).stochastic].all()
+
+
+def test_edge_counts_of_the_paper() -> None:
+    topo, tree = topology(PAPER), paper_tree()
+    assert topo.nodes - 1 == 218
+    assert int(topo.stochastic.sum()) == 218 - 16  # the last step's edges cannot be trained
+    for iteration in (0, 30, 60, 90, 120, 5000):
+        mask = DepthPruning().keep(PAPER, [tree], iteration)[0]
+        assert int(mask[1:].sum()) == 138
+        assert int((mask & topo.stochastic).sum()) == 138 - 16
+    for rule in (WidthPruning(), WidthPruning(mode="extremes")):
+        mask = rule.keep(PAPER, [tree], 0)[0]
+        assert int(mask[1:].sum()) == 138
+        assert int((mask & topo.stochastic).sum()) == 138 - 8
+
+
+def test_rules_and_together() -> None:
+    trees = [paper_tree()]
+    width, depth, both = ({"name": "width"}, {"name": "depth"}, None)
+    one, other = (credit.assign(pruned(rule), PAPER, trees, 45)[0].keep for rule in (width, depth))
+    both = credit.assign(pruned(width, depth), PAPER, trees, 45)[0].keep
+    assert np.array_equal(both, one & other)
+    assert int(both.sum()) == 202 - 80 - 4 * 8  # behind the last split 9 random depths: 5 dropped, 4 halved
+
+
+def test_pruning_changes_neither_rewards_nor_advantages() -> None:
+    trees = [paper_tree(), header(PAPER, list(range(16)), 0, 1), header(PAPER, [float(i % 3) for i in range(16)], 1)]
+    plain = credit.assign(pruned(), PAPER, trees, 45)
+    cut = credit.assign(pruned({"name": "width", "mode": "extremes", "ratio": 0.25}, {"name": "depth", "depths": [1, 2, 12]}), PAPER, trees, 45)
+    for before, after in zip(plain, cut, strict=True):
+        assert np.array_equal(before.advantage, after.advantage)
+        assert np.array_equal(before.node_reward, after.node_reward)
+        assert before.weight_entropy == after.weight_entropy
+        assert after.keep.sum() < before.keep.sum()
+        assert not (after.keep & ~before.keep).any()
