@@ -187,14 +187,14 @@ def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
     """Read and check a config. Raises UserError with one line that names the key."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none, bytes that are not UTF-8
         raise UserError(f"config: expected a YAML file, cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config: expected a mapping of sections in {path}, got {type(tree).__name__}")
     for key, text in (overrides or {}).items():
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (ValueError, yaml.YAMLError) as error:
             raise UserError(f"--{key}: expected a YAML value, got {text!r}") from error
         _set(tree, key, value)
     try:

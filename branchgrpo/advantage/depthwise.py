@@ -31,7 +31,7 @@ class DepthWise(Component):
         """Credit of each tree, in order; `keep` marks every stochastic edge.
 
         advantage(edge into n at depth d) = (r̄(n) − mean_d) / (std_d + ε), mean and unbiased std over all nodes
-        of depth d in all trees of the same prompt. A depth with one node or a spread below 1e-6 gets 0.
+        of depth d in all trees of the same prompt. A depth with one node, or a divisor below 1e-6, gets 0.
         """
         topo = topology(plan)
         fused = [fuse(topo, tree.leaf_reward, tree.log_prob, self.path_beta) for tree in trees]
@@ -49,7 +49,7 @@ class DepthWise(Component):
                 if values.size < 2 or np.ptp(values) < _SPREAD:
                     continue
                 spread = self._spread(values, [trees[index].leaf_reward for index in members], every_leaf)
-                advantage[rows] = (values - values.mean()) / (spread + _EPSILON)
+                advantage[rows] = np.where(spread < _SPREAD, 0.0, (values - values.mean()) / (spread + _EPSILON))
         advantage = advantage.clip(-self.clamp, self.clamp)
         return [TreeCredit(reward[i], advantage[i], topo.stochastic.copy(), fused[i][1]) for i in range(len(trees))]
 

@@ -51,10 +51,10 @@ class WidthPruning(Component):
         for members in groups.values():
             rewards = np.concatenate([trees[index].leaf_reward for index in members])
             keep = max(2, round(self.ratio * len(rewards)))
-            order = np.argsort(-rewards, kind="stable")
-            best = keep - keep // 2
             flat = np.zeros(len(rewards), bool)
-            flat[order[:best]] = flat[order[len(order) - keep // 2 :]] = True
+            flat[np.argsort(-rewards, kind="stable")[: keep - keep // 2]] = True
+            worst = [leaf for leaf in np.argsort(rewards, kind="stable") if not flat[leaf]]
+            flat[worst[: keep // 2]] = True
             for index, part in zip(members, np.split(flat, len(members)), strict=True):
                 chosen[index] = part
         return chosen

@@ -30,7 +30,7 @@ class OcrReward(RewardOptions):
 
     name: Literal["ocr"] = Field("ocr", description="the reward")
     train_on: Score = Field("likelihood", description="the score that trains")
-    report: tuple[Score, ...] = Field(("exact", "edit", "likelihood"), description="the scores that are reported")
+    report: tuple[Score, ...] = Field(("exact", "edit", "likelihood"), min_length=1, description="the scores that are reported")
     target: str = Field('"([^"]+)"', description="regular expression whose first group is the wanted text in the prompt")
     width: int = Field(48, ge=16, description="width that pictures are resized to; the height is 48")
     batch: int = Field(64, ge=1, description="pictures per forward of the recogniser")
@@ -49,8 +49,8 @@ class OcrReward(RewardOptions):
     def target_of(self, prompt: str) -> str:
         """The text a prompt asks for. Raises UserError when it names none."""
         found = re.search(self.target, prompt)
-        if not found:
-            raise UserError(f"rewards.ocr.target: expected {self.target!r} to match every prompt, no match in {prompt!r}")
+        if not found or not found.group(1):
+            raise UserError(f"rewards.ocr.target: expected {self.target!r} to find text in every prompt, found none in {prompt!r}")
         return found.group(1)
 
     def check_prompts(self, prompts: list[str]) -> None:

@@ -33,7 +33,7 @@ def numbers(nodes) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(plans())
-def test_arrays_are_those_of_the_node_tree(plan):
+def test_arrays_are_those_of_the_node_tree(plan) -> None:
     topo, nodes = topology(plan), build(plan.fanout)
     leaves = nodes[0].leaves()
     place = {leaf.number: index for index, leaf in enumerate(leaves)}
@@ -49,7 +49,7 @@ def test_arrays_are_those_of_the_node_tree(plan):
 
 @settings(max_examples=40, deadline=None)
 @given(plans(), st.data())
-def test_children_descendants_and_segment_edges(plan, data):
+def test_children_descendants_and_segment_edges(plan, data) -> None:
     topo, nodes = topology(plan), build(plan.fanout)
     node = data.draw(st.sampled_from(nodes))
     for level in range(plan.steps + 1):
@@ -65,13 +65,13 @@ def test_children_descendants_and_segment_edges(plan, data):
     assert topo.segment_edges(node.number, node.level, stop).tolist() == edges
 
 
-def test_arrays_cannot_be_written():
+def test_arrays_cannot_be_written() -> None:
     topo = topology(plan_of((2, 1), (True, False)))
     with pytest.raises(ValueError, match="read-only"):
         topo.parent[0] = 7
 
 
-def test_published_node_counts():
+def test_published_node_counts() -> None:
     plan = BranchMethod().plan(0, 20, 3.0)
     topo, sizes = topology(plan), size_of_levels(plan.fanout)
     assert sum(sizes[:-1]) == 203
@@ -82,7 +82,7 @@ def test_published_node_counts():
     assert int(topo.stochastic.sum()) == 218 - 16
 
 
-def test_node_counts_of_the_split_only_form():
+def test_node_counts_of_the_split_only_form() -> None:
     topo = topology(BranchMethod(stochastic="splits").plan(0, 20, 3.0))
     edges = np.flatnonzero(topo.stochastic)
     assert len(edges) == 30
@@ -90,7 +90,7 @@ def test_node_counts_of_the_split_only_form():
     assert sorted(set(topo.step[edges].tolist())) == [0, 3, 6, 9]
 
 
-def test_fork_level_is_behind_the_chosen_split():
+def test_fork_level_is_behind_the_chosen_split() -> None:
     plan = BranchMethod().plan(0, 20, 3.0)
     assert [fork_level(plan, depth) for depth in range(7)] == [0, 1, 4, 7, 10, 10, 10]
     chain = plan_of((1, 1, 1), (True, True, False))
@@ -103,7 +103,7 @@ def test_fork_level_is_behind_the_chosen_split():
     ("trees", "workers", "depth"),
     [(1, 1, 0), (8, 8, 0), (9, 8, 0), (7, 8, 1), (4, 8, 1), (3, 8, 2), (1, 8, 3), (1, 16, 4), (1, 17, 4), (2, 1000, 4)],
 )
-def test_auto_fork_depth_is_the_shallowest_that_feeds_every_worker(trees, workers, depth):
+def test_auto_fork_depth_is_the_shallowest_that_feeds_every_worker(trees, workers, depth) -> None:
     assert auto_fork_depth(BranchMethod().plan(0, 20, 3.0), trees, workers) == depth
 
 
@@ -125,7 +125,7 @@ def segments_of(plan: BranchPlan, fork: int, trees: int = 2) -> tuple[list[Segme
 
 
 @pytest.mark.parametrize("form", ["all", "splits"])
-def test_assemble_does_not_depend_on_the_order_of_segments(form):
+def test_assemble_does_not_depend_on_the_order_of_segments(form) -> None:
     plan = BranchMethod(splits=(0, 2), leaves=4, stochastic=form).plan(0, 5, 3.0)
     segments, truth, rewards = segments_of(plan, fork_level(plan, 1))
     for seed in range(4):
@@ -140,7 +140,7 @@ def test_assemble_does_not_depend_on_the_order_of_segments(form):
             np.testing.assert_array_equal(header.leaf_reward, rewards[name])
 
 
-def test_assemble_misses_an_edge():
+def test_assemble_misses_an_edge() -> None:
     plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
     segments, _, rewards = segments_of(plan, fork_level(plan, 1))
     for lost in range(len(segments)):
@@ -148,7 +148,7 @@ def test_assemble_misses_an_edge():
             assemble(plan, segments[:lost] + segments[lost + 1 :], rewards)
 
 
-def test_assemble_refuses_mixed_versions():
+def test_assemble_refuses_mixed_versions() -> None:
     plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
     segments, _, rewards = segments_of(plan, fork_level(plan, 1))
     last = segments[-1]

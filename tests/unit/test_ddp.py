@@ -1,0 +1,169 @@
+"""Two learner ranks over gloo train like one rank on the whole batch: real trees of the embedded model."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_trees import quickstart
+from torch.multiprocessing import spawn
+
+from actors.learner import Learner
+from actors.rollout import RolloutWorker
+from branchgrpo import shard, wire
+from branchgrpo.config import Config
+from branchgrpo.credit import assign
+from branchgrpo.errors import GateError
+from branchgrpo.tree import assemble
+from branchgrpo.types import Subtree, TreeKey
+
+PROMPTS = ["the number 38 in black on yellow", "the number 12 in red on white", "a red circle on white"]
+OPTIONS = {
+    "sampling.steps": "5",
+    "method.splits": "[0, 2]",
+    "method.leaves": "4",
+    "method.stochastic": "all",
+    "learner.micro_batch": "7",
+    "learner.threads": "1",
+    "rollout.threads": "1",
+    "learner.learning_rate": "0.001",
+    "learner.timeout_seconds": "60",
+}
+
+
+def config(ranks: int) -> Config:
+    return quickstart(OPTIONS | {"learner.ranks": str(ranks)})
+
+
+def batch() -> tuple[Any, ...]:
+    """Arguments of Learner.update: three trees, in two segments each."""
+    options = config(1)
+    worker = RolloutWorker(options, 0)
+    plan = options.method.plan(0, options.sampling.steps, options.sampling.shift)
+    conditioning = worker.encode(PROMPTS)
+    trees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS)))
+    trunk, payload, *frontier = worker.grow(plan, 0, trees, 0, 1, conditioning)
+    halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))
+    segments = [(trunk, payload)]
+    for part in (slice(0, 3), slice(3, 6)):
+        header, rest, _ = worker.grow(plan, 0, halves[part], 1, plan.steps, conditioning, *frontier[part])
+        segments.append((header, rest))
+    draw = np.random.default_rng(0)
+    rewards = {(prompt, 0): draw.normal(size=4).astype(np.float32) for prompt in range(len(PROMPTS))}
+    return plan, 0, segments, conditioning, rewards
+
+
+def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    stats = learner.update(*arguments)
+    parameters = learner.model.trainable()
+    return {
+        "stats": stats,
+        "gradient": {name: value.grad.clone() for name, value in parameters.items()},
+        "weights": {name: value.detach().clone() for name, value in parameters.items()},
+        "digest": wire.digest_of(parameters),
+    }
+
+
+def rank_main(rank: int, address: str, folder: str) -> None:
+    """One of two ranks: first damaged credit, which must stop both, then the update."""
+    arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
+    learner = Learner(config(2), rank, list)
+    learner.join(2, address)
+    *rest, rewards = arguments
+    damaged = {key: values + np.float32(rank) * np.arange(4, dtype=np.float32) for key, values in rewards.items()}
+    found: dict[str, Any] = {"damaged": None}
+    try:
+        learner.update(*rest, damaged)
+    except GateError as error:
+        found["damaged"] = str(error)
+    found["version"] = learner.version
+    found |= outcome(learner, arguments)
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one rank, and each of two ranks, made of the same trees."""
+    folder = tmp_path_factory.mktemp("ddp")
+    threads = torch.get_num_threads()
+    arguments = batch()
+    (folder / "batch.pickle").write_bytes(pickle.dumps(arguments))
+    learner = Learner(config(1), 0, list)
+    learner.join(1, "")
+    one = outcome(learner, arguments)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    before = os.environ.get("GLOO_SOCKET_IFNAME")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        spawn(rank_main, (address, str(folder)), nprocs=2)
+    finally:
+        os.environ.pop("GLOO_SOCKET_IFNAME")
+        if before is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = before
+        torch.set_num_threads(threads)
+    ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return {"one": one, "ranks": ranks, "arguments": arguments}
+
+
+def test_the_batch_is_worth_the_test(runs: dict[str, Any]) -> None:
+    plan, _, segments, _, rewards = runs["arguments"]
+    trees = assemble(plan, [header for header, _ in segments], rewards)
+    first, second = shard.split(plan, assign(config(2), plan, trees, 0), 2, 1, 0)[0]
+    assert len(first.parents) == len(second.parents) > config(2).learner.micro_batch
+    assert (second.weight[-1] == 0).all()  # one parent is padding
+
+
+def test_gradients_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
+    wanted = torch.cat([value.flatten() for value in runs["one"]["gradient"].values()])
+    for rank in runs["ranks"]:
+        found = torch.cat([value.flatten() for value in rank["gradient"].values()])
+        assert float(wanted.norm()) > 0
+        assert float((found - wanted).norm()) <= 1e-4 * float(wanted.norm())
+
+
+def test_parameters_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
+    """Adam's first step is the gradient's sign nearly everywhere: only entries whose gradient is rounding noise may differ."""
+    rate = 1e-3
+    for name, wanted in runs["one"]["weights"].items():
+        gradient = runs["one"]["gradient"][name].abs()
+        clear = gradient > 1e-3 * gradient.max()
+        for rank in runs["ranks"]:
+            off = (rank["weights"][name] - wanted).abs()
+            assert float(off.max()) <= 2.01 * rate
+            assert float(off[clear].max() if clear.any() else 0) <= 1e-5, name
+
+
+def test_both_ranks_hold_the_same_weights(runs: dict[str, Any]) -> None:
+    first, second = runs["ranks"]
+    assert first["digest"] == second["digest"]
+    assert first["digest"] != runs["one"]["digest"] or all(torch.equal(runs["one"]["weights"][n], v) for n, v in first["weights"].items())
+
+
+def test_statistics_agree(runs: dict[str, Any]) -> None:
+    first, second = (replace(rank["stats"], fetched_bytes=0) for rank in runs["ranks"])
+    assert first == second
+    one = runs["one"]["stats"]
+    for field in ("version", "optimiser_steps", "skipped_steps", "forwards", "edges", "edges_stochastic", "weight_entropy", "advantage_abs"):
+        assert getattr(first, field) == getattr(one, field), field
+    assert first.loss == pytest.approx(one.loss, abs=1e-5)
+    assert first.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
+    assert first.edges == 3 * (2 + 2 + 4 + 4)
+    assert first.on_policy_deviation <= config(2).gates.on_policy_tolerance
+    assert first.version == 1
+
+
+def test_different_credit_stops_both_ranks_before_they_train(runs: dict[str, Any]) -> None:
+    for rank in runs["ranks"]:
+        assert rank["damaged"] is not None and "credit differ between learner ranks" in rank["damaged"]
+        assert "\n" not in rank["damaged"]
+        assert rank["version"] == 0
