@@ -34,7 +34,7 @@ OPTIONS = {
     "learner.threads": "1",
     "rollout.threads": "1",
     "learner.learning_rate": "0.001",
-    "learner.timeout_seconds": "60",
+    "learner.timeout_seconds": "240",
 }
 
 
