@@ -109,7 +109,7 @@ def assemble(plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tupl
     """Whole trees from the headers of their segments.
 
     rewards: (prompt row, tree number) → leaf rewards [L]. Trees come sorted by (prompt row, tree), whatever
-    order the segments arrived in. Raises ValueError when an edge is missing or versions are mixed.
+    order the segments arrived in. Raises ValueError when a tree or an edge is missing or versions are mixed.
     """
     topo = topology(plan)
     log_prob: dict[tuple[int, int], np.ndarray] = {}
@@ -122,6 +122,8 @@ def assemble(plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tupl
             key[name] = subtree.key
             tree = log_prob.setdefault(name, np.full(topo.nodes, np.nan, np.float32))
             tree[topo.segment_edges(subtree.node, segment.start, segment.stop)] = values
+    if key.keys() != rewards.keys():
+        raise ValueError(f"segments and rewards must name the same trees; differing (prompt row, tree): {sorted(key.keys() ^ rewards.keys())}")
     headers = []
     for name in sorted(key):
         values = np.where(topo.stochastic, log_prob[name], np.float32(0))

@@ -50,6 +50,10 @@ class BranchPlan:
             raise ValueError("BranchPlan: every fanout must be ≥ 1 and sigmas must fall")
         if self.kernel[-1] != "ode":
             raise ValueError("BranchPlan: the last step must be `ode`: its noise could not reach the image")
+        if self.branch_noise not in ("correlated", "scaled", "antithetic"):
+            raise ValueError(f"BranchPlan: expected branch_noise correlated, scaled or antithetic, got {self.branch_noise!r}")
+        if self.branch_noise == "antithetic" and any(fanout > 1 and fanout % 2 for fanout in self.fanout):
+            raise ValueError(f"BranchPlan: antithetic noise pairs children, got fanout {self.fanout}")
         for step, (fanout, kernel) in enumerate(zip(self.fanout, self.kernel, strict=True)):
             if fanout > 1 and kernel == "ode":
                 raise ValueError(f"BranchPlan: step {step} splits into {fanout} but its kernel is `ode`: all children would be equal")

@@ -55,7 +55,9 @@ def test_siblings_share_one_part_and_other_families_do_not() -> None:
     first, other = shared(1, [3, 4, 5]), shared(2, [6, 7, 8])
     torch.testing.assert_close(first[0], first[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(first[0], first[2], rtol=0, atol=1e-5)
-    assert abs(torch.corrcoef(torch.stack([first[0], other[0]]))[0, 1]) < 5 / math.sqrt(1000)
+    into_parent = noise.draw(11, KEY, 1, shape)  # already part of the parent's own latent
+    correlation = torch.corrcoef(torch.stack([first[0], other[0], into_parent])).fill_diagonal_(0)
+    assert correlation.abs().max() < 5 / math.sqrt(1000)
 
 
 @pytest.mark.parametrize("form", ["correlated", "scaled", "antithetic"])

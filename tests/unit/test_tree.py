@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,6 +148,21 @@ def test_assemble_misses_an_edge() -> None:
     for lost in range(len(segments)):
         with pytest.raises(ValueError, match="log-prob"):
             assemble(plan, segments[:lost] + segments[lost + 1 :], rewards)
+
+
+def test_assemble_misses_a_tree() -> None:
+    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
+    segments, _, rewards = segments_of(plan, 0)
+    with pytest.raises(ValueError, match="same trees"):
+        assemble(plan, segments[1:], rewards)
+
+
+def test_plans_refuse_noise_forms_that_cannot_be() -> None:
+    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
+    with pytest.raises(ValueError, match="branch_noise"):
+        replace(plan, branch_noise="corelated")
+    with pytest.raises(ValueError, match="antithetic"):
+        replace(plan, branch_noise="antithetic", fanout=(3, 1, 2, 1, 1))
 
 
 def test_assemble_refuses_mixed_versions() -> None:
