@@ -27,7 +27,7 @@ def column(value: float) -> torch.Tensor:
 def mixed_plan(branch_noise: str = "correlated") -> BranchPlan:
     """Six steps of both kernels, different η and fanouts."""
     kernel = ("dance", "ode", "dance", "dance", "ode", "ode")
-    return BranchPlan(sigmas(6, 3.0), (2, 1, 3, 1, 1, 1), kernel, (0.3, 0.0, 0.7, 0.25, 0.0, 0.0), branch_noise, 4.0)
+    return BranchPlan(sigmas(6, 3.0), (2, 1, 4, 1, 1, 1), kernel, (0.3, 0.0, 0.7, 0.25, 0.0, 0.0), branch_noise, 4.0)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
