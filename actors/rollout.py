@@ -57,7 +57,7 @@ class RolloutWorker:
         else:
             frontier, _ = wire.to_numpy(segment.frontier)
             rest = [np.ascontiguousarray(node) for node in frontier]
-        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, kept.nbytes, perf_counter() - begun)
+        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, kept.nbytes, perf_counter() - begun, self.index)
         return [header, payload, *rest]
 
     def load_weights(self, update: WeightUpdate, *chunks: U8) -> str:

@@ -121,6 +121,7 @@ class SegmentHeader:
     forwards: int  # rows sent through the model, counted
     payload_bytes: int  # of latents kept for training
     seconds: float
+    worker: int = 0  # the rollout worker that grew it
 
     def __post_init__(self) -> None:
         _check(self, log_prob=(self.log_prob, (len(self.subtrees), None)))

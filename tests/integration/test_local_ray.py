@@ -16,6 +16,7 @@ from branchgrpo import config as configs
 from branchgrpo.config import Config
 from branchgrpo.forest import Forest
 from branchgrpo.tree import assemble, topology
+from branchgrpo.types import SegmentHeader
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -76,7 +77,7 @@ def ray_session() -> Iterator[None]:
     session.stop()
 
 
-def one_iteration(config: Config) -> tuple[dict[str, object], list[object]]:
+def one_iteration(config: Config) -> tuple[dict[str, object], list[tuple[SegmentHeader, object]]]:
     """Grow, score, update and publish once; what every variant of the service must agree on, and the harvest."""
     import ray
 
@@ -124,4 +125,6 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     assert moved > 0 and np.abs(whole["change"] - cut["change"]).max() < 0.02 * moved  # type: ignore[operator]
     assert whole["version"] == cut["version"] == 1
     assert whole["stored"] and cut["stored"]  # payloads live in the object store, not in the driver
-    assert len(segments) > 2
+    trunks = {subtree.key: header.worker for header, _ in segments if header.start == 0 for subtree in header.subtrees}
+    below = [(header.worker, trunks[subtree.key]) for header, _ in segments if header.start == 7 for subtree in header.subtrees]
+    assert any(reader != producer for reader, producer in below)  # prefix latents were read where they were not made
