@@ -7,7 +7,7 @@ numpy, so that Ray's object store serves them without a copy. Shapes are checked
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class BranchPlan:
 
 @dataclass(frozen=True, order=True)
 class TreeKey:
-    """Names one tree of one run; with the run's seed it determines every noise of that tree."""
+    """Names one tree of one run. All but the run's name determine, with the seed, every noise of that tree."""
 
     run: str
     iteration: int
@@ -225,13 +225,6 @@ class WeightUpdate:
     shapes: tuple[tuple[int, ...], ...]
     chunk: tuple[int, ...]  # which chunk holds each tensor
 
-    @property
-    def bytes(self) -> int:
-        """Size of all tensors."""
-        from branchgrpo.wire import itemsize
-
-        return sum(int(np.prod(shape)) * itemsize(dtype) for shape, dtype in zip(self.shapes, self.dtypes, strict=True))
-
 
 @dataclass(frozen=True)
 class StepStats:
@@ -251,4 +244,3 @@ class StepStats:
     weight_entropy: float
     advantage_abs: float
     fetched_bytes: int  # payload bytes this rank read
-    extra: Mapping[str, float] = field(default_factory=dict)

@@ -26,6 +26,7 @@ def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
     """Connect to `address`; "auto" means RAY_ADDRESS if that is set, as in a submitted job, else a new Ray here."""
     # `uv run` would make Ray rebuild the environment in every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray warns unless told whether actors without GPUs may see them; they may, and this is its future default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
     local = target == "local"
