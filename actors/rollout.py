@@ -23,8 +23,7 @@ class RolloutWorker:
         torch.set_num_threads(config.rollout.compute_threads)
         self.config, self.index, self.version = config, index, 0
         self.model = config.model.build(config.rollout.device)
-        storage = wire.dtype_named(config.rollout.storage_dtype)
-        self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch)
+        self.configure(config)
 
     def __repr__(self) -> str:
         return f"rollout-{self.index} v{self.version}"
@@ -47,17 +46,18 @@ class RolloutWorker:
         begun = perf_counter()
         if version != self.version:
             raise RuntimeError(f"{self!r}: asked to grow with weights v{version}")
-        x = self._stack(roots) if start else self.sampler.roots(subtrees)
+        x = self._stack(roots) if start else self.sampler.roots(plan, subtrees)
         segment = self.sampler.grow(plan, subtrees, x, start, stop, conditioning)
         kept, dtype = wire.to_numpy(segment.kept)
-        payload = TreePayload(segment.kept_subtree, segment.kept_node, kept, dtype)
+        payload = TreePayload(segment.kept_subtree, segment.kept_node, kept, dtype, segment.parent_row, segment.velocity.cpu().numpy())
         rest: list[Any]
         if stop == plan.steps:
             rest = [LeafMedia(self.model.decode(segment.frontier.float()), subtrees)]
         else:
             frontier, _ = wire.to_numpy(segment.frontier)
             rest = [np.ascontiguousarray(node) for node in frontier]
-        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, kept.nbytes, perf_counter() - begun, self.index)
+        stored = kept.nbytes + payload.velocity.nbytes
+        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, stored, perf_counter() - begun, self.index)
         return [header, payload, *rest]
 
     def load_weights(self, update: WeightUpdate, *chunks: U8) -> str:

@@ -32,6 +32,7 @@ def branch(form: str, scale: float, seed: int, key: TreeKey, parent: int, childr
     correlated: ξ_b = (ξ_0 + s·η_b)/√(1+s²), ξ_0 shared by the siblings (the paper's form).
     scaled:     ξ_b independent; the transition's std is multiplied instead, see `std_factor`.
     antithetic: ξ_2k+1 = −ξ_2k, so a pair's mean is the parent's mean.
+    independent: ξ_b independent.
     """
     if len(children) == 1:
         return draw(seed, key, children[0], shape)[None]

@@ -6,7 +6,8 @@ together, `max_batch` rows a forward.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ class Segment:
     kept_subtree: I32  # [m] rows of `kept`
     kept_node: I32  # [m]
     kept: Tensor  # [m, *S] storage dtype: parents and children of stochastic edges
+    parent_row: I32  # [p] rows of `kept` whose velocity is kept as well; empty unless asked for
+    velocity: Tensor  # [p, *S] float32
     frontier: Tensor  # [M*f, *S] storage dtype, nodes of level `stop`
     frontier_rows: int  # f, nodes of level `stop` below each subtree's root
     forwards: int  # rows sent through the model
@@ -34,43 +37,59 @@ class Segment:
 class Sampler:
     """Grows segments with one model. Pure: the result depends on keys, weights and inputs alone."""
 
-    def __init__(self, model: Adapter, seed: int, storage: torch.dtype, max_batch: int):
-        self.model, self.seed, self.storage, self.max_batch = model, seed, storage, max_batch
+    def __init__(self, model: Adapter, seed: int, storage: torch.dtype, max_batch: int, keep_velocity: bool = False):
+        self.model, self.seed, self.storage, self.max_batch, self.keep_velocity = model, seed, storage, max_batch, keep_velocity
 
-    def roots(self, subtrees: tuple[Subtree, ...]) -> Tensor:
-        """Pure noise at the root of each tree: [M, *S] storage dtype."""
-        shape = self.model.latent_shape
-        drawn = [noise.draw(self.seed, subtree.key, 0, shape) for subtree in subtrees]
+    def roots(self, plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> Tensor:
+        """Pure noise at the root of each tree: [M, *S] storage dtype; chains that belong together share it."""
+        drawn = []
+        for subtree in subtrees:
+            key = subtree.key
+            if plan.shared_root:
+                key = replace(key, tree=key.tree - key.tree % plan.chains)
+            drawn.append(noise.draw(self.seed, key, 0, self.model.latent_shape))
         return torch.stack(drawn).to(self.storage)
 
     @torch.no_grad()
     def grow(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], x: Tensor, start: int, stop: int, conditioning: Conditioning) -> Segment:
         """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`."""
-        topo = topology(plan)
-        state = _State(topo, subtrees, x.to(self.model.device), start)
+        topo, device = topology(plan), self.model.device
+        state = _State(topo, subtrees, x.to(device), start)
         cond = self.model.conditioning(conditioning)
-        prompt = torch.tensor([subtree.prompt for subtree in subtrees], device=self.model.device)
+        prompt = torch.tensor([subtree.prompt for subtree in subtrees], device=device)
         log_probs: list[np.ndarray] = []
-        kept = _Kept()
-        forwards = 0
+        kept, velocities = _Kept(), _Kept()
+        forwards, clean = 0, None
         for step in range(start, stop):
-            rows = prompt[torch.from_numpy(state.owner).to(prompt.device)]
+            rows = prompt[torch.from_numpy(state.owner).to(device)]
             v = self._velocity(state.x, float(plan.sigmas[step]), {name: array[rows] for name, array in cond.items()})
             forwards += len(state.x)
-            mean, std = kernels.transition(plan, torch.full((len(state.x),), step, device=state.x.device), state.x, v)
-            if plan.stochastic[step]:
-                fanout = plan.fanout[step]
-                mean, std = mean.repeat_interleave(fanout, 0), std.repeat_interleave(fanout, 0)
-                xi = self._noise(plan, step, subtrees, state, topo)
-                sample = (mean + std * xi).to(self.storage)
-                log_probs.append(kernels.log_prob(sample, mean, std).cpu().numpy().reshape(len(subtrees), -1))
-                kept.add(state.x, state.owner, state.node)
-                state.advance(sample, topo)
-                kept.add(state.x, state.owner, state.node)
-            else:  # one child: BranchPlan admits no deterministic split
-                state.advance(mean.to(self.storage), topo)
+            children, counts = topo.children(state.node)
+            above, random = np.repeat(np.arange(len(counts)), counts), topo.stochastic[children]
+            going, clean = kernels.deterministic(plan, step, state.x, v, clean)
+            parents = torch.from_numpy(above).to(device)
+            below, clean = going.to(self.storage)[parents], clean[parents] if "dpm" in plan.kernel else None
+            if random.any():
+                mean, std = kernels.transition(plan, torch.full((len(v),), step, device=device), state.x, v)
+                noisy = torch.from_numpy(np.flatnonzero(random)).to(device)
+                mean, std = mean[parents[noisy]], std[parents[noisy]]
+                xi = self._noise(plan, subtrees, state, above[random], children[random])
+                below[noisy] = (mean + std * xi).to(self.storage)
+                log_probs.append(kernels.log_prob(below[noisy], mean, std).cpu().numpy().reshape(len(subtrees), -1))
+                trained = np.unique(above[random])
+                kept.add(state.x, state.owner, state.node, trained)
+                if self.keep_velocity:
+                    velocities.add(v.float(), state.owner, state.node, trained)
+                state.advance(below, above, children)
+                kept.add(state.x, state.owner, state.node, np.flatnonzero(random))
+            else:
+                state.advance(below, above, children)
+        if stop == plan.steps and plan.stochastic[-1]:  # noise on the last edge is trained on, but not shown
+            state.x = going.to(self.storage)[parents]
         edges = np.concatenate(log_probs, 1) if log_probs else np.zeros((len(subtrees), 0), np.float32)
-        return Segment(edges, *kept.arrays(state.x), state.x, len(state.x) // len(subtrees), forwards)
+        owner, node, latents = kept.arrays(state.x)
+        parent_row = np.array([kept.seen[name] for name in velocities.seen], np.int32)
+        return Segment(edges, owner, node, latents, parent_row, velocities.arrays(x.float())[2], state.x, len(state.x) // len(subtrees), forwards)
 
     def _velocity(self, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
         out = []
@@ -80,50 +99,52 @@ class Sampler:
             out.append(self.model.velocity(x[rows], levels, {name: array[rows] for name, array in cond.items()}))
         return torch.cat(out)
 
-    def _noise(self, plan: BranchPlan, step: int, subtrees: tuple[Subtree, ...], state: _State, topo: Topology) -> Tensor:
-        """[rows · fanout, *S] standard normal noise of all children of this step, keyed by node."""
-        shape = tuple(state.x.shape[1:])
-        drawn = []
-        for owner, node, children in zip(state.owner, state.node, topo.children(state.node, step).tolist(), strict=True):
-            drawn.append(noise.branch(plan.branch_noise, plan.branch_scale, self.seed, subtrees[owner].key, int(node), children, shape))
+    def _noise(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], state: _State, above: np.ndarray, children: I32) -> Tensor:
+        """[c, *S] standard normal noise of c random children, keyed by node; `above` [c] are rows of their parents, rising."""
+        shape, drawn = tuple(state.x.shape[1:]), []
+        for row, siblings in _runs(above, children):
+            key, parent = subtrees[state.owner[row]].key, int(state.node[row])
+            drawn.append(noise.branch(plan.branch_noise, plan.branch_scale, self.seed, key, parent, siblings, shape))
         return torch.cat(drawn).to(state.x.device)
+
+
+def _runs(above: np.ndarray, children: I32) -> Iterator[tuple[int, list[int]]]:
+    """(row, its children) for every row in `above`."""
+    starts = np.flatnonzero(np.diff(above, prepend=-1))
+    for row, siblings in zip(above[starts].tolist(), np.split(children, starts[1:]), strict=True):
+        yield row, siblings.tolist()
 
 
 class _State:
     """The rows in flight: latents, which subtree each belongs to, and its node number."""
 
     def __init__(self, topo: Topology, subtrees: tuple[Subtree, ...], x: Tensor, start: int):
-        self.x, self.level = x, start
+        self.x = x
         self.owner = np.arange(len(subtrees))
         self.node = np.array([subtree.node for subtree in subtrees], np.int32)
         if not np.isin(self.node, topo.level(start)).all():
             raise ValueError(f"subtrees must start at level {start}, got nodes {self.node.tolist()}")
 
-    def advance(self, x: Tensor, topo: Topology) -> None:
-        """Go one level down; x holds a row for each child, in order."""
-        children = topo.children(self.node, self.level)
-        self.owner = np.repeat(self.owner, children.shape[1])
-        self.node = children.reshape(-1)
-        self.x, self.level = x, self.level + 1
+    def advance(self, x: Tensor, above: np.ndarray, children: I32) -> None:
+        """Go one level down; x holds a row for each child, `above` the row of its parent."""
+        self.x, self.owner, self.node = x, self.owner[above], children
 
 
 class _Kept:
-    """Latents that training needs, each node once (a child is often the next step's parent)."""
+    """Rows that training needs, each node once (a child is often the next step's parent)."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
-        self.names: list[tuple[int, int]] = []
-        self.seen: set[tuple[int, int]] = set()
+        self.seen: dict[tuple[int, int], int] = {}  # (subtree, node) → row
 
-    def add(self, x: Tensor, owner: np.ndarray, node: np.ndarray) -> None:
-        names = list(zip(owner.tolist(), node.tolist(), strict=True))
-        new = [row for row, name in enumerate(names) if name not in self.seen]
+    def add(self, x: Tensor, owner: np.ndarray, node: np.ndarray, rows: np.ndarray) -> None:
+        names = list(zip(owner[rows].tolist(), node[rows].tolist(), strict=True))
+        new = [row for row, name in zip(rows.tolist(), names, strict=True) if name not in self.seen]
         if new:
             self.latents.append(x[new])
-            self.names += [names[row] for row in new]
-            self.seen.update(names)
+            for name in names:
+                self.seen.setdefault(name, len(self.seen))
 
     def arrays(self, like: Tensor) -> tuple[I32, I32, Tensor]:
-        names = np.array(self.names, np.int32).reshape(-1, 2)
-        latents = torch.cat(self.latents) if self.latents else like[:0]
-        return names[:, 0], names[:, 1], latents
+        names = np.array(list(self.seen), np.int32).reshape(-1, 2)
+        return names[:, 0], names[:, 1], torch.cat(self.latents) if self.latents else like[:0]

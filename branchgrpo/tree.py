@@ -25,6 +25,8 @@ class Topology:
     stochastic: Bool  # [N] edge has a log-prob
     leaf_first: I32  # [N] number (among leaves) of the first leaf below a node
     leaf_count: I32  # [N] leaves below a node
+    first_child: I32  # [N] number of a node's first child; leaves: N
+    child_count: I32  # [N]
 
     @property
     def nodes(self) -> int:
@@ -40,12 +42,12 @@ class Topology:
         """Node numbers of a level."""
         return np.arange(self.offset[level], self.offset[level + 1], dtype=np.int32)
 
-    def children(self, nodes: I32, level: int) -> I32:
-        """Children [n, fanout] of nodes [n] of `level`."""
-        fanout = (self.offset[level + 2] - self.offset[level + 1]) // (self.offset[level + 1] - self.offset[level])
-        first = self.offset[level + 1] + (nodes - self.offset[level]) * fanout
-        found: I32 = (first[:, None] + np.arange(fanout, dtype=np.int32)).astype(np.int32)
-        return found
+    def children(self, nodes: I32) -> tuple[I32, I32]:
+        """(children of `nodes` [n] one after the other [c], how many each has [n])."""
+        counts = self.child_count[nodes]
+        before = np.cumsum(counts) - counts  # children of earlier nodes
+        found: I32 = (np.repeat(self.first_child[nodes] - before, counts) + np.arange(counts.sum(), dtype=np.int32)).astype(np.int32)
+        return found, counts
 
     def below(self, node: int, level: int) -> I32:
         """Nodes of `level` that descend from `node` (itself, at its own level)."""
@@ -64,34 +66,50 @@ class Topology:
 
 
 @lru_cache(maxsize=64)
-def _topology(fanout: tuple[int, ...], stochastic: tuple[bool, ...]) -> Topology:
-    parent, step, offset = [np.array([-1], np.int32)], [np.array([-1], np.int32)], [0, 1]
+def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) -> Topology:
+    parent, step, stochastic, counts, offset = [np.array([-1])], [np.array([-1])], [np.array([False])], [], [0, 1]
+    last_split = max((i for i in range(len(fanout)) if random[i]), default=-1)
     for i, children in enumerate(fanout):
-        parent.append(np.repeat(np.arange(offset[-2], offset[-1], dtype=np.int32), children))
-        step.append(np.full(len(parent[-1]), i, np.int32))
-        offset.append(offset[-1] + len(parent[-1]))
-    leaves = len(parent[-1])
-    first = [np.arange(0, leaves, leaves // len(level), dtype=np.int32) for level in parent]
-    count = [np.full(len(level), leaves // len(level), np.int32) for level in parent]
-    steps = np.concatenate(step)
-    mask = np.array([False, *(stochastic[i] for i in steps[1:])])
-    arrays = (np.concatenate(parent), steps, np.array(offset, np.int32), mask, np.concatenate(first), np.concatenate(count))
-    for array in arrays:
+        size = offset[-1] - offset[-2]
+        if spine:  # the trunk, while there is one, is the first node of its level, and its first child goes on as the trunk
+            count = np.ones(size, np.int64)
+            trunk, goes_on = i <= last_split, i < last_split
+            count[0] = children * random[i] + goes_on if trunk else 1
+            mask = np.zeros(count.sum(), bool)
+            mask[goes_on : count[0]] = trunk and random[i]
+        else:
+            count = np.full(size, children)
+            mask = np.full(size * children, random[i])
+        parent.append(np.repeat(np.arange(offset[-2], offset[-1]), count))
+        step.append(np.full(count.sum(), i))
+        stochastic.append(mask)
+        counts.append(count)
+        offset.append(offset[-1] + int(count.sum()))
+    nodes, leaves = offset[-1], offset[-1] - offset[-2]
+    ancestor, child_count = np.concatenate(parent), np.concatenate([*counts, np.zeros(leaves, np.int64)])
+    first_child = 1 + np.cumsum(child_count) - child_count  # breadth first: children come in the order of their parents
+    leaf_first, leaf_count = np.arange(nodes) - offset[-2], np.ones(nodes, np.int64)
+    for node in range(offset[-2] - 1, -1, -1):
+        below = slice(first_child[node], first_child[node] + child_count[node])
+        leaf_first[node], leaf_count[node] = leaf_first[below.start], leaf_count[below].sum()
+    numbers = [array.astype(np.int32) for array in (ancestor, np.concatenate(step), np.array(offset), leaf_first, leaf_count, first_child, child_count)]
+    found = Topology(*numbers[:3], np.concatenate(stochastic), *numbers[3:])
+    for array in vars(found).values():
         array.flags.writeable = False  # shared by the cache
-    return Topology(*arrays)
+    return found
 
 
 def topology(plan: BranchPlan) -> Topology:
     """The arrays of the plan's tree."""
-    return _topology(plan.fanout, plan.stochastic)
+    return _topology(plan.fanout, plan.stochastic, plan.spine)
 
 
 def fork_level(plan: BranchPlan, fork_depth: int) -> int:
     """Level at which trees are cut into subtrees: behind the `fork_depth`-th split; 0 = whole trees.
 
-    A depth beyond the last split means the last split.
+    A depth beyond the last split means the last split. A spine is never cut: its subtrees are unequal.
     """
-    splits = plan.splits[:fork_depth]
+    splits = () if plan.spine else plan.splits[:fork_depth]
     return splits[-1] + 1 if splits else 0
 
 

@@ -30,33 +30,51 @@ def _check(owner: object, **shapes: tuple[NDArray[Any], tuple[int | None, ...]])
             raise ValueError(f"{type(owner).__name__}.{name}: expected shape {shape}, got {array.shape}")
 
 
+DETERMINISTIC = ("ode", "dpm")
+"""Kernels without noise: their edges have no log-prob and are never trained."""
+
+BRANCH_NOISES = ("correlated", "scaled", "antithetic", "independent")
+
+
 @dataclass(frozen=True)
 class BranchPlan:
-    """What happens at each of the T denoising steps of one iteration; every method is such a plan."""
+    """What happens at each of the T denoising steps of one iteration; every method is such a plan.
+
+    Two shapes of tree: by default every node of step i has fanout[i] children. A `spine` tree has one
+    deterministic trunk; at step i its trunk node alone has fanout[i] random children, each of which goes on
+    deterministically, and the trunk ends behind its last split.
+    """
 
     sigmas: F32  # [T+1] noise levels, 1 … 0
-    fanout: tuple[int, ...]  # [T] children per node
-    kernel: tuple[str, ...]  # [T] a name in kernels.KERNELS; "ode" is deterministic
+    fanout: tuple[int, ...]  # [T] children per node; of a spine: random children of the trunk node
+    kernel: tuple[str, ...]  # [T] a name in kernels.KERNELS
     noise_scale: tuple[float, ...]  # [T] the kernel's own noise parameter (η of `dance`)
     branch_noise: str = "correlated"  # how siblings' noises relate, see noise.py
     branch_scale: float = 4.0  # s of `correlated`, the factor on std of `scaled`
+    weight: tuple[float, ...] = ()  # [T] factor on the loss of a step's edges; empty = 1 everywhere
+    spine: bool = False  # the shape, see above
+    chains: int = 1  # trees of a prompt that belong together
+    shared_root: bool = True  # … and start from one root noise
+    last_edge: bool = False  # the last step may be random (the picture is its mean all the same)
 
     def __post_init__(self) -> None:
         steps = len(self.fanout)
         _check(self, sigmas=(self.sigmas, (steps + 1,)))
-        if not (len(self.kernel) == len(self.noise_scale) == steps):
-            raise ValueError(f"BranchPlan: fanout has {steps} steps, kernel {len(self.kernel)}, noise_scale {len(self.noise_scale)}")
-        if min(self.fanout) < 1 or not np.all(np.diff(self.sigmas) < 0):
-            raise ValueError("BranchPlan: every fanout must be ≥ 1 and sigmas must fall")
-        if self.kernel[-1] != "ode":
+        if not (len(self.kernel) == len(self.noise_scale) == steps) or len(self.weight) not in (0, steps):
+            raise ValueError(f"BranchPlan: fanout has {steps} steps, kernel {len(self.kernel)}, noise_scale {len(self.noise_scale)}, weight {len(self.weight)}")
+        if min(self.fanout) < 1 or self.chains < 1 or not np.all(np.diff(self.sigmas) < 0):
+            raise ValueError("BranchPlan: every fanout and chains must be ≥ 1 and sigmas must fall")
+        if self.stochastic[-1] and (not self.last_edge or self.kernel[-1] == "cps"):
             raise ValueError("BranchPlan: the last step must be `ode`: its noise could not reach the image")
-        if self.branch_noise not in ("correlated", "scaled", "antithetic"):
-            raise ValueError(f"BranchPlan: expected branch_noise correlated, scaled or antithetic, got {self.branch_noise!r}")
+        if self.branch_noise not in BRANCH_NOISES:
+            raise ValueError(f"BranchPlan: expected branch_noise correlated, scaled, antithetic or independent, got {self.branch_noise!r}")
         if self.branch_noise == "antithetic" and any(fanout > 1 and fanout % 2 for fanout in self.fanout):
             raise ValueError(f"BranchPlan: antithetic noise pairs children, got fanout {self.fanout}")
-        for step, (fanout, kernel) in enumerate(zip(self.fanout, self.kernel, strict=True)):
-            if fanout > 1 and kernel == "ode":
-                raise ValueError(f"BranchPlan: step {step} splits into {fanout} but its kernel is `ode`: all children would be equal")
+        for step, (fanout, random) in enumerate(zip(self.fanout, self.stochastic, strict=True)):
+            if fanout > 1 and not random:
+                raise ValueError(f"BranchPlan: step {step} splits into {fanout} but its kernel is `{self.kernel[step]}`: all children would be equal")
+        if "dpm" in self.kernel and set(self.kernel[self.kernel.index("dpm") :]) != {"dpm"}:
+            raise ValueError(f"BranchPlan: the multistep solver `dpm` must run to the end, got {self.kernel}")
 
     @property
     def steps(self) -> int:
@@ -65,13 +83,18 @@ class BranchPlan:
 
     @property
     def stochastic(self) -> tuple[bool, ...]:
-        """[T] whether a step's edges have a log-prob, and so can be trained."""
-        return tuple(kernel != "ode" for kernel in self.kernel)
+        """[T] whether a step has edges with a log-prob, which can be trained."""
+        return tuple(kernel not in DETERMINISTIC for kernel in self.kernel)
 
     @property
     def splits(self) -> tuple[int, ...]:
         """Steps at which nodes have more than one child."""
         return tuple(step for step, fanout in enumerate(self.fanout) if fanout > 1)
+
+    @property
+    def weights(self) -> F32:
+        """[T] factor on the loss of a step's edges."""
+        return np.array(self.weight or (1.0,) * self.steps, np.float32)
 
 
 @dataclass(frozen=True, order=True)
@@ -135,9 +158,11 @@ class TreePayload:
     node: I32  # [m] node number in its tree
     latents: NDArray[Any]  # [m, *S] as wire.to_numpy gives it
     dtype: str  # torch name of the storage dtype
+    parent: I32  # [p] rows of the parents of stochastic edges, where the loss needs the behaviour policy's velocity
+    velocity: F32  # [p, *S] that velocity; p = 0 where it does not
 
     def __post_init__(self) -> None:
-        _check(self, subtree=(self.subtree, (len(self.latents),)), node=(self.node, (len(self.latents),)))
+        _check(self, subtree=(self.subtree, (len(self.latents),)), node=(self.node, (len(self.latents),)), parent=(self.parent, (len(self.velocity),)))
 
 
 @dataclass(frozen=True)
@@ -207,7 +232,7 @@ class LearnerShard:
     parents: I32  # [n, 2]
     edges: I32  # [n, K] child nodes, -1 where a parent has fewer
     advantage: F32  # [n, K]
-    weight: F32  # [n, K] 1 / kept edges of the whole step, all ranks; 0 for padding
+    weight: F32  # [n, K] the plan's weight of the step / kept edges of the whole optimiser step, all ranks; 0 for padding
 
     def __post_init__(self) -> None:
         count, width = self.edges.shape
@@ -235,6 +260,8 @@ class StepStats:
     ratio_deviation: float  # mean |ratio − 1|
     on_policy_deviation: float  # max |ratio − 1| before the first optimiser step; NaN when the gate did not run
     clip_fraction: float
+    kl: float  # mean KL to the base over trained edges; 0 when the loss has no such term
+    learning_rate: float  # of the last optimiser step
     gradient_norm: float  # before clipping, mean over optimiser steps
     optimiser_steps: int
     skipped_steps: int  # gradient was not finite

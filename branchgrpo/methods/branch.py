@@ -6,25 +6,29 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from branchgrpo.plan import sigmas
-from branchgrpo.table import Component
+from branchgrpo.methods.base import MethodOptions
+from branchgrpo.methods.window import Window
+from branchgrpo.plan import sigmas, with_tail
 from branchgrpo.types import BranchPlan
 
 
-class BranchMethod(Component):
+class BranchMethod(MethodOptions):
     """Where trees split, and which steps are random."""
 
     name: Literal["branchgrpo"] = Field("branchgrpo", description="the method family")
     splits: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 3, 6, 9), min_length=1, description="denoising steps at which every node splits, rising")
     fanout: int = Field(2, ge=2, description="children per node at a split")
     leaves: int = Field(16, ge=2, description="leaves per tree; must be fanout to the power of the number of splits")
-    stochastic: Literal["all", "splits"] = Field(
-        "all", description="steps with noise: all but the last (the paper's tree), or the splits alone (the rest is ODE; trains 12 times fewer nodes)"
+    stochastic: Literal["all", "window", "splits"] = Field(
+        "all", description="random steps: all but the last (the paper's tree); the splits and a window that moves over training (Mix); the splits alone"
     )
-    kernel: Literal["dance"] = Field("dance", description="transition kernel of stochastic steps")
-    eta: float = Field(0.3, gt=0, description="noise level η of the kernel")
-    branch_noise: Literal["correlated", "scaled", "antithetic"] = Field("correlated", description="how siblings' noises relate, see docs/method.md")
-    branch_scale: float = Field(4.0, gt=0, description="s of `correlated`; factor on std of `scaled`; `antithetic` has none")
+    window: Window = Field(Window(stride=4, interval=30), description="the window of stochastic: window")
+    kernel: Literal["dance", "flow", "cps"] = Field("dance", description="transition kernel of random steps")
+    eta: float = Field(0.3, gt=0, description="noise level of the kernel (η of dance, a of flow and cps)")
+    branch_noise: Literal["correlated", "scaled", "antithetic", "independent"] = Field("correlated", description="how siblings' noises relate, see docs/method.md")
+    branch_scale: float = Field(4.0, gt=0, description="s of `correlated`; factor on std of `scaled`; the others have none")
+    train_last_edge: bool = Field(False, description="make the last step random and train it, though its noise cannot reach the picture (the paper's count)")
+    adapt_every: int = Field(0, ge=0, description="iterations between choices of new splits by measured reward variance; 0 = the splits stay")
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
@@ -38,15 +42,21 @@ class BranchMethod(Component):
         return self
 
     def check(self, steps: int) -> None:
-        """Raise ValueError when the splits don't fit a schedule of `steps` steps."""
         if self.splits[-1] > steps - 2:
             raise ValueError(f"splits: expected steps 0 … {steps - 2} of {steps} (the last is never stochastic), got {self.splits[-1]}")
+        if self.train_last_edge and (self.kernel == "cps" or self.stochastic == "splits" or self.tail == "dpm"):
+            raise ValueError("train_last_edge: expected the kernel dance or flow, stochastic: all or window, and tail: ode")
 
-    def plan(self, iteration: int, steps: int, shift: float) -> BranchPlan:
-        """The plan of one iteration; this family's is the same for all."""
-        del iteration
+    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
         fanout = tuple(self.fanout if step in self.splits else 1 for step in range(steps))
-        random = set(self.splits) if self.stochastic == "splits" else set(range(steps - 1))
+        random = set(self.splits)
+        if self.stochastic == "all":
+            random |= set(range(steps - 1))
+        elif self.stochastic == "window":
+            random |= set(self.window.at(iteration, steps, seed))
+        if self.train_last_edge and steps - 2 in random:
+            random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))
         scale = tuple(self.eta if step in random else 0.0 for step in range(steps))
-        return BranchPlan(sigmas(steps, shift), fanout, kernel, scale, self.branch_noise, self.branch_scale)
+        plan = BranchPlan(sigmas(steps, shift), fanout, kernel, scale, self.branch_noise, self.branch_scale, last_edge=self.train_last_edge)
+        return with_tail(plan, self.tail_ratio, shift) if self.tail == "dpm" else plan

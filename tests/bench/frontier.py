@@ -36,7 +36,7 @@ def main() -> None:
     for repeat in range(repeats + 1):  # the first is warm-up
         for name, sampler in samplers.items():
             begun = perf_counter()
-            grown = sampler.grow(plan, subtrees, sampler.roots(subtrees), 0, plan.steps, conditioning)
+            grown = sampler.grow(plan, subtrees, sampler.roots(plan, subtrees), 0, plan.steps, conditioning)
             if repeat:
                 seconds[name].append(perf_counter() - begun)
             leaves[name], forwards[name] = grown.frontier, grown.forwards

@@ -64,14 +64,14 @@ class Grown:
 
 def whole(sampler: Sampler, plan: BranchPlan, cond: Conditioning, subtrees: tuple[Subtree, ...] = TREES) -> Grown:
     grown = Grown(plan)
-    grown.add(sampler.grow(plan, subtrees, sampler.roots(subtrees), 0, plan.steps, cond), subtrees, 0, plan.steps)
+    grown.add(sampler.grow(plan, subtrees, sampler.roots(plan, subtrees), 0, plan.steps, cond), subtrees, 0, plan.steps)
     return grown
 
 
 def cut(sampler: Sampler, plan: BranchPlan, cond: Conditioning, depth: int) -> Grown:
     """All trees to the fork level, then their subtrees in two batches, the second one first."""
     grown, fork = Grown(plan), fork_level(plan, depth)
-    first = sampler.grow(plan, TREES, sampler.roots(TREES), 0, fork, cond)
+    first = sampler.grow(plan, TREES, sampler.roots(plan, TREES), 0, fork, cond)
     below = grown.add(first, TREES, 0, fork)
     for part in (slice(len(below) // 3, None), slice(0, len(below) // 3)):
         grown.add(sampler.grow(plan, below[part], first.frontier[part], fork, plan.steps, cond), below[part], fork, plan.steps)
@@ -145,7 +145,7 @@ def test_trees_grown_alone_are_the_same() -> None:
     plan, (sampler, cond) = small_plan(), setup()
     together, alone = whole(sampler, plan, cond), Grown(plan)
     for subtree in reversed(TREES):
-        alone.add(sampler.grow(plan, (subtree,), sampler.roots((subtree,)), 0, plan.steps, cond), (subtree,), 0, plan.steps)
+        alone.add(sampler.grow(plan, (subtree,), sampler.roots(plan, (subtree,)), 0, plan.steps, cond), (subtree,), 0, plan.steps)
     assert_same(alone, together)
 
 
@@ -154,7 +154,7 @@ def test_trees_grown_alone_are_the_same() -> None:
 def test_kept_nodes_are_the_ends_of_stochastic_edges(stochastic: str, depth: int) -> None:
     plan, (sampler, cond) = paper_plan(stochastic=stochastic), setup()
     topo, nodes, fork = topology(plan), build(plan.fanout), fork_level(plan, depth)
-    roots = sampler.roots(TREES)
+    roots = sampler.roots(plan, TREES)
     pieces = [(TREES, roots, 0, plan.steps)]
     if depth:
         first = sampler.grow(plan, TREES, roots, 0, fork, cond)
@@ -175,7 +175,7 @@ def test_kept_nodes_are_the_ends_of_stochastic_edges(stochastic: str, depth: int
 
 def test_forwards_are_counted() -> None:
     plan, (sampler, cond) = paper_plan(), setup(max_batch=7)
-    segment = sampler.grow(plan, TREES[:1], sampler.roots(TREES[:1]), 0, 20, cond)
+    segment = sampler.grow(plan, TREES[:1], sampler.roots(plan, TREES[:1]), 0, 20, cond)
     assert segment.forwards == 203
     assert isinstance(sampler.model, LinearModel)
     assert sampler.model.rows == 203
@@ -208,7 +208,7 @@ def test_rescoring_stored_edges_gives_the_stored_log_prob(storage: torch.dtype, 
 def test_subtrees_must_start_at_the_level_of_their_root() -> None:
     plan, (sampler, cond) = small_plan(), setup()
     with pytest.raises(ValueError, match="level 1"):
-        sampler.grow(plan, TREES, sampler.roots(TREES), 1, 5, cond)
+        sampler.grow(plan, TREES, sampler.roots(plan, TREES), 1, 5, cond)
 
 
 OTHER_SIZES = TinyFluxSizes(
@@ -227,7 +227,7 @@ def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
         options = FluxModel(path=str(folder), height=24, width=40, guidance=4.0, max_sequence_length=16)
     model, steps = options.build("cpu"), 20
     sampler, plan = Sampler(model, SEED, torch.float32, 2), ode_plan(steps, 3.0)
-    roots = sampler.roots(TREES)
+    roots = sampler.roots(plan, TREES)
     segment = sampler.grow(plan, TREES, roots, 0, steps, model.encode(PROMPTS))
     assert segment.kept.shape == (0, *model.latent_shape)
     assert segment.log_prob.shape == (3, 0)

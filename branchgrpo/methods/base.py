@@ -1,0 +1,25 @@
+"""What a method family is, and options that several share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from branchgrpo.table import Component
+from branchgrpo.types import BranchPlan
+
+
+class MethodOptions(Component):
+    """Options every family has."""
+
+    tail: Literal["ode", "dpm"] = Field("ode", description="steps behind the last random one: as the schedule has them, or fewer of DPM-Solver++")
+    tail_ratio: float = Field(0.4, gt=0, le=1, description="what part of those steps `dpm` takes")
+
+    def check(self, steps: int) -> None:
+        """Raise ValueError when the method doesn't fit a schedule of `steps` steps."""
+        del steps
+
+    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
+        """The plan of one iteration, a pure function of its arguments."""
+        raise NotImplementedError
