@@ -31,11 +31,20 @@ class Learner:
 
     def __init__(self, config: Config, rank: int, fetch: Fetch):
         torch.set_num_threads(config.learner.compute_threads)
+        self.rank, self.ranks, self.fetch = rank, 1, fetch
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Begin again with the untrained model, for this config; ranks and resources stay as they were."""
         torch.manual_seed(config.run.seed)
-        self.config, self.rank, self.ranks, self.fetch = config, rank, 1, fetch
+        self.config = config
         self.model = config.model.build(config.learner.device, denoiser_only=True)
+        if config.loss.kl_beta:
+            self.model.freeze_base()
+        if self.ranks > 1:
+            self.model.denoiser = DistributedDataParallel(self.model.denoiser)
         self.version = self.skips = 0
-        self.policy = PolicyUpdate(config, self.model, 1)
+        self.policy = PolicyUpdate(config, self.model, self.ranks)
 
     def __repr__(self) -> str:
         return f"learner-{self.rank} v{self.version}"
@@ -59,8 +68,7 @@ class Learner:
             backend = options.backend if options.backend != "auto" else ("nccl" if options.gpus else "gloo")
             timeout = timedelta(seconds=options.timeout_seconds)
             dist.init_process_group(backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout)
-            self.model.denoiser = DistributedDataParallel(self.model.denoiser)
-        self.policy = PolicyUpdate(self.config, self.model, ranks)
+            self.configure(self.config)
 
     def update(
         self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Conditioning, rewards: dict[tuple[int, int], F32]
@@ -74,10 +82,13 @@ class Learner:
         credits = credit.assign(self.config, plan, trees, iteration)
         self._same_on_all_ranks("credit", credit.digest(credits))
         options = self.config.learner
-        steps = [ranks[self.rank] for ranks in shard.split(plan, credits, self.ranks, options.optimiser_steps, self.config.run.seed + iteration)]
+        every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + iteration
+        steps = [ranks[self.rank] for ranks in shard.split(plan, credits, self.ranks, options.optimiser_steps, seed, every)]
         store = PayloadStore(self.fetch, plan, trees, segments, steps)
         cond = self.model.conditioning(conditioning)
-        batches = [micro_batches(plan, one, trees, store.latents, cond, options.micro_batch, self.model.device) for one in steps]
+        size = min(options.micro_batch, max(1, options.token_budget // self.model.tokens(cond))) if options.token_budget else options.micro_batch
+        velocities = store.behaviour if self.config.loss.needs_shift else None
+        batches = [micro_batches(plan, one, trees, store.latents, cond, size, self.model.device, velocities) for one in steps]
         first = self.version == 0 and self.config.gates.enabled
         on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
         norms, skipped, tally = [], 0, Tally()
@@ -92,9 +103,11 @@ class Learner:
             self._same_on_all_ranks("parameters after the first update", wire.digest_of(self.model.trainable()))
         return self._stats(trees, credits, tally.reduced(self._sum), norms, skipped, on_policy, store.bytes, topology(plan).stochastic)
 
-    def publish(self) -> list[Any]:
-        """[(version, digest), WeightUpdate, chunk, …] of the present weights, as many chunks as `chunks` says."""
-        update, chunks = wire.pack_weights(self.version, self.model.trainable(), self.config.learner.publish_chunk_mb << 20)
+    def publish(self, weights: str = "policy") -> list[Any]:
+        """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), as
+        many chunks as `chunks` says."""
+        tensors = self.policy.ema if weights == "ema" else self.model.trainable()
+        update, chunks = wire.pack_weights(self.version, tensors, self.config.learner.publish_chunk_mb << 20)
         return [(update.version, update.digest), update, *chunks]
 
     def chunks(self) -> int:
@@ -107,8 +120,14 @@ class Learner:
         return probe(self.model)
 
     def save(self, folder: Path) -> None:
-        """Write the weights as a folder that diffusers loads."""
+        """Write the weights that are evaluated as a folder that diffusers loads."""
+        if self.rank:
+            return
+        present = {name: value.detach().clone() for name, value in self.model.trainable().items()}
+        if self.config.evaluation.weights == "ema":
+            self.model.load(self.policy.ema)
         self.model.save(folder, self.config.model.folder())
+        self.model.load(present)
 
     def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner disagree."""
@@ -154,12 +173,15 @@ class Learner:
             ratio_deviation=tally.deviation / max(1.0, tally.edges),
             on_policy_deviation=on_policy,
             clip_fraction=tally.clipped / max(1.0, tally.edges),
+            kl=tally.kl / max(1.0, tally.edges),
+            learning_rate=self.policy.learning_rate,
             gradient_norm=float(np.mean(finite)) if finite else 0.0,
             optimiser_steps=len(norms) - skipped,
             skipped_steps=skipped,
             forwards=int(tally.forwards),
             edges=len(kept),
             edges_stochastic=int(mask.sum()) * len(trees),
+            edges_all=(len(mask) - 1) * len(trees),
             weight_entropy=float(np.mean([one.weight_entropy for one in credits])),
             advantage_abs=float(np.abs(kept).mean()) if len(kept) else 0.0,
             fetched_bytes=read,
@@ -182,13 +204,20 @@ class PayloadStore:
             if not wanted.isdisjoint(edges):
                 needed.append((owners, reference))
         self.rows: dict[tuple[int, int], torch.Tensor] = {}
+        self.velocities: dict[tuple[int, int], torch.Tensor] = {}
         self.bytes = 0
         for (owners, _), payload in zip(needed, fetch([reference for _, reference in needed]), strict=True):
-            self.bytes += payload.latents.nbytes
+            self.bytes += payload.latents.nbytes + payload.velocity.nbytes
             latents = wire.to_torch(payload.latents, payload.dtype)
             for row, (subtree, node) in enumerate(zip(payload.subtree.tolist(), payload.node.tolist(), strict=True)):
                 self.rows[owners[subtree], node] = latents[row]
+            for row, velocity in zip(payload.parent.tolist(), wire.to_torch(payload.velocity, "float32"), strict=True):
+                self.velocities[owners[payload.subtree[row]], int(payload.node[row])] = velocity
 
     def latents(self, tree: int, node: int) -> torch.Tensor:
         """[*S] of one node, in the storage dtype."""
         return self.rows[tree, node]
+
+    def behaviour(self, tree: int, node: int) -> torch.Tensor:
+        """[*S] velocity of the policy that grew the tree, at one parent."""
+        return self.velocities[tree, node]

@@ -14,9 +14,13 @@ class RewardWorker:
     """Plain class; the cluster makes an actor of it."""
 
     def __init__(self, config: Config, index: int):
-        role = config.reward_workers
-        torch.set_num_threads(role.compute_threads)
+        torch.set_num_threads(config.reward_workers.compute_threads)
         self.index = index
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Score by this config from now on; resources stay as they were."""
+        role = config.reward_workers
         self.scorers = [(options, options.build(role.compute_threads, role.device)) for options in config.rewards]
 
     def __repr__(self) -> str:

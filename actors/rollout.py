@@ -21,9 +21,15 @@ class RolloutWorker:
 
     def __init__(self, config: Config, index: int):
         torch.set_num_threads(config.rollout.compute_threads)
-        self.config, self.index, self.version = config, index, 0
-        self.model = config.model.build(config.rollout.device)
+        self.index = index
         self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Begin again with the untrained model, for this config; resources stay as they were."""
+        self.config, self.version = config, 0
+        self.model = config.model.build(config.rollout.device)
+        storage = wire.dtype_named(config.rollout.storage_dtype)
+        self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch, config.loss.needs_shift)
 
     def __repr__(self) -> str:
         return f"rollout-{self.index} v{self.version}"

@@ -17,8 +17,8 @@ from branchgrpo.table import union
 
 if TYPE_CHECKING:
     from branchgrpo.advantage.depthwise import DepthWise as Advantage
-    from branchgrpo.loss.clipped import ClippedLoss as Loss
-    from branchgrpo.methods.branch import BranchMethod as Method
+    from branchgrpo.loss.base import LossOptions as Loss
+    from branchgrpo.methods.base import MethodOptions as Method
     from branchgrpo.models.flux import FluxModel as Model
     from branchgrpo.pruning.width import WidthPruning as Pruning
     from branchgrpo.rewards.ocr import OcrReward as Reward
@@ -40,7 +40,7 @@ class Run(Section):
     folder: str = Field("runs", description="where run folders are made")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     iterations: int = Field(100, ge=1, description="iterations to train")
-    max_minutes: float = Field(0, ge=0, description="stop training after this many minutes; 0 = no limit")
+    max_minutes: float = Field(0, ge=0, description="stop after this many minutes of training, held-out checks not counted; 0 = no limit")
     export: Literal["pipeline", "none"] = Field("pipeline", description="write the trained weights as a folder that diffusers loads, or not")
 
 
@@ -100,6 +100,11 @@ class Learner(Role):
     max_grad_norm: float = Field(1.0, gt=0, description="the gradient is clipped to this norm before every optimiser step")
     optimiser_steps: int = Field(1, ge=1, description="optimiser steps per iteration")
     micro_batch: int = Field(64, ge=1, description="parents per forward and backward")
+    token_budget: int = Field(0, ge=0, description="latent and text tokens per forward and backward, which may make micro-batches smaller; 0 = no limit")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="learning rate behind the warm-up, over run.iterations")
+    warmup: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly")
+    final_rate: float = Field(0.0, ge=0, le=1, description="part of the learning rate that linear and cosine end with")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of an exponential mean of the weights; 0 = none")
     max_skips: int = Field(3, ge=1, description="non-finite gradients in a row that end the run")
     timeout_seconds: float = Field(1800, gt=0, description="longest a collective or an update may take")
     publish_chunk_mb: int = Field(256, ge=1, description="size of one object when weights are published")
@@ -109,7 +114,11 @@ class Evaluation(Section):
     """The held-out check."""
 
     prompts: int = Field(256, ge=2, description="held-out prompts before and after training")
+    steps: int = Field(0, ge=0, description="denoising steps of evaluation; 0 = sampling.steps")
+    weights: Literal["policy", "ema"] = Field("policy", description="which weights are evaluated and exported")
     every: int = Field(0, ge=0, description="iterations between checks on the way; 0 = none")
+    every_seconds: float = Field(0, ge=0, description="seconds of training between checks on the way; 0 = none")
+    diversity: int = Field(0, ge=0, description="prompts of which several pictures are drawn, to measure how far apart they are; 0 = none")
     prompts_between: int = Field(64, ge=2, description="held-out prompts of those checks")
     pictures: int = Field(32, ge=1, description="pictures in samples/before.png and after.png")
     metric: str = Field("", description="the reported score that decides; empty: the first one reported")
@@ -156,6 +165,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         self.method.check(self.sampling.steps)
+        if self.evaluation.weights == "ema" and not self.learner.ema:
+            raise ValueError("evaluation.weights: ema needs learner.ema above 0")
+        if getattr(self.method, "name", "") == "tempflow" and self.rollout.fork_depth not in ("auto", 0):
+            raise ValueError("rollout.fork_depth: expected auto or 0 with tempflow, whose trees are not cut")
         reported = [f"{reward.name}/{score}" for reward in self.rewards for score in reward.report]
         if self.evaluation.metric and self.evaluation.metric not in reported:
             raise ValueError(f"evaluation.metric: expected one of {reported}, got {self.evaluation.metric!r}")
@@ -166,6 +179,33 @@ class Config(Section):
         """The reported score that decides, as reward/score."""
         first = self.rewards[0]
         return self.evaluation.metric or f"{first.name}/{first.report[0]}"
+
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs" / "methods"
+"""Where presets are: a method by one line."""
+
+METHOD_SECTIONS = ("method", "advantage", "pruning", "loss")
+"""What a preset decides in full."""
+
+
+def presets() -> list[str]:
+    """Names of all presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"preset: expected one of {', '.join(presets())}, got {name!r}")
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """`above` on top of `below`, mapping by mapping; components of different names don't mix."""
+    if not (isinstance(below, dict) and isinstance(above, dict)) or below.get("name") != above.get("name", below.get("name")):
+        return above
+    return below | {key: _merge(below[key], value) if key in below else value for key, value in above.items()}
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -183,14 +223,23 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
         raise UserError(f"--{dotted}: there is no such key") from error
 
 
-def load(path: Path, overrides: dict[str, str] | None = None) -> Config:
-    """Read and check a config. Raises UserError with one line that names the key."""
+def load(path: Path, overrides: dict[str, str] | None = None, preset: str | None = None) -> Config:
+    """Read and check a config. Raises UserError with one line that names the key.
+
+    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces what the file
+    says about the method; overrides go on top of all.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none, bytes that are not UTF-8
         raise UserError(f"config: expected a YAML file, cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config: expected a mapping of sections in {path}, got {type(tree).__name__}")
+    own = tree.pop("preset", None)
+    if preset is not None:
+        tree = _merge({key: value for key, value in tree.items() if key not in METHOD_SECTIONS}, _preset(preset))
+    elif own is not None:
+        tree = _merge(_preset(own), tree)
     for key, text in (overrides or {}).items():
         try:
             value = yaml.safe_load(text)

@@ -15,7 +15,7 @@ def assign(config: Config, plan: BranchPlan, trees: list[TreeHeader], iteration:
     """Credit of each tree, in order. Advantages always see the whole tree; pruning only clears `keep`."""
     credits = config.advantage.credit(plan, trees)
     for rule in config.pruning:
-        masks = rule.keep(plan, trees, iteration)
+        masks = rule.keep(plan, trees, iteration, config.run.seed)
         credits = [replace(credit, keep=credit.keep & mask) for credit, mask in zip(credits, masks, strict=True)]
     return credits
 

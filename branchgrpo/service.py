@@ -51,8 +51,9 @@ class Service(Protocol):
     rewards: Pool
     learners: Gang
 
-    def publish(self) -> int:
-        """Weights of the learners to every rollout worker, confirmed; returns their version."""
+    def publish(self, weights: str = "policy") -> int:
+        """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout worker, confirmed;
+        returns their version."""
 
     def driver_bytes(self) -> int:
         """Bytes that passed through the driver since the last call."""

@@ -13,9 +13,13 @@ from branchgrpo import prompts
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError
 from branchgrpo.forest import Forest, Harvest
+from branchgrpo.methods.adaptive import SplitChooser
 from branchgrpo.plan import ode_plan
 from branchgrpo.service import Service
-from branchgrpo.types import EVALUATION, F32, U8, StepStats
+from branchgrpo.types import EVALUATION, F32, U8, BranchPlan, StepStats
+
+DIVERSITY_PICTURES = 4
+"""Pictures of a prompt whose distances are measured."""
 
 Scores = dict[str, F32]
 """Reported scores [P] of held-out prompts, by reward/score."""
@@ -47,6 +51,7 @@ class Outcome:
 
     iterations: int = 0
     version: int = 0
+    seconds: float = 0.0  # spent in iterations
     stopped_by: str = "iterations"  # or "max_minutes", "interrupted"
     gates: dict[str, float] = field(default_factory=dict)  # what each start-up gate measured
 
@@ -60,30 +65,33 @@ class Trainer:
         self.held_out = prompts.read("held_out", config.held_out)
         self.forest = Forest(config, service, run)
         self.outcome = Outcome()
+        self.method = config.method
+        self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed) if getattr(config.method, "adapt_every", 0) else None
 
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
-        config, outcome, begun = self.config, self.outcome, perf_counter()
+        config, outcome = self.config, self.outcome
         while outcome.iterations < config.run.iterations:
             started, iteration = perf_counter(), outcome.iterations
-            plan = config.method.plan(iteration, config.sampling.steps, config.sampling.shift)
+            plan = self.method.plan(iteration, config.sampling.steps, config.sampling.shift, config.run.seed)
             chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
             texts = [self.train_prompts[index] for index in chosen]
-            harvest = self.forest.grow(plan, iteration, outcome.version, chosen, texts, config.rollout.trees_per_prompt)
+            harvest = self.forest.grow(plan, iteration, outcome.version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)
             grown = perf_counter()
             stats = self.service.learners.call("update", plan, iteration, harvest.segments, harvest.conditioning, harvest.rewards)[0]
             updated = perf_counter()
             self._publish(stats)
             outcome.iterations += 1
             ended = perf_counter()
-            times = {"time/update": updated - grown, "time/publish": ended - updated, "time/iteration": ended - started}
-            values = figures(harvest, stats, self.service.driver_bytes()) | times | self._check(outcome.iterations)
+            outcome.seconds += ended - started
+            times = {"time/update": updated - grown, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
+            values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(plan, harvest) | self._check(ended - started)
             log.write(outcome.iterations, values)
             self.display.update(outcome.iterations, values)
             if self.interrupted():
                 outcome.stopped_by = "interrupted"
                 break
-            if config.run.max_minutes and perf_counter() - begun > 60 * config.run.max_minutes:
+            if config.run.max_minutes and outcome.seconds > 60 * config.run.max_minutes:
                 outcome.stopped_by = "max_minutes"
                 break
         return outcome
@@ -91,23 +99,49 @@ class Trainer:
     def evaluate(self, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler, always from the same noise, and the
         pixels [pictures, F, H, W, 3] of the first ones."""
-        texts = self.held_out[:count]
-        plan = ode_plan(self.config.sampling.steps, self.config.sampling.shift)
-        harvest = self.forest.grow(plan, EVALUATION, self.outcome.version, list(range(len(texts))), texts, trees=1)
-        found: dict[int, U8] = {}
+        harvest, found = self._sample(count, 1, pictures)
+        scores = {name: harvest.part(name) for name in harvest.parts}
+        return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
+
+    def diversity(self) -> F32:
+        """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a scale of 0 … 1."""
+        prompts = self.config.evaluation.diversity
+        _, found = self._sample(prompts, DIVERSITY_PICTURES, prompts)
+        return np.array([pairwise_distance(np.stack([found[row, tree] for tree in range(DIVERSITY_PICTURES)])) for row in range(prompts)], np.float32)
+
+    def _sample(self, count: int, trees: int, pictures: int) -> tuple[Harvest, dict[tuple[int, int], U8]]:
+        """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of the first `pictures` prompts."""
+        texts, options = self.held_out[:count], self.config.evaluation
+        averaged = options.weights == "ema" and self.outcome.version > 0
+        if averaged:
+            self.service.publish("ema")
+        plan = ode_plan(options.steps or self.config.sampling.steps, self.config.sampling.shift)
+        harvest = self.forest.grow(plan, EVALUATION, self.outcome.version, list(range(len(texts))), texts, trees)
+        found: dict[tuple[int, int], U8] = {}
         for subtrees, reference in harvest.media:
             if any(subtree.prompt < pictures for subtree in subtrees):
                 pixels = self.service.rollouts.fetch(reference).pixels
-                found |= {subtree.prompt: picture for subtree, picture in zip(subtrees, pixels, strict=True)}
+                found |= {(subtree.prompt, subtree.key.tree): picture for subtree, picture in zip(subtrees, pixels, strict=True)}
+        if averaged:
+            self.service.publish()
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
-        scores = {name: harvest.part(name) for name in harvest.parts}
-        return scores, np.stack([found[row] for row in range(pictures)]) if pictures else None
+        return harvest, found
 
-    def _check(self, iteration: int) -> dict[str, float]:
-        evaluation = self.config.evaluation
-        if not evaluation.every or iteration % evaluation.every or iteration == self.config.run.iterations:
+    def _adapt(self, plan: BranchPlan, harvest: Harvest) -> dict[str, float]:
+        if not self.chooser:
             return {}
-        scores, _ = self.evaluate(evaluation.prompts_between)
+        self.chooser.observe(plan, np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)]))
+        self.method = self.chooser.method
+        return {f"splits/{index}": float(step) for index, step in enumerate(plan.splits)}
+
+    def _check(self, seconds: float) -> dict[str, float]:
+        """The held-out check, when it is due behind an iteration that took `seconds`."""
+        options, iteration, total = self.config.evaluation, self.outcome.iterations, self.outcome.seconds
+        due = options.every and iteration % options.every == 0
+        due = due or (options.every_seconds and total // options.every_seconds > (total - seconds) // options.every_seconds)
+        if not due or iteration == self.config.run.iterations:
+            return {}
+        scores, _ = self.evaluate(options.prompts_between)
         return {f"held_out/{name}": float(values.mean()) for name, values in scores.items()}
 
     def _publish(self, stats: StepStats) -> None:
@@ -131,6 +165,13 @@ class Trainer:
                 raise GateError(f"gate weights arrive: expected rollout-{worker}'s velocity within {bound:g} of the learner's, got {difference:.3g}")
 
 
+def pairwise_distance(pixels: U8) -> float:
+    """Mean over pairs of pictures [n, …] of their root mean square difference, 0 … 1."""
+    flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255.0
+    pairs = [np.sqrt(np.square(one - other).mean()) for index, one in enumerate(flat) for other in flat[index + 1 :]]
+    return float(np.mean(pairs))
+
+
 def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, float]:
     """An iteration's figures under their names in metrics.jsonl (docs/run-folder.md lists them)."""
     leaves = np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)])
@@ -145,11 +186,12 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
         "tree/leaves": leaves.size,
         "tree/forwards": sum(header.forwards for header in headers),
         "tree/edges": stats.edges_stochastic,
+        "tree/edges_all": stats.edges_all,
         "latents/bytes": sum(header.payload_bytes for header in headers),
         "driver/bytes": driver_bytes,
     }
     update = {
-        "forwards": stats.forwards, "edges": stats.edges, "clip_fraction": stats.clip_fraction, "ratio_deviation": stats.ratio_deviation,
+        "forwards": stats.forwards, "edges": stats.edges, "clip_fraction": stats.clip_fraction, "kl": stats.kl, "learning_rate": stats.learning_rate, "ratio_deviation": stats.ratio_deviation,
         "gradient_norm": stats.gradient_norm, "loss": stats.loss, "skipped_steps": stats.skipped_steps, "optimiser_steps": stats.optimiser_steps,
         "weight_entropy": stats.weight_entropy, "advantage_abs": stats.advantage_abs, "fetched_bytes": stats.fetched_bytes, "version": stats.version,
     }  # fmt: skip

@@ -268,6 +268,7 @@ class StepStats:
     forwards: int  # distinct parents, all ranks
     edges: int  # trained edges, all ranks
     edges_stochastic: int  # before pruning
+    edges_all: int  # of the trees, deterministic ones too
     weight_entropy: float
     advantage_abs: float
     fetched_bytes: int  # payload bytes this rank read

@@ -1,7 +1,8 @@
-"""The policy update: clipped loss over shards of sibling-shared parents, then AdamW."""
+"""The policy update: the loss over shards of sibling-shared parents, then AdamW."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from branchgrpo import kernels
-from branchgrpo.config import Config
+from branchgrpo.config import Config, Learner
+from branchgrpo.loss.base import Edges
 from branchgrpo.models.base import Adapter
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan, LearnerShard, TreeHeader
@@ -20,7 +22,7 @@ Sum = Callable[[Tensor], Tensor]
 """All-reduce by sum over the learner ranks; the identity for one rank."""
 
 Latents = Callable[[int, int], Tensor]
-"""(tree, node) → its stored latents [*S]."""
+"""(tree, node) → its stored latents, or velocity, [*S]."""
 
 
 @dataclass
@@ -30,13 +32,25 @@ class Tally:
     loss: float = 0.0
     deviation: float = 0.0
     clipped: float = 0.0
+    kl: float = 0.0
     edges: float = 0.0
     forwards: float = 0.0
 
     def reduced(self, add: Sum) -> Tally:
         """Summed over ranks."""
-        values = add(torch.tensor([self.loss, self.deviation, self.clipped, self.edges, self.forwards], dtype=torch.float64))
+        values = add(torch.tensor(list(vars(self).values()), dtype=torch.float64))
         return Tally(*values.tolist())
+
+
+def rate_factor(options: Learner, step: int, total: int) -> float:
+    """What the learning rate is multiplied by at optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    progress = min(1.0, (step - options.warmup) / max(1, total - options.warmup))
+    if options.schedule == "constant":
+        return 1.0
+    fall = progress if options.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * progress))
+    return 1.0 - (1.0 - options.final_rate) * fall
 
 
 class PolicyUpdate:
@@ -44,25 +58,41 @@ class PolicyUpdate:
 
     def __init__(self, config: Config, model: Adapter, ranks: int):
         self.config, self.model, self.ranks = config, model, ranks
-        self.parameters = list(model.trainable().values())
-        options = config.learner
+        trainable, options = model.trainable(), config.learner
+        self.parameters = list(trainable.values())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
+        total = config.run.iterations * options.optimiser_steps
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate_factor(options, step, total))
+        self.learning_rate = 0.0  # of the last optimiser step
+        self.ema = {name: value.detach().clone() for name, value in trainable.items()} if options.ema else {}
 
-    def log_ratio(self, plan: BranchPlan, rows: Rows) -> tuple[Tensor, Tensor]:
-        """(log-prob, behaviour log-prob) [n, K] of edges; missing children have both equal."""
+    def edges(self, plan: BranchPlan, rows: Rows) -> tuple[Edges, Tensor]:
+        """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have both log-probs equal."""
         v = self.model.velocity(rows.x, rows.sigma, rows.cond)
         mean, std = kernels.transition(plan, rows.steps, rows.x, v)
         columns = [kernels.log_prob(rows.y[:, child], mean, std) for child in range(rows.y.shape[1])]
         log_prob = torch.stack(columns, 1)
-        return log_prob, torch.where(rows.present, rows.old, log_prob.detach())
+        old = torch.where(rows.present, rows.old, log_prob.detach())
+        std = std.flatten(1)
+        shift = torch.zeros_like(std)
+        if rows.velocity is not None:
+            behaviour, _ = kernels.transition(plan, rows.steps, rows.x, rows.velocity)
+            shift = _distance(mean, behaviour)
+        levels = torch.from_numpy(plan.sigmas).to(std.device)
+        return Edges(log_prob, old, rows.advantage, std, (levels[rows.steps + 1] - levels[rows.steps])[:, None], shift), mean
+
+    def kl(self, plan: BranchPlan, rows: Rows, mean: Tensor, std: Tensor) -> Tensor:
+        """[n, 1] KL of the transition to that of the frozen base, mean over dimensions: ‖μ − μ_base‖²/(2·std²)."""
+        base, _ = kernels.transition(plan, rows.steps, rows.x, self.model.base_velocity(rows.x, rows.sigma, rows.cond))
+        return _distance(mean, base) / (2.0 * std**2)
 
     def deviation(self, plan: BranchPlan, batches: list[Rows]) -> float:
         """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none."""
         worst = 0.0
         with torch.no_grad():
             for rows in batches:
-                new, old = self.log_ratio(plan, rows)
-                worst = max(worst, float((torch.exp(new - old) - 1).abs().max()))
+                edges, _ = self.edges(plan, rows)
+                worst = max(worst, float((torch.exp(edges.log_prob - edges.old_log_prob) - 1).abs().max()))
         return worst
 
     def step(self, plan: BranchPlan, batches: list[Rows], tally: Tally) -> float:
@@ -76,20 +106,43 @@ class PolicyUpdate:
             last = index == len(batches) - 1
             hold = getattr(self.model.denoiser, "no_sync", nullcontext) if not last else nullcontext
             with hold():
-                new, old = self.log_ratio(plan, rows)
-                loss, ratio, clipped = self.config.loss(new, old, rows.advantage)
-                total = (loss * rows.weight).sum()
-                (total * self.ranks).backward()  # type: ignore[no-untyped-call]  # DDP averages over ranks
-            real = rows.present & (rows.weight > 0)
-            tally.loss += float(total.detach())
-            tally.deviation += float(((ratio - 1).abs() * real).sum())
-            tally.clipped += float((clipped & real).sum())
-            tally.edges += float(real.sum())
-            tally.forwards += float(real.any(1).sum())
+                self._backward(plan, rows, tally)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.learner.max_grad_norm))
         if np.isfinite(norm):
+            self.learning_rate = self.scheduler.get_last_lr()[0]
             self.optimiser.step()
+            self.scheduler.step()
+            self._average()
         return norm
+
+    def _backward(self, plan: BranchPlan, rows: Rows, tally: Tally) -> None:
+        beta = self.config.loss.kl_beta
+        edges, mean = self.edges(plan, rows)
+        loss, ratio, clipped = self.config.loss(edges)
+        real = rows.present & (rows.weight > 0)
+        if beta:
+            kl = self.kl(plan, rows, mean, edges.std)
+            loss = loss + beta * kl
+            tally.kl += float((kl.detach() * real).sum())
+        total = (loss * rows.weight).sum()
+        (total * self.ranks).backward()  # type: ignore[no-untyped-call]  # DDP averages over ranks
+        tally.loss += float(total.detach())
+        tally.deviation += float(((ratio - 1).abs() * real).sum())
+        tally.clipped += float((clipped & real).sum())
+        tally.edges += float(real.sum())
+        tally.forwards += float(real.any(1).sum())
+
+    def _average(self) -> None:
+        """Move the exponential mean of the weights a step."""
+        decay = self.config.learner.ema
+        with torch.no_grad():
+            for mean, value in zip(self.ema.values(), self.parameters, strict=bool(self.ema)):
+                mean.lerp_(value, 1.0 - decay)
+
+
+def _distance(mean: Tensor, other: Tensor) -> Tensor:
+    """[n, 1] mean over dimensions of the squared difference."""
+    return (mean - other).square().flatten(1).mean(1, keepdim=True)
 
 
 @dataclass
@@ -105,12 +158,20 @@ class Rows:
     advantage: Tensor  # [n, K]
     weight: Tensor  # [n, K]
     present: Tensor  # [n, K] bool: there is such a child
+    velocity: Tensor | None = None  # [n, *S] of the behaviour policy at x, where the loss needs it
 
 
 def micro_batches(
-    plan: BranchPlan, shard: LearnerShard, trees: list[TreeHeader], latents: Latents, cond: dict[str, Tensor], size: int, device: torch.device
+    plan: BranchPlan,
+    shard: LearnerShard,
+    trees: list[TreeHeader],
+    latents: Latents,
+    cond: dict[str, Tensor],
+    size: int,
+    device: torch.device,
+    velocities: Latents | None = None,
 ) -> list[Rows]:
-    """A shard as micro-batches of at most `size` parents."""
+    """A shard as micro-batches of at most `size` parents; with the behaviour policy's velocities, if they are given."""
     topo, batches = topology(plan), []
     for first in range(0, len(shard.parents), size):
         part = slice(first, first + size)
@@ -127,5 +188,6 @@ def micro_batches(
         prompt = torch.tensor([trees[tree].prompt for tree in parents[:, 0]], device=device)
         move = [torch.from_numpy(array).to(device) for array in (old, shard.advantage[part], shard.weight[part], edges >= 0)]
         levels = torch.from_numpy(plan.sigmas).to(device)
-        batches.append(Rows(x, y, levels[steps], steps, {name: array[prompt] for name, array in cond.items()}, *move))
+        velocity = torch.stack([velocities(tree, node) for tree, node in parents.tolist()]).to(device) if velocities else None
+        batches.append(Rows(x, y, levels[steps], steps, {name: array[prompt] for name, array in cond.items()}, *move, velocity))
     return batches

@@ -93,7 +93,7 @@ def pack_weights(version: int, tensors: Mapping[str, torch.Tensor], chunk_bytes:
     names, values = tuple(tensors), list(tensors.values())
     flat = [_bytes(value) for value in values]
     chunk = plan_chunks([len(one) for one in flat], chunk_bytes)
-    chunks = [np.concatenate([one for one, where in zip(flat, chunk, strict=True) if where == k]) for k in range(chunk[-1] + 1)]
+    chunks = [np.concatenate([one for one, where in zip(flat, chunk, strict=True) if where == k]) for k in range(max(chunk, default=-1) + 1)]
     shapes = tuple(tuple(value.shape) for value in values)
     dtypes = tuple(name_of(value.dtype) for value in values)
     return WeightUpdate(version, _fingerprint(names, values), names, dtypes, shapes, chunk), chunks

@@ -7,12 +7,12 @@ from cluster.gang import Gang
 from cluster.pool import Pool
 
 
-def publish(gang: Gang, pool: Pool, chunks: int) -> int:
-    """Rank 0 puts its weights in the store, every worker loads them and confirms the digest. Returns the version.
+def publish(gang: Gang, pool: Pool, chunks: int, weights: str) -> int:
+    """Rank 0 puts the named weights in the store, every worker loads them and confirms the digest. Returns the version.
 
     Raises PublishError when a worker, after loading, holds anything else than what was published.
     """
-    references = gang.leader("publish", returns=2 + chunks)
+    references = gang.leader("publish", weights, returns=2 + chunks)
     version, digest = pool.fetch(references[0])
     for worker, found in enumerate(pool.broadcast("load_weights", *references[1:])):
         if found != digest:

@@ -1,3 +1,6 @@
 """Advantage estimators: one file and one line each."""
 
-TABLE = {"depthwise": "branchgrpo.advantage.depthwise:DepthWise"}
+TABLE = {
+    "depthwise": "branchgrpo.advantage.depthwise:DepthWise",
+    "group": "branchgrpo.advantage.group:GroupRelative",
+}

@@ -22,6 +22,7 @@ class DepthWise(Component):
 
     name: Literal["depthwise"] = Field("depthwise", description="the estimator")
     path_beta: float = Field(0.0, ge=0, description="β of the path-probability weights of reward fusion; 0 = uniform")
+    group: Literal["prompt", "tree"] = Field("prompt", description="what is compared: all trees of a prompt, or each tree with itself")
     std: Literal["depth", "tree", "global"] = Field(
         "depth", description="what divides: spread of the depth in the prompt's group, of the tree's leaves, or of all leaves of the iteration"
     )
@@ -31,7 +32,7 @@ class DepthWise(Component):
         """Credit of each tree, in order; `keep` marks every stochastic edge.
 
         advantage(edge into n at depth d) = (r̄(n) − mean_d) / (std_d + ε), mean and unbiased std over all nodes
-        of depth d in all trees of the same prompt. A depth with one node, or a divisor below 1e-6, gets 0.
+        of depth d in all trees of the same prompt. (On a spine, of the random edges of that depth.) A depth with one node, or a divisor below 1e-6, gets 0.
         """
         topo = topology(plan)
         fused = [fuse(topo, tree.leaf_reward, tree.log_prob, self.path_beta) for tree in trees]
@@ -39,11 +40,12 @@ class DepthWise(Component):
         advantage = np.zeros_like(reward)
         groups: dict[int, list[int]] = defaultdict(list)
         for index, tree in enumerate(trees):
-            groups[tree.prompt].append(index)
+            groups[tree.prompt if self.group == "prompt" else index].append(index)
         every_leaf = np.concatenate([tree.leaf_reward for tree in trees])
         for members in groups.values():
             for level in range(1, plan.steps + 1):
                 nodes = topo.level(level)
+                nodes = nodes[topo.stochastic[nodes]] if topo.stochastic[nodes].any() else nodes
                 rows = np.ix_(np.array(members), nodes)
                 values = reward[rows]
                 if values.size < 2 or np.ptp(values) < _SPREAD:

@@ -6,22 +6,26 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from branchgrpo.table import Component
+from branchgrpo.loss.base import Edges, LossOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ClippedLoss(Component):
+class ClippedLoss(LossOptions):
     """max(−A·ρ, −A·clip(ρ, 1 ± ε)), ρ = exp(log π − log π_old)."""
 
     name: Literal["clipped"] = Field("clipped", description="the loss")
     clip_range: float = Field(1e-3, gt=0, description="ε; small, since log-probs are means over dimensions")
 
-    def __call__(self, log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, ratio, clipped) of each edge, all of the inputs' shape; `clipped` marks edges whose gradient is cut."""
-        import torch
+    def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
+        return clipped(edges.log_prob - edges.old_log_prob, edges.advantage, self.clip_range)
 
-        ratio = torch.exp(log_prob - old_log_prob)
-        plain, bounded = -advantage * ratio, -advantage * ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-        return torch.maximum(plain, bounded), ratio.detach(), (bounded > plain).detach()
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, ratio, cut) of the clipped surrogate, all of the inputs' shape."""
+    import torch
+
+    ratio = torch.exp(log_ratio)
+    plain, bounded = -advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.maximum(plain, bounded), ratio.detach(), (bounded > plain).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,12 @@ class ModelOptions(Component):
 
     path: str = Field(description="folder in diffusers layout, or embedded:NAME for one shipped with the package")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the weights and of the forward pass")
+
+    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance with an empty prompt, in rollouts and training; 1 = none")
+    negative_prompt: str = Field("", description="what true_cfg guides away from")
+    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
+    lora_alpha: float = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
+    lora_targets: tuple[str, ...] = Field((), description="names of the layers they go into; empty = the family's attention projections")
 
     def folder(self) -> Path:
         """Where the weights are. Raises UserError when the folder or its model_index.json is missing."""
@@ -49,7 +56,9 @@ class Adapter(ABC):
 
     device: torch.device
     latent_shape: tuple[int, ...]  # S
-    denoiser: nn.Module  # what is trained; may be wrapped, for example by DDP
+    denoiser: Any  # the module that is trained; may be wrapped, for example by DDP
+    base: nn.Module  # as it was before training, once `freeze_base` made a copy
+    adapted = False  # LoRA adapters train, not the denoiser's own weights
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Conditioning:
@@ -81,6 +90,33 @@ class Adapter(ABC):
     def module(self) -> Any:
         """The denoiser, unwrapped."""
         return getattr(self.denoiser, "module", self.denoiser)
+
+    def tokens(self, cond: dict[str, Tensor]) -> int:
+        """Rows of the denoiser's sequence for one latent, text included: what its memory grows with."""
+        raise NotImplementedError
+
+    def freeze_base(self) -> None:
+        """Keep what `base_velocity` needs: nothing with LoRA, whose adapters are switched off; else a copy of the denoiser."""
+        if not self.adapted:
+            self.base = copy.deepcopy(self.module).eval().requires_grad_(False)
+
+    def base_velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """`velocity` of the model as it was before training, without a gradient."""
+        import torch
+
+        trained = self.denoiser
+        try:
+            if self.adapted:
+                self.denoiser = self.module
+                self.denoiser.disable_adapters()
+            else:
+                self.denoiser = self.base
+            with torch.no_grad():
+                return self.velocity(x, sigma, cond)
+        finally:
+            if self.adapted:
+                self.denoiser.enable_adapters()
+            self.denoiser = trained
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by their name in the denoiser; the names survive wrapping."""

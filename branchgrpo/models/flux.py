@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
@@ -16,6 +18,10 @@ from branchgrpo.types import U8, Conditioning
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Attention projections of FluxTransformer2DModel."""
 
 
 class FluxModel(ModelOptions):
@@ -60,6 +66,13 @@ class Flux(Adapter):
         self.options, self.device = options, torch.device(device)
         dtype, folder = dtype_named(options.dtype), options.folder()
         transformer = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+        if options.lora_rank:
+            from peft import LoraConfig
+
+            alpha = options.lora_alpha or 2 * options.lora_rank
+            transformer.requires_grad_(False)
+            transformer.add_adapter(LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=list(options.lora_targets or ATTENTION)))
+            self.adapted = True
         self.denoiser = transformer.to(self.device).eval()
         if not denoiser_only:
             self.pipe = FluxPipeline.from_pretrained(folder, transformer=self.denoiser, torch_dtype=dtype).to(self.device)
@@ -75,12 +88,29 @@ class Flux(Adapter):
     def encode(self, prompts: list[str]) -> Conditioning:
         import torch
 
+        texts = [*prompts, self.options.negative_prompt] if self.options.true_cfg > 1 else prompts
         with torch.no_grad():
-            text, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=self.options.max_sequence_length)
+            text, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=self.options.max_sequence_length)
         arrays = {"text": text.float().cpu().numpy(), "pooled": pooled.float().cpu().numpy()}
+        if self.options.true_cfg > 1:  # each prompt's row carries the negative one, so that rows stay independent
+            arrays = {
+                name: np.stack([array[: len(prompts)], np.broadcast_to(array[-1:], array[: len(prompts)].shape)], 1) for name, array in arrays.items()
+            }
         return Conditioning(arrays, len(prompts))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        if self.options.true_cfg == 1:
+            return self._forward(x, sigma, cond)
+        both = {name: torch.cat([array[:, 0], array[:, 1]]) for name, array in cond.items()}
+        wanted, unwanted = self._forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return unwanted + self.options.true_cfg * (wanted - unwanted)
+
+    def tokens(self, cond: dict[str, Tensor]) -> int:
+        return (self.latent_shape[0] + cond["text"].shape[-2]) * (1 if self.options.true_cfg == 1 else 2)
+
+    def _forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         import torch
 
         text = cond["text"].to(self.dtype)
@@ -97,7 +127,6 @@ class Flux(Adapter):
         return out.float()
 
     def decode(self, x0: Tensor) -> U8:
-        import numpy as np
         import torch
 
         pipe, pixels = self.pipe, []
@@ -116,8 +145,14 @@ class Flux(Adapter):
         generator, config = torch.Generator().manual_seed(1), self.module.config
         text = torch.randn(rows, min(8, self.options.max_sequence_length), int(config.joint_attention_dim), generator=generator)
         pooled = torch.randn(rows, int(config.pooled_projection_dim), generator=generator)
-        return {"text": text.to(self.device), "pooled": pooled.to(self.device)}
+        found = {"text": text.to(self.device), "pooled": pooled.to(self.device)}
+        return found if self.options.true_cfg == 1 else {name: torch.stack([array, array.flip(0)], 1) for name, array in found.items()}
 
     def save(self, folder: Path, source: Path) -> None:
         copytree(source, folder, ignore=lambda _, names: [name for name in names if name == "transformer"], dirs_exist_ok=True)
-        self.module.save_pretrained(folder / "transformer")
+        module = self.module
+        if self.adapted:  # a stock pipeline loads plain weights: merge the adapters into a copy
+            module = deepcopy(module)
+            module.fuse_lora()
+            module.unload_lora()
+        module.save_pretrained(folder / "transformer")

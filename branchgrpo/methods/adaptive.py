@@ -1,0 +1,59 @@
+"""Choosing where trees split from what splitting there was worth (ours; off unless method.adapt_every is set)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from branchgrpo.methods.branch import BranchMethod
+from branchgrpo.types import F32, BranchPlan
+
+_MEMORY = 0.2  # weight of the newest measurement
+
+
+class SplitChooser:
+    """Measures each split's own part of the reward variance, and moves the splits to where it is largest.
+
+    Until every step has been tried, the least recently tried ones come next. From then on all splits but one go to
+    the best steps, and one to the step that was not tried for longest, so that the measurements stay fresh.
+    """
+
+    def __init__(self, method: BranchMethod, steps: int, seed: int):
+        self.method, self.iterations = method, 0
+        self.worth = np.full(steps - 1, np.nan)  # [T−1] mean variance that a split at this step adds between siblings
+        self.tried = np.full(steps - 1, -1)  # iteration of the last measurement
+        self.order = np.random.default_rng(seed).permutation(steps - 1)  # of steps that are equal otherwise
+
+    def observe(self, plan: BranchPlan, leaves: F32) -> None:
+        """Take note of the rewards [trees, L] of an iteration; every `adapt_every` of them choose new splits."""
+        for step, value in zip(plan.splits, variance_components(leaves, plan.fanout[plan.splits[0]]), strict=True):
+            known = np.isfinite(self.worth[step])
+            self.worth[step] = (1 - _MEMORY) * self.worth[step] + _MEMORY * value if known else value
+            self.tried[step] = self.iterations
+        self.iterations += 1
+        if self.iterations % self.method.adapt_every == 0:
+            self.method = self.method.model_copy(update={"splits": self._choose()})
+
+    def _choose(self) -> tuple[int, ...]:
+        count = len(self.method.splits)
+        by_age = sorted(self.order.tolist(), key=lambda step: self.tried[step])
+        if np.isnan(self.worth).any():
+            return tuple(sorted(by_age[:count]))
+        best = sorted(self.order.tolist(), key=lambda step: -self.worth[step])[: count - 1]
+        fresh = next(step for step in by_age if step not in best)
+        return tuple(sorted([*best, fresh]))
+
+
+def variance_components(leaves: F32, fanout: int) -> list[float]:
+    """What each split adds to the variance between its children, from leaf rewards [trees, fanout^splits].
+
+    V_j, the mean unbiased variance of siblings' mean rewards at split j, is C_j + V_{j+1} / fanout: what the split
+    itself does, plus what the splits below leave in a mean over `fanout` children. So C_j = V_j − V_{j+1} / fanout
+    (components of variance of a balanced nested design), not below 0.
+    """
+    between, means = [], leaves.astype(np.float64)
+    while means.shape[1] > 1:
+        siblings = means.reshape(len(means), -1, fanout)
+        between.append(float(siblings.var(axis=2, ddof=1).mean()))
+        means = siblings.mean(axis=2)
+    found = [max(0.0, here - below / fanout) for here, below in zip(between, [0.0, *between], strict=False)]
+    return found[::-1]
