@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,6 @@ from branchgrpo.errors import GateError, UserError
 
 if TYPE_CHECKING:
     from branchgrpo.display import Display
-    from branchgrpo.trainer import Outcome, Scores, Trainer
 
 ROOT = Path(__file__).resolve().parent
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -31,7 +32,9 @@ Without arguments: train the embedded model on the quick-start config, about 5 m
 
 EPILOG = """examples:
   run.py train                                              the quick start
-  run.py train --method.stochastic all --method.splits "[0, 3, 6, 9]"    the paper's full tree
+  run.py train --preset branchgrpo                          another method: the paper's full tree
+  run.py compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
+  run.py eval runs/quickstart-20261121-120000               the scores of a saved model
   run.py train my.yaml --run.seed 1 --rollout.workers 8     any key of a config, dotted
   run.py config my.yaml                                     the resolved config
   run.py config --schema                                    every key, its meaning and default (JSON schema)
@@ -39,9 +42,9 @@ EPILOG = """examples:
 
 
 class Service:
-    """The actors of one run. Satisfies branchgrpo.service.Service."""
+    """The actors of one run. Satisfies branchgrpo.service.Service, without learners where nothing is trained."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, learning: bool = True):
         import ray
 
         from actors.learner import Learner
@@ -50,26 +53,41 @@ class Service:
         from cluster.gang import Gang
         from cluster.pool import Meter, Pool
 
-        self.meter = Meter()
+        self.meter, self.config = Meter(), config
         timeout = config.cluster.task_timeout_seconds
         rollout, reward, learner = config.rollout, config.reward_workers, config.learner
         self.rollouts = Pool(RolloutWorker, "rollout", rollout.workers, rollout.cpus, rollout.gpus, (config,), self.meter, timeout)
         self.rewards = Pool(RewardWorker, "reward", reward.workers, reward.cpus, reward.gpus, (config,), self.meter, timeout)
-        make = partial(_learner_arguments, config, ray.get)
-        self.learners = Gang(Learner, "learner", learner.ranks, learner.cpus, learner.gpus, make, self.meter, learner.timeout_seconds)
+        make, self.gangs = partial(_learner_arguments, config, ray.get), []
+        if learning:
+            self.learners = Gang(Learner, "learner", learner.ranks, learner.cpus, learner.gpus, make, self.meter, learner.timeout_seconds)
+            self.gangs = [self.learners]
 
     def form(self) -> None:
         """Wait until every actor has loaded its models."""
         self.rollouts.wait_ready()
         self.rewards.wait_ready()
-        self.learners.form()
-        self.chunks = self.learners.call("chunks")[0]
+        for gang in self.gangs:
+            gang.form()
+            self.chunks = gang.call("chunks")[0]
 
-    def publish(self) -> int:
-        """Weights of the learners to every rollout worker; returns their version."""
+    def configure(self, config: Config) -> Service:
+        """All actors begin again with the untrained model, for a config of the same roles."""
+        if config == self.config:
+            return self
+        self.config = config
+        for pool in (self.rollouts, self.rewards):
+            pool.broadcast("configure", config)
+        for gang in self.gangs:
+            gang.call("configure", config)
+            self.chunks = gang.call("chunks")[0]
+        return self
+
+    def publish(self, weights: str = "policy") -> int:
+        """Weights of the learners, or their exponential mean, to every rollout worker; returns their version."""
         from cluster.publish import publish
 
-        return publish(self.learners, self.rollouts, self.chunks)
+        return publish(self.learners, self.rollouts, self.chunks, weights)
 
     def driver_bytes(self) -> int:
         """Bytes through the driver since the last call."""
@@ -92,93 +110,82 @@ def check(config: Config) -> None:
         reward.check_prompts(train + held_out)
 
 
+@contextmanager
+def started(config: Config, display: Display, learning: bool = True) -> Iterator[Callable[[Config], Service]]:
+    """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the block."""
+    from cluster import placement, session
+
+    display.phase("starting Ray")
+    connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
+    try:
+        if connected.dashboard:
+            display.note(f"Ray dashboard: {connected.dashboard}")
+        roles = {"rollout": (config.rollout, config.rollout.workers), "reward": (config.reward_workers, config.reward_workers.workers)}
+        roles |= {"learner": (config.learner, config.learner.ranks)} if learning else {}
+        placement.require({role: [placement.bundle(one.cpus, one.gpus)] * count for role, (one, count) in roles.items()}, config.cluster.wait_seconds)
+        display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
+        service = Service(config, learning)
+        service.form()
+        yield service.configure
+    finally:
+        session.stop()
+
+
 def train(config: Config) -> int:
     """Train, evaluate before and after, write the run folder. Returns the exit code."""
     from branchgrpo.display import Display
-    from cluster import placement, session
+    from branchgrpo.experiment import carry_out
 
     check(config)
     begun, interrupted = perf_counter(), Interruption()
-    name = f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with Display(f"branchgrpo {config.run.name}", config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
-        display.phase("starting Ray")
-        connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
-        try:
-            if connected.dashboard:
-                display.note(f"Ray dashboard: {connected.dashboard}")
-            roles = {"rollout": (config.rollout, config.rollout.workers), "reward": (config.reward_workers, config.reward_workers.workers)}
-            roles["learner"] = (config.learner, config.learner.ranks)
-            placement.require({role: [placement.bundle(one.cpus, one.gpus)] * count for role, (one, count) in roles.items()}, config.cluster.wait_seconds)
-            display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
-            service = Service(config)
-            service.form()
-            return _run(config, service, display, name, begun, interrupted)
-        finally:
-            session.stop()
+        with started(config, display) as form:
+            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun)
+    from rich.console import Console
 
+    from branchgrpo.report import table
 
-def _run(config: Config, service: Service, display: Display, name: str, begun: float, interrupted: Interruption) -> int:
-    """Everything between start-up and shutdown: before, training, after."""
-    from branchgrpo.metrics import MetricsLog, read
-    from branchgrpo.trainer import Trainer
-
-    folder = Path(config.run.folder) / name
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
-    trainer = Trainer(config, service, name, display, interrupted)
-    seconds = {"start_up": perf_counter() - begun}
-    pictures = min(config.evaluation.pictures, config.evaluation.prompts)
-    display.phase(f"held-out check before training: {config.evaluation.prompts} prompts")
-    started = perf_counter()
-    before, pixels = trainer.evaluate(config.evaluation.prompts, pictures)
-    seconds["evaluation_before"] = perf_counter() - started
-    _sheet(config, trainer, folder / "samples" / "before.png", before, pixels, "before training")
-    with MetricsLog(folder) as log:
-        start = {f"held_out/{key}": float(values[: config.evaluation.prompts_between].mean()) for key, values in before.items()}
-        log.write(0, start)
-        display.update(0, start)
-        display.phase("training")
-        started = perf_counter()
-        outcome = trainer.train(log)
-        seconds["training"] = perf_counter() - started
-        display.phase("held-out check after training")
-        started = perf_counter()
-        after, pixels = trainer.evaluate(config.evaluation.prompts, pictures)
-        seconds["evaluation_after"] = perf_counter() - started
-        end = {f"held_out/{key}": float(values[: config.evaluation.prompts_between].mean()) for key, values in after.items()}
-        log.write(outcome.iterations, end)
-    _sheet(config, trainer, folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
-    if config.run.export == "pipeline":
-        display.phase("writing weights")
-        service.learners.call("save", (folder / "weights").resolve())
-    _report(config, folder, before, after, read(folder / "metrics.jsonl"), seconds, outcome, display)
+    Console().print(table(summary))
     return 0
 
 
-def _sheet(config: Config, trainer: Trainer, path: Path, scores: Scores, pixels: Any, title: str) -> None:
-    """A contact sheet of the first held-out prompts."""
-    from branchgrpo.report import pictures
+def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: dict[str, str], folder: Path | None) -> int:
+    """Run methods one after another on one cluster, and write the tables and pictures."""
+    from branchgrpo.compare import Budget, Comparison
+    from branchgrpo.display import Display
 
-    path.parent.mkdir(exist_ok=True)
-    pictures(path, pixels, trainer.held_out[: len(pixels)], scores[config.metric][: len(pixels)], config.metric, title)
+    comparison = Comparison(base, methods, seeds, Budget.parse(budget), overrides, folder)
+    for config in comparison.configs.values():
+        check(config)
+    interrupted, finished = Interruption(), True
+    if comparison.open():
+        first = next(iter(comparison.configs.values()))
+        with Display("branchgrpo compare", first.run.iterations, first.metric, max_minutes=first.run.max_minutes) as display:
+            with started(first, display) as form:
+                finished = comparison.run(form, display, interrupted)
+    from branchgrpo.compare_report import write  # after the runs: it needs matplotlib
+
+    print(write(comparison, next(iter(comparison.configs.values())).metric))
+    print(f"written to {comparison.folder}" + ("" if finished else "; interrupted: the same command goes on"))
+    return 0 if finished else 130
 
 
-def _report(
-    config: Config, folder: Path, before: Scores, after: Scores, records: list[dict[str, Any]], seconds: dict[str, float], outcome: Outcome, display: Display
-) -> None:
-    """curve.png, summary.json, and the table at the end."""
-    from rich.console import Console
+def evaluate(config: Config) -> int:
+    """Measure a model as it is, and write eval.json and a picture beside it, or into the run's folder."""
+    from branchgrpo.display import Display
+    from branchgrpo.experiment import measure
 
-    from branchgrpo import report
-
-    display.phase("drawing the curve")
-    title = f"{config.run.name}, seed {config.run.seed}"
-    report.curve(folder / "curve.png", records, config.metric, title)
-    summary = report.summary(config.run.name, config.run.seed, before, after, config.metric, records, seconds, outcome.stopped_by)
-    summary["gates"] = outcome.gates
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    display.note(f"run folder: {folder}")
-    Console().print(report.table(summary))
+    check(config)
+    folder = Path(config.run.folder) / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True)
+    with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
+        row, _ = measure(config, form(config), display, folder / "samples.png")
+    (folder / "eval.json").write_text(json.dumps({"model": config.model.path} | row, indent=1) + "\n", encoding="utf-8")
+    for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():
+        print(f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of {value['n']} prompts")
+    print(f"written to {folder}")
+    return 0
 
 
 class Interruption:
@@ -204,15 +211,36 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Subcommand with its options, and the dotted overrides. Raises UserError for anything else."""
     parser = argparse.ArgumentParser("run.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, text in (("train", "train a model"), ("config", "print the resolved config, or its schema")):
+    texts = {
+        "train": "train a model",
+        "compare": "run several methods on the same prompts, seeds, reward and evaluation; the same command again goes on where it stopped",
+        "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
+        "config": "print the resolved config, or its schema",
+    }
+    preset = f"a method: {', '.join(configs.presets())}"
+    for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE")
+        if name == "compare":
+            command.add_argument("methods", nargs="+", metavar="METHOD", help=preset)
+            command.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, … (default: 1)")
+            command.add_argument("--budget", default="50", help="training of each run: iterations (50), seconds (240s) or minutes (4m) (default: 50)")
+            command.add_argument("--folder", type=Path, help="where it is kept (default: runs/compare-DIGEST of the request)")
+            command.add_argument("--config", type=Path, default=QUICKSTART, help="model, prompts and rewards (default: the quick start's)")
+            continue
+        if name == "eval":
+            command.add_argument("folder", type=Path, help="a pipeline folder, or a run folder with weights/")
+            command.add_argument("--config", type=Path, default=QUICKSTART, help="model family, prompts and rewards (default: the quick start's)")
+            continue
         command.add_argument("config", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quick start)")
+        command.add_argument("--preset", help=preset)
         if name == "config":
             command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
     plain, overrides = _overrides(arguments)
     found = parser.parse_args(plain or ["train"])
     if found.command is None:
-        parser.error("expected a command: train or config")
+        parser.error(f"expected a command: {', '.join(texts)}")
+    if found.command == "compare" and found.seeds < 1:
+        parser.error(f"--seeds: expected at least 1, got {found.seeds}")
     return found, overrides
 
 
@@ -241,7 +269,12 @@ def main() -> int:
         if found.command == "config" and found.schema:
             print(json.dumps(Config.model_json_schema(), indent=1))
             return 0
-        config = configs.load(found.config, overrides)
+        if found.command == "compare":
+            return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder)
+        if found.command == "eval":
+            weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
+            return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": str(weights)}))
+        config = configs.load(found.config, overrides, found.preset)
         if found.command == "config":
             print(configs.dump(config), end="")
             return 0

@@ -39,7 +39,7 @@ class Run(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run; its folder is NAME-DATE-TIME")
     folder: str = Field("runs", description="where run folders are made")
     seed: int = Field(0, ge=0, description="seed of every random choice")
-    iterations: int = Field(100, ge=1, description="iterations to train")
+    iterations: int = Field(100, ge=0, description="iterations to train; 0 = until max_minutes")
     max_minutes: float = Field(0, ge=0, description="stop after this many minutes of training, held-out checks not counted; 0 = no limit")
     export: Literal["pipeline", "none"] = Field("pipeline", description="write the trained weights as a folder that diffusers loads, or not")
 
@@ -165,6 +165,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         self.method.check(self.sampling.steps)
+        if not self.run.iterations and not self.run.max_minutes:
+            raise ValueError("run.iterations: expected a number of iterations, or run.max_minutes above 0, got 0 for both")
+        if not self.run.iterations and self.learner.schedule != "constant":
+            raise ValueError(f"learner.schedule: {self.learner.schedule} needs run.iterations, got 0")
         if self.evaluation.weights == "ema" and not self.learner.ema:
             raise ValueError("evaluation.weights: ema needs learner.ema above 0")
         if getattr(self.method, "name", "") == "tempflow" and self.rollout.fork_depth not in ("auto", 0):

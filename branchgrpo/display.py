@@ -29,7 +29,7 @@ class Display:
     On a terminal that can move its cursor there is a panel, redrawn at most four times a second; anywhere
     else every phase, note and iteration is a plain line. Leaving the block always restores the terminal.
 
-    metric: the held-out score to show, as reward/score. max_minutes: time limit of training, 0 = none; the
+    iterations: planned; 0 = until max_minutes. metric: the held-out score to show, as reward/score. max_minutes: time limit of training, 0 = none; the
     ETA knows it.
     """
 
@@ -52,6 +52,13 @@ class Display:
         finally:
             if self._live:
                 self._live.stop()
+
+    def begin(self, title: str, iterations: int, max_minutes: float) -> None:
+        """Another run begins: its progress starts from nothing."""
+        self._end_phase()
+        with self._lock:
+            self.title, self.progress = title, Progress(iterations, self.progress.metric, max_minutes)
+        self._print(title)
 
     def phase(self, text: str) -> None:
         """A step of start-up or finish begins, and the one before it ends."""
@@ -130,8 +137,15 @@ class Progress:
         """Seconds from the last iteration to the end of training; None before the first one."""
         if not self.stamps:
             return None
+        if not self.iterations:
+            return max(0.0, 60 * self.max_minutes - self.elapsed)
         left = (self.iterations - self.iteration) * (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1)
         return max(0.0, min(left, 60 * self.max_minutes - self.elapsed) if self.max_minutes else left)
+
+    @property
+    def done(self) -> str:
+        """Iterations done, of those planned."""
+        return f"{self.iteration}/{self.iterations}" if self.iterations else str(self.iteration)
 
     @property
     def trend(self) -> str:
@@ -174,7 +188,7 @@ def line(progress: Progress) -> str:
     edges = f"edges {_of(values)}" if {"update/edges", "tree/edges"} <= values.keys() else ""
     skipped = known(("skipped {:.0f}", "update/skipped_steps")) if values.get("update/skipped_steps") else ""
     parts = [
-        " ".join(filter(None, [f"{progress.iteration}/{progress.iterations}", reward, score])),
+        " ".join(filter(None, [progress.done, reward, score])),
         known(("{:.2f} s", "time/iteration")) + (f": {phases}" if phases else ""),
         " ".join(filter(None, [known(("fwd {:.0f}", "tree/forwards"), ("train {:.0f}", "update/forwards")), edges])),
         " ".join(filter(None, [known(("clip {:.2f}", "update/clip_fraction"), ("gn {:.2g}", "update/gradient_norm"), ("v{:.0f}", "update/version")), skipped])),
@@ -218,8 +232,9 @@ def _bar(progress: Progress) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True)
-    text = Text.assemble((f"{progress.iteration}/{progress.iterations}", "bold"), f"  {clock(progress.elapsed)}  eta {eta}")
-    grid.add_row(ProgressBar(total=progress.iterations, completed=progress.iteration), text)
+    text = Text.assemble((progress.done, "bold"), f"  {clock(progress.elapsed)}  eta {eta}")
+    total, completed = (progress.iterations, progress.iteration) if progress.iterations else (60 * progress.max_minutes, progress.elapsed)
+    grid.add_row(ProgressBar(total=total, completed=completed), text)
     return grid
 
 

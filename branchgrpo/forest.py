@@ -36,6 +36,10 @@ class Harvest:
         scores = self.parts[name]
         return np.concatenate([scores[key] for key in sorted(scores)])
 
+    def total(self) -> F32:
+        """Rewards of all leaves, in the same order."""
+        return np.concatenate([self.rewards[key] for key in sorted(self.rewards)])
+
 
 class Forest:
     """Grows trees of one policy version."""

@@ -41,6 +41,13 @@ def paired(before: F32, after: F32) -> dict[str, float]:
     }
 
 
+def interval(values: F32) -> dict[str, float]:
+    """Mean of scores [P] and its 95 % interval [low, high]."""
+    mean = float(values.mean(dtype=np.float64))
+    half = 1.959964 * float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+
+
 def pictures(path: Path, pixels: U8, captions: list[str], scores: F32, metric: str, title: str) -> None:
     """A PNG sheet of P pictures (of videos the middle frame), each with its caption and score.
 
@@ -234,7 +241,11 @@ def summary(
         "seconds": {**seconds, "total": sum(seconds.values())},
         "seconds_per_iteration": {"median": median("time/iteration"), "phases": {phase: median(f"time/{phase}") for phase in PHASES}},
         "forwards_per_leaf": {"rollout": ratio(total("tree/forwards"), leaves), "training": ratio(total("update/forwards"), leaves)},
-        "edges_per_leaf": {"stochastic": ratio(total("tree/edges"), leaves), "trained": ratio(total("update/edges"), leaves)},
+        "edges_per_leaf": {
+            "all": ratio(total("tree/edges_all"), leaves),
+            "stochastic": ratio(total("tree/edges"), leaves),
+            "trained": ratio(total("update/edges"), leaves),
+        },
         "driver_bytes_per_iteration": mean("driver/bytes"),
         "latent_bytes_per_iteration": mean("latents/bytes"),
         "driver_share_of_latent_bytes": ratio(total("driver/bytes"), total("latents/bytes")),

@@ -14,6 +14,7 @@ from branchgrpo.config import Config
 from branchgrpo.errors import GateError
 from branchgrpo.forest import Forest, Harvest
 from branchgrpo.methods.adaptive import SplitChooser
+from branchgrpo.methods.branch import BranchMethod
 from branchgrpo.plan import ode_plan
 from branchgrpo.service import Service
 from branchgrpo.types import EVALUATION, F32, U8, BranchPlan, StepStats
@@ -22,7 +23,7 @@ DIVERSITY_PICTURES = 4
 """Pictures of a prompt whose distances are measured."""
 
 Scores = dict[str, F32]
-"""Reported scores [P] of held-out prompts, by reward/score."""
+"""Scores [P] of held-out prompts: `total`, which training maximises, and those reported, by reward/score."""
 
 
 class Display(Protocol):
@@ -66,12 +67,14 @@ class Trainer:
         self.forest = Forest(config, service, run)
         self.outcome = Outcome()
         self.method = config.method
-        self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed) if getattr(config.method, "adapt_every", 0) else None
+        self.chooser: SplitChooser | None = None
+        if isinstance(config.method, BranchMethod) and config.method.adapt_every:
+            self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
 
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
         config, outcome = self.config, self.outcome
-        while outcome.iterations < config.run.iterations:
+        while not config.run.iterations or outcome.iterations < config.run.iterations:
             started, iteration = perf_counter(), outcome.iterations
             plan = self.method.plan(iteration, config.sampling.steps, config.sampling.shift, config.run.seed)
             chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
@@ -100,7 +103,7 @@ class Trainer:
         """Scores of the first `count` held-out prompts under the ODE sampler, always from the same noise, and the
         pixels [pictures, F, H, W, 3] of the first ones."""
         harvest, found = self._sample(count, 1, pictures)
-        scores = {name: harvest.part(name) for name in harvest.parts}
+        scores = {"total": harvest.total()} | {name: harvest.part(name) for name in harvest.parts}
         return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
 
     def diversity(self) -> F32:
@@ -137,8 +140,8 @@ class Trainer:
     def _check(self, seconds: float) -> dict[str, float]:
         """The held-out check, when it is due behind an iteration that took `seconds`."""
         options, iteration, total = self.config.evaluation, self.outcome.iterations, self.outcome.seconds
-        due = options.every and iteration % options.every == 0
-        due = due or (options.every_seconds and total // options.every_seconds > (total - seconds) // options.every_seconds)
+        due = options.every > 0 and iteration % options.every == 0
+        due |= options.every_seconds > 0 and total // options.every_seconds > (total - seconds) // options.every_seconds
         if not due or iteration == self.config.run.iterations:
             return {}
         scores, _ = self.evaluate(options.prompts_between)
@@ -190,9 +193,20 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
         "latents/bytes": sum(header.payload_bytes for header in headers),
         "driver/bytes": driver_bytes,
     }
-    update = {
-        "forwards": stats.forwards, "edges": stats.edges, "clip_fraction": stats.clip_fraction, "kl": stats.kl, "learning_rate": stats.learning_rate, "ratio_deviation": stats.ratio_deviation,
-        "gradient_norm": stats.gradient_norm, "loss": stats.loss, "skipped_steps": stats.skipped_steps, "optimiser_steps": stats.optimiser_steps,
-        "weight_entropy": stats.weight_entropy, "advantage_abs": stats.advantage_abs, "fetched_bytes": stats.fetched_bytes, "version": stats.version,
-    }  # fmt: skip
-    return values | {f"update/{name}": float(value) for name, value in update.items()}
+    names = (
+        "forwards",
+        "edges",
+        "clip_fraction",
+        "kl",
+        "learning_rate",
+        "ratio_deviation",
+        "gradient_norm",
+        "loss",
+        "skipped_steps",
+        "optimiser_steps",
+        "weight_entropy",
+        "advantage_abs",
+        "fetched_bytes",
+        "version",
+    )
+    return values | {f"update/{name}": float(getattr(stats, name)) for name in names}

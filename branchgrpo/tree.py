@@ -92,8 +92,16 @@ def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) ->
     for node in range(offset[-2] - 1, -1, -1):
         below = slice(first_child[node], first_child[node] + child_count[node])
         leaf_first[node], leaf_count[node] = leaf_first[below.start], leaf_count[below].sum()
-    numbers = [array.astype(np.int32) for array in (ancestor, np.concatenate(step), np.array(offset), leaf_first, leaf_count, first_child, child_count)]
-    found = Topology(*numbers[:3], np.concatenate(stochastic), *numbers[3:])
+    found = Topology(
+        parent=ancestor.astype(np.int32),
+        step=np.concatenate(step).astype(np.int32),
+        offset=np.array(offset, np.int32),
+        stochastic=np.concatenate(stochastic),
+        leaf_first=leaf_first.astype(np.int32),
+        leaf_count=leaf_count.astype(np.int32),
+        first_child=first_child.astype(np.int32),
+        child_count=child_count.astype(np.int32),
+    )
     for array in vars(found).values():
         array.flags.writeable = False  # shared by the cache
     return found

@@ -109,7 +109,7 @@ class PolicyUpdate:
                 self._backward(plan, rows, tally)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.learner.max_grad_norm))
         if np.isfinite(norm):
-            self.learning_rate = self.scheduler.get_last_lr()[0]
+            self.learning_rate = float(self.scheduler.get_last_lr()[0])
             self.optimiser.step()
             self.scheduler.step()
             self._average()
@@ -184,10 +184,10 @@ def micro_batches(
                 for (tree, node), row in zip(parents.tolist(), edges.tolist(), strict=True)
             ]
         ).to(device)
-        old = np.array([trees[tree].log_prob[row] for (tree, _), row in zip(parents.tolist(), edges, strict=True)], np.float32)
+        behaviour = np.array([trees[tree].log_prob[row] for (tree, _), row in zip(parents.tolist(), edges, strict=True)], np.float32)
         prompt = torch.tensor([trees[tree].prompt for tree in parents[:, 0]], device=device)
-        move = [torch.from_numpy(array).to(device) for array in (old, shard.advantage[part], shard.weight[part], edges >= 0)]
+        old, advantage, weight, present = (torch.from_numpy(array).to(device) for array in (behaviour, shard.advantage[part], shard.weight[part], edges >= 0))
         levels = torch.from_numpy(plan.sigmas).to(device)
         velocity = torch.stack([velocities(tree, node) for tree, node in parents.tolist()]).to(device) if velocities else None
-        batches.append(Rows(x, y, levels[steps], steps, {name: array[prompt] for name, array in cond.items()}, *move, velocity))
+        batches.append(Rows(x, y, levels[steps], steps, {name: array[prompt] for name, array in cond.items()}, old, advantage, weight, present, velocity))
     return batches

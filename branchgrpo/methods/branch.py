@@ -25,7 +25,9 @@ class BranchMethod(MethodOptions):
     window: Window = Field(Window(stride=4, interval=30), description="the window of stochastic: window")
     kernel: Literal["dance", "flow", "cps"] = Field("dance", description="transition kernel of random steps")
     eta: float = Field(0.3, gt=0, description="noise level of the kernel (η of dance, a of flow and cps)")
-    branch_noise: Literal["correlated", "scaled", "antithetic", "independent"] = Field("correlated", description="how siblings' noises relate, see docs/method.md")
+    branch_noise: Literal["correlated", "scaled", "antithetic", "independent"] = Field(
+        "correlated", description="how siblings' noises relate, see docs/method.md"
+    )
     branch_scale: float = Field(4.0, gt=0, description="s of `correlated`; factor on std of `scaled`; the others have none")
     train_last_edge: bool = Field(False, description="make the last step random and train it, though its noise cannot reach the picture (the paper's count)")
     adapt_every: int = Field(0, ge=0, description="iterations between choices of new splits by measured reward variance; 0 = the splits stay")

@@ -29,7 +29,7 @@ class ModelOptions(Component):
     true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance with an empty prompt, in rollouts and training; 1 = none")
     negative_prompt: str = Field("", description="what true_cfg guides away from")
     lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
-    lora_alpha: float = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
+    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
     lora_targets: tuple[str, ...] = Field((), description="names of the layers they go into; empty = the family's attention projections")
 
     def folder(self) -> Path:

@@ -93,9 +93,7 @@ class Flux(Adapter):
             text, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=self.options.max_sequence_length)
         arrays = {"text": text.float().cpu().numpy(), "pooled": pooled.float().cpu().numpy()}
         if self.options.true_cfg > 1:  # each prompt's row carries the negative one, so that rows stay independent
-            arrays = {
-                name: np.stack([array[: len(prompts)], np.broadcast_to(array[-1:], array[: len(prompts)].shape)], 1) for name, array in arrays.items()
-            }
+            arrays = {name: np.stack([array[: len(prompts)], np.broadcast_to(array[-1:], array[: len(prompts)].shape)], 1) for name, array in arrays.items()}
         return Conditioning(arrays, len(prompts))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:

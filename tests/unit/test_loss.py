@@ -7,6 +7,7 @@ from math import log
 import pytest
 import torch
 
+from branchgrpo.loss.base import Edges
 from branchgrpo.loss.clipped import ClippedLoss
 
 EPSILON = 0.1
@@ -24,11 +25,17 @@ CASES = [  # ratio, advantage, loss, d loss / d log-prob, clipped
 ]
 
 
+def edges(new: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, std: float = 0.1, dt: float = -0.05, shift: float = 0.0) -> Edges:
+    """Edges of which all transitions are alike."""
+    column = torch.ones_like(new[..., :1])
+    return Edges(new, old, advantage, std * column, dt * column, shift * column)
+
+
 @pytest.mark.parametrize(("ratio", "advantage", "loss", "slope", "clipped"), CASES)
 def test_closed_form(ratio: float, advantage: float, loss: float, slope: float, clipped: bool) -> None:
     old = torch.tensor([-0.4], dtype=torch.float64)
     new = (old + log(ratio)).requires_grad_()
-    value, found, cut = ClippedLoss(clip_range=EPSILON)(new, old, torch.tensor([advantage], dtype=torch.float64))
+    value, found, cut = ClippedLoss(clip_range=EPSILON)(edges(new, old, torch.tensor([advantage], dtype=torch.float64)))
     value.sum().backward()
     assert value.item() == pytest.approx(loss)
     assert found.item() == pytest.approx(ratio)
@@ -40,7 +47,7 @@ def test_closed_form(ratio: float, advantage: float, loss: float, slope: float, 
 def test_on_policy_the_gradient_is_minus_the_advantage() -> None:
     advantage = torch.tensor([[1.5, -0.5], [0.0, 3.0]])
     new = torch.randn(2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss, ratio, cut = ClippedLoss()(new, new.detach(), advantage)
+    loss, ratio, cut = ClippedLoss()(edges(new, new.detach(), advantage))
     loss.sum().backward()
     assert new.grad is not None and torch.equal(new.grad, -advantage)
     assert torch.equal(ratio, torch.ones(2, 2)) and not cut.any()

@@ -112,7 +112,7 @@ def test_summary_in_closed_form() -> None:
         "seconds": {"start_up": 2.0, "training": 6.5, "total": 8.5},
         "seconds_per_iteration": {"median": 2.0, "phases": {"encode": None, "grow": 1.0, "score": None, "update": None, "publish": None}},
         "forwards_per_leaf": {"rollout": 10.0, "training": 1.0},
-        "edges_per_leaf": {"stochastic": 2.0, "trained": 1.0},
+        "edges_per_leaf": {"all": None, "stochastic": 2.0, "trained": 1.0},
         "driver_bytes_per_iteration": 200.0,
         "latent_bytes_per_iteration": 10000.0,
         "driver_share_of_latent_bytes": 0.02,

@@ -60,8 +60,9 @@ def test_children_descendants_and_segment_edges(plan, data) -> None:
             assert topo.below(node.number, level).tolist() == expected
     if node.children:
         siblings = data.draw(st.permutations([other for other in nodes if other.level == node.level]))
-        found = topo.children(np.array(numbers(siblings), np.int32), node.level)
-        assert found.tolist() == [numbers(other.children) for other in siblings]
+        found, counts = topo.children(np.array(numbers(siblings), np.int32))
+        assert found.tolist() == [number for other in siblings for number in numbers(other.children)]
+        assert counts.tolist() == [len(other.children) for other in siblings]
     stop = data.draw(st.integers(node.level, plan.steps))
     edges = sorted(other.number for other in node.subtree() if node.level < other.level <= stop and plan.kernel[other.step] != "ode")
     assert topo.segment_edges(node.number, node.level, stop).tolist() == edges

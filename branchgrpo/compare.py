@@ -1,0 +1,133 @@
+"""Several methods on the same prompts, seeds, reward and evaluation, one after another; goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+
+from branchgrpo import config as configs
+from branchgrpo.config import Config
+from branchgrpo.display import Display
+from branchgrpo.errors import UserError
+from branchgrpo.experiment import carry_out, measure
+from branchgrpo.service import Service
+from branchgrpo.trainer import Scores
+
+CHECKS = 12
+"""Held-out checks on the way, over a run's budget."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each run trains: iterations, or seconds of training (held-out checks not counted)."""
+
+    iterations: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """`50` is iterations, `240s` seconds, `4m` minutes. Raises UserError for anything else."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", text.strip())
+        if not match or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
+            raise UserError(f"--budget: expected iterations (50), seconds (240s) or minutes (4m), got {text!r}")
+        if match[2]:
+            return Budget(seconds=float(match[1]) * (60 if match[2] == "m" else 1))
+        return Budget(iterations=int(match[1]))
+
+    def overrides(self) -> dict[str, str]:
+        """Config keys of a run of this length."""
+        if self.iterations:
+            return {"run.iterations": str(self.iterations), "run.max_minutes": "0", "evaluation.every": str(max(1, self.iterations // CHECKS))}
+        keys = {"run.iterations": "0", "run.max_minutes": str(self.seconds / 60), "evaluation.every": "0"}
+        return keys | {"evaluation.every_seconds": str(self.seconds / CHECKS)}
+
+
+class Comparison:
+    """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods take turns."""
+
+    def __init__(self, base: Path, methods: list[str], seeds: int, budget: Budget, overrides: dict[str, str], folder: Path | None = None):
+        if len(set(methods)) != len(methods):
+            raise UserError(f"compare: expected different methods, got {' '.join(methods)}")
+        fixed = budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
+        self.configs: dict[tuple[str, int], Config] = {}
+        for seed in range(seeds):
+            for method in methods:
+                keys = fixed | {"run.seed": str(seed), "run.name": method}
+                found = configs.load(base, keys, method)
+                steps = found.evaluation.steps or configs.load(base, overrides).sampling.steps  # the base's, whatever the method samples with
+                self.configs[method, seed] = configs.load(base, keys | {"evaluation.steps": str(steps)}, method)
+        self.methods, self.seeds = methods, list(range(seeds))
+        request = "\n".join(configs.dump(one) for one in self.configs.values())
+        self.digest = hashlib.sha256(request.encode()).hexdigest()
+        self.folder = folder or Path(next(iter(self.configs.values())).run.folder) / f"compare-{self.digest[:8]}"
+
+    def open(self) -> list[tuple[str, int]]:
+        """Make or reopen the folder; which runs are still to be done. Raises UserError when it holds another comparison."""
+        request = self.folder / "request.json"
+        if request.is_file():
+            known = json.loads(request.read_text(encoding="utf-8"))["digest"]
+            if known != self.digest:
+                raise UserError(f"compare: {self.folder} holds another comparison; expected the same methods, seeds, budget and keys, or another --folder")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            request.write_text(json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds}, indent=1) + "\n", encoding="utf-8")
+        return [run for run in self.configs if not self._done(*run)]
+
+    def run(self, form: Callable[[Config], Service], display: Display, interrupted: Callable[[], bool]) -> bool:
+        """Do what is left; `form` gives the service, set up anew for a config. False when it was interrupted."""
+        todo = self.open()
+        for number, (method, seed) in enumerate(todo):
+            config = self.configs[method, seed]
+            title = f"run {len(self.configs) - len(todo) + number + 1} of {len(self.configs)}: {method}, seed {seed}"
+            display.begin(title, config.run.iterations, config.run.max_minutes)
+            service = form(config)
+            before = self._untrained(config, service, display)
+            folder = self.path(method, seed)
+            if folder.exists():  # cut off: it has no complete summary.json
+                rmtree(folder)
+            summary = carry_out(config, service, folder, display, interrupted, before=before)
+            if summary["stopped_by"] == "interrupted":
+                return False
+        return True
+
+    def path(self, method: str, seed: int) -> Path:
+        """The run folder of one run."""
+        return self.folder / f"{method}-seed{seed}"
+
+    def untrained_path(self, seed: int) -> Path:
+        """Where the untrained model's row is kept."""
+        return self.folder / f"untrained-seed{seed}.json"
+
+    def complete(self, method: str) -> list[int]:
+        """Seeds whose run is done."""
+        return [seed for seed in self.seeds if self._done(method, seed)]
+
+    def _done(self, method: str, seed: int) -> bool:
+        summary = self.path(method, seed) / "summary.json"
+        if not summary.is_file():
+            return False
+        try:
+            return bool(json.loads(summary.read_text(encoding="utf-8"))["stopped_by"] != "interrupted")
+        except (ValueError, KeyError):  # cut off while it was written
+            return False
+
+    def _untrained(self, config: Config, service: Service, display: Display) -> Scores:
+        """Scores of the untrained model, measured once a seed: evaluation noise depends on it."""
+        path = self.untrained_path(config.run.seed)
+        if path.is_file():
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return {name: np.array(values, np.float32) for name, values in kept["scores"].items()}
+        row, scores = measure(config, service, display)
+        text = json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}}) + "\n"
+        partial = path.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+        return scores
