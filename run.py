@@ -172,7 +172,7 @@ def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: 
 
 
 def evaluate(config: Config) -> int:
-    """Measure a model as it is, and write eval.json and a picture beside it, or into the run's folder."""
+    """Measure a model as it is, and write eval.json and a picture to a folder of their own."""
     from branchgrpo.display import Display
     from branchgrpo.experiment import measure
 

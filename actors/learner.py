@@ -97,7 +97,7 @@ class Learner:
                 continue
             norms.append(self.policy.step(plan, step, tally))
             skipped += not np.isfinite(norms[-1])
-        self._count_skips(skipped, len(norms))
+        self._count_skips(norms)
         self.version += 1
         if first:
             self._same_on_all_ranks("parameters after the first update", wire.digest_of(self.model.trainable()))
@@ -137,10 +137,11 @@ class Learner:
             raise GateError(f"gate on-policy ratio: expected |ratio − 1| ≤ {bound:g} before the first update, got {found:.3g}")
         return found
 
-    def _count_skips(self, skipped: int, steps: int) -> None:
-        self.skips = self.skips + skipped if skipped == steps and steps else skipped
-        if self.skips >= self.config.learner.max_skips:
-            raise RuntimeError(f"{self!r}: {self.skips} optimiser steps in a row had a gradient that is not finite")
+    def _count_skips(self, norms: list[float]) -> None:
+        for norm in norms:
+            self.skips = 0 if np.isfinite(norm) else self.skips + 1
+            if self.skips >= self.config.learner.max_skips:
+                raise RuntimeError(f"{self!r}: {self.skips} optimiser steps in a row had a gradient that is not finite")
 
     def _same_on_all_ranks(self, what: str, digest: str) -> None:
         if self.ranks == 1:

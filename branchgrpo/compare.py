@@ -56,6 +56,8 @@ class Comparison:
     def __init__(self, base: Path, methods: list[str], seeds: int, budget: Budget, overrides: dict[str, str], folder: Path | None = None):
         if len(set(methods)) != len(methods):
             raise UserError(f"compare: expected different methods, got {' '.join(methods)}")
+        if taken := {"run.seed", "run.name", "run.iterations", "run.max_minutes"} & overrides.keys():
+            raise UserError(f"compare: expected --seeds and --budget instead of --{min(taken)}, which each run sets itself")
         fixed = budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):

@@ -171,12 +171,25 @@ class Config(Section):
             raise ValueError(f"learner.schedule: {self.learner.schedule} needs run.iterations, got 0")
         if self.evaluation.weights == "ema" and not self.learner.ema:
             raise ValueError("evaluation.weights: ema needs learner.ema above 0")
-        if getattr(self.method, "name", "") == "tempflow" and self.rollout.fork_depth not in ("auto", 0):
-            raise ValueError("rollout.fork_depth: expected auto or 0 with tempflow, whose trees are not cut")
+        self._suits()
         reported = [f"{reward.name}/{score}" for reward in self.rewards for score in reward.report]
         if self.evaluation.metric and self.evaluation.metric not in reported:
             raise ValueError(f"evaluation.metric: expected one of {reported}, got {self.evaluation.metric!r}")
         return self
+
+    def _suits(self) -> None:
+        """Raise ValueError where a part does not go with the method's shape of tree."""
+        rules = [rule.name for rule in self.pruning]
+        if self.method.name == "tempflow":
+            if self.rollout.fork_depth not in ("auto", 0):
+                raise ValueError("rollout.fork_depth: expected auto or 0 with tempflow, whose trees are not cut")
+            if {"width", "depth"} & set(rules):
+                raise ValueError(f"pruning: expected only `steps` with tempflow, whose random edges all lie on one trunk, got {rules}")
+        if self.method.name == "chains" and "tree" in (getattr(self.advantage, "group", ""), getattr(self.advantage, "std", "")):
+            raise ValueError("advantage: expected no comparison within a tree with chains, which have one leaf each")
+        modes = [rule.mode for rule in self.pruning if rule.name == "width"]
+        if self.method.name == "chains" and "parent_top1" in modes:
+            raise ValueError("pruning: expected width mode `extremes` with chains, which have no splits, got `parent_top1`")
 
     @property
     def metric(self) -> str:

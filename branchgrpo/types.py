@@ -55,7 +55,7 @@ class BranchPlan:
     spine: bool = False  # the shape, see above
     chains: int = 1  # trees of a prompt that belong together
     shared_root: bool = True  # … and start from one root noise
-    last_edge: bool = False  # the last step may be random (the picture is its mean all the same)
+    last_edge: bool = False  # the last step may be random (the picture is x̂0 all the same)
 
     def __post_init__(self) -> None:
         steps = len(self.fanout)

@@ -87,12 +87,13 @@ class PolicyUpdate:
         return _distance(mean, base) / (2.0 * std**2)
 
     def deviation(self, plan: BranchPlan, batches: list[Rows]) -> float:
-        """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none."""
+        """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none, infinite where a ratio is not finite."""
         worst = 0.0
         with torch.no_grad():
             for rows in batches:
                 edges, _ = self.edges(plan, rows)
-                worst = max(worst, float((torch.exp(edges.log_prob - edges.old_log_prob) - 1).abs().max()))
+                found = (torch.exp(edges.log_prob - edges.old_log_prob) - 1).abs()
+                worst = max(worst, float(found.nan_to_num(nan=math.inf).max()))
         return worst
 
     def step(self, plan: BranchPlan, batches: list[Rows], tally: Tally) -> float:

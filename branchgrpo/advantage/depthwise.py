@@ -60,5 +60,5 @@ class DepthWise(Component):
         if self.std == "depth":
             return np.asarray(values.std(ddof=1), np.float32)
         if self.std == "tree":
-            return np.array([[leaf.std(ddof=1)] for leaf in leaves], np.float32)
+            return np.array([[leaf.std(ddof=1) if len(leaf) > 1 else 0.0] for leaf in leaves], np.float32)
         return np.asarray(every_leaf.std(ddof=1), np.float32)

@@ -23,10 +23,8 @@ class BranchMethod(MethodOptions):
         "all", description="random steps: all but the last (the paper's tree); the splits and a window that moves over training (Mix); the splits alone"
     )
     window: Window = Field(Window(stride=4, interval=30), description="the window of stochastic: window")
-    kernel: Literal["dance", "flow", "cps"] = Field("dance", description="transition kernel of random steps")
-    eta: float = Field(0.3, gt=0, description="noise level of the kernel (η of dance, a of flow and cps)")
     branch_noise: Literal["correlated", "scaled", "antithetic", "independent"] = Field(
-        "correlated", description="how siblings' noises relate, see docs/method.md"
+        "correlated", description="how siblings' noises relate, see docs/methods.md"
     )
     branch_scale: float = Field(4.0, gt=0, description="s of `correlated`; factor on std of `scaled`; the others have none")
     train_last_edge: bool = Field(False, description="make the last step random and train it, though its noise cannot reach the picture (the paper's count)")
@@ -44,6 +42,7 @@ class BranchMethod(MethodOptions):
         return self
 
     def check(self, steps: int) -> None:
+        super().check(steps)
         if self.splits[-1] > steps - 2:
             raise ValueError(f"splits: expected steps 0 … {steps - 2} of {steps} (the last is never stochastic), got {self.splits[-1]}")
         if self.train_last_edge and (self.kernel == "cps" or self.stochastic == "splits" or self.tail == "dpm"):

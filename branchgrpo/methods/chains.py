@@ -18,17 +18,16 @@ class ChainMethod(MethodOptions):
     name: Literal["chains"] = Field("chains", description="the method family")
     chains: int = Field(16, ge=2, description="chains in a prompt's group")
     root: Literal["shared", "private"] = Field("shared", description="whether a group's chains start from one noise")
-    kernel: Literal["dance", "flow", "cps"] = Field("dance", description="transition kernel of random steps")
-    eta: float = Field(0.3, gt=0, description="noise level of the kernel")
     stochastic: Literal["all", "window"] = Field("all", description="random steps: all but the last, or a window that moves over training")
     window: Window = Field(Window(at_end="stay"), description="that window")
     train_last_edge: bool = Field(False, description="make the last step random and train it, though its noise cannot reach the picture (DanceGRPO's count)")
 
     def check(self, steps: int) -> None:
+        super().check(steps)
         if self.stochastic == "window" and not self.window.size:
             raise ValueError("window.size: expected at least 1 random step, got 0: all chains of a group would be equal")
-        if self.train_last_edge and (self.kernel == "cps" or self.stochastic != "all"):
-            raise ValueError("train_last_edge: expected the kernel dance or flow and stochastic: all")
+        if self.train_last_edge and (self.kernel == "cps" or self.stochastic != "all" or self.tail == "dpm"):
+            raise ValueError("train_last_edge: expected the kernel dance or flow, stochastic: all, and tail: ode")
 
     def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
         random = set(range(steps - 1)) if self.stochastic == "all" else set(self.window.at(iteration, steps, seed))

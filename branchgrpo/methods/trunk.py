@@ -22,6 +22,7 @@ class TrunkMethod(MethodOptions):
     window: Window = Field(Window(size=2, strategy="random", reach=0.5), description="random steps; the tree splits at the first")
 
     def check(self, steps: int) -> None:
+        super().check(steps)
         if not self.window.size:
             raise ValueError("window.size: expected at least 1 random step, got 0: all leaves would be equal")
 

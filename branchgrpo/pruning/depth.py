@@ -25,7 +25,7 @@ class DepthPruning(Component):
     def window_at(self, plan: BranchPlan, iteration: int) -> tuple[int, ...]:
         """Depths left out at an iteration. The window starts at the deepest trainable depth, stops above the last split."""
         deepest = max((step + 1 for step in range(plan.steps) if plan.stochastic[step]), default=0)
-        first_free = self.stop_depth or max(plan.splits, default=-1) + 2  # the depth behind the last split's edges
+        first_free = min(self.stop_depth, deepest) or max(plan.splits, default=-1) + 2  # the depth behind the last split's edges
         moved = iteration // self.interval if self.slide else 0
         top = max(deepest - moved, min(deepest, first_free + self.window - 1))
         return tuple(range(max(first_free, top - self.window + 1), top + 1))

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Node:
-    """One node; `step` is the denoising step of the edge into it."""
+    """One node; `step` is the denoising step of the edge into it. A spine says which edges are random."""
 
     number: int
     step: int
     parent: Node | None
     children: list[Node] = field(default_factory=list)
+    random: bool = False
 
     @property
     def level(self) -> int:
@@ -51,6 +52,34 @@ def build(fanout: Sequence[int]) -> list[Node]:
             nodes.append(child)
             node.children.append(child)
             queue.append(child)
+    return nodes
+
+
+def build_spine(fanout: Sequence[int], random: Sequence[bool]) -> list[Node]:
+    """A trunk whose node has fanout[step] random children at every random step; all other edges are the only one.
+
+    The trunk goes on, as its node's first child, while a random step lies ahead.
+    """
+    nodes = [Node(0, -1, None)]
+    trunk, queue = nodes[0], deque(nodes)
+    while queue:
+        node = queue.popleft()
+        step = node.step + 1
+        if step == len(fanout):
+            continue
+        if node is trunk and any(random[step:]):
+            kinds = [False] * any(random[step + 1 :]) + [True] * (fanout[step] if random[step] else 0)
+        else:
+            kinds = [False]
+        for kind in kinds:
+            child = Node(len(nodes), step, node, random=kind)
+            nodes.append(child)
+            node.children.append(child)
+            queue.append(child)
+        if node is trunk:
+            trunk = node.children[0]
+            if trunk.random:
+                trunk = nodes[0]  # it ended behind its last split
     return nodes
 
 

@@ -59,10 +59,10 @@ def density(model: SmallAdapter, plan: BranchPlan, step: int, x: Tensor, y: Tens
     return torch.distributions.Normal(mean, std).log_prob(y.double()).mean()
 
 
-def moments(model: SmallAdapter, plan: BranchPlan, step: int, x: Tensor, text: Tensor) -> tuple[Tensor, float]:
-    """Mean and std of the children of x [S]: x + v·dt − ½η²·score·dt and η·√(−dt)."""
+def moments(model: SmallAdapter, plan: BranchPlan, step: int, x: Tensor, text: Tensor, random: bool = True) -> tuple[Tensor, float]:
+    """Mean and std of the children of x [S]: x + v·dt − ½η²·score·dt and η·√(−dt); without noise x + v·dt and 0."""
     sigma, after = float(plan.sigmas[step]), float(plan.sigmas[step + 1])
-    eta, dt = plan.noise_scale[step], after - sigma
+    eta, dt = plan.noise_scale[step] * random, after - sigma
     v = model.velocity(x.double()[None], torch.tensor([sigma], dtype=torch.float64), {"text": text.double()[None]})[0]
     clean = x.double() - sigma * v
     score = -(x.double() - (1 - sigma) * clean) / sigma**2
@@ -80,10 +80,11 @@ def grow(model: SmallAdapter, plan: BranchPlan, trees: int, text: Tensor, off: f
         log_prob = np.zeros(topo.nodes, np.float32)
         for node in range(1, topo.nodes):
             step, parent = int(topo.step[node]), int(topo.parent[node])
-            if not topo.stochastic[node]:
-                continue
             with torch.no_grad():
-                mean, std = moments(exact, plan, step, latents[tree, parent], text[tree])
+                mean, std = moments(exact, plan, step, latents[tree, parent], text[tree], bool(topo.stochastic[node]))
+                if not std:
+                    latents[tree, node] = mean.float()
+                    continue
                 latents[tree, node] = (mean + std * torch.randn(SIZE, generator=draw, dtype=torch.float64)).float()
                 value = density(exact, plan, step, latents[tree, parent], latents[tree, node], text[tree])
             log_prob[node] = float(value) + off * float(shifts.choice([-1.0, -0.2, 0.2, 1.0]))

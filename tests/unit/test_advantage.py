@@ -1,4 +1,4 @@
-"""Reward fusion and the depth-wise advantage, against numbers worked out by hand."""
+"""Reward fusion and the advantage estimators, against numbers worked out by hand and by loops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from small_trees import header, paper_plan, plan_of
 
 from branchgrpo.advantage.depthwise import DepthWise
 from branchgrpo.advantage.fusion import fuse
+from branchgrpo.advantage.group import GroupRelative
+from branchgrpo.methods.temporal import TemporalMethod
 from branchgrpo.tree import topology
+from tests.reference.node_tree import build
 
 # nodes: 0 | 1 2 | 3 4 5 6 | 7 8 9 10
 PLAN = plan_of(2, 2, 1)
@@ -137,3 +140,102 @@ def test_std_of_all_leaves_by_hand() -> None:
     spread = sqrt(22 / 7)
     assert first.advantage[1:3] == pytest.approx([-1 / spread, 1 / spread], abs=1e-6)
     assert second.advantage[1:3] == pytest.approx([-2 / spread, 2 / spread], abs=1e-6)
+
+
+def population(rewards: list[float], unbiased: bool) -> tuple[float, float]:
+    """(mean, std) by loops."""
+    mean = sum(rewards) / len(rewards)
+    return mean, sqrt(sum((one - mean) ** 2 for one in rewards) / (len(rewards) - unbiased))
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+@pytest.mark.parametrize(("unbiased", "epsilon"), [(True, 1e-8), (False, 1e-4)])
+def test_group_relative_on_chains(std: str, unbiased: bool, epsilon: float) -> None:
+    plan, draw = plan_of(1, 1, 1), np.random.default_rng(2)
+    rewards = {(prompt, tree): float(draw.normal(3 * prompt, 1 + prompt)) for prompt in range(3) for tree in range(4)}
+    trees = [header(plan, [value], *name) for name, value in rewards.items()]
+    credits = GroupRelative(std=std, unbiased=unbiased, epsilon=epsilon, clamp=1.2).credit(plan, trees)
+    for (prompt, _), value, credit in zip(rewards, rewards.values(), credits, strict=True):
+        group = [other for (row, _), other in rewards.items() if row == prompt]
+        mean, _ = population(group, unbiased)
+        _, spread = population(group if std == "group" else list(rewards.values()), unbiased)
+        wanted = min(1.2, max(-1.2, (value - mean) / (spread + epsilon)))
+        assert credit.advantage == pytest.approx([wanted] * 4, abs=1e-5)
+        assert credit.node_reward == pytest.approx([value] * 4)
+        assert credit.keep.tolist() == [False, True, True, False]
+    assert any(abs(credit.advantage[1]) == np.float32(1.2) for credit in credits) or std == "global"
+
+
+def test_epsilon_is_added_to_the_spread() -> None:
+    plan = plan_of(2, 1)
+    credit = GroupRelative(unbiased=False, epsilon=1e-4).credit(plan, [header(plan, [0.0, 2e-4])])[0]
+    assert credit.advantage[1:3] == pytest.approx([-0.5, 0.5], rel=1e-5)  # 1e-4 / (1e-4 + 1e-4)
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_a_group_without_spread_has_no_advantage(std: str) -> None:
+    plan = plan_of(1, 1)
+    trees = [header(plan, [value], prompt, tree) for prompt, values in enumerate([(0.5, 0.5 + 4e-7), (0.0, 1.0)]) for tree, value in enumerate(values)]
+    credits = GroupRelative(std=std).credit(plan, trees)
+    assert not credits[0].advantage.any() and not credits[1].advantage.any()
+    assert credits[2].advantage[1] < 0 < credits[3].advantage[1]
+    assert not GroupRelative(std=std).credit(plan, trees[2:3])[0].advantage.any()  # a group of one
+
+
+def test_an_edge_earns_the_mean_of_the_leaves_below_it() -> None:
+    fanout, draw = (2, 1, 3, 1), np.random.default_rng(7)
+    plan = plan_of(*fanout)
+    rewards = [draw.normal(size=6).tolist() for _ in range(2)]
+    credits = GroupRelative(clamp=1.1).credit(plan, [header(plan, one, 0, tree, draw.normal(size=12).tolist()) for tree, one in enumerate(rewards)])
+    mean, spread = population(rewards[0] + rewards[1], True)
+    for one, credit in zip(rewards, credits, strict=True):
+        nodes = build(fanout)
+        leaves = [node.number for node in nodes[0].leaves()]
+        earned = {leaf: min(1.1, max(-1.1, (reward - mean) / spread)) for leaf, reward in zip(leaves, one, strict=True)}  # clamped leaf by leaf
+        for node in nodes:
+            below = [earned[leaf.number] for leaf in node.leaves()]
+            assert credit.advantage[node.number] == pytest.approx(sum(below) / len(below), abs=1e-5)
+
+
+def test_depthwise_of_each_tree_alone() -> None:
+    draw = np.random.default_rng(5)
+    trees = [header(PLAN, draw.normal(10.0 * tree, size=4).tolist(), 0, tree) for tree in range(3)]
+    together = DepthWise(group="tree").credit(PLAN, trees)
+    for tree, credit in zip(trees, together, strict=True):
+        assert np.array_equal(credit.advantage, DepthWise().credit(PLAN, [tree])[0].advantage)
+    mean, spread = population(trees[1].leaf_reward.tolist(), True)
+    assert together[1].advantage[3:7] == pytest.approx((trees[1].leaf_reward - mean) / spread, abs=1e-5)
+    assert not np.allclose(together[1].advantage, DepthWise().credit(PLAN, trees)[1].advantage, atol=0.1)
+
+
+@pytest.mark.parametrize("group", ["prompt", "tree"])
+def test_on_a_spine_only_the_random_children_of_a_step_are_compared(group: str) -> None:
+    """TempFlow: the leaf of child k of step i has reward leaves[seed][i][k]; nothing else may enter its advantage."""
+    steps, children, seeds = 4, 3, 2
+    plan = TemporalMethod(children=children, seeds=seeds).plan(0, steps, 3.0)
+    topo, leaves = topology(plan), np.random.default_rng(6).normal(size=(seeds, steps - 1, children))
+    trees, edge_of = [], {}
+    for seed in range(seeds):
+        rewards = np.full(topo.leaves, np.nan)
+        for step in range(steps - 1):
+            edges = [node for node in range(topo.nodes) if topo.step[node] == step and topo.stochastic[node]]
+            assert len(edges) == children
+            for child, edge in enumerate(edges):
+                edge_of[step, child] = edge
+                rewards[topo.leaf_first[edge]] = leaves[seed, step, child]
+                assert topo.leaf_count[edge] == 1
+        assert np.isfinite(rewards).all()  # there are no other leaves
+        trees.append(header(plan, rewards.tolist(), 0, seed))
+    credits = DepthWise(group=group).credit(plan, trees)
+    for seed, credit in enumerate(credits):
+        assert np.flatnonzero(credit.keep).tolist() == sorted(edge_of.values())
+        for (step, child), edge in edge_of.items():
+            mean, spread = population(leaves[:, step].ravel().tolist() if group == "prompt" else leaves[seed, step].tolist(), True)
+            assert credit.advantage[edge] == pytest.approx((leaves[seed, step, child] - mean) / spread, abs=1e-5)
+
+
+@pytest.mark.parametrize("std", ["depth", "tree", "global"])
+def test_depthwise_on_chains_is_finite(std: str) -> None:
+    plan = plan_of(1, 1, 1)
+    credits = DepthWise(std=std).credit(plan, [header(plan, [value], 0, tree) for tree, value in enumerate([0.0, 1.0, 3.0])])
+    assert all(np.isfinite(credit.advantage).all() for credit in credits)

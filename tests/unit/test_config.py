@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 from small_trees import QUICKSTART, quickstart
 
+import run
 from branchgrpo import advantage, config, loss, methods, models, pruning, rewards, table
 from branchgrpo.errors import UserError
 
@@ -117,6 +118,9 @@ def test_dump_is_read_back_as_the_same_config(tmp_path: Path, overrides: dict[st
         ({"prompts.deeper.still": "x"}, ["prompts.deeper.still"]),
         ({"run.name": "[unclosed"}, ["run.name", "[unclosed"]),
         ({"run.name": "2024-13-45"}, ["run.name", "2024-13-45"]),
+        ({"run.iterations": "0", "run.max_minutes": "0"}, ["run.iterations", "run.max_minutes", "0"]),
+        ({"run.iterations": "0", "learner.schedule": "cosine"}, ["learner.schedule", "cosine", "run.iterations"]),
+        ({"evaluation.weights": "ema"}, ["evaluation.weights", "learner.ema"]),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(overrides: dict[str, str], parts: list[str]) -> None:
@@ -170,6 +174,130 @@ def test_dotted_overrides() -> None:
     assert found.method.splits == (3, 4, 9, 12)
     assert (found.run.seed, found.gates.enabled, found.learner.betas, found.learner.learning_rate) == (7, False, (0.8, 0.9), 1e-5)
     assert (found.pruning[0].name, found.pruning[0].window, found.loss.clip_range) == ("depth", 3, 0.01)
+
+
+# Presets
+
+
+def written(tmp_path: Path, keys: dict[str, Any], without: tuple[str, ...] = config.METHOD_SECTIONS) -> Path:
+    """The quick start without its method, and with these keys."""
+    tree = yaml.safe_load(QUICKSTART.read_text(encoding="utf-8"))
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in tree.items() if key not in without} | keys), encoding="utf-8")
+    return path
+
+
+def test_a_files_own_keys_go_on_top_of_its_preset(tmp_path: Path) -> None:
+    keys = {"preset": "branchgrpo-widthprune", "method": {"eta": 0.7}, "loss": {"clip_range": 0.5}, "sampling": {"shift": 2.0}}
+    found = config.load(written(tmp_path, keys))
+    assert (found.method.name, found.method.splits, found.method.eta) == ("branchgrpo", (0, 3, 6, 9), 0.7)
+    assert (found.pruning[0].name, found.pruning[0].mode) == ("width", "parent_top1")
+    assert (found.loss.clip_range, found.sampling.steps, found.sampling.shift) == (0.5, 20, 2.0)
+    assert config.load(written(tmp_path, keys | {"pruning": []})).pruning == ()  # lists are replaced
+    assert config.load(written(tmp_path, keys), {"method.eta": "0.9"}).method.eta == 0.9
+
+
+def test_components_of_different_names_do_not_mix(tmp_path: Path) -> None:
+    chains = {"name": "chains", "chains": 4}
+    found = config.load(written(tmp_path, {"preset": "branchgrpo", "method": chains}))  # nothing of the preset's splits, kernel or eta
+    assert found.method == config.load(QUICKSTART, {"method": str(chains)}).method
+    same = config.load(written(tmp_path, {"preset": "branchgrpo", "method": {"name": "branchgrpo", "eta": 0.7}})).method
+    assert (same.splits, same.eta) == ((0, 3, 6, 9), 0.7)
+
+
+def test_the_command_lines_preset_replaces_what_the_file_says_of_the_method(tmp_path: Path) -> None:
+    keys = {"preset": "flow-dppo", "method": {"eta": 0.1}, "pruning": [{"name": "depth", "window": 3}], "learner": {"learning_rate": 0.5}}
+    found = config.load(written(tmp_path, keys), preset="dancegrpo")
+    alone = config.load(QUICKSTART, preset="dancegrpo")
+    for section in (*config.METHOD_SECTIONS, "sampling"):
+        assert getattr(found, section) == getattr(alone, section), section
+    assert found.pruning == () and (found.method.name, found.method.eta) == ("chains", 0.3)
+    assert (found.learner.optimiser_steps, found.learner.learning_rate) == (1, 0.5)  # of flow-dppo nothing is left; the file's own stays
+    assert config.load(written(tmp_path, keys), preset="flow-dppo").learner.optimiser_steps == 2
+    assert config.load(written(tmp_path, keys), {"method.chains": "8"}, "dancegrpo").method.chains == 8
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "../quickstart", ["dancegrpo"], 3])
+def test_unknown_presets_are_one_line_that_lists_the_known(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(UserError, match=r"preset: expected one of .*dancegrpo") as caught:
+        config.load(written(tmp_path, {"preset": name}))
+    assert "\n" not in str(caught.value) and repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_every_preset_is_read_back_from_its_dump(tmp_path: Path, name: str) -> None:
+    found = config.load(QUICKSTART, preset=name)
+    path = tmp_path / "dumped.yaml"
+    path.write_text(config.dump(found), encoding="utf-8")
+    assert config.load(path) == found == config.load(written(tmp_path, {"preset": name}, (*config.METHOD_SECTIONS, "sampling")))
+
+
+# The command line
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """run.py's exit code."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    try:
+        return run.main()
+    except SystemExit as left:  # argparse's way
+        return int(left.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "dancegrpo", "--budget", "4h"], "error: --budget: expected iterations (50), seconds (240s) or minutes (4m), got '4h'"),
+        (["compare", "dancegrpo", "dancegrpo"], "error: compare: expected different methods, got dancegrpo dancegrpo"),
+        (["compare", "dancegrpo", "luckgrpo"], "got 'luckgrpo'"),
+        (["compare", "dancegrpo", "--config", "no/such.yaml"], "cannot read no/such.yaml"),
+        (["compare", "dancegrpo", "--run.nmae", "x"], "run.nmae: unknown key"),
+        (["compare", "dancegrpo", "--evaluation.prompts", "99999"], "held_out: expected at least 99999 prompts"),
+        (["eval", "no/such/folder"], "model.path: expected a diffusers folder with model_index.json, found none at no/such/folder"),
+        (["compare", "dancegrpo", "--evaluation.prompts"], "expected a value after --evaluation.prompts"),
+        (["eval", "no/such/folder", "--run.iterations", "few"], "run.iterations"),
+        (["train", "--preset", "luckgrpo"], "got 'luckgrpo'"),
+        (["config", "--run.iterations", "0", "--run.max_minutes", "0"], "run.iterations"),
+    ],
+)
+def test_bad_requests_are_one_line(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command(monkeypatch, "--run.folder", str(tmp_path / "runs"), *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("key", ["evaluation.prompts", "evaluation.pictures", "evaluation.diversity"])
+def test_too_few_held_out_prompts_are_found_before_anything_starts(key: str) -> None:
+    with pytest.raises(UserError, match="held_out: expected at least 99999 prompts"):
+        run.check(quickstart({key: "99999"}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "dancegrpo", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["compare", "dancegrpo", "--seeds", "few"], "--seeds"),
+        (["compare"], "METHOD"),
+        (["eval"], "folder"),
+        (["retrain"], "retrain"),
+    ],
+)
+def test_bad_usage_ends_with_a_line_of_its_own(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, *arguments) == 2
+    usage, *_, last = capsys.readouterr().err.strip().splitlines()
+    assert usage.startswith("usage: run.py") and words in last and "error: " in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["--help"], {"train", "compare", "eval", "config", "branchgrpo-splits"}), (["compare", "--help"], set(config.presets()))]
+)
+def test_help(arguments: list[str], words: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")  # names are not cut at their hyphens
+    assert command(monkeypatch, *arguments) == 0
+    assert words <= set(capsys.readouterr().out.replace(",", " ").split())
 
 
 def test_the_deciding_metric() -> None:

@@ -38,8 +38,11 @@ OPTIONS = {
 }
 
 
-def config(ranks: int) -> Config:
-    return quickstart(OPTIONS | {"learner.ranks": str(ranks)})
+TWICE = {"learner.optimiser_steps": "2", "gates.enabled": "false", "model.lora_rank": "4", "loss.kl_beta": "10.0"}
+
+
+def config(ranks: int, options: dict[str, str] | None = None) -> Config:
+    return quickstart(OPTIONS | {"learner.ranks": str(ranks)} | (options or {}))
 
 
 def batch() -> tuple[Any, ...]:
@@ -72,7 +75,7 @@ def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def rank_main(rank: int, address: str, folder: str) -> None:
-    """One of two ranks: first damaged credit, which must stop both, then the update."""
+    """One of two ranks: damaged credit, which must stop both; the update; two optimiser steps of adapters with KL to their base; NaN on the second rank."""
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
     learner = Learner(config(2), rank, list)
     learner.join(2, address)
@@ -85,6 +88,13 @@ def rank_main(rank: int, address: str, folder: str) -> None:
         found["damaged"] = str(error)
     found["version"] = learner.version
     found |= outcome(learner, arguments)
+    learner.configure(config(2, TWICE))
+    found["twice"] = outcome(learner, arguments)
+    learner.configure(config(2, TWICE))
+    found["before"] = wire.digest_of(learner.model.trainable())
+    for _, payload in arguments[2]:
+        payload.latents[:] = np.nan if rank else payload.latents  # on the second rank alone
+    found["poisoned"] = outcome(learner, arguments)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -99,6 +109,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     learner = Learner(config(1), 0, list)
     learner.join(1, "")
     one = outcome(learner, arguments)
+    learner.configure(config(1, TWICE))
+    one["twice"] = outcome(learner, arguments)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -167,3 +179,24 @@ def test_different_credit_stops_both_ranks_before_they_train(runs: dict[str, Any
         assert rank["damaged"] is not None and "credit differ between learner ranks" in rank["damaged"]
         assert "\n" not in rank["damaged"]
         assert rank["version"] == 0
+
+
+def test_two_optimiser_steps_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
+    """Gradients are those of the second step, whose weights may differ by what Adam makes of rounding noise in the first."""
+    one, ranks = runs["one"]["twice"], [rank["twice"] for rank in runs["ranks"]]
+    assert ranks[0]["digest"] == ranks[1]["digest"]
+    wanted = torch.cat([value.flatten() for value in one["gradient"].values()])
+    for rank in ranks:
+        assert rank["stats"].optimiser_steps == one["stats"].optimiser_steps == 2
+        assert rank["stats"].edges == one["stats"].edges and rank["stats"].forwards == one["stats"].forwards
+        found = torch.cat([value.flatten() for value in rank["gradient"].values()])
+        assert float((found - wanted).norm()) <= 1e-2 * float(wanted.norm())
+        off = torch.cat([(rank["weights"][name] - value).abs().flatten() for name, value in one["weights"].items()])
+        assert float(off.mean()) <= 1e-5 and float(off.max()) <= 4.02e-3  # Adam moves a weight by the rate of 1e-3, either way
+
+
+def test_nan_on_one_rank_makes_both_skip(runs: dict[str, Any]) -> None:
+    for rank in runs["ranks"]:
+        stats = rank["poisoned"]["stats"]
+        assert (stats.skipped_steps, stats.optimiser_steps, stats.version) == (2, 0, 1)
+        assert rank["poisoned"]["digest"] == rank["before"]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from branchgrpo import kernels
-from branchgrpo.plan import ode_plan, sigmas
+from branchgrpo.plan import ode_plan, sigmas, with_tail
 from branchgrpo.types import BranchPlan
 from tests.reference import closed_forms
 
@@ -162,3 +167,170 @@ def test_low_precision_inputs_are_computed_in_float32() -> None:
     assert mean.dtype == std.dtype == torch.float32
     assert torch.equal(mean, wide_mean)
     assert torch.equal(std, wide_std)
+
+
+def whole_schedule(kernel: str, level: float, steps: int, shift: float) -> BranchPlan:
+    """Every step but the last is random."""
+    return BranchPlan(sigmas(steps, shift), (1,) * steps, (kernel,) * (steps - 1) + ("ode",), (level,) * (steps - 1) + (0.0,))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("kernel", "level"), [("flow", 0.7), ("flow", 0.9), ("cps", 0.8), ("cps", 0.3), ("cps", 1.0)])
+def test_flow_and_cps_against_their_float64_formulas(kernel: str, level: float, shift: float) -> None:
+    """From pure noise (σ = 1) to the last step, which is not random."""
+    steps = 10
+    plan = whole_schedule(kernel, level, steps, shift)
+    x, v = batch(steps)
+    mean, std = kernels.transition(plan, torch.arange(steps), x, v)
+    for step in range(steps):
+        values = x[step].double().numpy(), v[step].double().numpy(), float(plan.sigmas[step]), float(plan.sigmas[step + 1])
+        if step == steps - 1:
+            expected = closed_forms.ode(*values)
+        elif kernel == "flow":
+            expected = closed_forms.flow(*values, level, float(plan.sigmas[1]))
+        else:
+            expected = closed_forms.cps(*values, level)
+        np.testing.assert_allclose(mean[step].numpy(), expected[0], rtol=5e-6, atol=5e-6)
+        np.testing.assert_allclose(std[step].item(), expected[1], rtol=2e-6)
+
+
+def after_a_step(kernel: kernels.Kernel, velocity: Callable[[Tensor], Tensor], mean: float, var: float, sigma: float, dt: float, level: float) -> list[float]:
+    """[mean, variance] of x_next for x ~ N(mean, var) and an affine velocity: the kernel's mean is affine too, so two points tell all."""
+    x = torch.tensor([[mean - math.sqrt(var)], [mean + math.sqrt(var)]], dtype=torch.float64)
+    levels = [torch.full((1, 1), value, dtype=torch.float64) for value in (sigma, sigma - dt, level)]
+    below, std = kernel(x, velocity(x), *levels)
+    low, high = below.flatten().tolist()
+    return [(low + high) / 2, ((high - low) / 2) ** 2 + std.item() ** 2]
+
+
+@pytest.mark.parametrize("sigma", [0.9, 0.6, 0.25])
+@pytest.mark.parametrize(("kernel", "level"), [(kernels.flow, 0.7), (kernels.dance, 0.7), (kernels.ode, 0.0)])
+def test_the_marginals_of_gaussian_data_survive_a_small_step(kernel: kernels.Kernel, level: float, sigma: float) -> None:
+    """x0 ~ N(m, τ²): then x_σ ~ N((1 − σ)m, (1 − σ)²τ² + σ²) and v(x) = E[ε − x0 | x] is affine. The error is of order dt²."""
+    m, tau2 = 1.7, 0.4
+
+    def marginal(s: float) -> list[float]:
+        return [(1 - s) * m, (1 - s) ** 2 * tau2 + s**2]
+
+    centre, var = marginal(sigma)
+
+    def velocity(x: Tensor) -> Tensor:
+        return (sigma - (1 - sigma) * tau2) / var * (x - centre) - m
+
+    def errors(dt: float) -> list[float]:
+        found = after_a_step(kernel, velocity, centre, var, sigma, dt, level)
+        return [abs(got - want) for got, want in zip(found, marginal(sigma - dt), strict=True)]
+
+    for coarse, fine in zip(errors(2e-3), errors(1e-3), strict=True):
+        assert fine < 2e-5
+        assert fine < 0.27 * coarse + 1e-12  # a first-order error would only halve
+
+
+@pytest.mark.parametrize(("sigma", "dt"), [(1.0, 0.3), (0.9, 0.05), (0.5, 0.4), (0.2, 0.2)])
+@pytest.mark.parametrize("level", [0.0, 0.3, 0.8, 1.0])
+def test_cps_keeps_the_noise_of_the_schedule_exactly(level: float, sigma: float, dt: float) -> None:
+    """x = (1 − σ)·x0 + σ·ε with its true velocity ε − x0: the sample is N((1 − σ')·x0, σ'²) for any step size."""
+    clean = -1.3
+    found = after_a_step(kernels.cps, lambda x: (x - clean) / sigma, (1 - sigma) * clean, sigma**2, sigma, dt, level)
+    np.testing.assert_allclose(found, [(1 - sigma + dt) * clean, (sigma - dt) ** 2], rtol=1e-12, atol=1e-12)
+
+
+def test_stds_of_every_step() -> None:
+    levels = sigmas(6, 3.0)
+    kernel = ("flow", "ode", "dance", "cps", "flow", "ode")
+    plan = BranchPlan(levels, (2, 1, 4, 1, 1, 1), kernel, (0.7, 0.0, 0.3, 0.8, 0.9, 0.0), "correlated", 4.0)
+    s = levels.astype(float)
+    expected = [
+        0.7 * math.sqrt(1 / (1 - s[1]) * (1 - s[1])),  # σ = 1: the denominator takes the next level
+        0.0,
+        0.3 * math.sqrt(s[2] - s[3]),
+        s[4] * math.sin(0.4 * math.pi),
+        0.9 * math.sqrt(s[4] / (1 - s[4]) * (s[4] - s[5])),
+        0.0,
+    ]
+    np.testing.assert_allclose(kernels.stds(plan), expected, rtol=1e-5)
+    scaled = [4.0 * expected[0], 0.0, 4.0 * expected[2], *expected[3:]]  # steps 0 and 2 split
+    np.testing.assert_allclose(kernels.stds(replace(plan, branch_noise="scaled")), scaled, rtol=1e-5)
+    assert kernels.stds(ode_plan(6, 3.0)) == [0.0] * 6
+    tailed = with_tail(replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, 3.0)
+    np.testing.assert_allclose(kernels.stds(tailed), [expected[0], 0.0, 0.0], rtol=1e-5)
+
+
+def tail_plan(random_steps: int, steps: int, ratio: float, shift: float = 3.0) -> BranchPlan:
+    kernel = ("dance",) * random_steps + ("ode",) * (steps - random_steps)
+    return with_tail(BranchPlan(sigmas(steps, shift), (1,) * steps, kernel, (0.3,) * steps), ratio, shift)
+
+
+def curved(x: Tensor, sigma: float) -> Tensor:
+    """A velocity that is linear in nothing."""
+    return torch.tanh(1.7 * x.roll(1, dims=-1)) + torch.sin(3.0 * x + 2.0 * sigma) - 0.3 * x**2 * sigma
+
+
+def follow_tail(plan: BranchPlan, start: int, x: Tensor) -> Tensor:
+    clean = None
+    for step in range(start, plan.steps):
+        x, clean = kernels.deterministic(plan, step, x, curved(x, float(plan.sigmas[step])), clean)
+    return x
+
+
+@pytest.mark.parametrize(("random_steps", "steps", "count"), [(4, 25, 21), (4, 25, 8), (4, 25, 4), (13, 20, 3), (13, 20, 2), (3, 40, 15), (24, 25, 1)])
+def test_the_tail_is_diffusers_dpm_solver(random_steps: int, steps: int, count: int) -> None:
+    """2M, midpoint form; of first order at the tail's first step (no history) and at its last (σ = 0)."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    plan = tail_plan(random_steps, steps, count / (steps - random_steps))
+    assert plan.kernel == ("dance",) * random_steps + ("dpm",) * count
+    scheduler = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        final_sigmas_type="zero",
+        lower_order_final=True,
+    )
+    scheduler.set_timesteps(count)
+    scheduler.sigmas = torch.from_numpy(plan.sigmas[random_steps:].copy())
+    scheduler.timesteps = scheduler.sigmas[:-1] * 1000
+    x = batch(3, seed=9)[0]
+    expected = x
+    for index, time in enumerate(scheduler.timesteps):
+        expected = scheduler.step(curved(expected, float(scheduler.sigmas[index])), time, expected).prev_sample
+    torch.testing.assert_close(follow_tail(plan, random_steps, x), expected, rtol=0, atol=2e-5)
+    euler = x
+    for step in range(random_steps, plan.steps):
+        euler = euler + curved(euler, float(plan.sigmas[step])) * float(plan.sigmas[step + 1] - plan.sigmas[step])
+    gap = (euler - expected).abs().max().item()
+    assert gap > 1e-3 if count > 2 else gap < 1e-6  # the first and the last step are of first order, which is Euler's step
+
+
+def test_the_tail_against_its_float64_formula() -> None:
+    plan, start = tail_plan(5, 20, 0.4), 5
+    x = batch(2, seed=4)[0]
+    slow, before = x.double().numpy(), None
+    for step in range(start, plan.steps):
+        sigma, after, last = (float(plan.sigmas[index]) for index in (step, step + 1, step - 1))
+        clean = slow - sigma * curved(torch.from_numpy(slow), sigma).numpy()
+        slow, before = closed_forms.dpm(slow, clean, before, sigma, after, last), clean
+    np.testing.assert_allclose(follow_tail(plan, start, x).numpy(), slow, rtol=0, atol=2e-5)
+
+
+def test_a_tail_of_one_step_gives_the_clean_picture() -> None:
+    plan = tail_plan(12, 20, 0.01)
+    assert plan.kernel[12:] == ("dpm",)
+    x, v = batch(3)
+    after, clean = kernels.deterministic(plan, 12, x, v, None)
+    expected = x.double() - float(plan.sigmas[12]) * v.double()
+    for found in (after, clean):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.4, 1.0])
+def test_the_tail_is_spaced_like_the_schedule(ratio: float) -> None:
+    """Even in t from the step behind the last random one, then shifted; what lies before is untouched."""
+    plan, shift = tail_plan(4, 25, ratio, 2.0), 2.0
+    t = np.linspace(21 / 25, 0.0, {0.2: 4, 0.4: 8, 1.0: 21}[ratio] + 1)
+    np.testing.assert_allclose(plan.sigmas[4:], shift * t / (1 + (shift - 1) * t), rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(plan.sigmas[:5], sigmas(25, shift)[:5])
+    if ratio == 1.0:
+        np.testing.assert_allclose(plan.sigmas, sigmas(25, shift), rtol=0, atol=1e-7)

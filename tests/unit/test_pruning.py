@@ -8,9 +8,13 @@ from small_trees import header, paper_plan, plan_of, quickstart
 
 from branchgrpo import credit
 from branchgrpo.config import Config
+from branchgrpo.methods.chains import ChainMethod
+from branchgrpo.methods.window import Window
 from branchgrpo.pruning.depth import DepthPruning
+from branchgrpo.pruning.steps import StepPruning
 from branchgrpo.pruning.width import WidthPruning
 from branchgrpo.tree import topology
+from branchgrpo.types import BranchPlan, TreeHeader
 
 # nodes: 0 | 1 2 | 3 4 5 6 | 7 8 9 10 | 11 12 13 14; leaves 11 … 14
 SMALL = plan_of(2, 2, 1, 1)
@@ -146,3 +150,100 @@ def test_pruning_changes_neither_rewards_nor_advantages() -> None:
         assert before.weight_entropy == after.weight_entropy
         assert after.keep.sum() < before.keep.sum()
         assert not (after.keep & ~before.keep).any()
+
+
+def chain_trees(plan: BranchPlan, chains: int, prompts: int = 1) -> list[TreeHeader]:
+    return [header(plan, [0.0], prompt, tree) for prompt in range(prompts) for tree in range(chains)]
+
+
+def steps_kept(plan: BranchPlan, mask: np.ndarray) -> list[int]:
+    """Steps whose edges are all kept; none may be kept in part."""
+    step = topology(plan).step
+    found = [int(one) for one in range(plan.steps) if mask[step == one].all()]
+    assert int(mask.sum()) == sum(int((step == one).sum()) for one in found) and not mask[0]
+    return found
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.6, 12), (0.01, 1), (0.33, 7), (0.9, 18), (0.95, 19), (1.0, 19)])
+def test_steps_keep_a_fraction_of_all_steps_as_far_as_they_can_be_trained(fraction: float, count: int) -> None:
+    plan = ChainMethod().plan(0, 20, 3.0)
+    for mask in StepPruning(fraction=fraction).keep(plan, chain_trees(plan, 8), 3):
+        found = steps_kept(plan, mask)
+        assert len(found) == count and max(found) <= 18  # the last step is not random
+
+
+def test_steps_are_drawn_from_the_random_ones() -> None:
+    plan = ChainMethod(stochastic="window", window=Window(size=4)).plan(60, 20, 3.0)
+    window = [step for step in range(20) if plan.stochastic[step]]
+    assert window[0] > 0
+    for fraction, count in ((0.1, 2), (0.6, 4)):
+        for mask in StepPruning(fraction=fraction).keep(plan, chain_trees(plan, 8), 60):
+            found = steps_kept(plan, mask)
+            assert len(found) == count and set(found) <= set(window)
+
+
+def test_steps_drop_a_tree_s_steps_at_full_width() -> None:
+    for mask in StepPruning().keep(PAPER, [paper_tree()] * 2, 0):
+        assert len(steps_kept(PAPER, mask)) == 12
+
+
+def test_drawn_steps_are_a_function_of_seed_iteration_and_tree() -> None:
+    plan, rule = ChainMethod().plan(0, 20, 3.0), StepPruning()
+    trees = chain_trees(plan, 4, 3)
+
+    def drawn(order: list[TreeHeader], iteration: int = 0, seed: int = 0) -> dict[tuple[int, int], tuple[int, ...]]:
+        return {
+            (tree.key.prompt, tree.key.tree): tuple(steps_kept(plan, mask)) for tree, mask in zip(order, rule.keep(plan, order, iteration, seed), strict=True)
+        }
+
+    first = drawn(trees)
+    assert len(set(first.values())) == len(trees)
+    assert drawn(trees) == first == drawn(trees[::-1])
+    assert {name: first[name] for name in drawn(trees[2:5])} == drawn(trees[2:5])  # whatever the other trees are
+    for other in (drawn(trees, iteration=1), drawn(trees, seed=1)):
+        assert all(other[name] != steps for name, steps in first.items())
+
+
+def test_every_step_is_drawn_equally_often() -> None:
+    plan, trees = ChainMethod().plan(0, 20, 3.0), 4000
+    counts = np.sum(StepPruning().keep(plan, chain_trees(plan, trees), 0), 0)[1:20]
+    share = 12 / 19  # sum of 4000 independent draws: six standard deviations
+    assert np.abs(counts - trees * share).max() <= 6 * np.sqrt(trees * share * (1 - share))
+    assert counts.sum() == 12 * trees
+
+
+@pytest.mark.parametrize(("ratio", "best", "worst"), [(0.5, 3, 3), (0.25, 2, 1), (0.01, 1, 1), (1.0, 6, 6)])
+def test_extremes_of_chains_are_best_of_n(ratio: float, best: int, worst: int) -> None:
+    plan, draw = ChainMethod(chains=12).plan(0, 6, 3.0), np.random.default_rng(8)
+    rewards = [draw.normal(5.0 * prompt, size=12) for prompt in range(2)]
+    trees = [header(plan, [value], prompt, tree) for prompt, values in enumerate(rewards) for tree, value in enumerate(values)]
+    masks = WidthPruning(mode="extremes", ratio=ratio).keep(plan, trees, 0)
+    for tree, mask in zip(trees, masks, strict=True):
+        place = int((rewards[tree.key.prompt] > rewards[tree.key.prompt][tree.key.tree]).sum())  # 0 = the best of its prompt
+        assert set(mask[1:].tolist()) == {place < best or place >= 12 - worst}  # a whole chain, or nothing of it
+
+
+def test_parent_top1_needs_a_tree() -> None:
+    plan = ChainMethod().plan(0, 6, 3.0)
+    with pytest.raises(ValueError, match="parent_top1"):
+        WidthPruning().keep(plan, chain_trees(plan, 2), 0)
+
+
+def test_a_window_that_does_not_slide_stays_at_the_deepest_depths() -> None:
+    rule = DepthPruning(slide=False, interval=1)
+    assert {rule.window_at(PAPER, iteration) for iteration in (0, 1, 10, 1000)} == {(15, 16, 17, 18, 19)}
+
+
+@pytest.mark.parametrize(("stop", "lowest"), [(13, 13), (11, 11), (4, 4), (1, 1), (17, 17)])
+def test_stop_depth_is_where_the_window_ends(stop: int, lowest: int) -> None:
+    rule = DepthPruning(interval=10, stop_depth=stop)
+    seen = [rule.window_at(PAPER, iteration) for iteration in range(0, 300, 10)]
+    for turn, window in enumerate(seen):
+        top = max(19 - turn, min(19, lowest + 4))
+        assert window == tuple(depth for depth in range(top - 4, top + 1) if depth >= lowest)
+    assert seen[-1][0] == lowest and len(seen[-1]) == min(5, 20 - lowest)
+
+
+def test_on_chains_the_window_slides_to_the_first_depth() -> None:
+    plan = ChainMethod().plan(0, 20, 3.0)
+    assert [DepthPruning(interval=1).window_at(plan, iteration) for iteration in (0, 14, 99)] == [tuple(range(15, 20)), *[tuple(range(1, 6))] * 2]

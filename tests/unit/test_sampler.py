@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,19 @@ import torch
 
 from branchgrpo import kernels, noise
 from branchgrpo.methods.branch import BranchMethod
+from branchgrpo.methods.chains import ChainMethod
+from branchgrpo.methods.temporal import TemporalMethod
+from branchgrpo.methods.trunk import TrunkMethod
+from branchgrpo.methods.window import Window
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.tiny_flux import TinyFluxSizes, build_tiny_flux
-from branchgrpo.plan import ode_plan
+from branchgrpo.plan import ode_plan, sigmas
 from branchgrpo.sampler import Sampler, Segment
 from branchgrpo.tree import fork_level, topology
 from branchgrpo.types import BranchPlan, Conditioning, Subtree, TreeKey
 from tests.reference import closed_forms
 from tests.reference.linear_model import LinearModel
-from tests.reference.node_tree import build
+from tests.reference.node_tree import build, build_spine
 
 SEED = 5
 PROMPTS = ["the red circle", "the number 7 in blue"]
@@ -92,35 +97,146 @@ def assert_same(found: Grown, expected: Grown) -> None:
         assert found.log_prob[name] == pytest.approx(value, abs=1e-6), name
 
 
-@pytest.mark.parametrize("form", ["correlated", "scaled", "antithetic"])
-def test_a_tree_is_the_walk_node_by_node(form: str) -> None:
-    """Recursion over node objects in float64, one node at a time."""
-    plan, (sampler, cond) = small_plan(form), setup()
-    grown = whole(sampler, plan, cond)
-    model = LinearModel()
-    for subtree in TREES:
-        prompt = {"prompt": torch.from_numpy(cond.arrays["prompt"][[subtree.prompt]])}
-        latents = {0: noise.draw(SEED, subtree.key, 0, model.latent_shape).double()}
-        for node in build(plan.fanout):
-            torch.testing.assert_close(grown.latents[named(subtree, node.number)].double(), latents[node.number], rtol=0, atol=1e-5)
+class SlowWalk:
+    """One tree in float64, one node object and one forward at a time."""
+
+    def __init__(self, plan: BranchPlan, subtree: Subtree, cond: Conditioning):
+        model = LinearModel()
+        prompt = torch.from_numpy(cond.arrays["prompt"][[subtree.prompt]])
+        self.nodes = build_spine(plan.fanout, plan.stochastic) if plan.spine else build(plan.fanout)
+        first = subtree.key.tree // plan.chains * plan.chains if plan.shared_root else subtree.key.tree
+        root = noise.draw(SEED, replace(subtree.key, tree=first), 0, model.latent_shape)
+        self.latents: dict[int, np.ndarray] = {0: root.double().numpy()}
+        self.log_prob: dict[int, float] = {}
+        self.velocity: dict[int, np.ndarray] = {}
+        self.pictures: list[np.ndarray] = []
+        clean: dict[int, np.ndarray] = {}
+        for node in self.nodes:
             if not node.children:
                 continue
-            step, x = node.step + 1, latents[node.number]
-            sigma, sigma_next = float(plan.sigmas[step]), float(plan.sigmas[step + 1])
-            v = model.denoiser(x.reshape(1, -1), torch.tensor([sigma]), prompt["prompt"]).detach().reshape(x.shape).numpy()
+            step, x = node.level, self.latents[node.number]
+            sigma, after = float(plan.sigmas[step]), float(plan.sigmas[step + 1])
+            with torch.no_grad():
+                v = model.denoiser(torch.from_numpy(x).reshape(1, -1), torch.tensor([sigma]), prompt).reshape(x.shape).numpy()
+            self.velocity[node.number], clean[node.number] = v, x - sigma * v
+            noisy = [child.number for child in node.children if (child.random if plan.spine else plan.kernel[step] not in ("ode", "dpm"))]
+            for child in node.children:
+                if child.number in noisy:
+                    continue
+                if plan.kernel[step] == "dpm":
+                    before = clean[node.parent.number] if plan.kernel[step - 1] == "dpm" else None
+                    self.latents[child.number] = closed_forms.dpm(x, clean[node.number], before, sigma, after, float(plan.sigmas[step - 1]))
+                else:
+                    self.latents[child.number] = closed_forms.ode(x, v, sigma, after)[0]
+            if noisy:
+                mean, std = self.transition(plan, step, x, v)
+                noises = noise.branch(plan.branch_noise, plan.branch_scale, SEED, subtree.key, node.number, noisy, x.shape).double().numpy()
+                for number, xi in zip(noisy, noises, strict=True):
+                    self.latents[number] = mean + std * xi
+                    self.log_prob[number] = closed_forms.mean_log_density(self.latents[number], mean, std)
             if step == plan.steps - 1:
-                latents[node.children[0].number] = torch.from_numpy(closed_forms.ode(x.numpy(), v, sigma, sigma_next)[0])
-                continue
-            mean, std = closed_forms.dance(x.numpy(), v, sigma, sigma_next, 0.3)
-            if form == "scaled" and len(node.children) > 1:
-                std *= 4.0
-            numbers = [child.number for child in node.children]
-            noises = noise.branch(form, 4.0, SEED, subtree.key, node.number, numbers, tuple(x.shape)).double().numpy()
-            for number, xi in zip(numbers, noises, strict=True):
-                sample = mean + std * xi
-                latents[number] = torch.from_numpy(sample)
-                slow = closed_forms.mean_log_density(sample, mean, std)
-                assert grown.log_prob[named(subtree, number)] == pytest.approx(slow, abs=3e-4)  # z is known to 1e-6/std
+                self.pictures += [clean[node.number]] * len(node.children)
+
+    @staticmethod
+    def transition(plan: BranchPlan, step: int, x: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
+        values = x, v, float(plan.sigmas[step]), float(plan.sigmas[step + 1]), plan.noise_scale[step]
+        if plan.kernel[step] == "flow":
+            mean, std = closed_forms.flow(*values, float(plan.sigmas[1]))
+        else:
+            mean, std = {"dance": closed_forms.dance, "cps": closed_forms.cps}[plan.kernel[step]](*values)
+        return mean, std * (plan.branch_scale if plan.branch_noise == "scaled" and plan.fanout[step] > 1 else 1.0)
+
+
+PLANS = {
+    "correlated": small_plan(),
+    "scaled": small_plan("scaled"),
+    "antithetic": small_plan("antithetic"),
+    "last edge": BranchMethod(splits=(0, 2), leaves=4, train_last_edge=True).plan(2, 5, 3.0),
+    "last edge, flow": ChainMethod(chains=2, kernel="flow", eta=0.7, train_last_edge=True).plan(2, 5, 3.0),
+    "dpm tail of 3": BranchMethod(splits=(0, 2), leaves=4, stochastic="splits", tail="dpm", tail_ratio=0.5).plan(2, 9, 3.0),
+    "dpm tail of 1": BranchMethod(splits=(0, 2), leaves=4, stochastic="splits", tail="dpm", tail_ratio=0.01).plan(2, 9, 3.0),
+    "shared chains": ChainMethod(chains=2, kernel="flow", eta=0.7).plan(2, 5, 3.0),
+    "private chains": ChainMethod(chains=2, root="private", kernel="cps", eta=0.8).plan(2, 5, 3.0),
+    "chains with a window and a tail": ChainMethod(chains=2, stochastic="window", window=Window(size=2, interval=1), tail="dpm").plan(2, 12, 3.0),
+    "trunk": TrunkMethod(children=3).plan(2, 6, 3.0),
+    "spine": TemporalMethod(children=3, seeds=2).plan(2, 5, 3.0),
+    "spine, dance": TemporalMethod(children=2, seeds=2, kernel="dance", eta=0.3).plan(2, 4, 3.0),
+    "spine with two split steps": BranchPlan(  # the trunk goes through steps without a split; siblings share noise
+        sigmas(6, 3.0), (1, 2, 1, 3, 1, 1), ("ode", "flow", "ode", "flow", "ode", "ode"), (0.7,) * 6, "correlated", spine=True, shared_root=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_tree_is_the_walk_node_by_node(name: str) -> None:
+    """Latents, log-probs, kept velocities, pictures and counts of several trees, grown together in batches of 7."""
+    plan, model = PLANS[name], LinearModel()
+    sampler, cond = Sampler(model, SEED, torch.float32, 7, keep_velocity=True), model.encode(PROMPTS)
+    topo = topology(plan)
+    segment = sampler.grow(plan, TREES, sampler.roots(plan, TREES), 0, plan.steps, cond)
+    walks = [SlowWalk(plan, subtree, cond) for subtree in TREES]
+    assert segment.forwards == model.rows == sum(len(walk.velocity) for walk in walks)
+    for walk, values in zip(walks, segment.log_prob, strict=True):
+        assert topo.segment_edges(0, 0, plan.steps).tolist() == sorted(walk.log_prob)
+        np.testing.assert_allclose(values, [walk.log_prob[edge] for edge in sorted(walk.log_prob)], rtol=0, atol=3e-4)  # z is known to 1e-6/std
+    kept = list(zip(segment.kept_subtree.tolist(), segment.kept_node.tolist(), strict=True))
+    parents = {(owner, walk.nodes[edge].parent.number) for owner, walk in enumerate(walks) for edge in walk.log_prob}
+    assert len(kept) == len(set(kept)) == len(segment.kept)
+    assert set(kept) == parents | {(owner, edge) for owner, walk in enumerate(walks) for edge in walk.log_prob}
+    for (owner, node), latent in zip(kept, segment.kept, strict=True):
+        np.testing.assert_allclose(latent.numpy(), walks[owner].latents[node], rtol=0, atol=2e-5)
+    assert len(segment.parent_row) == len(parents) == len(segment.velocity)
+    assert {kept[row] for row in segment.parent_row} == parents
+    for row, v in zip(segment.parent_row, segment.velocity, strict=True):
+        owner, node = kept[row]
+        np.testing.assert_allclose(v.numpy(), walks[owner].velocity[node], rtol=0, atol=2e-5)
+    pictures = np.concatenate([np.stack(walk.pictures) for walk in walks])  # by tree, then by leaf
+    assert segment.frontier_rows == topo.leaves
+    np.testing.assert_allclose(segment.frontier.numpy(), pictures, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["last edge", "last edge, flow"])
+def test_noise_on_the_last_edge_is_scored_but_not_shown(name: str) -> None:
+    plan, (sampler, cond) = PLANS[name], setup()
+    topo = topology(plan)
+    segment = sampler.grow(plan, TREES[:1], sampler.roots(plan, TREES[:1]), 0, plan.steps, cond)
+    kept = dict(zip(segment.kept_node.tolist(), segment.kept, strict=True))
+    leaves = topo.level(plan.steps)
+    stored, above = torch.stack([kept[leaf] for leaf in leaves]), torch.stack([kept[int(topo.parent[leaf])] for leaf in leaves])
+    last = torch.full((len(leaves),), plan.steps - 1)
+    with torch.no_grad():
+        v = sampler.model.velocity(above, torch.from_numpy(plan.sigmas)[last], {"prompt": torch.from_numpy(cond.arrays["prompt"][[0] * len(leaves)])})
+    torch.testing.assert_close(segment.frontier, above - plan.sigmas[-2] * v, rtol=0, atol=1e-6)  # x̂0
+    mean, std = kernels.transition(plan, last, above, v)
+    assert ((stored - segment.frontier).abs().mean() > 0.2 * std.mean()).item()
+    np.testing.assert_allclose(segment.log_prob[0, -len(leaves) :], kernels.log_prob(stored, mean, std).numpy(), rtol=0, atol=1e-6)
+
+
+def test_chains_of_a_group_share_their_root_and_groups_do_not() -> None:
+    """trees_per_prompt: 2 of 3 chains are trees 0 … 5; a tree alone finds the same root."""
+    sampler, _ = setup()
+    subtrees = tuple(Subtree(TreeKey("run", 2, 30 + prompt, tree), prompt, 0) for prompt in (0, 1) for tree in range(6))
+    shared = sampler.roots(ChainMethod(chains=3).plan(2, 5, 3.0), subtrees).reshape(4, 3, -1)
+    assert torch.equal(shared, shared[:, :1].expand_as(shared))
+    assert len(torch.unique(shared[:, 0], dim=0)) == 4
+    for method in (ChainMethod(chains=3, root="private"), TemporalMethod(seeds=3)):
+        assert len(torch.unique(sampler.roots(method.plan(2, 5, 3.0), subtrees).flatten(1), dim=0)) == 12
+    alone = sampler.roots(ChainMethod(chains=3).plan(2, 5, 3.0), subtrees[4:5])
+    assert torch.equal(alone.flatten(), shared[1, 0])
+
+
+def test_chains_with_one_root_go_apart() -> None:
+    plan, (sampler, cond) = ChainMethod(chains=4).plan(2, 5, 3.0), setup()
+    subtrees = tuple(Subtree(TreeKey("run", 2, 30, tree), 0, 0) for tree in range(4))
+    leaves = sampler.grow(plan, subtrees, sampler.roots(plan, subtrees), 0, plan.steps, cond).frontier.flatten(1)
+    assert torch.pdist(leaves).min() > 0.1
+
+
+def test_velocities_are_kept_only_when_asked_for() -> None:
+    plan, (sampler, cond) = small_plan(), setup()
+    segment = sampler.grow(plan, TREES, sampler.roots(plan, TREES), 0, plan.steps, cond)
+    assert segment.velocity.shape == (0, 3, 4)
+    assert segment.parent_row.shape == (0,)
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 64])

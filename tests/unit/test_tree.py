@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchgrpo.methods.branch import BranchMethod
+from branchgrpo.methods.temporal import TemporalMethod
 from branchgrpo.plan import sigmas
 from branchgrpo.tree import assemble, auto_fork_depth, fork_level, topology
 from branchgrpo.types import BranchPlan, SegmentHeader, Subtree, TreeKey
-from tests.reference.node_tree import build, size_of_levels
+from tests.reference.node_tree import build, build_spine, size_of_levels
 
 
 def plan_of(fanout: tuple[int, ...], random: tuple[bool, ...]) -> BranchPlan:
@@ -66,6 +67,70 @@ def test_children_descendants_and_segment_edges(plan, data) -> None:
     stop = data.draw(st.integers(node.level, plan.steps))
     edges = sorted(other.number for other in node.subtree() if node.level < other.level <= stop and plan.kernel[other.step] != "ode")
     assert topo.segment_edges(node.number, node.level, stop).tolist() == edges
+
+
+@st.composite
+def spines(draw: st.DrawFn) -> BranchPlan:
+    steps = draw(st.integers(1, 7))
+    random = (*draw(st.tuples(*[st.booleans()] * (steps - 1))), False)
+    fanout = tuple(draw(st.integers(1, 3)) if noisy else 1 for noisy in random)
+    kernel = tuple("flow" if noisy else "ode" for noisy in random)
+    return BranchPlan(sigmas(steps, 3.0), fanout, kernel, (0.7,) * steps, "independent", spine=True, shared_root=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spines(), st.data())
+def test_spine_arrays_are_those_of_the_node_tree(plan: BranchPlan, data: st.DataObject) -> None:
+    topo, nodes = topology(plan), build_spine(plan.fanout, plan.stochastic)
+    leaves = numbers(nodes[0].leaves())
+    assert (topo.nodes, topo.leaves) == (len(nodes), len(leaves))
+    assert topo.parent.tolist() == [node.parent.number if node.parent else -1 for node in nodes]
+    assert topo.step.tolist() == [node.step for node in nodes]
+    assert topo.stochastic.tolist() == [node.random for node in nodes]
+    assert topo.leaf_count.tolist() == [len(node.leaves()) for node in nodes]
+    assert topo.leaf_first.tolist() == [leaves.index(node.leaves()[0].number) for node in nodes]
+    assert topo.child_count.tolist() == [len(node.children) for node in nodes]
+    assert topo.first_child.tolist()[: -topo.leaves] == [node.children[0].number for node in nodes if node.children]
+    assert topo.first_child.tolist()[-topo.leaves :] == [len(nodes)] * topo.leaves
+    for level in range(plan.steps + 1):
+        assert topo.level(level).tolist() == [node.number for node in nodes if node.level == level]
+    node = data.draw(st.sampled_from(nodes))
+    for level in range(node.level, plan.steps + 1):
+        assert topo.below(node.number, level).tolist() == numbers(node.descendants(level))
+    for level in range(plan.steps):  # parents of one level in any order, with unequal numbers of children
+        some = data.draw(st.permutations([other for other in nodes if other.level == level]))
+        found, counts = topo.children(np.array(numbers(some), np.int32))
+        assert found.tolist() == [number for other in some for number in numbers(other.children)]
+        assert counts.tolist() == [len(other.children) for other in some]
+    assert topo.segment_edges(0, 0, plan.steps).tolist() == [other.number for other in nodes if other.random]
+
+
+@settings(max_examples=40, deadline=None)
+@given(spines())
+def test_every_path_of_a_spine_has_one_random_edge(plan: BranchPlan) -> None:
+    topo = topology(plan)
+    for leaf in topo.level(plan.steps).tolist():
+        random_steps, node = [], leaf
+        while node:
+            if topo.stochastic[node]:
+                random_steps.append(int(topo.step[node]))
+            node = int(topo.parent[node])
+        assert len(random_steps) == int(any(plan.stochastic))  # a spine without random steps is one chain
+        assert all(plan.stochastic[step] for step in random_steps)
+
+
+def test_counts_of_tempflows_spine() -> None:
+    """T = 10, K = 6: a trunk node on levels 0 … 8, and behind the children of step i, 9 − i steps of each: 9 + 6·(9 + … + 1)."""
+    plan = TemporalMethod().plan(0, 10, 3.0)
+    topo = topology(plan)
+    forwards = int((topo.child_count > 0).sum())
+    assert forwards == 9 + 6 * 45 == 279
+    assert topo.leaves == 9 * 6 == 54
+    assert int(topo.stochastic.sum()) == 54
+    assert len(np.unique(topo.parent[topo.stochastic])) == 9  # one forward of a trunk node trains its six children
+    assert np.bincount(topo.step[topo.stochastic]).tolist() == [6] * 9
+    assert [len(topo.level(level)) for level in range(11)] == [1, 7, 13, 19, 25, 31, 37, 43, 49, 54, 54]
+    assert [fork_level(plan, depth) for depth in range(11)] == [0] * 11  # never cut
 
 
 def test_arrays_cannot_be_written() -> None:

@@ -11,8 +11,8 @@ from small_trees import plan_of, quickstart
 from branchgrpo import shard
 from branchgrpo.credit import assign
 from branchgrpo.tree import topology
-from branchgrpo.types import LearnerShard
-from branchgrpo.update import PolicyUpdate, Tally, micro_batches
+from branchgrpo.types import BranchPlan, LearnerShard
+from branchgrpo.update import Latents, PolicyUpdate, Rows, Tally, micro_batches
 
 PLAN = plan_of(2, 1, 2, 1, 1)  # 4 random steps, parents with one and with two children
 CLIP = 1e-2
@@ -21,22 +21,23 @@ OPTIONS = {"learner.max_grad_norm": "1.0e9", "loss.clip_range": str(CLIP), "adva
 
 
 class Case:
-    """Trees, their credit and a policy."""
+    """Trees, their credit and a policy. Behaviour log-probs are at most `off` away from the model's."""
 
-    def __init__(self, **overrides: str):
-        self.model = SmallAdapter()
+    def __init__(self, plan: BranchPlan = PLAN, off: float = 2 * CLIP, **overrides: str):
+        self.plan, self.model = plan, SmallAdapter()
         self.cond = {"text": torch.from_numpy(self.model.encode(["a"] * TREES).arrays["text"])}
-        self.trees, self.latents = grow(self.model, PLAN, TREES, self.cond["text"], 2 * CLIP)
+        self.trees, self.latents = grow(self.model, plan, TREES, self.cond["text"], off)
         self.config = quickstart(OPTIONS | overrides)
-        self.credits = assign(self.config, PLAN, self.trees, 0)
+        self.credits = assign(self.config, plan, self.trees, 0)
         self.policy = PolicyUpdate(self.config, self.model, 1)
         self.model.rows.clear()
 
-    def shards(self, ranks: int = 1) -> list[LearnerShard]:
-        return shard.split(PLAN, self.credits, ranks, 1, 0)[0]
+    def shards(self, ranks: int = 1, every: bool = False) -> list[LearnerShard]:
+        return shard.split(self.plan, self.credits, ranks, 1, 0, every)[0]
 
-    def batches(self, one: LearnerShard, size: int = 64) -> list:
-        return micro_batches(PLAN, one, self.trees, lambda tree, node: self.latents[tree, node], self.cond, size, torch.device("cpu"))
+    def batches(self, one: LearnerShard, size: int = 64, velocities: Latents | None = None) -> list[Rows]:
+        device = torch.device("cpu")
+        return micro_batches(self.plan, one, self.trees, lambda tree, node: self.latents[tree, node], self.cond, size, device, velocities)
 
     def gradient(self) -> torch.Tensor:
         return torch.cat([value.grad.flatten().double() for value in self.policy.parameters])
@@ -139,3 +140,10 @@ def test_deviation_is_the_largest_ratio_error() -> None:
     assert found == pytest.approx(np.exp(2 * CLIP) - 1, rel=1e-2)  # behaviour log-probs are off by at most 2 · CLIP
     assert case.policy.deviation(PLAN, []) == 0.0
     assert all(value.grad is None for value in case.policy.parameters)
+
+
+def test_a_ratio_that_is_not_finite_is_no_agreement() -> None:
+    case = Case()
+    batches = case.batches(case.shards()[0], 4)
+    batches[1].x[0, 0] = float("nan")
+    assert not case.policy.deviation(PLAN, batches) <= 1e9  # the gate must not let it pass
