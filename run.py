@@ -103,7 +103,7 @@ def check(config: Config) -> None:
     config.model.check()
     train, held_out = prompts.read("prompts", config.prompts), prompts.read("held_out", config.held_out)
     prompts.deal(len(train), config.rollout.prompts, 0, config.run.seed)
-    wanted = max(config.evaluation.prompts, config.evaluation.pictures)
+    wanted = max(config.evaluation.prompts, config.evaluation.pictures, config.evaluation.diversity)
     if len(held_out) < wanted:
         raise UserError(f"held_out: expected at least {wanted} prompts for evaluation, got {len(held_out)} in {config.held_out}")
     for reward in config.rewards:
@@ -178,8 +178,8 @@ def evaluate(config: Config) -> int:
 
     check(config)
     folder = Path(config.run.folder) / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
-    folder.mkdir(parents=True)
     with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
+        folder.mkdir(parents=True)
         row, _ = measure(config, form(config), display, folder / "samples.png")
     (folder / "eval.json").write_text(json.dumps({"model": config.model.path} | row, indent=1) + "\n", encoding="utf-8")
     for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():

@@ -17,7 +17,7 @@ from branchgrpo import config as configs
 from branchgrpo.config import Config
 from branchgrpo.display import Display
 from branchgrpo.errors import UserError
-from branchgrpo.experiment import carry_out, measure
+from branchgrpo.experiment import carry_out, measure, write_whole
 from branchgrpo.service import Service
 from branchgrpo.trainer import Scores
 
@@ -59,13 +59,13 @@ class Comparison:
         if taken := {"run.seed", "run.name", "run.iterations", "run.max_minutes"} & overrides.keys():
             raise UserError(f"compare: expected --seeds and --budget instead of --{min(taken)}, which each run sets itself")
         fixed = budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
+        first = {method: configs.load(base, fixed, method) for method in methods}
+        steps = max(one.evaluation.steps or one.sampling.steps for one in first.values())  # the same for all, whatever they train with
+        fixed["evaluation.steps"] = str(steps)
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):
             for method in methods:
-                keys = fixed | {"run.seed": str(seed), "run.name": method}
-                found = configs.load(base, keys, method)
-                steps = found.evaluation.steps or configs.load(base, overrides).sampling.steps  # the base's, whatever the method samples with
-                self.configs[method, seed] = configs.load(base, keys | {"evaluation.steps": str(steps)}, method)
+                self.configs[method, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": method}, method)
         self.methods, self.seeds = methods, list(range(seeds))
         request = "\n".join(configs.dump(one) for one in self.configs.values())
         self.digest = hashlib.sha256(request.encode()).hexdigest()
@@ -80,7 +80,7 @@ class Comparison:
                 raise UserError(f"compare: {self.folder} holds another comparison; expected the same methods, seeds, budget and keys, or another --folder")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            request.write_text(json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds}, indent=1) + "\n", encoding="utf-8")
+            write_whole(request, json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds}, indent=1) + "\n")
         return [run for run in self.configs if not self._done(*run)]
 
     def run(self, form: Callable[[Config], Service], display: Display, interrupted: Callable[[], bool]) -> bool:
@@ -128,8 +128,5 @@ class Comparison:
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return {name: np.array(values, np.float32) for name, values in kept["scores"].items()}
         row, scores = measure(config, service, display)
-        text = json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}}) + "\n"
-        partial = path.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}}) + "\n")
         return scores

@@ -99,15 +99,15 @@ def _row(comparison: Comparison, method: str) -> Row:
 def _reaches(comparison: Comparison, method: str, reference: str) -> list[dict[str, Any]]:
     """For each seed that both finished: training seconds until the held-out reward is at what the reference ends with.
 
-    It counts as reached at the first check that is followed by no lower one but by chance: that check and the next
-    (if there is one) must both be there. null where it never was.
+    One check may be lucky: the first counts that is there together with the next one, if there is one. null where
+    there is none.
     """
     found = []
     for seed in comparison.complete(method):
         if not comparison._done(reference, seed):
             continue
         other = [record for record in read(comparison.path(reference, seed) / "metrics.jsonl") if f"held_out/{TOTAL}" in record]
-        own = [record for record in read(comparison.path(method, seed) / "metrics.jsonl") if f"held_out/{TOTAL}" in record]
+        own = [record for record in read(comparison.path(method, seed) / "metrics.jsonl") if f"held_out/{TOTAL}" in record and record["iteration"]]
         goal, whole = float(other[-1][f"held_out/{TOTAL}"]), float(other[-1]["time/training"])
         there = [float(record[f"held_out/{TOTAL}"]) >= goal for record in own]
         first = next((place for place, reached in enumerate(there) if reached and all(there[place : place + 2])), None)

@@ -169,6 +169,8 @@ class Config(Section):
             raise ValueError("run.iterations: expected a number of iterations, or run.max_minutes above 0, got 0 for both")
         if not self.run.iterations and self.learner.schedule != "constant":
             raise ValueError(f"learner.schedule: {self.learner.schedule} needs run.iterations, got 0")
+        if self.evaluation.diversity == 1:
+            raise ValueError("evaluation.diversity: expected 0 or at least 2 prompts, got 1: one has no interval")
         if self.evaluation.weights == "ema" and not self.learner.ema:
             raise ValueError("evaluation.weights: ema needs learner.ema above 0")
         self._suits()
@@ -212,7 +214,7 @@ def presets() -> list[str]:
 
 def _preset(name: Any) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
+    if name not in presets():
         raise UserError(f"preset: expected one of {', '.join(presets())}, got {name!r}")
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found

@@ -68,7 +68,7 @@ def carry_out(
     summary = report.summary(config.run.name, config.run.seed, before, after, config.metric, records, seconds, outcome.stopped_by)
     summary["gates"] = outcome.gates
     summary["diversity"] = report.interval(diversity) if diversity is not None else None
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     display.note(f"run folder: {folder}")
     return summary
 
@@ -83,6 +83,13 @@ def measure(config: Config, service: Service, display: Display, picture: Path | 
     diversity = trainer.diversity() if evaluation.diversity else None
     row = {"held_out": {name: report.interval(values) for name, values in scores.items()}}
     return row | {"diversity": report.interval(diversity) if diversity is not None else None}, scores
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _between(config: Config, scores: Scores) -> dict[str, float]:

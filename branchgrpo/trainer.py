@@ -74,7 +74,7 @@ class Trainer:
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
         config, outcome = self.config, self.outcome
-        while not config.run.iterations or outcome.iterations < config.run.iterations:
+        while True:
             started, iteration = perf_counter(), outcome.iterations
             plan = self.method.plan(iteration, config.sampling.steps, config.sampling.shift, config.run.seed)
             chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
@@ -88,16 +88,25 @@ class Trainer:
             ended = perf_counter()
             outcome.seconds += ended - started
             times = {"time/update": updated - grown, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
-            values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(plan, harvest) | self._check(ended - started)
+            values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(plan, harvest)
+            ending = self._ending()
+            if not ending:  # behind the last iteration there is the whole check
+                values |= self._check(ended - started)
             log.write(outcome.iterations, values)
             self.display.update(outcome.iterations, values)
-            if self.interrupted():
-                outcome.stopped_by = "interrupted"
-                break
-            if config.run.max_minutes and outcome.seconds > 60 * config.run.max_minutes:
-                outcome.stopped_by = "max_minutes"
+            if ending:
+                outcome.stopped_by = ending
                 break
         return outcome
+
+    def _ending(self) -> str:
+        """Why training ends behind the present iteration; empty when it goes on."""
+        run, outcome = self.config.run, self.outcome
+        if self.interrupted():
+            return "interrupted"
+        if run.max_minutes and outcome.seconds > 60 * run.max_minutes:
+            return "max_minutes"
+        return "iterations" if outcome.iterations == run.iterations else ""
 
     def evaluate(self, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler, always from the same noise, and the
@@ -142,9 +151,9 @@ class Trainer:
         options, iteration, total = self.config.evaluation, self.outcome.iterations, self.outcome.seconds
         due = options.every > 0 and iteration % options.every == 0
         due |= options.every_seconds > 0 and total // options.every_seconds > (total - seconds) // options.every_seconds
-        if not due or iteration == self.config.run.iterations:
+        if not due:
             return {}
-        scores, _ = self.evaluate(options.prompts_between)
+        scores, _ = self.evaluate(min(options.prompts_between, options.prompts))
         return {f"held_out/{name}": float(values.mean()) for name, values in scores.items()}
 
     def _publish(self, stats: StepStats) -> None:

@@ -301,7 +301,7 @@ def test_time_to_the_reference(made: Comparison) -> None:
 @pytest.mark.parametrize(
     ("checks", "seconds"),
     [
-        ({0: 0.6, 1: 0.6, 4: 0.6}, 0.0),  # before training
+        ({0: 0.6, 1: 0.6, 4: 0.6}, 2.0),  # the check before training does not count
         ({0: 0.1, 1: 0.9, 2: 0.1, 3: 0.6, 4: 0.6}, 6.0),  # the first crossing did not hold
         ({0: 0.1, 1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1}, 2.0),  # it held at the next check, equality counts
         ({0: 0.1, 1: 0.9, 2: 0.1, 3: 0.9, 4: 0.1}, None),  # it never held
