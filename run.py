@@ -217,7 +217,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
         "config": "print the resolved config, or its schema",
     }
-    preset = f"a method: {', '.join(configs.presets())}"
+    preset = f"a method: {', '.join(configs.presets())}; or a YAML file of such keys"
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE")
         if name == "compare":
@@ -293,4 +293,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # torch's idle threads soon sleep: actors share cores, and spinning starves the others
     sys.exit(main())

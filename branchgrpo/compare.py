@@ -54,19 +54,20 @@ class Comparison:
     """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods take turns."""
 
     def __init__(self, base: Path, methods: list[str], seeds: int, budget: Budget, overrides: dict[str, str], folder: Path | None = None):
-        if len(set(methods)) != len(methods):
+        presets = {Path(method).name.removesuffix(".yaml"): method for method in methods}  # what a run is called → a preset's name or file
+        if len(presets) != len(methods):
             raise UserError(f"compare: expected different methods, got {' '.join(methods)}")
         if taken := {"run.seed", "run.name", "run.iterations", "run.max_minutes"} & overrides.keys():
             raise UserError(f"compare: expected --seeds and --budget instead of --{min(taken)}, which each run sets itself")
         fixed = budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
-        first = {method: configs.load(base, fixed, method) for method in methods}
+        first = {name: configs.load(base, fixed, preset) for name, preset in presets.items()}
         steps = max(one.evaluation.steps or one.sampling.steps for one in first.values())  # the same for all, whatever they train with
         fixed["evaluation.steps"] = str(steps)
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):
-            for method in methods:
-                self.configs[method, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": method}, method)
-        self.methods, self.seeds = methods, list(range(seeds))
+            for name, preset in presets.items():
+                self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": name}, preset)
+        self.methods, self.seeds = list(presets), list(range(seeds))
         request = "\n".join(configs.dump(one) for one in self.configs.values())
         self.digest = hashlib.sha256(request.encode()).hexdigest()
         self.folder = folder or Path(next(iter(self.configs.values())).run.folder) / f"compare-{self.digest[:8]}"

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 F64 = NDArray[np.float64]
 
 REFERENCE = "dancegrpo"
-"""The method that ratios refer to, where it takes part; else the first."""
+"""Ratios refer to the first method whose name begins so; else to the first."""
 
 TOTAL = "total"
 """The score that training maximises."""
@@ -37,7 +37,7 @@ def rows(comparison: Comparison) -> dict[str, Row]:
         found["untrained"] = {"seeds": seeds, "held_out": {name: interval(values) for name, values in scores.items()}, "diversity": _mean_diversity(kept)}
     for method in done:
         found[method] = _row(comparison, method)
-    reference = REFERENCE if REFERENCE in done else next(iter(done), None)
+    reference = next((method for method in done if method.startswith(REFERENCE)), next(iter(done), None))
     for method in done:
         assert reference is not None
         found[method]["seconds_ratio"] = found[method]["seconds_per_iteration"]["median"] / found[reference]["seconds_per_iteration"]["median"]

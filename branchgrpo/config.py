@@ -212,11 +212,27 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none, bytes that are not UTF-8
+        raise UserError(f"config: expected a YAML file, cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config: expected a mapping of sections in {path}, got {type(tree).__name__}")
+    return tree
+
+
 def _preset(name: Any) -> dict[str, Any]:
-    path = PRESETS / f"{name}.yaml"
-    if name not in presets():
-        raise UserError(f"preset: expected one of {', '.join(presets())}, got {name!r}")
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    """A preset's keys: one of ours, or a YAML file, which may itself be based on one of ours."""
+    if name in presets():
+        return _yaml(PRESETS / f"{name}.yaml")
+    if not str(name).endswith((".yaml", ".yml")):
+        raise UserError(f"preset: expected a YAML file or one of {', '.join(presets())}, got {name!r}")
+    tree = _yaml(Path(name).expanduser())
+    own = tree.pop("preset", None)
+    if own is not None and own not in presets():
+        raise UserError(f"{name}: preset: expected one of {', '.join(presets())}, got {own!r}")
+    found: dict[str, Any] = _merge(_preset(own), tree) if own is not None else tree
     return found
 
 
@@ -248,12 +264,7 @@ def load(path: Path, overrides: dict[str, str] | None = None, preset: str | None
     A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces what the file
     says about the method; overrides go on top of all.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none, bytes that are not UTF-8
-        raise UserError(f"config: expected a YAML file, cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config: expected a mapping of sections in {path}, got {type(tree).__name__}")
+    tree = _yaml(path)
     own = tree.pop("preset", None)
     if preset is not None:
         tree = _merge({key: value for key, value in tree.items() if key not in METHOD_SECTIONS}, _preset(preset))
