@@ -21,6 +21,7 @@ from branchgrpo.config import Config
 from branchgrpo.errors import GateError, UserError
 
 if TYPE_CHECKING:
+    from branchgrpo.compare import Comparison
     from branchgrpo.display import Display
 
 ROOT = Path(__file__).resolve().parent
@@ -162,13 +163,21 @@ def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: 
     if comparison.open():
         first = next(iter(comparison.configs.values()))
         with Display("branchgrpo compare", first.run.iterations, first.metric, max_minutes=first.run.max_minutes) as display:
-            with started(first, display) as form:
-                finished = comparison.run(form, display, interrupted)
-    from branchgrpo.compare_report import write  # after the runs: it needs matplotlib
-
-    print(write(comparison, next(iter(comparison.configs.values())).metric))
+            try:
+                with started(first, display) as form:
+                    finished = comparison.run(form, display, interrupted)
+            except BaseException:  # what is finished is worth a table whatever ended the rest
+                _table(comparison)
+                raise
+    print(_table(comparison))
     print(f"written to {comparison.folder}" + ("" if finished else "; interrupted: the same command goes on"))
     return 0 if finished else 130
+
+
+def _table(comparison: Comparison) -> str:
+    from branchgrpo.compare_report import write
+
+    return write(comparison, next(iter(comparison.configs.values())).metric)
 
 
 def evaluate(config: Config) -> int:
@@ -273,7 +282,7 @@ def main() -> int:
             return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder)
         if found.command == "eval":
             weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
-            return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": str(weights)}))
+            return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": json.dumps(str(weights))}))
         config = configs.load(found.config, overrides, found.preset)
         if found.command == "config":
             print(configs.dump(config), end="")

@@ -38,6 +38,7 @@ class Learner:
         """Begin again with the untrained model, for this config; ranks and resources stay as they were."""
         torch.manual_seed(config.run.seed)
         self.config = config
+        self.model = self.policy = None  # the old ones go before the new ones come
         self.model = config.model.build(config.learner.device, denoiser_only=True)
         if config.loss.kl_beta:
             self.model.freeze_base()
@@ -106,7 +107,9 @@ class Learner:
     def publish(self, weights: str = "policy") -> list[Any]:
         """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), as
         many chunks as `chunks` says."""
-        tensors = self.policy.ema if weights == "ema" else self.model.trainable()
+        tensors = self.model.trainable()
+        if weights == "ema":  # kept in float32: in bfloat16 its small steps would round to nothing
+            tensors = {name: self.policy.ema[name].to(value.dtype) for name, value in tensors.items()}
         update, chunks = wire.pack_weights(self.version, tensors, self.config.learner.publish_chunk_mb << 20)
         return [(update.version, update.digest), update, *chunks]
 

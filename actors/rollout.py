@@ -27,6 +27,7 @@ class RolloutWorker:
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
         self.config, self.version = config, 0
+        self.model = self.sampler = None  # the old ones go before the new ones come
         self.model = config.model.build(config.rollout.device)
         storage = wire.dtype_named(config.rollout.storage_dtype)
         self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch, config.loss.needs_shift)

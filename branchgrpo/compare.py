@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from branchgrpo import config as configs
+from branchgrpo import prompts
 from branchgrpo.config import Config
 from branchgrpo.display import Display
 from branchgrpo.errors import UserError
@@ -45,9 +47,19 @@ class Budget:
     def overrides(self) -> dict[str, str]:
         """Config keys of a run of this length."""
         if self.iterations:
-            return {"run.iterations": str(self.iterations), "run.max_minutes": "0", "evaluation.every": str(max(1, self.iterations // CHECKS))}
+            return {"run.iterations": str(self.iterations), "run.max_minutes": "0", "evaluation.every": str(math.ceil(self.iterations / CHECKS))}
         keys = {"run.iterations": "0", "run.max_minutes": str(self.seconds / 60), "evaluation.every": "0"}
+        keys["learner.schedule"] = "constant"  # others need to know how many iterations there will be
         return keys | {"evaluation.every_seconds": str(self.seconds / CHECKS)}
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """What must be the same for all methods: anything else would not compare them, or not fit the actors that are there."""
+    roles = {"rollout": config.rollout, "reward_workers": config.reward_workers, "learner": config.learner}
+    found = {f"{name}.{key}": getattr(role, key) for name, role in roles.items() for key in ("cpus", "gpus", "threads")}
+    found |= {"rollout.workers": config.rollout.workers, "reward_workers.workers": config.reward_workers.workers, "learner.ranks": config.learner.ranks}
+    found |= {f"model.{key}": value for key, value in config.model if not key.startswith("lora_")}
+    return found | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "evaluation", "cluster")} | {"shift": config.sampling.shift}
 
 
 class Comparison:
@@ -61,33 +73,47 @@ class Comparison:
             raise UserError(f"compare: expected --seeds and --budget instead of --{min(taken)}, which each run sets itself")
         fixed = budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
         first = {name: configs.load(base, fixed, preset) for name, preset in presets.items()}
+        shared = {name: _shared(one) for name, one in first.items()}
+        for name, parts in shared.items():
+            for key, value in parts.items():
+                if value != next(iter(shared.values()))[key]:
+                    raise UserError(f"compare: expected the same {key} for all methods, got another with {name}")
         steps = max(one.evaluation.steps or one.sampling.steps for one in first.values())  # the same for all, whatever they train with
         fixed["evaluation.steps"] = str(steps)
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):
             for name, preset in presets.items():
-                self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": name}, preset)
+                self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": json.dumps(name)}, preset)
         self.methods, self.seeds = list(presets), list(range(seeds))
-        request = "\n".join(configs.dump(one) for one in self.configs.values())
+        one = next(iter(self.configs.values()))
+        texts = [text for key in ("prompts", "held_out") for text in prompts.read(key, getattr(one, key))]
+        request = "\n".join([*(configs.dump(one) for one in self.configs.values()), *texts])
         self.digest = hashlib.sha256(request.encode()).hexdigest()
-        self.folder = folder or Path(next(iter(self.configs.values())).run.folder) / f"compare-{self.digest[:8]}"
+        self.folder = folder or Path(one.run.folder) / f"compare-{self.digest[:8]}"
 
     def open(self) -> list[tuple[str, int]]:
         """Make or reopen the folder; which runs are still to be done. Raises UserError when it holds another comparison."""
         request = self.folder / "request.json"
+        if self.folder.exists() and not (request.is_file() or (self.folder.is_dir() and not any(self.folder.iterdir()))):
+            raise UserError(f"compare: expected a comparison, or nothing, at {self.folder}, found something else; give another --folder")
         if request.is_file():
-            known = json.loads(request.read_text(encoding="utf-8"))["digest"]
+            try:
+                known = json.loads(request.read_text(encoding="utf-8"))["digest"]
+            except (ValueError, KeyError, TypeError):
+                known = None
             if known != self.digest:
                 raise UserError(f"compare: {self.folder} holds another comparison; expected the same methods, seeds, budget and keys, or another --folder")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(request, json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds}, indent=1) + "\n")
-        return [run for run in self.configs if not self._done(*run)]
+        return [run for run in self.configs if not self.done(*run)]
 
     def run(self, form: Callable[[Config], Service], display: Display, interrupted: Callable[[], bool]) -> bool:
         """Do what is left; `form` gives the service, set up anew for a config. False when it was interrupted."""
         todo = self.open()
         for number, (method, seed) in enumerate(todo):
+            if interrupted():
+                return False
             config = self.configs[method, seed]
             title = f"run {len(self.configs) - len(todo) + number + 1} of {len(self.configs)}: {method}, seed {seed}"
             display.begin(title, config.run.iterations, config.run.max_minutes)
@@ -111,9 +137,9 @@ class Comparison:
 
     def complete(self, method: str) -> list[int]:
         """Seeds whose run is done."""
-        return [seed for seed in self.seeds if self._done(method, seed)]
+        return [seed for seed in self.seeds if self.done(method, seed)]
 
-    def _done(self, method: str, seed: int) -> bool:
+    def done(self, method: str, seed: int) -> bool:
         summary = self.path(method, seed) / "summary.json"
         if not summary.is_file():
             return False

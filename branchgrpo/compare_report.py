@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.compare import Comparison
+from branchgrpo.experiment import write_whole
 from branchgrpo.metrics import PHASES, read
 from branchgrpo.report import Record, interval, series
 
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 F64 = NDArray[np.float64]
 
 REFERENCE = "dancegrpo"
-"""Ratios refer to the first method whose name begins so; else to the first."""
+"""Ratios refer to this method, else to the first whose name begins so, else to the first."""
 
 TOTAL = "total"
 """The score that training maximises."""
@@ -37,7 +38,8 @@ def rows(comparison: Comparison) -> dict[str, Row]:
         found["untrained"] = {"seeds": seeds, "held_out": {name: interval(values) for name, values in scores.items()}, "diversity": _mean_diversity(kept)}
     for method in done:
         found[method] = _row(comparison, method)
-    reference = next((method for method in done if method.startswith(REFERENCE)), next(iter(done), None))
+    alike = [method for method in done if method.startswith(REFERENCE)]
+    reference = REFERENCE if REFERENCE in done else next(iter([*alike, *done]), None)
     for method in done:
         assert reference is not None
         found[method]["seconds_ratio"] = found[method]["seconds_per_iteration"]["median"] / found[reference]["seconds_per_iteration"]["median"]
@@ -50,8 +52,8 @@ def write(comparison: Comparison, metric: str) -> str:
     """Write compare.json, compare.md and compare.png; returns the text of compare.md."""
     found = rows(comparison)
     text = markdown(found, metric)
-    (comparison.folder / "compare.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (comparison.folder / "compare.md").write_text(text, encoding="utf-8")
+    write_whole(comparison.folder / "compare.json", json.dumps(found, indent=1) + "\n")
+    write_whole(comparison.folder / "compare.md", text)
     if any("seconds_per_iteration" in row for row in found.values()):
         picture(comparison, comparison.folder / "compare.png", metric)
     return text
@@ -97,29 +99,38 @@ def _row(comparison: Comparison, method: str) -> Row:
 
 
 def _reaches(comparison: Comparison, method: str, reference: str) -> list[dict[str, Any]]:
-    """For each seed that both finished: training seconds until the held-out reward is at what the reference ends with.
+    """For each seed that both finished: training seconds until the held-out reward is at what the reference ends with,
+    and at the best that it held for two checks; `share` is of the reference's training seconds.
 
     One check may be lucky: the first counts that is there together with the next one, if there is one. null where
     there is none.
     """
     found = []
     for seed in comparison.complete(method):
-        if not comparison._done(reference, seed):
+        if not comparison.done(reference, seed):
             continue
-        other = [record for record in read(comparison.path(reference, seed) / "metrics.jsonl") if f"held_out/{TOTAL}" in record]
-        own = [record for record in read(comparison.path(method, seed) / "metrics.jsonl") if f"held_out/{TOTAL}" in record and record["iteration"]]
-        goal, whole = float(other[-1][f"held_out/{TOTAL}"]), float(other[-1]["time/training"])
-        there = [float(record[f"held_out/{TOTAL}"]) >= goal for record in own]
-        first = next((place for place, reached in enumerate(there) if reached and all(there[place : place + 2])), None)
-        seconds = float(own[first].get("time/training", 0.0)) if first is not None else None
-        found.append({"seed": seed, "goal": goal, "seconds": seconds, "share": seconds / whole if seconds is not None else None})
+        other, others_seconds = _checks(comparison.path(reference, seed))
+        own, seconds = _checks(comparison.path(method, seed))
+        row: dict[str, Any] = {"seed": seed}
+        for goal, value in (("end", other[-1]), ("best", max(map(min, zip(other, [*other[1:], other[-1]], strict=True))))):
+            there = [score >= value for score in own]
+            first = next((place for place, reached in enumerate(there) if reached and all(there[place : place + 2])), None)
+            reached = seconds[first] if first is not None else None
+            row[goal] = {"reward": value, "seconds": reached, "share": reached / others_seconds[-1] if reached is not None else None}
+        found.append(row)
     return found
+
+
+def _checks(folder: Path) -> tuple[list[float], list[float]]:
+    """(held-out reward, training seconds) at each check of a run, without the one before training."""
+    records = [record for record in read(folder / "metrics.jsonl") if f"held_out/{TOTAL}" in record and record["iteration"]]
+    return [float(record[f"held_out/{TOTAL}"]) for record in records], [float(record["time/training"]) for record in records]
 
 
 def markdown(found: dict[str, Row], metric: str) -> str:
     """The table of compare.md."""
     costs = ("NFE old, forwards (edges)", "NFE new, forwards (edges)", f"s/iteration: {', '.join(PHASES)}", "ratio")
-    heads = ("method", *costs, "reward", metric, "diversity", "iterations", "time to reference")
+    heads = ("method", *costs, "reward", metric, "diversity", "iterations (training)", "time to reference's end (best)")
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     reference = ""
     for name, row in found.items():
@@ -131,8 +142,8 @@ def markdown(found: dict[str, Row], metric: str) -> str:
         pace, reference = row["seconds_per_iteration"], row["reference"]
         phases = ", ".join("–" if value is None else f"{value:.2f}" for value in pace["phases"].values())
         nfe = [f"{_digits(row[part]['forwards'])} ({_digits(row[part]['edges'])})" for part in ("nfe_old", "nfe_new")]
-        shares = ", ".join("never" if one["share"] is None else f"{one['share']:.2f}" for one in row["reaches_reference"])
-        iterations = ", ".join(map(str, row["iterations"]))
+        shares = ", ".join(f"{_share(one['end'])} ({_share(one['best'])})" for one in row["reaches_reference"])
+        iterations = ", ".join(f"{count} ({seconds:.0f} s)" for count, seconds in zip(row["iterations"], row["training_seconds"], strict=True))
         cells = (name, *nfe, f"{pace['median']:.2f}: {phases}", f"{row['seconds_ratio']:.2f}", *scores, diversity, iterations, shares or "–")
         lines.append("| " + " | ".join(cells) + " |")
     notes = f"""
@@ -140,9 +151,13 @@ NFE per leaf: old = rollout, new = training; forwards are rows sent through the 
 (as papers count). Seconds are medians over all iterations of all seeds; ratio: to {reference}'s. Scores are means on held-out
 prompts with the 95 % interval over prompts of the mean over seeds; reward is what training maximises. Diversity: mean root
 mean square distance of pictures of one prompt. Time to reference, by seed: training seconds until the held-out reward is
-where {reference} ended, as a part of {reference}'s training seconds.
+where {reference} ended (at the best that it held for two checks), as a part of {reference}'s training seconds.
 """
     return "\n".join(lines) + "\n" + (notes if reference else "")
+
+
+def _share(goal: dict[str, Any]) -> str:
+    return "never" if goal["share"] is None else f"{goal['share']:.2f}"
 
 
 def _digits(value: float | None) -> str:

@@ -203,6 +203,9 @@ class Config(Section):
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 """Where presets are: a method by one line."""
 
+COMPONENTS = ("model", "method", "advantage", "loss")
+"""Sections whose `name` picks one of several."""
+
 METHOD_SECTIONS = ("method", "advantage", "pruning", "loss")
 """What a preset decides in full."""
 
@@ -237,10 +240,15 @@ def _preset(name: Any) -> dict[str, Any]:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """`above` on top of `below`, mapping by mapping; components of different names don't mix."""
-    if not (isinstance(below, dict) and isinstance(above, dict)) or below.get("name") != above.get("name", below.get("name")):
+    """`above` on top of `below`, mapping by mapping; sections that name different components don't mix."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    return below | {key: _merge(below[key], value) if key in below else value for key, value in above.items()}
+    return below | {key: _replaced(below.get(key), value) if key in COMPONENTS else _merge(below.get(key), value) for key, value in above.items()}
+
+
+def _replaced(below: Any, above: Any) -> Any:
+    same = isinstance(below, dict) and isinstance(above, dict) and below.get("name") == above.get("name", below.get("name"))
+    return _merge(below, above) if same else above
 
 
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:

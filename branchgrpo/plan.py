@@ -42,4 +42,5 @@ def with_tail(plan: BranchPlan, ratio: float, shift: float) -> BranchPlan:
         fanout=plan.fanout[:start] + (1,) * count,
         kernel=plan.kernel[:start] + ("dpm",) * count,
         noise_scale=plan.noise_scale[:start] + (0.0,) * count,
+        weight=plan.weight and plan.weight[:start] + (1.0,) * count,
     )

@@ -102,11 +102,11 @@ class Trainer:
     def _ending(self) -> str:
         """Why training ends behind the present iteration; empty when it goes on."""
         run, outcome = self.config.run, self.outcome
-        if self.interrupted():
-            return "interrupted"
+        if outcome.iterations == run.iterations:
+            return "iterations"
         if run.max_minutes and outcome.seconds > 60 * run.max_minutes:
             return "max_minutes"
-        return "iterations" if outcome.iterations == run.iterations else ""
+        return "interrupted" if self.interrupted() else ""
 
     def evaluate(self, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler, always from the same noise, and the
@@ -117,9 +117,9 @@ class Trainer:
 
     def diversity(self) -> F32:
         """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a scale of 0 … 1."""
-        prompts = self.config.evaluation.diversity
-        _, found = self._sample(prompts, DIVERSITY_PICTURES, prompts)
-        return np.array([pairwise_distance(np.stack([found[row, tree] for tree in range(DIVERSITY_PICTURES)])) for row in range(prompts)], np.float32)
+        count = self.config.evaluation.diversity
+        _, found = self._sample(count, DIVERSITY_PICTURES, count)
+        return np.array([pairwise_distance(np.stack([found[row, tree] for tree in range(DIVERSITY_PICTURES)])) for row in range(count)], np.float32)
 
     def _sample(self, count: int, trees: int, pictures: int) -> tuple[Harvest, dict[tuple[int, int], U8]]:
         """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of the first `pictures` prompts."""

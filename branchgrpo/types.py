@@ -47,7 +47,7 @@ class BranchPlan:
 
     sigmas: F32  # [T+1] noise levels, 1 … 0
     fanout: tuple[int, ...]  # [T] children per node; of a spine: random children of the trunk node
-    kernel: tuple[str, ...]  # [T] a name in kernels.KERNELS
+    kernel: tuple[str, ...]  # [T] a name in kernels.KERNELS, or `dpm`
     noise_scale: tuple[float, ...]  # [T] the kernel's own noise parameter (η of `dance`)
     branch_noise: str = "correlated"  # how siblings' noises relate, see noise.py
     branch_scale: float = 4.0  # s of `correlated`, the factor on std of `scaled`
@@ -65,7 +65,7 @@ class BranchPlan:
         if min(self.fanout) < 1 or self.chains < 1 or not np.all(np.diff(self.sigmas) < 0):
             raise ValueError("BranchPlan: every fanout and chains must be ≥ 1 and sigmas must fall")
         if self.stochastic[-1] and (not self.last_edge or self.kernel[-1] == "cps"):
-            raise ValueError("BranchPlan: the last step must be `ode`: its noise could not reach the image")
+            raise ValueError("BranchPlan: the last step must be `ode` or `dpm`: its noise could not reach the image")
         if self.branch_noise not in BRANCH_NOISES:
             raise ValueError(f"BranchPlan: expected branch_noise correlated, scaled, antithetic or independent, got {self.branch_noise!r}")
         if self.branch_noise == "antithetic" and any(fanout > 1 and fanout % 2 for fanout in self.fanout):

@@ -64,7 +64,7 @@ class PolicyUpdate:
         total = config.run.iterations * options.optimiser_steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate_factor(options, step, total))
         self.learning_rate = 0.0  # of the last optimiser step
-        self.ema = {name: value.detach().clone() for name, value in trainable.items()} if options.ema else {}
+        self.ema = {name: value.detach().float().clone() for name, value in trainable.items()} if options.ema else {}
 
     def edges(self, plan: BranchPlan, rows: Rows) -> tuple[Edges, Tensor]:
         """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have both log-probs equal."""
@@ -138,7 +138,7 @@ class PolicyUpdate:
         decay = self.config.learner.ema
         with torch.no_grad():
             for mean, value in zip(self.ema.values(), self.parameters, strict=bool(self.ema)):
-                mean.lerp_(value, 1.0 - decay)
+                mean.lerp_(value.float(), 1.0 - decay)
 
 
 def _distance(mean: Tensor, other: Tensor) -> Tensor:

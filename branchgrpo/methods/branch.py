@@ -45,6 +45,8 @@ class BranchMethod(MethodOptions):
         super().check(steps)
         if self.splits[-1] > steps - 2:
             raise ValueError(f"splits: expected steps 0 … {steps - 2} of {steps} (the last is never stochastic), got {self.splits[-1]}")
+        if self.adapt_every and self.stochastic != "splits":
+            raise ValueError(f"adapt_every: expected stochastic: splits, where all noise is at the splits that are measured, got {self.stochastic}")
         if self.train_last_edge and (self.kernel == "cps" or self.stochastic == "splits" or self.tail == "dpm"):
             raise ValueError("train_last_edge: expected the kernel dance or flow, stochastic: all or window, and tail: ode")
 
@@ -55,6 +57,8 @@ class BranchMethod(MethodOptions):
             random |= set(range(steps - 1))
         elif self.stochastic == "window":
             random |= set(self.window.at(iteration, steps, seed))
+        if self.adapt_every and self.stochastic != "splits":
+            raise ValueError(f"adapt_every: expected stochastic: splits, where all noise is at the splits that are measured, got {self.stochastic}")
         if self.train_last_edge and steps - 2 in random:
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))

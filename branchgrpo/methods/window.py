@@ -27,7 +27,7 @@ class Window(BaseModel):
 
     def positions(self, steps: int) -> list[tuple[int, ...]]:
         """Steps of the window at each position, for a schedule of `steps` steps; the last step is never among them."""
-        end = max(1, min(math.ceil(self.reach * steps), steps - 1))
+        end = max(1, min(math.ceil(round(self.reach * steps, 9)), steps - 1))
         found = [tuple(range(min(self.size, end)))]
         while self.size and found[-1][-1] < end - 1:
             start = found[-1][0] + self.stride

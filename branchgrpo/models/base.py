@@ -26,7 +26,7 @@ class ModelOptions(Component):
     path: str = Field(description="folder in diffusers layout, or embedded:NAME for one shipped with the package")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the weights and of the forward pass")
 
-    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance with an empty prompt, in rollouts and training; 1 = none")
+    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
     negative_prompt: str = Field("", description="what true_cfg guides away from")
     lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
     lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")

@@ -133,7 +133,8 @@ def test_a_folder_keeps_one_comparison(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", '{"held_out": {"total"', "{}", '{"stopped_by": "interrupted"}', "\N{NULL}"])
 def test_a_summary_that_is_not_whole_counts_as_not_done(tmp_path: Path, content: str) -> None:
-    comparison = compared(tmp_path)
+    comparison = compared(tmp_path / "x")
+    comparison.open()
     for (method, seed), text in zip(comparison.configs, ['{"stopped_by": "iterations"}', content, '{"stopped_by": "max_minutes"}', content], strict=True):
         comparison.path(method, seed).mkdir(parents=True)
         (comparison.path(method, seed) / "summary.json").write_text(text)
@@ -189,7 +190,7 @@ def test_an_undisturbed_comparison(whole: Comparison) -> None:
 
 def test_an_interrupted_comparison_ends_with_the_same_numbers(whole: Comparison, tmp_path: Path) -> None:
     asked = count(1)
-    assert not work(compared(tmp_path / "x"), lambda: next(asked) == 3)  # asked after each of a run's 2 iterations: in the second run
+    assert not work(compared(tmp_path / "x"), lambda: next(asked) == 4)  # asked before each run and between its 2 iterations: in the second run
     cut = compared(tmp_path / "x")
     assert cut.open() == list(cut.configs)[1:]
     assert json.loads((cut.path(*list(cut.configs)[1]) / "summary.json").read_text())["iterations"] == 1
@@ -292,10 +293,12 @@ def test_without_dancegrpo_ratios_refer_to_the_first_method(made: Comparison) ->
 def test_time_to_the_reference(made: Comparison) -> None:
     # seed 0: dancegrpo ends with 0.5 after 16 s; branchgrpo has 0.6 at 2 s and 0.7 at the end. Seed 1: 0.4 is never reached
     first, second = _reaches(made, "branchgrpo", "dancegrpo")
-    assert first == {"seed": 0, "goal": 0.5, "seconds": 2.0, "share": 2 / 16}
-    assert second == {"seed": 1, "goal": 0.4, "seconds": None, "share": None}
+    goal = {"reward": 0.5, "seconds": 2.0, "share": 2 / 16}
+    assert first == {"seed": 0, "end": goal, "best": goal}
+    goal = {"reward": 0.4, "seconds": None, "share": None}  # its 0.6 did not hold
+    assert second == {"seed": 1, "end": goal, "best": goal}
     # the reference itself: seed 0 at its end; seed 1 was there at 8 s already and stayed
-    assert [one["share"] for one in _reaches(made, "dancegrpo", "dancegrpo")] == [1.0, 0.5]
+    assert [one["end"]["share"] for one in _reaches(made, "dancegrpo", "dancegrpo")] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +316,16 @@ def test_a_crossing_must_hold_at_the_next_check(tmp_path: Path, checks: dict[int
     finish(comparison, "branchgrpo", 0, 2.0, checks)
     finish(comparison, "branchgrpo", 1, 2.0, checks)  # dancegrpo's second run is missing: nothing to reach
     finish(comparison, "dancegrpo", 0, 2.5, {0: 0.1, 4: 0.5})
-    assert _reaches(comparison, "branchgrpo", "dancegrpo") == [{"seed": 0, "goal": 0.5, "seconds": seconds, "share": None if seconds is None else seconds / 10}]
+    (found,) = _reaches(comparison, "branchgrpo", "dancegrpo")
+    assert found["end"] == {"reward": 0.5, "seconds": seconds, "share": None if seconds is None else seconds / 10}
+
+
+def test_the_reference_at_its_best(tmp_path: Path) -> None:
+    comparison = compared(tmp_path / "x", ["branchgrpo", "dancegrpo"])
+    finish(comparison, "branchgrpo", 0, 2.0, {0: 0.1, 1: 0.5, 2: 0.65, 3: 0.7, 4: 0.9})
+    finish(comparison, "dancegrpo", 0, 2.5, {0: 0.9, 1: 0.8, 2: 0.2, 3: 0.7, 4: 0.6})  # 0.9 was before training, 0.8 a lucky check
+    (found,) = _reaches(comparison, "branchgrpo", "dancegrpo")
+    assert found["end"] == found["best"] == {"reward": 0.6, "seconds": 4.0, "share": 0.4}
 
 
 def test_markdown(made: Comparison) -> None:
@@ -326,8 +338,8 @@ def test_markdown(made: Comparison) -> None:
     assert list(cells) == ["untrained", "branchgrpo", "dancegrpo"]
     assert cells["untrained"] == ["–", "–", "–", "–", *["0.300 [0.104, 0.496]"] * 2, "0.250", "–", "–"]
     scores = ["0.625 [0.156, 1.094]"] * 2
-    assert cells["branchgrpo"] == ["5.5 (4)", "– (2.5)", "3.00: –, 1.50, –, –, –", "0.75", *scores, "0.375", "4, 5", "0.12, never"]
-    assert cells["dancegrpo"][-1] == "1.00, 0.50"
+    assert cells["branchgrpo"] == ["5.5 (4)", "– (2.5)", "3.00: –, 1.50, –, –, –", "0.75", *scores, "0.375", "4 (4 s), 5 (15 s)", "0.12 (0.12), never (never)"]
+    assert cells["dancegrpo"][-1] == "1.00 (1.00), 0.50 (0.50)"
     with Image.open(made.folder / "compare.png") as image:
         assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 10  # not blank
 
@@ -345,3 +357,17 @@ def test_curves_are_cumulative(made: Comparison) -> None:
         found, values = _curve(records, "total", x)
         assert found.tolist() == expected and values.tolist() == [0.1, 0.6, 0.7]
     assert [part.tolist() for part in _curve(records, "ocr/exact", "seconds")] == [[0.0, 4.0], [0.0, 0.5]]
+
+
+def test_methods_that_would_not_be_compared_fairly_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "easier.yaml"
+    other.write_text("preset: dancegrpo\nheld_out: embedded:train\n")
+    with pytest.raises(UserError, match="the same held_out for all methods, got another with easier"):
+        compared(tmp_path / "x", ["dancegrpo", str(other)])
+    other.write_text("preset: dancegrpo\nlearner: {ranks: 2, learning_rate: 1.0e-3}\n")
+    with pytest.raises(UserError, match=r"the same learner\.ranks for all methods"):
+        compared(tmp_path / "x", ["dancegrpo", str(other)])
+    other.write_text("preset: dancegrpo\nlearner: {learning_rate: 1.0e-3}\n")
+    comparison = compared(tmp_path / "x", ["dancegrpo", str(other)])
+    rates = {name: config.learner.learning_rate for (name, _), config in comparison.configs.items()}
+    assert rates["easier"] == 1e-3 != rates["dancegrpo"]

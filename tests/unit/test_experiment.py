@@ -136,7 +136,9 @@ def test_checks_by_seconds(tmp_path: Path, seconds: str, expected: list[int]) ->
 
 @pytest.mark.usefixtures("clock")
 def test_without_iterations_the_time_limit_ends_training(tmp_path: Path) -> None:
-    _, _, summary = run(tmp_path / "run", run__iterations="0", run__max_minutes="0.125", evaluation__every="0")  # 7.5 s: 3 iterations of 3 s
+    _, _, summary = run(
+        tmp_path / "run", run__iterations="0", run__max_minutes="0.125", evaluation__every="0", learner__schedule="constant"
+    )  # 7.5 s: 3 iterations of 3 s
     assert (summary["stopped_by"], summary["iterations"]) == ("max_minutes", 3)
     assert read(tmp_path / "run" / "metrics.jsonl")[-1]["time/training"] == 9.0 and checks(tmp_path / "run") == [0, 3]
 
@@ -146,7 +148,9 @@ def test_without_iterations_the_time_limit_ends_training(tmp_path: Path) -> None
 def test_the_last_iteration_is_checked_once(tmp_path: Path, ending: str) -> None:
     """A check on the way that falls on the end is left to the check after training, however training ends."""
     asked = count(1)
-    keys = {"max_minutes": {"run__iterations": "0", "run__max_minutes": "0.08"}, "interrupted": {"run__iterations": "9"}}[ending]  # 4.8 s: 2 iterations of 3 s
+    keys = {"max_minutes": {"run__iterations": "0", "run__max_minutes": "0.08", "learner__schedule": "constant"}, "interrupted": {"run__iterations": "9"}}[
+        ending
+    ]  # 4.8 s: 2 iterations of 3 s
     _, _, summary = run(tmp_path / "run", lambda: ending == "interrupted" and next(asked) == 2, evaluation__diversity="0", **keys)
     assert (summary["stopped_by"], summary["iterations"]) == (ending, 2)
     assert checks(tmp_path / "run") == [0, 1, 2]

@@ -179,7 +179,9 @@ def test_shift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPla
 def test_every_optimiser_step_measures_guard_from_the_behaviour_policy() -> None:
     """With both policies Gaussian, (Δlog π + b)·std = mean (y − μ_old)(μ − μ_old) / std, which the reference uses."""
     clip = 0.002
-    case = Case(off=0.0, **{"loss.name": "guard", "loss.clip_range": str(clip), "learner.learning_rate": "0.003"})
+    case = Case(
+        off=0.0, **{"loss.name": "guard", "loss.clip_range": str(clip), "learner.learning_rate": "0.003", "learner.warmup": "0", "learner.schedule": "constant"}
+    )
     behaviour, velocities = behaviour_of(case)
     ratios: list[float] = []
 

@@ -17,7 +17,7 @@ from branchgrpo.update import Latents, PolicyUpdate, Rows, Tally, micro_batches
 PLAN = plan_of(2, 1, 2, 1, 1)  # 4 random steps, parents with one and with two children
 CLIP = 1e-2
 TREES = 3
-OPTIONS = {"learner.max_grad_norm": "1.0e9", "loss.clip_range": str(CLIP), "advantage.path_beta": "1.0"}
+OPTIONS = {"learner.max_grad_norm": "1.0e9", "loss.clip_range": str(CLIP), "advantage.path_beta": "1.0", "learner.warmup": "0", "learner.schedule": "constant"}
 
 
 class Case:
