@@ -25,7 +25,7 @@ def nested(draw: np.random.Generator, components: list[float], trees: int, fanou
 
 
 def method(splits: tuple[int, ...] = (0, 3, 6), fanout: int = 2, every: int = 1) -> BranchMethod:
-    return BranchMethod(splits=splits, fanout=fanout, leaves=fanout ** len(splits), adapt_every=every)
+    return BranchMethod(splits=splits, fanout=fanout, leaves=fanout ** len(splits), stochastic="splits", adapt_every=every)
 
 
 def chosen(worth: np.ndarray, iterations: int, count: int = 3, seed: int = 0, every: int = 1) -> tuple[SplitChooser, list[tuple[int, ...]]]:

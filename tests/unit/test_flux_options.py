@@ -299,7 +299,7 @@ def test_configure_begins_again_with_the_untrained_model(options: dict[str, str]
 
 def test_configure_takes_the_new_config() -> None:
     case = Case()
-    other = quickstart(SMALL | LORA | {"loss.kl_beta": "0.5", "learner.learning_rate": "0.01"})
+    other = quickstart(SMALL | LORA | {"loss.kl_beta": "0.5", "learner.learning_rate": "0.01", "learner.warmup": "0"})
     case.learner.configure(other)
     case.worker.configure(other)
     assert case.learner.config is other and case.learner.model.adapted and case.worker.model.adapted
