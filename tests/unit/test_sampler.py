@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from branchgrpo import kernels, noise
+from branchgrpo import kernels
 from branchgrpo.methods.branch import BranchMethod
 from branchgrpo.methods.chains import ChainMethod
 from branchgrpo.methods.temporal import TemporalMethod
@@ -21,9 +20,9 @@ from branchgrpo.plan import ode_plan, sigmas
 from branchgrpo.sampler import Sampler, Segment
 from branchgrpo.tree import fork_level, topology
 from branchgrpo.types import BranchPlan, Conditioning, Subtree, TreeKey
-from tests.reference import closed_forms
 from tests.reference.linear_model import LinearModel
-from tests.reference.node_tree import build, build_spine
+from tests.reference.node_tree import build
+from tests.reference.slow_walk import SlowWalk
 
 SEED = 5
 PROMPTS = ["the red circle", "the number 7 in blue"]
@@ -97,56 +96,6 @@ def assert_same(found: Grown, expected: Grown) -> None:
         assert found.log_prob[name] == pytest.approx(value, abs=1e-6), name
 
 
-class SlowWalk:
-    """One tree in float64, one node object and one forward at a time."""
-
-    def __init__(self, plan: BranchPlan, subtree: Subtree, cond: Conditioning):
-        model = LinearModel()
-        prompt = torch.from_numpy(cond.arrays["prompt"][[subtree.prompt]])
-        self.nodes = build_spine(plan.fanout, plan.stochastic) if plan.spine else build(plan.fanout)
-        first = subtree.key.tree // plan.chains * plan.chains if plan.shared_root else subtree.key.tree
-        root = noise.draw(SEED, replace(subtree.key, tree=first), 0, model.latent_shape)
-        self.latents: dict[int, np.ndarray] = {0: root.double().numpy()}
-        self.log_prob: dict[int, float] = {}
-        self.velocity: dict[int, np.ndarray] = {}
-        self.pictures: list[np.ndarray] = []
-        clean: dict[int, np.ndarray] = {}
-        for node in self.nodes:
-            if not node.children:
-                continue
-            step, x = node.level, self.latents[node.number]
-            sigma, after = float(plan.sigmas[step]), float(plan.sigmas[step + 1])
-            with torch.no_grad():
-                v = model.denoiser(torch.from_numpy(x).reshape(1, -1), torch.tensor([sigma]), prompt).reshape(x.shape).numpy()
-            self.velocity[node.number], clean[node.number] = v, x - sigma * v
-            noisy = [child.number for child in node.children if (child.random if plan.spine else plan.kernel[step] not in ("ode", "dpm"))]
-            for child in node.children:
-                if child.number in noisy:
-                    continue
-                if plan.kernel[step] == "dpm":
-                    before = clean[node.parent.number] if plan.kernel[step - 1] == "dpm" else None
-                    self.latents[child.number] = closed_forms.dpm(x, clean[node.number], before, sigma, after, float(plan.sigmas[step - 1]))
-                else:
-                    self.latents[child.number] = closed_forms.ode(x, v, sigma, after)[0]
-            if noisy:
-                mean, std = self.transition(plan, step, x, v)
-                noises = noise.branch(plan.branch_noise, plan.branch_scale, SEED, subtree.key, node.number, noisy, x.shape).double().numpy()
-                for number, xi in zip(noisy, noises, strict=True):
-                    self.latents[number] = mean + std * xi
-                    self.log_prob[number] = closed_forms.mean_log_density(self.latents[number], mean, std)
-            if step == plan.steps - 1:
-                self.pictures += [clean[node.number]] * len(node.children)
-
-    @staticmethod
-    def transition(plan: BranchPlan, step: int, x: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, float]:
-        values = x, v, float(plan.sigmas[step]), float(plan.sigmas[step + 1]), plan.noise_scale[step]
-        if plan.kernel[step] == "flow":
-            mean, std = closed_forms.flow(*values, float(plan.sigmas[1]))
-        else:
-            mean, std = {"dance": closed_forms.dance, "cps": closed_forms.cps}[plan.kernel[step]](*values)
-        return mean, std * (plan.branch_scale if plan.branch_noise == "scaled" and plan.fanout[step] > 1 else 1.0)
-
-
 PLANS = {
     "correlated": small_plan(),
     "scaled": small_plan("scaled"),
@@ -174,7 +123,7 @@ def test_a_tree_is_the_walk_node_by_node(name: str) -> None:
     sampler, cond = Sampler(model, SEED, torch.float32, 7, keep_velocity=True), model.encode(PROMPTS)
     topo = topology(plan)
     segment = sampler.grow(plan, TREES, sampler.roots(plan, TREES), 0, plan.steps, cond)
-    walks = [SlowWalk(plan, subtree, cond) for subtree in TREES]
+    walks = [SlowWalk(plan, subtree, cond, SEED) for subtree in TREES]
     assert segment.forwards == model.rows == sum(len(walk.velocity) for walk in walks)
     for walk, values in zip(walks, segment.log_prob, strict=True):
         assert topo.segment_edges(0, 0, plan.steps).tolist() == sorted(walk.log_prob)
