@@ -46,6 +46,7 @@ EXPECTED = {
     "branchgrpo-antithetic": SPLITS_ONLY,
     "branchgrpo-splits": SPLITS_ONLY,
     "branchgrpo-splits-flash": Counts(16, 1, 16, (3, 6, 9, 12), (3, 6, 9, 12), 4 + 6 + 12 + 24 + 16 * 3, 30, 15),  # 0.4 of 7 steps: 3
+    "branchgrpo-flash": Counts(7, 1, 16, (0, 1, 2, 3), (0, 1, 2, 3), 1 + 2 + 4 + 8 + 16 * 3, 30, 15),  # 0.2 of 16 steps: 3
     "branchgrpo-depthprune": Counts(20, 1, 16, (0, 3, 6, 9), ALL_BUT_THE_LAST, 203, 202 - 5 * 16, 187 - 5 * 16),
     "branchgrpo-widthprune": Counts(20, 1, 16, (0, 3, 6, 9), ALL_BUT_THE_LAST, 203, 202 - 9 * 8, 187 - 9 * 8),  # steps 10 … 18, half the leaves
     "branchgrpo-extremes": Counts(20, 1, 16, (0, 3, 6, 9), ALL_BUT_THE_LAST, 203, 202 - 9 * 8, 187 - 9 * 8),
@@ -81,7 +82,7 @@ def group(plan: BranchPlan) -> list[TreeHeader]:
 def trained(loaded: config.Config, iteration: int = 0) -> np.ndarray:
     """[trees, N] which edges are trained: random, and not pruned."""
     plan = plan_at(loaded, iteration)
-    return np.stack([one.keep for one in credit.assign(loaded, plan, group(plan), iteration)])
+    return np.stack([one.keep for one in credit.assign(loaded, plan, group(plan), iteration, {})])
 
 
 def counts(loaded: config.Config, iteration: int = 0) -> Counts:
@@ -176,7 +177,8 @@ def test_roots_and_kernels_of_the_presets() -> None:
     noise = {"flow": 0.7, "cps": 0.8, "dance": 0.3}
     for name in config.presets():
         plan = plan_at(load(name))
-        family = "dance" if name.startswith(("branch", "dance")) else "cps" if name == "flowgrpo-fast" else "flow"
+        danced = name.startswith(("branch", "dance")) and name != "branchgrpo-flash"
+        family = "dance" if danced else "cps" if name == "flowgrpo-fast" else "flow"
         assert {plan.kernel[step] for step in range(plan.steps) if plan.stochastic[step]} == {family}
         assert {plan.noise_scale[step] for step in range(plan.steps) if plan.stochastic[step]} == {noise[family]}
 
