@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -11,35 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
 from branchgrpo import prompts
+from branchgrpo.cli import REWARD_KEYS, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, UserError
 
 if TYPE_CHECKING:
     from branchgrpo.compare import Comparison
     from branchgrpo.display import Display
-
-ROOT = Path(__file__).resolve().parent
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-
-DESCRIPTION = """Align text-to-image models with human preference by BranchGRPO, on Ray.
-
-Without arguments: train the embedded model on the quick-start config, about 5 minutes on two cores."""
-
-EPILOG = """examples:
-  run.py train                                              the quick start
-  run.py train --preset branchgrpo                          another method: the paper's full tree
-  run.py compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
-  run.py eval runs/quickstart-20261121-120000               the scores of a saved model
-  run.py train my.yaml --run.seed 1 --rollout.workers 8     any key of a config, dotted
-  run.py config my.yaml                                     the resolved config
-  run.py config --schema                                    every key, its meaning and default (JSON schema)
-"""
 
 
 class Service:
@@ -58,7 +42,10 @@ class Service:
         timeout = config.cluster.task_timeout_seconds
         rollout, reward, learner = config.rollout, config.reward_workers, config.learner
         self.rollouts = Pool(RolloutWorker, "rollout", rollout.workers, rollout.cpus, rollout.gpus, (config,), self.meter, timeout)
-        self.rewards = Pool(RewardWorker, "reward", reward.workers, reward.cpus, reward.gpus, (config,), self.meter, timeout)
+        self.rewards = [
+            Pool(RewardWorker, "reward", reward.workers, reward.cpus, reward.gpus, (config, group), self.meter, timeout, config.rewards[group[0]].runtime_env)
+            for group in config.reward_groups
+        ]
         make, self.gangs = partial(_learner_arguments, config, ray.get), []
         if learning:
             self.learners = Gang(Learner, "learner", learner.ranks, learner.cpus, learner.gpus, make, self.meter, learner.timeout_seconds)
@@ -67,7 +54,8 @@ class Service:
     def form(self) -> None:
         """Wait until every actor has loaded its models."""
         self.rollouts.wait_ready()
-        self.rewards.wait_ready()
+        for pool in self.rewards:
+            pool.wait_ready()
         for gang in self.gangs:
             gang.form()
             self.chunks = gang.call("chunks")[0]
@@ -77,7 +65,7 @@ class Service:
         if config == self.config:
             return self
         self.config = config
-        for pool in (self.rollouts, self.rewards):
+        for pool in (self.rollouts, *self.rewards):
             pool.broadcast("configure", config)
         for gang in self.gangs:
             gang.call("configure", config)
@@ -102,13 +90,35 @@ def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]
 def check(config: Config) -> None:
     """What can be known to be wrong before anything starts. Raises UserError."""
     config.model.check()
-    train, held_out = prompts.read("prompts", config.prompts), prompts.read("held_out", config.held_out)
+    for reward in config.rewards:
+        reward.check()
+    train, held_out = prompts.lists(config)
     prompts.deal(len(train), config.rollout.prompts, 0, config.run.seed)
     wanted = max(config.evaluation.prompts, config.evaluation.pictures, config.evaluation.diversity)
     if len(held_out) < wanted:
         raise UserError(f"held_out: expected at least {wanted} prompts for evaluation, got {len(held_out)} in {config.held_out}")
     for reward in config.rewards:
-        reward.check_prompts(train + held_out)
+        reward.check_prompts(chain(train, held_out))
+
+
+def encode(config: Config, display: Display) -> int:
+    """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the rollout workers' resources; returns how many."""
+    from actors.encoder import Encoder
+    from branchgrpo.encodings import Encodings, encode_missing
+    from cluster.pool import Meter, Pool
+
+    store, rollout = Encodings.open(config.model), config.rollout
+    train, held_out = prompts.lists(config)
+    texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
+    if texts:
+        display.phase(f"encoding {len(texts)} prompts into {store.folder}")
+        pool = Pool(Encoder, "encoder", rollout.workers, rollout.cpus, rollout.gpus, (config,), Meter(), config.cluster.task_timeout_seconds)
+        try:
+            pool.wait_ready()
+            encode_missing(pool, store, texts, display.advance)
+        finally:
+            pool.stop()
+    return len(texts)
 
 
 @contextmanager
@@ -121,9 +131,14 @@ def started(config: Config, display: Display, learning: bool = True) -> Iterator
     try:
         if connected.dashboard:
             display.note(f"Ray dashboard: {connected.dashboard}")
-        roles = {"rollout": (config.rollout, config.rollout.workers), "reward": (config.reward_workers, config.reward_workers.workers)}
+        roles = {
+            "rollout": (config.rollout, config.rollout.workers),
+            "reward": (config.reward_workers, config.reward_workers.workers * len(config.reward_groups)),
+        }
         roles |= {"learner": (config.learner, config.learner.ranks)} if learning else {}
         placement.require({role: [placement.bundle(one.cpus, one.gpus)] * count for role, (one, count) in roles.items()}, config.cluster.wait_seconds)
+        if config.model.precomputed:
+            encode(config, display)
         display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
         service = Service(config, learning)
         service.form()
@@ -197,6 +212,46 @@ def evaluate(config: Config) -> int:
     return 0
 
 
+def encode_alone(config: Config) -> int:
+    """The job behind `run.py encode`. Returns the exit code."""
+    from branchgrpo.display import Display
+    from cluster import session
+
+    check(config)
+    if not config.model.precomputed:
+        raise UserError(f"model.encode: expected precompute, got {getattr(config.model, 'encode', 'inline')}: there is nothing to encode before training")
+    with Display("branchgrpo encode", 1, config.metric) as display:
+        display.phase("starting Ray")
+        session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
+        try:
+            count = encode(config, display)
+        finally:
+            session.stop()
+    print(f"{count} prompts encoded" if count else "all prompts were encoded already")
+    return 0
+
+
+def serve_reward(found: Any, overrides: dict[str, str]) -> int:
+    """The server behind `run.py serve-reward`; runs until it is told to end."""
+    from branchgrpo.rewards.server import reward_options, serve
+
+    strange = [key for key in overrides if not key.startswith(REWARD_KEYS)]
+    if strange:
+        raise UserError(f"--{strange[0]}: expected --{REWARD_KEYS}KEY, a key of the reward")
+    options = reward_options(found.name, {key.removeprefix(REWARD_KEYS): configs.value(key, text) for key, text in overrides.items()})
+    serve(
+        options,
+        found.host,
+        found.port,
+        found.token_env,
+        found.max_mb,
+        found.threads,
+        found.device,
+        ready=lambda url: print(f"serving {found.name} at {url}", flush=True),
+    )
+    return 0
+
+
 class Interruption:
     """The first Ctrl-C or SIGTERM ends training after the iteration in flight, the second ends the program."""
 
@@ -216,61 +271,6 @@ class Interruption:
         return self.asked
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Subcommand with its options, and the dotted overrides. Raises UserError for anything else."""
-    parser = argparse.ArgumentParser("run.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    texts = {
-        "train": "train a model",
-        "compare": "run several methods on the same prompts, seeds, reward and evaluation; the same command again goes on where it stopped",
-        "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
-        "config": "print the resolved config, or its schema",
-    }
-    preset = f"a method: {', '.join(configs.presets())}; or a YAML file of such keys"
-    for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE")
-        if name == "compare":
-            command.add_argument("methods", nargs="+", metavar="METHOD", help=preset)
-            command.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, … (default: 1)")
-            command.add_argument("--budget", default="50", help="training of each run: iterations (50), seconds (240s) or minutes (4m) (default: 50)")
-            command.add_argument("--folder", type=Path, help="where it is kept (default: runs/compare-DIGEST of the request)")
-            command.add_argument("--config", type=Path, default=QUICKSTART, help="model, prompts and rewards (default: the quick start's)")
-            continue
-        if name == "eval":
-            command.add_argument("folder", type=Path, help="a pipeline folder, or a run folder with weights/")
-            command.add_argument("--config", type=Path, default=QUICKSTART, help="model family, prompts and rewards (default: the quick start's)")
-            continue
-        command.add_argument("config", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quick start)")
-        command.add_argument("--preset", help=preset)
-        if name == "config":
-            command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
-    plain, overrides = _overrides(arguments)
-    found = parser.parse_args(plain or ["train"])
-    if found.command is None:
-        parser.error(f"expected a command: {', '.join(texts)}")
-    if found.command == "compare" and found.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {found.seeds}")
-    return found, overrides
-
-
-def _overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take `--dotted.key value` and `--dotted.key=value` out of the arguments."""
-    plain: list[str] = []
-    overrides: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if not key.startswith("--") or not ("." in key or key[2:] in Config.model_fields):
-            plain.append(key + equals + value)
-            continue
-        if not equals:
-            if not rest:
-                raise UserError(f"command line: expected a value after {key}")
-            value = rest.pop(0)
-        overrides[key[2:]] = value
-    return plain, overrides
-
-
 def main() -> int:
     """Exit codes: 0 done, 1 internal failure (with its trace), 2 bad input or missing resources (one line), 130 interrupted."""
     try:
@@ -283,7 +283,11 @@ def main() -> int:
         if found.command == "eval":
             weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
             return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": json.dumps(str(weights))}))
+        if found.command == "serve-reward":
+            return serve_reward(found, overrides)
         config = configs.load(found.config, overrides, found.preset)
+        if found.command == "encode":
+            return encode_alone(config)
         if found.command == "config":
             print(configs.dump(config), end="")
             return 0

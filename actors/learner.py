@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from branchgrpo import credit, shard, wire
+from branchgrpo import combine, credit, shard, wire
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError
+from branchgrpo.parallel import gathered, shard_weights
 from branchgrpo.tree import assemble, topology
 from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
 from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
@@ -25,24 +26,29 @@ from actors.rollout import probe
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Values behind references."""
 
+DROPPED = -1
+"""Owner of the latents of trees that are not trained on."""
+
 
 class Learner:
     """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process group."""
 
     def __init__(self, config: Config, rank: int, fetch: Fetch):
         torch.set_num_threads(config.learner.compute_threads)
-        self.rank, self.ranks, self.fetch = rank, 1, fetch
-        self.configure(config)
+        self.config, self.rank, self.ranks, self.fetch = config, rank, 1, fetch
+        self.version = 0
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; ranks and resources stay as they were."""
         torch.manual_seed(config.run.seed)
         self.config = config
         self.model = self.policy = None  # the old ones go before the new ones come
-        self.model = config.model.build(config.learner.device, denoiser_only=True)
+        self.model = config.model.build(config.learner.device, ("denoiser",))
         if config.loss.kl_beta:
             self.model.freeze_base()
-        if self.ranks > 1:
+        if self.sharded:
+            shard_weights(self.model, self.ranks)
+        elif self.ranks > 1:
             self.model.denoiser = DistributedDataParallel(self.model.denoiser)
         self.version = self.skips = 0
         self.policy = PolicyUpdate(config, self.model, self.ranks)
@@ -51,8 +57,15 @@ class Learner:
         return f"learner-{self.rank} v{self.version}"
 
     def ready(self) -> int:
-        """The process, once the model is loaded."""
+        """Load the model, unless there are ranks to meet first: then `join` does. Returns the process."""
+        if self.config.learner.ranks == 1:
+            self.configure(self.config)
         return os.getpid()
+
+    @property
+    def sharded(self) -> bool:
+        """Weights are spread over the ranks."""
+        return self.ranks > 1 and self.config.learner.parallel == "fsdp"
 
     def rendezvous(self) -> str:
         """A free address of this host, for rank 0 to be met at."""
@@ -62,7 +75,7 @@ class Learner:
             return f"tcp://{host}:{probe_socket.getsockname()[1]}"
 
     def join(self, ranks: int, address: str) -> None:
-        """Form the process group and wrap the denoiser for data parallel training."""
+        """Form the process group, load the model and wrap or shard it."""
         self.ranks = ranks
         if ranks > 1:
             options = self.config.learner
@@ -72,15 +85,16 @@ class Learner:
             self.configure(self.config)
 
     def update(
-        self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Conditioning, rewards: dict[tuple[int, int], F32]
+        self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Conditioning, scores: dict[tuple[int, int], F32]
     ) -> StepStats:
-        """One iteration's training. `segments` pairs headers with references to payloads; `rewards` is by
-        (prompt row, tree) → [L]. Raises GateError when a start-up gate fails, RuntimeError after too many skips."""
+        """One iteration's training. `segments` pairs headers with references to payloads; `scores` has every reward's
+        trained scores by (prompt row, tree) → [R, L]; trees that it leaves out are not trained on. Raises GateError when
+        a start-up gate fails, RuntimeError after too many skips."""
         headers = [header for header, _ in segments]
-        trees = assemble(plan, headers, rewards)
+        trees = assemble(plan, headers, combine.leaf_rewards(self.config, scores))
         if trees[0].policy_version != self.version:
             raise RuntimeError(f"{self!r}: trees were grown with weights v{trees[0].policy_version}")
-        credits = credit.assign(self.config, plan, trees, iteration)
+        credits = credit.assign(self.config, plan, trees, iteration, scores)
         self._same_on_all_ranks("credit", credit.digest(credits))
         options = self.config.learner
         every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + iteration
@@ -100,22 +114,33 @@ class Learner:
             skipped += not np.isfinite(norms[-1])
         self._count_skips(norms)
         self.version += 1
-        if first:
+        if first and not self.sharded:
             self._same_on_all_ranks("parameters after the first update", wire.digest_of(self.model.trainable()))
         return self._stats(trees, credits, tally.reduced(self._sum), norms, skipped, on_policy, store.bytes, topology(plan).stochastic)
 
     def publish(self, weights: str = "policy") -> list[Any]:
         """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), as
-        many chunks as `chunks` says."""
-        tensors = self.model.trainable()
-        if weights == "ema":  # kept in float32: in bfloat16 its small steps would round to nothing
-            tensors = {name: self.policy.ema[name].to(value.dtype) for name, value in tensors.items()}
+        many chunks as `chunks` says. Every rank must call it; all but the first return nothing but None."""
+        tensors = self._whole(weights)
+        if self.rank:
+            return [None] * (2 + self.chunks())
         update, chunks = wire.pack_weights(self.version, tensors, self.config.learner.publish_chunk_mb << 20)
         return [(update.version, update.digest), update, *chunks]
 
+    def _whole(self, weights: str) -> dict[str, torch.Tensor]:
+        """The trained weights, or their exponential mean, in main memory and in the dtype of rollouts; {} but on rank 0."""
+        own = self.model.trainable()
+        kinds = {name: self._published(value) for name, value in own.items()}
+        tensors = self.policy.ema if weights == "ema" else own
+        return {name: value.to(kinds[name]) for name, value in gathered(tensors, keep=self.rank == 0)}
+
+    def _published(self, parameter: torch.Tensor) -> torch.dtype:
+        """Adapters are float32 everywhere; full weights travel as rollout workers hold them."""
+        return parameter.dtype if self.model.adapted else self.model.dtype
+
     def chunks(self) -> int:
         """How many chunks `publish` returns."""
-        sizes = [value.numel() * value.element_size() for value in self.model.trainable().values()]
+        sizes = [value.numel() * self._published(value).itemsize for value in self.model.trainable().values()]
         return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
 
     def probe(self) -> F32:
@@ -123,14 +148,13 @@ class Learner:
         return probe(self.model)
 
     def save(self, folder: Path) -> None:
-        """Write the weights that are evaluated as a folder that diffusers loads."""
+        """Write the weights that are evaluated, in the form that run.export names. Every rank must call it."""
+        tensors = self._whole(self.config.evaluation.weights)
         if self.rank:
             return
-        present = {name: value.detach().clone() for name, value in self.model.trainable().items()}
-        if self.config.evaluation.weights == "ema":
-            self.model.load(self.policy.ema)
-        self.model.save(folder, self.config.model.folder())
-        self.model.load(present)
+        model = self.config.model.build("cpu", ("denoiser",))  # whole and unwrapped, whatever the ranks hold
+        model.load(tensors)
+        model.save(folder, self.config.model.folder(), self.config.run.export)
 
     def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner disagree."""
@@ -201,7 +225,7 @@ class PayloadStore:
         wanted |= {(int(tree), int(node)) for one in shards for tree, node in one.parents}
         needed = []
         for header, reference in segments:
-            owners = [index[subtree.prompt, subtree.key.tree] for subtree in header.subtrees]
+            owners = [index.get((subtree.prompt, subtree.key.tree), DROPPED) for subtree in header.subtrees]
             edges: set[tuple[int, int]] = set()
             for tree, subtree in zip(owners, header.subtrees, strict=True):
                 edges.update((tree, int(edge)) for edge in topo.segment_edges(subtree.node, header.start, header.stop))

@@ -3,43 +3,77 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from branchgrpo.config import Config
-from branchgrpo.types import LeafMedia, RewardScores
+from branchgrpo.errors import UserError
+from branchgrpo.rewards.base import Scorer
+from branchgrpo.types import F32, LeafMedia, RewardScores
+
+
+class BadScores(Exception):
+    """A reward gave scores that cannot be used."""
 
 
 class RewardWorker:
-    """Plain class; the cluster makes an actor of it."""
+    """Plain class; the cluster makes an actor of it. Scores by some of the config's rewards."""
 
-    def __init__(self, config: Config, index: int):
+    def __init__(self, config: Config, rewards: tuple[int, ...], index: int):
         torch.set_num_threads(config.reward_workers.compute_threads)
-        self.index = index
-        self.configure(config)
+        self.config, self.rewards, self.index = config, rewards, index
+
+    def ready(self) -> int:
+        """Load the rewards. Returns the process."""
+        self.configure(self.config)
+        return os.getpid()
 
     def configure(self, config: Config) -> None:
         """Score by this config from now on; resources stay as they were."""
-        role = config.reward_workers
-        self.scorers = [(options, options.build(role.compute_threads, role.device)) for options in config.rewards]
+        self.config, role = config, config.reward_workers
+        chosen = [config.rewards[index] for index in self.rewards]
+        self.scorers = [(options.title, options.build(role.compute_threads, role.device)) for options in chosen]
 
     def __repr__(self) -> str:
         return f"reward-{self.index}"
 
-    def ready(self) -> int:
-        """The process, once the rewards are loaded."""
-        return os.getpid()
-
     def score(self, media: LeafMedia, prompts: list[str]) -> RewardScores:
         """Scores of all leaves; `prompts` holds one text for each of the media's subtrees.
 
-        total = Σ weight · trained score. A leaf is `ok` when its total is finite.
+        A leaf is `ok` when each reward gave it a finite score, at the latest on its last retry. A reward that raises
+        fails all leaves; a UserError is not retried but raised.
         """
         each = len(media.pixels) // len(media.subtrees)
         texts = [prompt for prompt in prompts for _ in range(each)]
-        total, parts = np.zeros(len(texts), np.float32), {}
-        for options, scorer in self.scorers:
-            scores = scorer.score(media.pixels, texts)
-            total += np.float32(options.weight) * scores[scorer.trains_on]
-            parts |= {f"{options.name}/{score}": scores[score] for score in scorer.reports}
-        return RewardScores(total, parts, np.isfinite(total))
+        trained, parts = np.full((len(self.scorers), len(texts)), np.nan, np.float32), {}
+        retries, reason = 0, ""
+        for row, (title, scorer) in enumerate(self.scorers):
+            found: Mapping[str, F32] = {}
+            for attempt in range(self.config.reward_workers.retries + 1):
+                retries += attempt > 0
+                try:
+                    found = checked(scorer, scorer.score(media.pixels, texts), len(texts))
+                    if np.isfinite(found[scorer.trains_on]).all():
+                        break
+                    reason = f"{title}: {int((~np.isfinite(found[scorer.trains_on])).sum())} of {len(texts)} scores are not finite"
+                except UserError:
+                    raise
+                except Exception as error:  # whatever a reward fails of, its policy decides; the reason travels
+                    found, reason = {}, f"{title}: {type(error).__name__}: {' '.join(str(error).split())}"
+                    traceback.print_exc(file=sys.stderr)
+            if found:
+                trained[row] = found[scorer.trains_on]
+            parts |= {f"{title}/{score}": found.get(score, trained[row]) for score in scorer.reports}
+        return RewardScores(trained, parts, np.isfinite(trained).all(0), retries, reason)
+
+
+def checked(scorer: Scorer, scores: Mapping[str, F32], count: int) -> dict[str, F32]:
+    """The scores as float32. Raises BadScores unless all that the scorer promised are there, `count` each."""
+    for name in {scorer.trains_on, *scorer.reports}:
+        got = np.shape(scores[name]) if name in scores else "none"
+        if got != (count,):
+            raise BadScores(f"expected {count} scores named {name}, got {got}")
+    return {name: np.asarray(values, np.float32) for name, values in scores.items()}

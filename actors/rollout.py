@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from branchgrpo import wire
 from branchgrpo.config import Config
+from branchgrpo.encodings import Encodings
+from branchgrpo.models.base import ALL_PARTS
 from branchgrpo.sampler import Sampler
 from branchgrpo.types import F32, U8, BranchPlan, Conditioning, LeafMedia, SegmentHeader, Subtree, TreePayload, WeightUpdate
 
@@ -21,14 +23,14 @@ class RolloutWorker:
 
     def __init__(self, config: Config, index: int):
         torch.set_num_threads(config.rollout.compute_threads)
-        self.index = index
-        self.configure(config)
+        self.config, self.index, self.version = config, index, 0
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
         self.config, self.version = config, 0
         self.model = self.sampler = None  # the old ones go before the new ones come
-        self.model = config.model.build(config.rollout.device)
+        self.encodings = Encodings.open(config.model) if config.model.precomputed else None
+        self.model = config.model.build(config.rollout.device, ("denoiser", "decoder") if self.encodings else ALL_PARTS)
         storage = wire.dtype_named(config.rollout.storage_dtype)
         self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch, config.loss.needs_shift)
 
@@ -36,12 +38,18 @@ class RolloutWorker:
         return f"rollout-{self.index} v{self.version}"
 
     def ready(self) -> int:
-        """The process, once the model is loaded."""
+        """Load the model. Returns the process."""
+        self.configure(self.config)
         return os.getpid()
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Text conditioning of P prompts."""
-        return self.model.encode(prompts)
+    def encode(self, prompts: list[str]) -> list[Any]:
+        """[Conditioning of P prompts, how many of them are longer than the text encoders take].
+
+        Encoded here, or read where model.encode is precompute. Raises UserError for prompts that were not encoded.
+        """
+        if self.encodings:
+            return [self.encodings.conditioning(prompts), self.encodings.truncated(prompts)]
+        return [self.model.encode(prompts), self.model.truncated(prompts)]
 
     def grow(self, plan: BranchPlan, version: int, subtrees: tuple[Subtree, ...], start: int, stop: int, conditioning: Conditioning, *roots: Any) -> list[Any]:
         """Grow M subtrees from level `start` to `stop`.

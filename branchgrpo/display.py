@@ -37,6 +37,7 @@ class Display:
         self.console = console or Console()
         self.title, self.progress = title, Progress(iterations, metric, max_minutes)
         self._phase: tuple[str, float] | None = None  # text, when it began
+        self._part = (0, 0)  # done of all, within the phase
         self._lock = Lock()  # the panel is drawn by a thread of its own
         moves = self.console.is_terminal and not self.console.is_dumb_terminal and self.console.encoding.startswith("utf")
         self._live = Live(get_renderable=self._draw, console=self.console, refresh_per_second=4) if moves else None
@@ -64,9 +65,16 @@ class Display:
         """A step of start-up or finish begins, and the one before it ends."""
         self._end_phase()
         with self._lock:
-            self._phase = (text, perf_counter())
+            self._phase, self._part = (text, perf_counter()), (0, 0)
         if not self._live:
             self._print(f"{text} ...")
+
+    def advance(self, done: int, total: int) -> None:
+        """How far the present phase is. Where there is no panel: a line for each tenth."""
+        with self._lock:
+            before, self._part = self._part[0], (done, total)
+        if not self._live and 10 * done // total > 10 * before // total:
+            self._print(f"  {done} of {total}")
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -97,8 +105,10 @@ class Display:
         with self._lock:
             parts: list[RenderableType] = [panel(self.title, self.progress)] if self.progress.values else []
             if self._phase:
-                text, begun = self._phase
-                parts.append(Text(f"{text} … {perf_counter() - begun:.0f} s", style="bold cyan"))
+                (text, begun), (done, total) = self._phase, self._part
+                parts.append(Text(f"{text}{f' {done}/{total}' if total else ''} … {perf_counter() - begun:.0f} s", style="bold cyan"))
+                if total:
+                    parts.append(ProgressBar(total=total, completed=done))
             return Group(*parts)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from branchgrpo import config as configs
-from branchgrpo import report
+from branchgrpo import report, sheet
 from branchgrpo.config import Config
 from branchgrpo.metrics import MetricsLog, read
 from branchgrpo.service import Service
@@ -59,7 +59,7 @@ def carry_out(
     (folder / "held_out.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
     _sheet(config, trainer, folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
     diversity = trainer.diversity() if evaluation.diversity else None
-    if config.run.export == "pipeline":
+    if config.run.export != "none":
         display.phase("writing weights")
         service.learners.call("save", (folder / "weights").resolve())
     display.phase("drawing the curve")
@@ -101,4 +101,4 @@ def _sheet(config: Config, trainer: Trainer, path: Path, scores: Scores, pixels:
     """A contact sheet of the first held-out prompts."""
     path.parent.mkdir(exist_ok=True)
     values = np.asarray(scores[config.metric][: len(pixels)])
-    report.pictures(path, pixels, trainer.held_out[: len(pixels)], values, config.metric, title)
+    sheet.pictures(path, pixels, trainer.held_out[: len(pixels)], values, config.metric, title)

@@ -7,15 +7,17 @@ reference; leaves are scored as soon as a subtree has them, while others still g
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 
+from branchgrpo.combine import totals
 from branchgrpo.config import Config
-from branchgrpo.service import Reference, Service
+from branchgrpo.service import Pool, Reference, Service
 from branchgrpo.tree import auto_fork_depth, fork_level, topology
-from branchgrpo.types import F32, BranchPlan, RewardScores, SegmentHeader, Subtree, TreeKey
+from branchgrpo.types import EVALUATION, F32, BranchPlan, RewardScores, SegmentHeader, Subtree, TreeKey
 
 T = TypeVar("T")
 
@@ -27,8 +29,12 @@ class Harvest:
     conditioning: Reference = None
     segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
     media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
-    rewards: dict[tuple[int, int], F32] = field(default_factory=dict)  # (prompt row, tree) → [L]
+    scores: dict[tuple[int, int], F32] = field(default_factory=dict)  # (prompt row, tree) → trained scores [R, L]
+    rewards: dict[tuple[int, int], F32] = field(default_factory=dict)  # (prompt row, tree) → their weighted sum [L]
     parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
+    truncated: int = 0  # prompts that the text encoders cut short
+    retries: int = 0  # of rewards
+    dropped: dict[int, str] = field(default_factory=dict)  # prompt rows without rewards, whose trees are left out; and why
     seconds: dict[str, float] = field(default_factory=dict)  # encode, grow, score: when the last task of each ended
 
     def part(self, name: str) -> F32:
@@ -57,6 +63,8 @@ class _Growth:
 
     def __init__(self, forest: Forest, plan: BranchPlan, iteration: int, version: int, prompts: list[int], texts: list[str], trees: int):
         self.config, self.plan, self.version, self.texts = forest.config, plan, version, texts
+        # A held-out check compares the same prompts before and after, so none may be missing.
+        self.may_drop = forest.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
         self.rollouts, self.rewards = forest.service.rollouts, forest.service.rewards
         self.trees = [Subtree(TreeKey(forest.run, iteration, prompt, tree), row, 0) for row, prompt in enumerate(prompts) for tree in range(trees)]
         depth = self.config.rollout.fork_depth
@@ -66,8 +74,10 @@ class _Growth:
         self.harvest, self.begun = Harvest(), perf_counter()
 
     def run(self) -> Harvest:
-        self.rollouts.submit(self.flow, "encode", self.texts, then=self._encoded)
+        self.rollouts.submit(self.flow, "encode", self.texts, returns=2, then=self._encoded)
         self.flow.run()
+        self._drop()
+        self.harvest.rewards = totals(self.config, self.harvest.scores)
         seconds, previous = self.harvest.seconds, 0.0
         for phase in ("encode", "grow", "score"):  # from ends to durations: what follows the phase before
             seconds[phase], previous = seconds[phase] - previous, seconds[phase]
@@ -78,7 +88,7 @@ class _Growth:
 
     def _encoded(self, references: list[Reference]) -> None:
         self._clock("encode")
-        self.harvest.conditioning = references[0]
+        self.harvest.conditioning, self.harvest.truncated = references[0], self.rollouts.fetch(references[1])
         if self.fork:
             for group in _groups(self.trees, len(self.rollouts)):
                 self._grow(group, [], 0, self.fork)
@@ -109,21 +119,35 @@ class _Growth:
         media, subtrees = references[2], header.subtrees
         self.harvest.media.append((subtrees, media))
         texts = [self.texts[subtree.prompt] for subtree in subtrees]
-        self.rewards.submit(self.flow, "score", media, texts, then=lambda scores: self._scored(subtrees, scores[0]))
+        for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
+            pool.submit(self.flow, "score", media, texts, then=partial(self._scored, pool, group, subtrees))
 
-    def _scored(self, subtrees: tuple[Subtree, ...], reference: Reference) -> None:
+    def _scored(self, pool: Pool, group: tuple[int, ...], subtrees: tuple[Subtree, ...], references: list[Reference]) -> None:
         self._clock("score")
-        scores: RewardScores = self.rewards.fetch(reference)
-        topo, each = topology(self.plan), len(scores.total) // len(subtrees)
+        scores: RewardScores = pool.fetch(references[0])
+        self.harvest.retries += scores.retries
+        topo, each = topology(self.plan), len(scores.ok) // len(subtrees)
         for index, subtree in enumerate(subtrees):
-            rows, first = slice(index * each, (index + 1) * each), topo.leaf_first[subtree.node]
+            rows, key = slice(index * each, (index + 1) * each), (subtree.prompt, subtree.key.tree)
             if not scores.ok[rows].all():
-                raise RuntimeError(f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} rewards are not finite")
-            tables = [(self.harvest.rewards, scores.total)]
-            tables += [(self.harvest.parts.setdefault(name, {}), part) for name, part in scores.parts.items()]
-            for table, values in tables:
-                leaves = table.setdefault((subtree.prompt, subtree.key.tree), np.full(topo.leaves, np.nan, np.float32))
-                leaves[first : first + each] = values[rows]
+                if not self.may_drop:
+                    raise RuntimeError(f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} leaves have no reward: {scores.reason}")
+                self.harvest.dropped[subtree.prompt] = scores.reason
+            first = int(topo.leaf_first[subtree.node])
+            leaves = slice(first, first + each)
+            trained = self.harvest.scores.setdefault(key, np.full((len(self.config.rewards), topo.leaves), np.nan, np.float32))
+            trained[list(group), leaves] = scores.trained[:, rows]
+            for name, part in scores.parts.items():
+                self.harvest.parts.setdefault(name, {}).setdefault(key, np.full(topo.leaves, np.nan, np.float32))[leaves] = part[rows]
+
+    def _drop(self) -> None:
+        """Leave out all trees of prompts that lack a reward: what is left of a group would be compared wrongly."""
+        harvest = self.harvest
+        for table in (harvest.scores, *harvest.parts.values()):
+            for key in [key for key in table if key[0] in harvest.dropped]:
+                del table[key]
+        if not harvest.scores:
+            raise RuntimeError(f"all {len(harvest.dropped)} prompt groups were dropped: {next(iter(harvest.dropped.values()))}")
 
 
 def _groups(items: list[T], count: int) -> list[list[T]]:

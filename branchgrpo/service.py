@@ -48,7 +48,7 @@ class Service(Protocol):
     """Everything a training run works with."""
 
     rollouts: Pool
-    rewards: Pool
+    rewards: list[Pool]  # one for each of Config.reward_groups
     learners: Gang
 
     def publish(self, weights: str = "policy") -> int:

@@ -62,10 +62,10 @@ class Trainer:
 
     def __init__(self, config: Config, service: Service, run: str, display: Display, interrupted: Callable[[], bool]):
         self.config, self.service, self.display, self.interrupted = config, service, display, interrupted
-        self.train_prompts = prompts.read("prompts", config.prompts)
-        self.held_out = prompts.read("held_out", config.held_out)
+        self.train_prompts, self.held_out = prompts.lists(config)
         self.forest = Forest(config, service, run)
         self.outcome = Outcome()
+        self.told: set[str] = set()
         self.method = config.method
         self.chooser: SplitChooser | None = None
         if isinstance(config.method, BranchMethod) and config.method.adapt_every:
@@ -81,7 +81,8 @@ class Trainer:
             texts = [self.train_prompts[index] for index in chosen]
             harvest = self.forest.grow(plan, iteration, outcome.version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)
             grown = perf_counter()
-            stats = self.service.learners.call("update", plan, iteration, harvest.segments, harvest.conditioning, harvest.rewards)[0]
+            self._tell(harvest, len(texts))
+            stats = self.service.learners.call("update", plan, iteration, harvest.segments, harvest.conditioning, harvest.scores)[0]
             updated = perf_counter()
             self._publish(stats)
             outcome.iterations += 1
@@ -98,6 +99,21 @@ class Trainer:
                 outcome.stopped_by = ending
                 break
         return outcome
+
+    def _tell(self, harvest: Harvest, prompts: int) -> None:
+        """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups. Each iteration's count is in the metrics."""
+        told = {}
+        if harvest.truncated:
+            told["truncated"] = (
+                f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take and were cut (said once; prompts/truncated counts)"
+            )
+        if harvest.dropped:
+            row, reason = next(iter(harvest.dropped.items()))
+            told["dropped"] = f"{len(harvest.dropped)} of {prompts} prompt groups dropped (said once; reward/dropped_groups counts): row {row}: {reason}"
+        for kind, text in told.items():
+            if kind not in self.told:
+                self.told.add(kind)
+                self.display.note(text)
 
     def _ending(self) -> str:
         """Why training ends behind the present iteration; empty when it goes on."""
@@ -201,6 +217,9 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
         "tree/edges_all": stats.edges_all,
         "latents/bytes": sum(header.payload_bytes for header in headers),
         "driver/bytes": driver_bytes,
+        "prompts/truncated": harvest.truncated,
+        "reward/retries": harvest.retries,
+        "reward/dropped_groups": len(harvest.dropped),
     }
     names = (
         "forwards",

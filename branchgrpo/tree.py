@@ -134,8 +134,9 @@ def auto_fork_depth(plan: BranchPlan, trees: int, workers: int) -> int:
 def assemble(plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tuple[int, int], np.ndarray]) -> list[TreeHeader]:
     """Whole trees from the headers of their segments.
 
-    rewards: (prompt row, tree number) → leaf rewards [L]. Trees come sorted by (prompt row, tree), whatever
-    order the segments arrived in. Raises ValueError when a tree or an edge is missing or versions are mixed.
+    rewards: (prompt row, tree number) → leaf rewards [L]; trees that it does not name were dropped. Trees come sorted
+    by (prompt row, tree), whatever order the segments arrived in. Raises ValueError when a tree or an edge is missing
+    or versions are mixed.
     """
     topo = topology(plan)
     log_prob: dict[tuple[int, int], np.ndarray] = {}
@@ -148,10 +149,10 @@ def assemble(plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tupl
             key[name] = subtree.key
             tree = log_prob.setdefault(name, np.full(topo.nodes, np.nan, np.float32))
             tree[topo.segment_edges(subtree.node, segment.start, segment.stop)] = values
-    if key.keys() != rewards.keys():
-        raise ValueError(f"segments and rewards must name the same trees; differing (prompt row, tree): {sorted(key.keys() ^ rewards.keys())}")
+    if not rewards or not rewards.keys() <= key.keys():
+        raise ValueError(f"every reward must belong to a grown tree, those of (prompt row, tree) {sorted(rewards.keys() - key.keys())} do not")
     headers = []
-    for name in sorted(key):
+    for name in sorted(rewards):
         values = np.where(topo.stochastic, log_prob[name], np.float32(0))
         if np.isnan(values).any():
             raise ValueError(f"{key[name]}: {int(np.isnan(values).sum())} of {int(topo.stochastic.sum())} edges have no finite log-prob")

@@ -180,15 +180,17 @@ class LeafMedia:
 
 @dataclass(frozen=True)
 class RewardScores:
-    """Scores of a batch of media, in its order."""
+    """Scores of a batch of media by a worker's R rewards, in the batch's order."""
 
-    total: F32  # [L] what trains
+    trained: F32  # [R, L] what trains
     parts: Mapping[str, F32]  # [L] each: what is reported
-    ok: Bool  # [L] False where scoring failed
+    ok: Bool  # [L] False where a reward failed for good
+    retries: int = 0  # attempts behind the first ones
+    reason: str = ""  # of the last failure
 
     def __post_init__(self) -> None:
-        count = len(self.total)
-        _check(self, total=(self.total, (count,)), ok=(self.ok, (count,)))
+        count = len(self.ok)
+        _check(self, trained=(self.trained, (None, count)), ok=(self.ok, (count,)))
         for name, part in self.parts.items():
             if part.shape != (count,):
                 raise ValueError(f"RewardScores.{name}: expected {count} scores, got {part.shape}")

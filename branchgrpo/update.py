@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from branchgrpo import kernels
-from branchgrpo.config import Config, Learner
 from branchgrpo.loss.base import Edges
 from branchgrpo.models.base import Adapter
+from branchgrpo.parallel import full
+from branchgrpo.schema import Config, Learner
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan, LearnerShard, TreeHeader
 
@@ -60,11 +61,13 @@ class PolicyUpdate:
         self.config, self.model, self.ranks = config, model, ranks
         trainable, options = model.trainable(), config.learner
         self.parameters = list(trainable.values())
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
+        # In bfloat16 most steps of AdamW would round to nothing: such weights follow float32 masters.
+        self.masters = [value if value.dtype == torch.float32 else value.detach().float() for value in self.parameters]
+        self.optimiser = torch.optim.AdamW(self.masters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
         total = config.run.iterations * options.optimiser_steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate_factor(options, step, total))
         self.learning_rate = 0.0  # of the last optimiser step
-        self.ema = {name: value.detach().float().clone() for name, value in trainable.items()} if options.ema else {}
+        self.ema = {name: value.detach().clone() for name, value in zip(trainable, self.masters, strict=True)} if options.ema else {}
 
     def edges(self, plan: BranchPlan, rows: Rows) -> tuple[Edges, Tensor]:
         """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have both log-probs equal."""
@@ -102,19 +105,31 @@ class PolicyUpdate:
         Every rank must bring as many batches. A norm that is not finite leaves the weights alone: it is the
         same on all ranks after the all-reduce, so all skip together.
         """
-        self.optimiser.zero_grad(set_to_none=True)
+        for value in (*self.masters, *self.parameters):
+            value.grad = None
         for index, rows in enumerate(batches):
             last = index == len(batches) - 1
+            # DDP sums gradients once, in the last micro-batch; sharded weights after each, or a rank would hold all gradients
             hold = getattr(self.model.denoiser, "no_sync", nullcontext) if not last else nullcontext
             with hold():
                 self._backward(plan, rows, tally)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.learner.max_grad_norm))
+        for master, value in zip(self.masters, self.parameters, strict=True):
+            if master is not value and value.grad is not None:
+                master.grad = value.grad.float()
+        norm = float(full(torch.nn.utils.clip_grad_norm_(self.masters, self.config.learner.max_grad_norm)))
         if np.isfinite(norm):
             self.learning_rate = float(self.scheduler.get_last_lr()[0])
             self.optimiser.step()
             self.scheduler.step()
+            self._follow()
             self._average()
         return norm
+
+    def _follow(self) -> None:
+        with torch.no_grad():
+            for master, value in zip(self.masters, self.parameters, strict=True):
+                if master is not value:
+                    value.copy_(master)
 
     def _backward(self, plan: BranchPlan, rows: Rows, tally: Tally) -> None:
         beta = self.config.loss.kl_beta
@@ -137,8 +152,8 @@ class PolicyUpdate:
         """Move the exponential mean of the weights a step."""
         decay = self.config.learner.ema
         with torch.no_grad():
-            for mean, value in zip(self.ema.values(), self.parameters, strict=bool(self.ema)):
-                mean.lerp_(value.float(), 1.0 - decay)
+            for mean, value in zip(self.ema.values(), self.masters, strict=bool(self.ema)):
+                mean.lerp_(value, 1.0 - decay)
 
 
 def _distance(mean: Tensor, other: Tensor) -> Tensor:

@@ -65,9 +65,9 @@ class Gang:
         return list(results)
 
     def leader(self, method: str, *arguments: Any, returns: int = 1) -> list[ObjectRef[Any]]:
-        """References to the results of rank 0 alone; the method must not use a collective."""
-        found = getattr(self.ranks[0], method).options(num_returns=returns).remote(*arguments)
-        return found if returns > 1 else [found]
+        """References to the results of rank 0; every rank runs the method, since it may use collectives."""
+        found = [getattr(rank, method).options(num_returns=returns).remote(*arguments) for rank in self.ranks]
+        return found[0] if returns > 1 else found[:1]
 
     def stop(self) -> None:
         """End all ranks."""

@@ -52,14 +52,26 @@ class _Sizer(cloudpickle.CloudPickler):  # type: ignore[misc]
 class Pool:
     """Workers of one class on Ray actors."""
 
-    def __init__(self, cls: type, role: str, count: int, cpus: float, gpus: float, arguments: tuple[Any, ...], meter: Meter, timeout: float):
+    def __init__(
+        self,
+        cls: type,
+        role: str,
+        count: int,
+        cpus: float,
+        gpus: float,
+        arguments: tuple[Any, ...],
+        meter: Meter,
+        timeout: float,
+        runtime_env: dict[str, Any] | None = None,
+    ):
         self.role, self.meter, self.timeout = role, meter, timeout
-        actor = ray.remote(cls)
-        self.workers: list[ActorHandle[Any]] = [actor.options(num_cpus=cpus, num_gpus=gpus).remote(*arguments, index) for index in range(count)]
+        options = {"num_cpus": cpus, "num_gpus": gpus} | ({"runtime_env": runtime_env} if runtime_env else {})
+        actor = ray.remote(cls).options(**options)
+        self.workers: list[ActorHandle[Any]] = [actor.remote(*arguments, index) for index in range(count)]
         self.load = [0] * count
 
     def wait_ready(self) -> None:
-        """Until every worker has loaded what it needs. Raises what its constructor raised."""
+        """Until every worker has loaded what it needs. Raises what that raised."""
         self.broadcast("ready")
 
     def __len__(self) -> int:

@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded:"
 
+Part = Literal["denoiser", "encoders", "decoder"]
+"""What of a model a process loads: learners need only the denoiser."""
+
+ALL_PARTS: tuple[Part, ...] = ("denoiser", "encoders", "decoder")
+
 
 class ModelOptions(Component):
     """Options every family has."""
 
     path: str = Field(description="folder in diffusers layout, or embedded:NAME for one shipped with the package")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the weights and of the forward pass")
-
-    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
-    negative_prompt: str = Field("", description="what true_cfg guides away from")
-    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
-    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
-    lora_targets: tuple[str, ...] = Field((), description="names of the layers they go into; empty = the family's attention projections")
 
     def folder(self) -> Path:
         """Where the weights are. Raises UserError when the folder or its model_index.json is missing."""
@@ -42,19 +41,26 @@ class ModelOptions(Component):
             raise UserError(f"model.path: expected a diffusers folder with model_index.json, found none at {folder}")
         return folder
 
+    @property
+    def precomputed(self) -> bool:
+        """Prompts are encoded before training, by a job of its own."""
+        return False
+
     def check(self) -> None:
-        """Raise UserError for what the folder's configs tell to be wrong; loads no weights."""
+        """Raise UserError for what the folder's files tell to be wrong; loads no weights."""
         self.folder()
 
-    def build(self, device: str, denoiser_only: bool = False) -> Adapter:
-        """Load the model; learners need only the denoiser."""
+    def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Adapter:
+        """Load these parts of the model."""
         raise NotImplementedError
 
 
 class Adapter(ABC):
-    """A loaded model. Latents are [B, *S]; `S` is whatever shape the denoiser takes them in."""
+    """A loaded model. Latents are [B, *S]; `S` is whatever shape the denoiser takes them in: `latent_shape` in training,
+    `evaluation_shape` in evaluation; all methods take both."""
 
     device: torch.device
+    dtype: torch.dtype  # of rollouts: what published weights are in, adapters apart
     latent_shape: tuple[int, ...]  # S
     denoiser: Any  # the module that is trained; may be wrapped, for example by DDP
     base: nn.Module  # as it was before training, once `freeze_base` made a copy
@@ -77,8 +83,18 @@ class Adapter(ABC):
         """Fixed pseudo-random conditioning of the right shapes, so that weights can be compared without prompts."""
 
     @abstractmethod
-    def save(self, folder: Path, source: Path) -> None:
-        """Write a pipeline folder with the present weights; what is not trained comes from `source`."""
+    def save(self, folder: Path, source: Path, form: str) -> None:
+        """Write the present weights: `pipeline`, a whole folder, with what is not trained copied from `source`;
+        `transformer`, the denoiser alone; or `lora`, the adapters alone."""
+
+    @property
+    def evaluation_shape(self) -> tuple[int, ...]:
+        """S of evaluation. Families that train on less than they are judged by (shorter videos) override it."""
+        return self.latent_shape
+
+    @abstractmethod
+    def truncated(self, prompts: list[str]) -> int:
+        """How many of these prompts are longer than what the longest text encoder takes. Needs the text encoders."""
 
     def conditioning(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """Its arrays as tensors on this device, P rows each."""
@@ -94,6 +110,13 @@ class Adapter(ABC):
     def tokens(self, cond: dict[str, Tensor]) -> int:
         """Rows of the denoiser's sequence for one latent, text included: what its memory grows with."""
         raise NotImplementedError
+
+    def blocks_of(self, module: nn.Module) -> list[nn.Module]:
+        """The repeated blocks of the denoiser (or of its frozen copy), in which its weights are sharded."""
+        import torch
+
+        lists = [part for part in module.children() if isinstance(part, torch.nn.ModuleList)]
+        return [block for blocks in lists for block in blocks]
 
     def freeze_base(self) -> None:
         """Keep what `base_velocity` needs: nothing with LoRA, whose adapters are switched off; else a copy of the denoiser."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
+from branchgrpo.errors import UserError
 from branchgrpo.table import Component
 from branchgrpo.types import F32, U8
 
@@ -13,9 +18,23 @@ from branchgrpo.types import F32, U8
 class RewardOptions(Component):
     """Options every reward has."""
 
-    weight: float = Field(1.0, description="factor in the weighted sum of rewards")
+    label: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="what its scores are called in figures, as label/score; empty: the reward's name")
+    weight: float = Field(1.0, description="factor of its trained score, see combine")
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray runtime_env of its workers, which then score nothing else; empty: none")
 
-    def check_prompts(self, prompts: list[str]) -> None:
+    @property
+    def title(self) -> str:
+        """What its scores are called: title/score."""
+        return self.label or str(getattr(self, "name", ""))
+
+    def reported(self) -> tuple[str, ...]:
+        """Names of the scores that are reported, the one that decides first."""
+        return ("score",)
+
+    def check(self) -> None:
+        """Raise UserError for what can be seen to be wrong without loading anything: files that are missing."""
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
         """Raise UserError when the reward cannot score one of these prompts."""
         del prompts
 
@@ -27,9 +46,49 @@ class RewardOptions(Component):
 class Scorer(ABC):
     """A loaded reward."""
 
-    trains_on: str  # which of the scores is the reward
-    reports: tuple[str, ...]  # which are reported
+    trains_on: str = "score"  # which of the scores is the reward
+    reports: tuple[str, ...] = ("score",)  # which are reported
 
     @abstractmethod
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         """Named scores [L] of pixels u8 [L, F, H, W, 3] for their L prompts; higher is better."""
+
+
+class PictureOptions(RewardOptions):
+    """Options of rewards that score single pictures with a network; a video's score is the mean over some of its frames."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of the weights and of the forward pass")
+    batch: int = Field(32, ge=1, description="pictures per forward")
+    frames: int = Field(4, ge=1, description="frames of a video that are scored, evenly spaced; more than it has: all")
+
+
+class PictureScorer(Scorer):
+    """Scores pictures in batches, and videos as the mean over frames."""
+
+    def __init__(self, options: PictureOptions):
+        self.picture_options = options
+
+    @abstractmethod
+    def pictures(self, pictures: U8, prompts: list[str]) -> F32:
+        """Scores [B] of pictures u8 [B, H, W, 3] for their B prompts; at most `batch` of them."""
+
+    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+        chosen = evenly(pixels.shape[1], self.picture_options.frames)
+        flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
+        texts, size = [prompt for prompt in prompts for _ in chosen], self.picture_options.batch
+        found = [self.pictures(flat[first : first + size], texts[first : first + size]) for first in range(0, len(flat), size)]
+        return {"score": np.concatenate(found).astype(np.float32).reshape(len(pixels), len(chosen)).mean(1)}
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` positions, evenly spaced, each in the middle of its part."""
+    wanted = min(count, wanted)
+    return [int((index + 0.5) * count / wanted) for index in range(wanted)]
+
+
+def existing(key: str, path: str, what: str) -> Path:
+    """The file or folder at `path`. Raises UserError, naming the config key and what was expected, where there is none."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{key}: expected {what}, found nothing at {found}")
+    return found

@@ -7,6 +7,7 @@ importing the package would load OpenCV.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -53,7 +54,10 @@ class OcrReward(RewardOptions):
             raise UserError(f"rewards.ocr.target: expected {self.target!r} to find text in every prompt, found none in {prompt!r}")
         return found.group(1)
 
-    def check_prompts(self, prompts: list[str]) -> None:
+    def reported(self) -> tuple[str, ...]:
+        return self.report
+
+    def check_prompts(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
             self.target_of(prompt)
 

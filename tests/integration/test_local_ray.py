@@ -89,7 +89,7 @@ def one_iteration(config: Config) -> tuple[dict[str, object], list[tuple[Segment
     texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
     harvest = Forest(config, service, "test").grow(plan, 0, 0, [5, 9], texts, trees=1)
     trees = assemble(plan, [header for header, _ in harvest.segments], harvest.rewards)
-    stats = service.learners.call("update", plan, 0, harvest.segments, harvest.conditioning, harvest.rewards)
+    stats = service.learners.call("update", plan, 0, harvest.segments, harvest.conditioning, harvest.scores)
     base = service.rollouts.broadcast("probe")[0]
     version = service.publish()
     probes = service.rollouts.broadcast("probe")
@@ -100,7 +100,7 @@ def one_iteration(config: Config) -> tuple[dict[str, object], list[tuple[Segment
         "forwards": sum(header.forwards for header, _ in harvest.segments), "stored": all(place["node_ids"] for place in places.values()),
         "segments": sorted((header.start, header.stop, len(header.subtrees)) for header, _ in harvest.segments),
     }  # fmt: skip
-    for pool in (service.rollouts, service.rewards, service.learners):
+    for pool in (service.rollouts, *service.rewards, service.learners):
         pool.stop()
     return result, harvest.segments
 

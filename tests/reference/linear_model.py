@@ -46,6 +46,9 @@ class LinearModel(Adapter):
         out: Tensor = self.denoiser(x.flatten(1), sigma, cond["prompt"])
         return out.float().reshape(x.shape)
 
+    def truncated(self, prompts: list[str]) -> int:
+        return 0
+
     def decode(self, x0: Tensor) -> U8:
         """The latents' signs as grey pixels."""
         grey = (x0.float().flatten(1) > 0).to(torch.uint8).mul(255)
@@ -54,6 +57,6 @@ class LinearModel(Adapter):
     def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
         return {"prompt": torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))}
 
-    def save(self, folder: Path, source: Path) -> None:
+    def save(self, folder: Path, source: Path, form: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.denoiser.state_dict(), folder / "denoiser.pt")

@@ -73,15 +73,19 @@ class Service:
     def __init__(self, config: Config):
         self.config = config
         self.rollouts = Pool([RolloutWorker(config, index) for index in range(config.rollout.workers)])
-        self.rewards = Pool([RewardWorker(config, index) for index in range(config.reward_workers.workers)])
+        count = config.reward_workers.workers
+        self.rewards = [Pool([RewardWorker(config, group, index) for index in range(count)]) for group in config.reward_groups]
         self.learners = Gang(Learner(config, 0, list))
+        for pool in (self.rollouts, *self.rewards):
+            pool.broadcast("ready")
+        self.learners.call("ready")
         self.published: list[tuple[str, int, str]] = []
 
     def configure(self, config: Config) -> Service:
         """All actors begin again with the untrained model."""
         if config != self.config:
             self.config = config
-            for pool in (self.rollouts, self.rewards):
+            for pool in (self.rollouts, *self.rewards):
                 pool.broadcast("configure", config)
             self.learners.call("configure", config)
         return self

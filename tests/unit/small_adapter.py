@@ -43,13 +43,16 @@ class SmallAdapter(Adapter):
         out: Tensor = self.denoiser(torch.cat([x, sigma[:, None], cond["text"]], 1).to(kind))
         return out
 
+    def truncated(self, prompts: list[str]) -> int:
+        return 0
+
     def decode(self, x0: Tensor) -> U8:
         raise NotImplementedError
 
     def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
         return {"text": torch.ones(rows, TEXT)}
 
-    def save(self, folder: Path, source: Path) -> None:
+    def save(self, folder: Path, source: Path, form: str) -> None:
         raise NotImplementedError
 
 

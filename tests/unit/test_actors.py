@@ -21,16 +21,20 @@ PROMPT = "the number 38 in black on yellow"
 def test_full_tree_iteration_counts_and_gates() -> None:
     config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"})
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
+    rollout.ready(), learner.ready()
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
-    conditioning = rollout.encode([PROMPT])
+    conditioning, cut = rollout.encode([PROMPT])
+    assert cut == 0
     header, payload, media = rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
-    scores = RewardWorker(config, 0).score(media, [PROMPT])
+    worker = RewardWorker(config, (0,), 0)
+    worker.ready()
+    scores = worker.score(media, [PROMPT])
     assert media.pixels.shape == (16, 1, 32, 32, 3) and scores.ok.all()
     assert header.forwards / 16 == 12.6875  # METHODS: 203 forwards a tree
     before = rollout.probe()
 
-    stats = learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): scores.total})
+    stats = learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): scores.trained})
     assert stats.forwards / 16 <= 11.7  # distinct parents, last step dropped
     assert stats.edges == stats.edges_stochastic == 202  # 218 less the last step's 16
     assert stats.on_policy_deviation <= 1e-5
@@ -40,15 +44,16 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     with pytest.raises(RuntimeError, match="asked to grow with weights v0"):
         rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
     with pytest.raises(RuntimeError, match="trees were grown with weights v0"):
-        learner.update(plan, 1, [(header, payload)], conditioning, {(0, 0): scores.total})
+        learner.update(plan, 1, [(header, payload)], conditioning, {(0, 0): scores.trained})
 
 
 def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     config = configs.load(QUICKSTART, {"learner.threads": "1"})
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
+    rollout.ready(), learner.ready()
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
-    conditioning = rollout.encode([PROMPT])
+    conditioning, _ = rollout.encode([PROMPT])
     header, payload, _ = rollout.grow(plan, 0, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, plan.steps, conditioning)
     header.log_prob[0, 3] += 1e-3
     with pytest.raises(GateError, match="on-policy ratio"):
-        learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): np.linspace(0, 1, 16, dtype=np.float32)})
+        learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]})

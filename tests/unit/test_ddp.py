@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,66 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_trees import quickstart
-from torch.multiprocessing import spawn
+from small_batch import batch, config, outcome, two_ranks
 
 from actors.learner import Learner
-from actors.rollout import RolloutWorker
 from branchgrpo import shard, wire
-from branchgrpo.config import Config
+from branchgrpo.combine import leaf_rewards
 from branchgrpo.credit import assign
 from branchgrpo.errors import GateError
 from branchgrpo.tree import assemble
-from branchgrpo.types import Subtree, TreeKey
-
-PROMPTS = ["the number 38 in black on yellow", "the number 12 in red on white", "a red circle on white"]
-OPTIONS = {
-    "sampling.steps": "5",
-    "method.splits": "[0, 2]",
-    "method.leaves": "4",
-    "method.stochastic": "all",
-    "learner.micro_batch": "7",
-    "learner.threads": "1",
-    "rollout.threads": "1",
-    "learner.learning_rate": "0.001",
-    "learner.timeout_seconds": "240",
-}
-
 
 TWICE = {"learner.optimiser_steps": "2", "gates.enabled": "false", "model.lora_rank": "4", "loss.kl_beta": "10.0"}
-
-
-def config(ranks: int, options: dict[str, str] | None = None) -> Config:
-    return quickstart(OPTIONS | {"learner.ranks": str(ranks)} | (options or {}))
-
-
-def batch() -> tuple[Any, ...]:
-    """Arguments of Learner.update: three trees, in two segments each."""
-    options = config(1)
-    worker = RolloutWorker(options, 0)
-    plan = options.method.plan(0, options.sampling.steps, options.sampling.shift)
-    conditioning = worker.encode(PROMPTS)
-    trees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS)))
-    trunk, payload, *frontier = worker.grow(plan, 0, trees, 0, 1, conditioning)
-    halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))
-    segments = [(trunk, payload)]
-    for part in (slice(0, 3), slice(3, 6)):
-        header, rest, _ = worker.grow(plan, 0, halves[part], 1, plan.steps, conditioning, *frontier[part])
-        segments.append((header, rest))
-    draw = np.random.default_rng(0)
-    rewards = {(prompt, 0): draw.normal(size=4).astype(np.float32) for prompt in range(len(PROMPTS))}
-    return plan, 0, segments, conditioning, rewards
-
-
-def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    stats = learner.update(*arguments)
-    parameters = learner.model.trainable()
-    return {
-        "stats": stats,
-        "gradient": {name: value.grad.clone() for name, value in parameters.items()},
-        "weights": {name: value.detach().clone() for name, value in parameters.items()},
-        "digest": wire.digest_of(parameters),
-    }
 
 
 def rank_main(rank: int, address: str, folder: str) -> None:
@@ -79,8 +27,8 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
     learner = Learner(config(2), rank, list)
     learner.join(2, address)
-    *rest, rewards = arguments
-    damaged = {key: values + np.float32(rank) * np.arange(4, dtype=np.float32) for key, values in rewards.items()}
+    *rest, scores = arguments
+    damaged = {key: values + np.float32(rank) * np.arange(4, dtype=np.float32) for key, values in scores.items()}
     found: dict[str, Any] = {"damaged": None}
     try:
         learner.update(*rest, damaged)
@@ -103,34 +51,21 @@ def rank_main(rank: int, address: str, folder: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one rank, and each of two ranks, made of the same trees."""
     folder = tmp_path_factory.mktemp("ddp")
-    threads = torch.get_num_threads()
     arguments = batch()
     (folder / "batch.pickle").write_bytes(pickle.dumps(arguments))
     learner = Learner(config(1), 0, list)
-    learner.join(1, "")
+    learner.ready()
     one = outcome(learner, arguments)
     learner.configure(config(1, TWICE))
     one["twice"] = outcome(learner, arguments)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    before = os.environ.get("GLOO_SOCKET_IFNAME")
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        spawn(rank_main, (address, str(folder)), nprocs=2)
-    finally:
-        os.environ.pop("GLOO_SOCKET_IFNAME")
-        if before is not None:
-            os.environ["GLOO_SOCKET_IFNAME"] = before
-        torch.set_num_threads(threads)
-    ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    ranks = two_ranks(rank_main, folder)
     return {"one": one, "ranks": ranks, "arguments": arguments}
 
 
 def test_the_batch_is_worth_the_test(runs: dict[str, Any]) -> None:
-    plan, _, segments, _, rewards = runs["arguments"]
-    trees = assemble(plan, [header for header, _ in segments], rewards)
-    first, second = shard.split(plan, assign(config(2), plan, trees, 0), 2, 1, 0)[0]
+    plan, _, segments, _, scores = runs["arguments"]
+    trees = assemble(plan, [header for header, _ in segments], leaf_rewards(config(2), scores))
+    first, second = shard.split(plan, assign(config(2), plan, trees, 0, scores), 2, 1, 0)[0]
     assert len(first.parents) == len(second.parents) > config(2).learner.micro_batch
     assert (second.weight[-1] == 0).all()  # one parent is padding
 

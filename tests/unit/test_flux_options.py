@@ -16,8 +16,9 @@ from torch import Tensor
 from actors.learner import Learner, PayloadStore
 from actors.rollout import RolloutWorker
 from branchgrpo import kernels, shard, wire
+from branchgrpo.combine import leaf_rewards
 from branchgrpo.credit import assign
-from branchgrpo.models.flux import ATTENTION, Flux, FluxModel
+from branchgrpo.models.flux import Flux, FluxModel
 from branchgrpo.plan import ode_plan
 from branchgrpo.sampler import Sampler
 from branchgrpo.tree import assemble, topology
@@ -98,7 +99,7 @@ def test_lora_trains_its_adapters_alone_and_begins_at_the_base() -> None:
     model, base = build(lora_rank=4), build()
     names = set(model.trainable())
     layers = {name.rpartition(".lora_")[0] for name in names}
-    attention = {name for name, part in base.denoiser.named_modules() if name.endswith(tuple(f".{target}" for target in ATTENTION)) and hasattr(part, "weight")}
+    attention = {name for name, part in base.denoiser.named_modules() if name.endswith(tuple(f".{target}" for target in FluxModel.attention_layers)) and hasattr(part, "weight")}
     assert layers == attention and all(".lora_A." in name or ".lora_B." in name for name in names)
     assert all(min(value.shape) == 4 for value in model.trainable().values())
     assert sum(value.numel() for value in model.trainable().values()) < 0.5 * sum(value.numel() for value in base.trainable().values())
@@ -163,7 +164,7 @@ def test_what_is_saved_is_a_stock_pipeline_with_the_trained_velocity(rank: int, 
     model = build(lora_rank=rank)
     move(model)
     before, weights = velocity(model), copy.deepcopy(model.trainable())
-    model.save(tmp_path / "out", model.options.folder())
+    model.save(tmp_path / "out", model.options.folder(), "pipeline")
     assert torch.equal(velocity(model), before) and model.trainable().keys() == weights.keys()  # saving changes nothing
     pipe = FluxPipeline.from_pretrained(tmp_path / "out")
     assert not [name for name in pipe.transformer.state_dict() if "lora" in name or "base_layer" in name]
@@ -215,14 +216,15 @@ class Case:
         self.config = quickstart(SMALL | options)
         self.worker, self.learner = RolloutWorker(self.config, 0), Learner(self.config, 0, list)
         self.plan = self.config.method.plan(0, 5, 3.0)
-        self.conditioning = self.worker.encode(PROMPTS)
+        self.worker.ready(), self.learner.ready()
+        self.conditioning, _ = self.worker.encode(PROMPTS)
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
         header, payload, _ = self.worker.grow(self.plan, 0, subtrees, 0, 5, self.conditioning)
         draw = np.random.default_rng(0)
-        self.segments, self.rewards = [(header, payload)], {(prompt, 0): draw.normal(size=4).astype(np.float32) for prompt in range(2)}
+        self.segments, self.scores = [(header, payload)], {(prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(2)}
 
     def update(self) -> Any:
-        return self.learner.update(self.plan, 0, self.segments, self.conditioning, self.rewards)
+        return self.learner.update(self.plan, 0, self.segments, self.conditioning, self.scores)
 
     def gradient(self) -> Tensor:
         return torch.cat([value.grad.flatten().double() for value in self.learner.model.trainable().values()])
@@ -231,13 +233,13 @@ class Case:
 def counted(learner: Learner) -> list[int]:
     """Rows of every forward from now on."""
     rows: list[int] = []
-    forward: Callable[..., Tensor] = learner.model._forward
+    forward: Callable[..., Tensor] = learner.model.forward
 
     def spy(x: Tensor, *rest: Any) -> Tensor:
         rows.append(len(x))
         return forward(x, *rest)
 
-    learner.model._forward = spy
+    learner.model.forward = spy
     return rows
 
 
@@ -261,8 +263,8 @@ def test_a_token_budget_limits_micro_batches_and_not_the_gradient(guided: bool) 
 
 def test_payloads_hold_the_behaviour_velocity_that_guard_needs() -> None:
     case = Case(**{"loss.name": "guard", "learner.optimiser_steps": "2", "learner.learning_rate": "0.001"})
-    trees = assemble(case.plan, [header for header, _ in case.segments], case.rewards)
-    steps = [ranks[0] for ranks in shard.split(case.plan, assign(case.config, case.plan, trees, 0), 1, 2, 0)]
+    trees = assemble(case.plan, [header for header, _ in case.segments], leaf_rewards(case.config, case.scores))
+    steps = [ranks[0] for ranks in shard.split(case.plan, assign(case.config, case.plan, trees, 0, case.scores), 1, 2, 0)]
     store, topo = PayloadStore(list, case.plan, trees, case.segments, steps), topology(case.plan)
     cond = case.worker.model.conditioning(case.conditioning)
     case.update()  # the learner's weights move, the rollout's are the behaviour policy's

@@ -134,16 +134,16 @@ def test_edge_counts_of_the_paper() -> None:
 def test_rules_and_together() -> None:
     trees = [paper_tree()]
     width, depth, both = ({"name": "width"}, {"name": "depth"}, None)
-    one, other = (credit.assign(pruned(rule), PAPER, trees, 45)[0].keep for rule in (width, depth))
-    both = credit.assign(pruned(width, depth), PAPER, trees, 45)[0].keep
+    one, other = (credit.assign(pruned(rule), PAPER, trees, 45, {})[0].keep for rule in (width, depth))
+    both = credit.assign(pruned(width, depth), PAPER, trees, 45, {})[0].keep
     assert np.array_equal(both, one & other)
     assert int(both.sum()) == 202 - 80 - 4 * 8  # behind the last split 9 random depths: 5 dropped, 4 halved
 
 
 def test_pruning_changes_neither_rewards_nor_advantages() -> None:
     trees = [paper_tree(), header(PAPER, list(range(16)), 0, 1), header(PAPER, [float(i % 3) for i in range(16)], 1)]
-    plain = credit.assign(pruned(), PAPER, trees, 45)
-    cut = credit.assign(pruned({"name": "width", "mode": "extremes", "ratio": 0.25}, {"name": "depth", "depths": [1, 2, 12]}), PAPER, trees, 45)
+    plain = credit.assign(pruned(), PAPER, trees, 45, {})
+    cut = credit.assign(pruned({"name": "width", "mode": "extremes", "ratio": 0.25}, {"name": "depth", "depths": [1, 2, 12]}), PAPER, trees, 45, {})
     for before, after in zip(plain, cut, strict=True):
         assert np.array_equal(before.advantage, after.advantage)
         assert np.array_equal(before.node_reward, after.node_reward)

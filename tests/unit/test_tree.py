@@ -220,7 +220,7 @@ def test_assemble_misses_a_tree() -> None:
     plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
     segments = [segment for segment in segments_of(plan, 0)[0] if segment.stop == plan.steps]
     rewards = segments_of(plan, 0)[2]
-    with pytest.raises(ValueError, match="same trees"):
+    with pytest.raises(ValueError, match="every reward must belong to a grown tree"):
         assemble(plan, segments[1:], rewards)
 
 

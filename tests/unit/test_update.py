@@ -28,7 +28,7 @@ class Case:
         self.cond = {"text": torch.from_numpy(self.model.encode(["a"] * TREES).arrays["text"])}
         self.trees, self.latents = grow(self.model, plan, TREES, self.cond["text"], off)
         self.config = quickstart(OPTIONS | overrides)
-        self.credits = assign(self.config, plan, self.trees, 0)
+        self.credits = assign(self.config, plan, self.trees, 0, {})
         self.policy = PolicyUpdate(self.config, self.model, 1)
         self.model.rows.clear()
 

@@ -1,0 +1,32 @@
+"""The encoder: turns prompts into text encodings before training, so that training needs no text encoders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from branchgrpo.config import Config
+from branchgrpo.encodings import write_shard
+
+
+class Encoder:
+    """Plain class; the cluster makes an actor of it."""
+
+    def __init__(self, config: Config, index: int):
+        torch.set_num_threads(config.rollout.compute_threads)
+        self.config, self.index = config, index
+
+    def ready(self) -> int:
+        """Load the text encoders. Returns the process."""
+        self.model = self.config.model.build(self.config.rollout.device, ("encoders",))
+        return os.getpid()
+
+    def __repr__(self) -> str:
+        return f"encoder-{self.index}"
+
+    def encode(self, texts: list[str], path: Path) -> tuple[str, int]:
+        """Write the encodings of n texts to the shard `path`, which other nodes must see. Returns its name and n."""
+        lengths, limit = self.model.tokenize(texts)
+        write_shard(path, texts, self.model.texts(texts), [length > limit for length in lengths])
+        return path.name, len(texts)

@@ -1,0 +1,103 @@
+"""The command line: subcommands, their options, and dotted overrides of the config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from branchgrpo import config as configs
+from branchgrpo import rewards
+from branchgrpo.config import Config
+from branchgrpo.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+REWARD_KEYS = "reward."
+"""Begins the overrides of serve-reward, which name keys of the reward itself."""
+
+DESCRIPTION = """Align text-to-image models with human preference by BranchGRPO, on Ray.
+
+Without arguments: train the embedded model on the quick-start config, about 5 minutes on two cores."""
+
+EPILOG = """examples:
+  run.py train                                              the quick start
+  run.py train --preset branchgrpo                          another method: the paper's full tree
+  run.py compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
+  run.py eval runs/quickstart-20261121-120000               the scores of a saved model
+  run.py train my.yaml --run.seed 1 --rollout.workers 8     any key of a config, dotted
+  run.py encode my.yaml                                     encode all prompts once, where model.encode is precompute
+  run.py serve-reward ocr --port 8600                       a reward behind HTTP, for another environment or machine
+  run.py config my.yaml                                     the resolved config
+  run.py config --schema                                    every key, its meaning and default (JSON schema)
+"""
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Subcommand with its options, and the dotted overrides. Raises UserError for anything else."""
+    parser = argparse.ArgumentParser("run.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    texts = {
+        "train": "train a model",
+        "compare": "run several methods on the same prompts, seeds, reward and evaluation; the same command again goes on where it stopped",
+        "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
+        "encode": "encode all prompts once, where model.encode is precompute; goes on where it stopped",
+        "serve-reward": "score pictures for other environments or machines over HTTP (docs/remote-rewards.md)",
+        "config": "print the resolved config, or its schema",
+    }
+    preset = f"a method: {', '.join(configs.presets())}; or a YAML file of such keys"
+    for name, text in texts.items():
+        if name == "serve-reward":
+            _serve_reward(commands.add_parser(name, help=text, description=text, epilog="any key of the reward can be set: --reward.KEY VALUE"))
+            continue
+        command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE")
+        if name == "compare":
+            command.add_argument("methods", nargs="+", metavar="METHOD", help=preset)
+            command.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, … (default: 1)")
+            command.add_argument("--budget", default="50", help="training of each run: iterations (50), seconds (240s) or minutes (4m) (default: 50)")
+            command.add_argument("--folder", type=Path, help="where it is kept (default: runs/compare-DIGEST of the request)")
+            command.add_argument("--config", type=Path, default=QUICKSTART, help="model, prompts and rewards (default: the quick start's)")
+            continue
+        if name == "eval":
+            command.add_argument("folder", type=Path, help="a pipeline folder, or a run folder with weights/")
+            command.add_argument("--config", type=Path, default=QUICKSTART, help="model family, prompts and rewards (default: the quick start's)")
+            continue
+        command.add_argument("config", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quick start)")
+        command.add_argument("--preset", help=preset)
+        if name == "config":
+            command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
+    plain, overrides = _overrides(arguments)
+    found = parser.parse_args(plain or ["train"])
+    if found.command is None:
+        parser.error(f"expected a command: {', '.join(texts)}")
+    if found.command == "compare" and found.seeds < 1:
+        parser.error(f"--seeds: expected at least 1, got {found.seeds}")
+    return found, overrides
+
+
+def _serve_reward(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help=f"a reward: {', '.join(rewards.TABLE)}")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need a token (default: 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8600, help="0 = any free one (default: 8600)")
+    command.add_argument("--token-env", default="", metavar="VARIABLE", help="environment variable with the token that clients must send (default: none)")
+    command.add_argument("--max-mb", type=int, default=256, help="largest request (default: 256)")
+    command.add_argument("--threads", type=int, default=1, help="compute threads (default: 1)")
+    command.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+
+
+def _overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--dotted.key value` and `--dotted.key=value` out of the arguments."""
+    plain: list[str] = []
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--") or not ("." in key or key[2:] in Config.model_fields):
+            plain.append(key + equals + value)
+            continue
+        if not equals:
+            if not rest:
+                raise UserError(f"command line: expected a value after {key}")
+            value = rest.pop(0)
+        overrides[key[2:]] = value
+    return plain, overrides

@@ -1,0 +1,248 @@
+"""What models of diffusers have in common: loading, guidance, LoRA, text, decoding in batches, export.
+
+A family is a subclass of `PipelineModel` (its options and the names of its classes) and one of `PipelineAdapter`
+(how its latents, text and pixels look).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from shutil import copytree
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from branchgrpo.errors import UserError
+from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
+from branchgrpo.models.files import check_pipeline, json_file
+from branchgrpo.types import U8, Conditioning
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class PipelineModel(ModelOptions):
+    """Options of a model that one of diffusers' pipelines loads."""
+
+    pipeline: ClassVar[str]  # diffusers' class
+    transformer: ClassVar[str]  # diffusers' class of the denoiser
+    text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
+    optional_parts: ClassVar[tuple[str, ...]] = ()  # those of them that a folder may lack (null in model_index.json)
+    attention_layers: ClassVar[tuple[str, ...]]  # where LoRA adapters go unless told otherwise
+    unit: ClassVar[int]  # height and width must be multiples of this many pixels of a latent: the patch
+    decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
+
+    height: int = Field(720, ge=16, description="picture height in pixels")
+    width: int = Field(720, ge=16, description="picture width in pixels")
+    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
+    negative_prompt: str = Field("", description="what true_cfg guides away from")
+    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
+    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
+    lora_targets: tuple[str, ...] = Field((), description="names of the layers they go into; empty = the family's attention projections")
+    gradient_checkpointing: bool = Field(False, description="the learner keeps no activations inside a block and computes them again: less memory, more time")
+    compile: bool = Field(False, description="torch.compile of the denoiser's repeated blocks; the first forward takes minutes")
+    attention: str = Field("", description="diffusers' attention backend, as flash or _native_cudnn; empty: diffusers' default")
+    vae_tiling: bool = Field(False, description="decode in tiles: less memory, faint seams")
+    decode_batch: int = Field(16, ge=1, description="pictures or videos the autoencoder decodes at once")
+    encode: Literal["inline", "precompute"] = Field("inline", description="text encoders in every rollout worker, or all prompts once before training")
+    encodings: str = Field("encodings", description="where precompute keeps them; one folder for each model and set of text keys below it")
+
+    def check(self) -> None:
+        folder = self.folder()
+        index = check_pipeline("model.path", folder, self.pipeline)
+        for part in ("transformer", "vae", "scheduler", *self.text_parts):
+            if part not in self.optional_parts and not (index.get(part) or [None])[-1]:
+                raise UserError(f"model.path: expected a {part} in {folder / 'model_index.json'}, which names none")
+        wanted, found = self.transformer, self.denoiser_config().get("_class_name")
+        if found != wanted:
+            raise UserError(f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}")
+        unit = self.unit * self.scale()
+        if self.height % unit or self.width % unit:
+            raise UserError(f"model.height, model.width: expected multiples of {unit}, got {self.height}×{self.width}")
+
+    def denoiser_config(self) -> dict[str, Any]:
+        """config.json of the denoiser. Raises UserError where it cannot be read."""
+        return json_file("model.path", self.folder() / "transformer" / "config.json")
+
+    def scale(self) -> int:
+        """Pixels per latent, along each side. Raises UserError when the autoencoder's config is missing."""
+        path = self.folder() / "vae" / "config.json"
+        if not path.is_file():
+            raise UserError(f"model.path: expected {path}, which is missing")
+        return int(2 ** (len(json.loads(path.read_text())["block_out_channels"]) - 1))
+
+    def text_keys(self) -> dict[str, Any]:
+        """The options that text encodings depend on, beside the model's own files."""
+        return {"max_sequence_length": getattr(self, "max_sequence_length", 0), "dtype": self.dtype}
+
+    @property
+    def precomputed(self) -> bool:
+        return self.encode == "precompute"
+
+    @property
+    def guided(self) -> bool:
+        """Every forward of the denoiser is two, one of them for the negative prompt."""
+        return self.true_cfg > 1
+
+
+class PipelineAdapter(Adapter):
+    """A loaded pipeline. Prompts are encoded and pixels decoded by diffusers' own code."""
+
+    pipe: Any  # diffusers' pipeline, without the parts that were not asked for
+
+    def __init__(self, options: PipelineModel, device: str, parts: tuple[Part, ...] = ALL_PARTS):
+        import diffusers
+        import torch
+
+        from branchgrpo.wire import dtype_named
+
+        self.options, self.device, self.dtype = options, torch.device(device), dtype_named(options.dtype)
+        folder, pipeline = options.folder(), getattr(diffusers, options.pipeline)
+        denoiser = self._load_denoiser(getattr(diffusers, options.transformer)) if "denoiser" in parts else None
+        index = json_file("model.path", folder / "model_index.json")
+        absent = {part: None for part in options.text_parts if "encoders" not in parts or (index.get(part) or [None])[-1] is None}
+        if "decoder" not in parts:
+            absent["vae"] = None
+        dtypes = {"vae": dtype_named(options.decoder_dtype or options.dtype), "default": self.dtype}
+        self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **absent, dtype=dtypes).to(self.device)
+        for part in (*options.text_parts, "vae"):
+            if hasattr(module := getattr(self.pipe, part, None), "requires_grad_"):
+                module.eval().requires_grad_(False)
+        if "decoder" in parts and options.vae_tiling:
+            self.pipe.vae.enable_tiling()
+        self.denoiser = denoiser
+        if denoiser is not None and options.compile:
+            for block in self.blocks_of(denoiser):
+                block.compile()
+        self.prepare()
+
+    def _load_denoiser(self, transformer: Any) -> Any:
+        options = self.options
+        found = transformer.from_pretrained(options.folder() / "transformer", dtype=self.dtype)
+        if options.lora_rank:
+            from peft import LoraConfig
+
+            alpha, targets = options.lora_alpha or 2 * options.lora_rank, list(options.lora_targets or options.attention_layers)
+            found.requires_grad_(False)
+            try:
+                found.add_adapter(LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets))
+            except ValueError as error:
+                raise UserError(f"model.lora_targets: expected names of layers of {options.transformer}, got {', '.join(targets)}") from error
+            for value in found.parameters():
+                if value.requires_grad:  # few, and in bfloat16 they would not learn
+                    value.data = value.data.float()
+            self.adapted = True
+        if options.attention:
+            try:
+                found.set_attention_backend(options.attention)
+            except (ValueError, RuntimeError, ImportError) as error:
+                raise UserError(f"model.attention: diffusers cannot use {options.attention!r} here: {' '.join(str(error).split())}") from error
+        if options.gradient_checkpointing:
+            found.enable_gradient_checkpointing()
+        return found.to(self.device).eval()
+
+    def prepare(self) -> None:
+        """Set latent_shape and what else forwards need; the denoiser may be missing."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def texts(self, texts: list[str]) -> dict[str, Tensor]:
+        """Encodings of n texts, n rows each; what varies in length pads with zeros behind, on dimension 1."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """`velocity` without guidance; cond as `texts` gives it."""
+
+    @abstractmethod
+    def pixels(self, x0: Tensor) -> Tensor:
+        """Latents [b, *S], at most decode_batch, to pixels −1 … 1 [b, 3, F, H, W]."""
+
+    @abstractmethod
+    def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
+        """Lengths of the texts in tokens of the longest encoder, and how many it takes."""
+
+    @abstractmethod
+    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random arrays as `texts` gives them, short ones."""
+
+    def guide(self, wanted: Tensor, unwanted: Tensor) -> Tensor:
+        """Classifier-free guidance of two velocities."""
+        return unwanted + self.options.true_cfg * (wanted - unwanted)
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        rows = self.texts([*prompts, self.options.negative_prompt] if self.options.guided else prompts)
+        arrays = {name: array.float().cpu().numpy() for name, array in rows.items()}
+        if not self.options.guided:
+            return Conditioning(arrays, len(prompts))
+        count = len(prompts)
+        return pair({name: array[:count] for name, array in arrays.items()}, {name: array[count:] for name, array in arrays.items()}, count)
+
+    def truncated(self, prompts: list[str]) -> int:
+        lengths, limit = self.tokenize(prompts)
+        return sum(length > limit for length in lengths)
+
+    def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        if not self.options.guided:
+            return self.forward(x, sigma, cond)
+        both = {name: torch.cat([array[:, 0], array[:, 1]]) for name, array in cond.items()}
+        wanted, unwanted = self.forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return self.guide(wanted, unwanted)
+
+    def decode(self, x0: Tensor) -> U8:
+        import torch
+
+        found = []
+        with torch.no_grad():
+            for part in torch.split(x0, self.options.decode_batch):
+                pictures = (self.pixels(part).float() / 2 + 0.5).clamp(0, 1)
+                found.append((pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy())
+        return np.concatenate(found)
+
+    def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
+        import torch
+
+        found = {name: array.to(self.device) for name, array in self.probe_texts(rows, torch.Generator().manual_seed(1)).items()}
+        return found if not self.options.guided else {name: torch.stack([array, array.flip(0)], 1) for name, array in found.items()}
+
+    def save(self, folder: Path, source: Path, form: str) -> None:
+        if form == "lora":
+            self._save_lora(folder)
+            return
+        module = self.module
+        if self.adapted:  # a stock pipeline loads plain weights: merge the adapters into a copy
+            module = deepcopy(module)
+            module.fuse_lora()
+            module.unload_lora()
+        if form == "pipeline":
+            copytree(source, folder, ignore=lambda _, names: [name for name in names if name == "transformer"], dirs_exist_ok=True)
+            folder = folder / "transformer"
+        module.save_pretrained(folder)
+
+    def _save_lora(self, folder: Path) -> None:
+        from peft import get_peft_model_state_dict
+
+        config = self.module.peft_config["default"].to_dict()
+        kept = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}  # alpha must travel, or loaders take the rank
+        type(self.pipe).save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(self.module), transformer_lora_adapter_metadata=kept)
+
+
+def pair(wanted: Mapping[str, NDArray[Any]], unwanted: Mapping[str, NDArray[Any]], rows: int) -> Conditioning:
+    """Conditioning for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so that rows stay
+    independent. Where the texts differ in length, dimension 1 is padded with zeros behind."""
+    arrays = {}
+    for name, array in wanted.items():
+        other = unwanted[name]
+        if array.ndim > 1 and array.shape[1] != other.shape[1]:
+            width = max(array.shape[1], other.shape[1])
+            array, other = (np.pad(one, [(0, 0), (0, width - one.shape[1])] + [(0, 0)] * (one.ndim - 2)) for one in (array, other))
+        arrays[name] = np.stack([array, np.broadcast_to(other, array.shape)], 1)
+    return Conditioning(arrays, rows)
