@@ -34,7 +34,8 @@ def leaf_rewards(config: Config, scores: Scores) -> dict[tuple[int, int], F32]:
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for key in scores:
         groups[key[0]].append(key)
-    weights, found = np.array([reward.weight for reward in config.rewards], np.float32), {}
+    weights = np.array([reward.weight for reward in config.rewards], np.float32)
+    found: dict[tuple[int, int], F32] = {}
     for keys in groups.values():
         values = np.concatenate([scores[key] for key in keys], 1).astype(np.float64)  # [R, leaves of the prompt]
         spread = values.std(1, ddof=1, keepdims=True) if values.shape[1] > 1 else np.zeros((len(values), 1))

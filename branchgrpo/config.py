@@ -81,9 +81,9 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def value(key: str, text: str) -> Any:
-    """An override's text as YAML reads it. Raises UserError that names the key."""
+    """An override's text as YAML reads it; nothing is an empty string. Raises UserError that names the key."""
     try:
-        return yaml.safe_load(text)
+        return yaml.safe_load(text) if text else ""
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"--{key}: expected a YAML value, got {text!r}") from error
 

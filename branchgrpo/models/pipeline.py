@@ -113,7 +113,8 @@ class PipelineAdapter(Adapter):
         dtypes = {"vae": dtype_named(options.decoder_dtype or options.dtype), "default": self.dtype}
         self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **absent, dtype=dtypes).to(self.device)
         for part in (*options.text_parts, "vae"):
-            if hasattr(module := getattr(self.pipe, part, None), "requires_grad_"):
+            module: Any = getattr(self.pipe, part, None)
+            if hasattr(module, "requires_grad_"):
                 module.eval().requires_grad_(False)
         if "decoder" in parts and options.vae_tiling:
             self.pipe.vae.enable_tiling()

@@ -1,22 +1,24 @@
 """OCR reward: does the picture show the text that the prompt asks for?
 
-The recogniser is PP-OCR's, as the package rapidocr-onnxruntime ships it; only its ONNX file is used, since
-importing the package would load OpenCV.
+The networks are PP-OCR's, as the package rapidocr-onnxruntime ships them. A picture that is one line of text goes to
+the recogniser alone, whose ONNX file is used without importing the package (it would load OpenCV). On a page, the
+package's own detector finds the lines first.
 """
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.base import RewardOptions, Scorer, evenly
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
@@ -26,15 +28,24 @@ Score = Literal["exact", "edit", "likelihood"]
 
 
 class OcrReward(RewardOptions):
-    """Scores: exact (the text read equals the target), edit (1 − edit distance / length, at least 0) and
+    """Scores: exact (the text read equals the target), edit (1 − edit distance / length, at least 0) and, of a line,
     likelihood (exp(−½ · CTC negative log-likelihood of the target), dense)."""
 
     name: Literal["ocr"] = Field("ocr", description="the reward")
     train_on: Score = Field("likelihood", description="the score that trains")
     report: tuple[Score, ...] = Field(("exact", "edit", "likelihood"), min_length=1, description="the scores that are reported")
     target: str = Field('"([^"]+)"', description="regular expression whose first group is the wanted text in the prompt")
-    width: int = Field(48, ge=16, description="width that pictures are resized to; the height is 48")
+    read: Literal["line", "page"] = Field("line", description="the whole picture is one line of text, or text of any length is found anywhere in it")
+    fold: bool = Field(False, description="compare without spaces and in lower case, as Flow-GRPO does")
+    width: int = Field(0, ge=0, description="width that a line is resized to, its height is 48; 0 = as wide as the picture's shape asks")
+    frames: int = Field(1, ge=1, description="frames of a video that are read, evenly spaced; scores are their means")
     batch: int = Field(64, ge=1, description="pictures per forward of the recogniser")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.read == "page" and "likelihood" in (self.train_on, *self.report):
+            raise ValueError("expected train_on and report without likelihood, which only read: line has; with read: page take train_on: edit")
+        return self
 
     @field_validator("target")
     @classmethod
@@ -61,10 +72,10 @@ class OcrReward(RewardOptions):
         for prompt in prompts:
             self.target_of(prompt)
 
-    def build(self, threads: int, device: str) -> Ocr:
+    def build(self, threads: int, device: str) -> Reader:
         """The recogniser runs on the CPU whatever the device: 5 ms a picture."""
         del device
-        return Ocr(self, threads)
+        return OcrPage(self, threads) if self.read == "page" else Ocr(self, threads)
 
 
 def recogniser() -> Path:
@@ -78,38 +89,81 @@ def recogniser() -> Path:
     return found[0]
 
 
-class Ocr(Scorer):
-    """The loaded recogniser."""
+class Reader(Scorer):
+    """What reading a line and a page have in common."""
+
+    def __init__(self, options: OcrReward):
+        self.options, self.trains_on, self.reports = options, options.train_on, options.report
+
+    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+        chosen = evenly(pixels.shape[1], self.options.frames)
+        flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
+        found = self.pictures(flat, [self.options.target_of(prompt) for prompt in prompts for _ in chosen])
+        return {name: np.array(values, np.float32).reshape(-1, len(chosen)).mean(1) for name, values in found.items()}
+
+    @abstractmethod
+    def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
+        """Scores of pictures u8 [B, H, W, 3]."""
+
+    def compare(self, text: str, target: str) -> tuple[float, float]:
+        """(exact, edit) of a text that was read."""
+        if self.options.fold:
+            text, target = ("".join(one.split()).lower() for one in (text, target))
+        return float(text == target), 1.0 - min(1.0, edit_distance(text, target) / len(target))
+
+
+class OcrPage(Reader):
+    """Detector, then recogniser. Lines are joined by spaces, from top to bottom."""
+
+    def __init__(self, options: OcrReward, threads: int):
+        from rapidocr_onnxruntime import RapidOCR
+
+        super().__init__(options)
+        self.engine = RapidOCR(intra_op_num_threads=threads)
+
+    def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
+        both = [self.compare(self.read(picture), target) for picture, target in zip(pictures, targets, strict=True)]
+        return {"exact": [exact for exact, _ in both], "edit": [edit for _, edit in both]}
+
+    def read(self, picture: U8) -> str:
+        """All text of a picture u8 [H, W, 3]."""
+        lines, _ = self.engine(np.ascontiguousarray(picture[..., ::-1]))  # BGR
+        return " ".join(str(line[1]) for line in lines or [])
+
+
+class Ocr(Reader):
+    """The recogniser alone."""
 
     def __init__(self, options: OcrReward, threads: int):
         import onnxruntime
 
+        super().__init__(options)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
         self.session = onnxruntime.InferenceSession(str(recogniser()), settings, providers=["CPUExecutionProvider"])
         characters = self.session.get_modelmeta().custom_metadata_map["character"].splitlines()
         self.alphabet = ["", *characters, " "]  # index 0 is CTC's blank
         self.index = {character: i for i, character in enumerate(self.alphabet)}
-        self.options, self.trains_on, self.reports = options, options.train_on, options.report
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        targets = [self.options.target_of(prompt) for prompt in prompts]
+    def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
         scores: dict[str, list[float]] = {"exact": [], "edit": [], "likelihood": []}
         for first in range(0, len(targets), self.options.batch):
             rows = slice(first, first + self.options.batch)
-            probability = self._read(pixels[rows, 0])
+            probability = self._read(pictures[rows])
             scores["likelihood"] += self.likelihood(probability, targets[rows])
             for text, target in zip(self.decode(probability), targets[rows], strict=True):
-                scores["exact"].append(float(text == target))
-                scores["edit"].append(1.0 - min(1.0, edit_distance(text, target) / len(target)))
-        return {name: np.array(values, np.float32) for name, values in scores.items()}
+                exact, edit = self.compare(text, target)
+                scores["exact"].append(exact)
+                scores["edit"].append(edit)
+        return scores
 
     def _read(self, pictures: U8) -> F32:
         """Character probabilities [B, time, alphabet] of pictures u8 [B, H, W, 3]."""
         import torch
 
         x = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2)
-        x = torch.nn.functional.interpolate(x, size=(48, self.options.width), mode="bilinear", align_corners=False) / 127.5 - 1.0
+        width = self.options.width or max(16, round(48 * pictures.shape[2] / pictures.shape[1]))
+        x = torch.nn.functional.interpolate(x, size=(48, width), mode="bilinear", align_corners=False) / 127.5 - 1.0
         out: F32 = self.session.run(None, {self.session.get_inputs()[0].name: x.flip(1).numpy()})[0]  # BGR
         return out
 

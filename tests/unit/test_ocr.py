@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.ocr import Ocr, OcrReward, edit_distance
+from branchgrpo.rewards.ocr import Ocr, OcrReward, Reader, edit_distance
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 TARGET = r"number (\d+)"
@@ -134,3 +134,43 @@ def test_prompts_with_an_empty_target(target: str) -> None:
 def test_bad_patterns(target: str) -> None:
     with pytest.raises(ValueError, match="expected a regular expression"):
         OcrReward(target=target)
+
+
+def page(lines: list[str], size: tuple[int, int] = (384, 288)) -> np.ndarray:
+    """Lines of black text somewhere on a light page: [1, H, W, 3]."""
+    image = Image.new("RGB", size, (240, 235, 220))
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(image).text((30 + 20 * row, 60 + 90 * row), line, fill="black", font=ImageFont.truetype(str(FONT), 26))
+    return np.asarray(image)[None]
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    found: Reader = OcrReward(read="page", train_on="edit", report=("exact", "edit"), fold=True, frames=2).build(1, "cpu")
+    return found
+
+
+def test_text_of_any_length_is_found_on_a_page(reader: Reader) -> None:
+    pixels = np.stack([page(["Branches share", "their prefix"]), page(["Branches share", "their prefix"]), page([])])
+    wanted = ["branches share their prefix", "Branches share their suffix", "anything"]
+    scores = reader.score(pixels, [f'a page that says "{text}"' for text in wanted])
+    assert scores.keys() == {"exact", "edit"} and reader.trains_on == "edit"
+    assert scores["exact"].tolist() == [1.0, 0.0, 0.0]
+    assert scores["edit"] == pytest.approx([1.0, 1 - 3 / 24, 0.0], abs=1e-6)  # three letters of 24 differ
+
+
+def test_a_video_is_the_mean_of_its_frames(reader: Reader) -> None:
+    frames = [page(["four words are here"]), page([]), page([]), page(["four words are here"]), page([])]
+    assert reader.score(np.concatenate(frames)[None], ['"four words are here"'])["exact"].tolist() == [0.5]  # frames 1 and 3 of 0 … 4
+
+
+def test_a_long_line_needs_a_wide_picture() -> None:
+    image = Image.new("RGB", (400, 48), "white")
+    ImageDraw.Draw(image).text((8, 8), "reinforcement learning", fill="black", font=ImageFont.truetype(str(FONT), 28))
+    scores = OcrReward(fold=True).build(1, "cpu").score(np.asarray(image)[None, None], ['"reinforcement learning"'])
+    assert scores["exact"].tolist() == [1.0] and scores["likelihood"][0] > 0.5
+
+
+def test_a_page_has_no_likelihood() -> None:
+    with pytest.raises(ValueError, match="without likelihood"):
+        OcrReward(read="page")

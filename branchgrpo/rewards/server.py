@@ -1,0 +1,194 @@
+"""A server for remote rewards: any reward of the table behind HTTP, see docs/remote-rewards.md.
+
+Needs aiohttp, msgpack, numpy, pydantic and what the reward itself needs, and nothing of training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from ipaddress import ip_address
+from typing import Any, cast
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from branchgrpo.errors import UserError
+from branchgrpo.rewards import TABLE, protocol
+from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.protocol import MB, Offer, ProtocolError
+from branchgrpo.table import load
+
+QUEUE = 16
+"""Requests being read, waiting or scored; more are refused. They bound the memory: each holds up to the size limit."""
+
+READ_SECONDS = 300.0
+"""Longest that a request may take to arrive: a client that vanished gives its place back."""
+
+GRACE_SECONDS = 30.0
+"""How long requests in hand may take once the server was asked to end."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def reward_options(name: str, keys: dict[str, Any]) -> RewardOptions:
+    """Options of the reward `name` with these keys. Raises UserError for a name or a key that there is not, and for bad values."""
+    if name not in TABLE:
+        raise UserError(f"serve-reward: expected one of {', '.join(TABLE)}, got {name!r}")
+    try:
+        found = load(TABLE[name]).model_validate({**keys, "name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"--reward.{where}: unknown key of {name}") from error
+        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        raise UserError(f"--reward.{where}: {message}{got}") from error
+    return cast(RewardOptions, found)
+
+
+class RewardServer:
+    """Answers requests with a scorer, one at a time, in a thread of its own."""
+
+    def __init__(self, scorer: Scorer, reward: str, max_bytes: int, token: str = "", queue: int = QUEUE):
+        self.scorer, self.max_bytes, self.queue = scorer, max_bytes, queue
+        self.offer = Offer(reward, tuple(scorer.reports), scorer.trains_on, max_bytes)
+        self.expected = f"Bearer {token}".encode() if token else b""
+        self.thread = ThreadPoolExecutor(1, "scorer")
+        self.held = 0  # requests in hand
+
+    def runner(self) -> web.AppRunner:
+        """The server, for a running loop. A client that hangs up gives its place back."""
+        application = web.Application(middlewares=[self._guard], client_max_size=self.max_bytes)
+        application.add_routes([web.get("/health", self._health), web.post("/score", self._score)])
+        return web.AppRunner(application, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=GRACE_SECONDS)
+
+    def answer(self, body: bytes) -> tuple[int, bytes]:
+        """HTTP status and body for the body of a request: 200, 400 for what is no request, 422 for what the scorer
+        calls an error of the user, 500 for its other errors, with the trace on stderr."""
+        try:
+            pixels, prompts = protocol.unpack_request(body, self.max_bytes)
+        except ProtocolError as error:
+            return 400, protocol.pack_error(str(error))
+        try:
+            return 200, protocol.pack_scores(self.scorer.score(pixels, prompts), self.offer, len(prompts))
+        except UserError as error:
+            return 422, protocol.pack_error(str(error))
+        except Exception as error:  # whatever it is, the client is told, and the next request is served
+            traceback.print_exc()
+            return 500, protocol.pack_error(f"{type(error).__name__}: {error}")
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Before anything is read: who asks. Afterwards: errors of HTTP in our own form."""
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+        if self.expected and not hmac.compare_digest(given, self.expected):
+            return _response(401, protocol.pack_error("expected the server's token as Authorization: Bearer TOKEN"))
+        try:
+            return await handler(request)
+        except web.HTTPRequestEntityTooLarge:
+            return self._too_large()
+        except web.HTTPException as error:
+            return _response(error.status, protocol.pack_error(f"{error.reason}: expected GET /health or POST /score"))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        del request
+        return _response(200, protocol.pack_offer(self.offer))
+
+    async def _score(self, request: web.Request) -> web.Response:
+        if (request.content_length or 0) > self.max_bytes:
+            return self._too_large()
+        if self.held >= self.queue:
+            return _response(503, protocol.pack_error(f"busy: {self.queue} requests are waiting"))
+        self.held += 1
+        try:
+            try:
+                body = await asyncio.wait_for(request.read(), READ_SECONDS)
+            except TimeoutError:
+                return _response(408, protocol.pack_error(f"the request took longer than {READ_SECONDS:.0f} s to arrive"))
+            return _response(*await asyncio.get_running_loop().run_in_executor(self.thread, self.answer, body))
+        finally:
+            self.held -= 1
+
+    def _too_large(self) -> web.Response:
+        return _response(413, protocol.pack_error(f"expected a request of at most {self.max_bytes} bytes"))
+
+
+def _response(status: int, body: bytes) -> web.Response:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    return web.Response(status=status, body=body, content_type=protocol.MEDIA_TYPE, headers=headers)
+
+
+def serve(
+    options: RewardOptions,
+    host: str = "127.0.0.1",
+    port: int = 8600,
+    token_env: str = "",
+    max_mb: int = 256,
+    threads: int = 1,
+    device: str = "cpu",
+    ready: Callable[[str], None] = print,
+) -> None:
+    """Serve a reward until SIGTERM or SIGINT; requests in hand are answered first.
+
+    `port` 0 takes a free one; `ready` is called with the url once requests are answered; `max_mb` bounds a request, in MB of
+    10⁶ bytes. Raises UserError for a host that others can reach without a token, an address that cannot be taken, and for what
+    the reward itself refuses; nothing is loaded before the address is taken.
+    """
+    token = protocol.token_of("--token-env", token_env)
+    if max_mb < 1 or threads < 1:
+        raise UserError(f"serve-reward: expected --max-mb and --threads of at least 1, got {max_mb} and {threads}")
+    options.check()
+    with bound(host, port, bool(token)) as listener:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when the reward imports it, for every thread
+        scorer = options.build(threads, device)
+        server = RewardServer(scorer, options.title, max_mb * MB, token)
+        asyncio.run(_until_asked(server, listener, ready))
+
+
+def bound(host: str, port: int, guarded: bool) -> socket.socket:
+    """A socket at this address, not yet listening. Raises UserError where it cannot be had, and for an address other than
+    loopback unless the server is guarded by a token."""
+    if not 0 <= port < 65_536:
+        raise UserError(f"--port: expected 0 to 65535, got {port}")
+    try:
+        family, kind, protocol_number, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        if not guarded and not ip_address(address[0]).is_loopback:
+            raise UserError(f"--host: expected --token-env with an address that others can reach, got {host!r} without a token")
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind, protocol_number))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            stack.pop_all()
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+        raise UserError(f"--host, --port: expected a free address of this machine, got {host}:{port}: {error}") from error
+    return listener
+
+
+async def _until_asked(server: RewardServer, listener: socket.socket, ready: Callable[[str], None]) -> None:
+    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def ask() -> None:
+        asked.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)  # the second one ends the program at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask)
+    runner = server.runner()
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        host, port = listener.getsockname()[:2]
+        ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        await asked.wait()
+    finally:
+        await runner.cleanup()
+        server.thread.shutdown(cancel_futures=True)
