@@ -44,6 +44,7 @@ class Learner:
         self.config = config
         self.model = self.policy = None  # the old ones go before the new ones come
         self.model = config.model.build(config.learner.device, ("denoiser",))
+        self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
         if config.loss.kl_beta:
             self.model.freeze_base()
         if self.sharded:
@@ -128,19 +129,13 @@ class Learner:
         return [(update.version, update.digest), update, *chunks]
 
     def _whole(self, weights: str) -> dict[str, torch.Tensor]:
-        """The trained weights, or their exponential mean, in main memory and in the dtype of rollouts; {} but on rank 0."""
-        own = self.model.trainable()
-        kinds = {name: self._published(value) for name, value in own.items()}
-        tensors = self.policy.ema if weights == "ema" else own
-        return {name: value.to(kinds[name]) for name, value in gathered(tensors, keep=self.rank == 0)}
-
-    def _published(self, parameter: torch.Tensor) -> torch.dtype:
-        """Adapters are float32 everywhere; full weights travel as rollout workers hold them."""
-        return parameter.dtype if self.model.adapted else self.model.dtype
+        """The trained weights, or their exponential mean, in main memory and in the dtypes of rollout workers; {} but on rank 0."""
+        tensors = self.policy.ema if weights == "ema" else self.model.trainable()
+        return {name: value.to(self.kinds[name]) for name, value in gathered(tensors, keep=self.rank == 0)}
 
     def chunks(self) -> int:
         """How many chunks `publish` returns."""
-        sizes = [value.numel() * self._published(value).itemsize for value in self.model.trainable().values()]
+        sizes = [value.numel() * self.kinds[name].itemsize for name, value in self.model.trainable().items()]
         return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
 
     def probe(self) -> F32:

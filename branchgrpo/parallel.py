@@ -19,8 +19,7 @@ def shard_weights(model: Adapter, ranks: int) -> None:
     Weights that train are kept in float32, so that small steps of AdamW don't round to nothing, and computed with in
     the model's own dtype; gradients are summed in float32. Adapters compute in float32 as on the rollout workers.
     """
-    kind = next(model.module.parameters()).dtype
-    compute = None if model.adapted or kind == torch.float32 else kind
+    compute = None if model.adapted or model.dtype == torch.float32 else model.dtype
     mesh = init_device_mesh(model.device.type, (ranks,))
     frozen = getattr(model, "base", None)
     if frozen is not None:

@@ -1,4 +1,4 @@
-"""What a run leaves for a person: pictures before and after, the curve, summary.json and the closing table."""
+"""What a run leaves for a person: the curve, summary.json and the closing table. The pictures are in sheet.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from branchgrpo.metrics import PHASES, smooth
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from PIL.ImageFont import FreeTypeFont
 
 Record = dict[str, Any]
 """One line of metrics.jsonl."""
@@ -46,83 +45,6 @@ def interval(values: F32) -> dict[str, float]:
     mean = float(values.mean(dtype=np.float64))
     half = 1.959964 * float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
-
-
-def pictures(path: Path, pixels: U8, captions: list[str], scores: F32, metric: str, title: str) -> None:
-    """A PNG sheet of P pictures (of videos the middle frame), each with its caption and score.
-
-    pixels: [P, F, H, W, 3]; scores: [P]. Small pictures are enlarged by a whole factor without smoothing, so
-    that every pixel stays what it is; large ones are reduced. Raises ValueError when the counts differ or are 0.
-    """
-    from PIL import Image, ImageDraw
-
-    if not len(pixels) == len(captions) == len(scores) > 0:
-        raise ValueError(f"pictures: expected as many captions and scores as pictures, got {len(pixels)}, {len(captions)}, {len(scores)}")
-    frames = pixels[:, pixels.shape[1] // 2]
-    height, width = _tile(*frames.shape[1:3])
-    columns = min(len(frames), 8 if width <= 160 else 4)
-    rows = math.ceil(len(frames) / columns)
-    small, bold, large, gap = _font(13), _font(13, bold=True), _font(20, bold=True), 18
-    wrapped = [_wrap(caption, small, width) for caption in captions]
-    line = 17
-    pitch = height + 6 + line * (max(map(len, wrapped)) + 1) + gap
-    total = max(420, columns * (width + gap) + gap)  # room for the title over a single picture
-    head = [*_wrap(title, large, total - 2 * gap, most=2), f"mean {metric} {scores.mean():.3f} of {len(scores)} pictures"]
-    top = gap + 26 * (len(head) - 1) + line + gap
-    sheet = Image.new("RGB", (total, top + rows * pitch), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, text in enumerate(head):
-        last = index == len(head) - 1
-        draw.text((gap, gap + 26 * index), text, fill="#555555" if last else "black", font=small if last else large)
-    for index, (frame, caption) in enumerate(zip(frames, wrapped, strict=True)):
-        x, y = gap + index % columns * (width + gap), top + index // columns * pitch
-        enlarged = height > frame.shape[0]
-        sheet.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS), (x, y))
-        draw.rectangle((x - 1, y - 1, x + width, y + height), outline="#bbbbbb")
-        for number, words in enumerate(caption):
-            draw.text((x, y + height + 5 + number * line), words, fill="black", font=small)
-        draw.text((x, y + height + 5 + len(caption) * line), f"{metric.split('/')[-1]} {scores[index]:.3f}", fill="#1f4e8c", font=bold)
-    sheet.save(path)
-
-
-def _tile(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which a picture is drawn: the longer side is at least 128 and at most 384 pixels."""
-    longer = max(height, width)
-    if longer < 128:
-        factor = math.ceil(128 / longer)
-        return height * factor, width * factor
-    scale = min(1.0, 384 / longer)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _font(size: int, bold: bool = False) -> FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and so is there on every machine."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
-
-
-def _wrap(text: str, font: FreeTypeFont, width: int, most: int = 3) -> list[str]:
-    """Lines of at most `width` pixels; what does not fit into `most` lines becomes an ellipsis. Long words are cut."""
-    lines, rest = [""], " ".join(text.split())
-    for character in rest:
-        if font.getlength(lines[-1] + character) <= width:
-            lines[-1] += character
-            continue
-        head, space, tail = lines[-1].rpartition(" ")
-        if character == " ":
-            lines.append("")
-        elif space:
-            lines[-1:] = [head, tail + character]
-        else:
-            lines.append(character)
-    if len(lines) > most:
-        last = lines[most - 1]
-        while font.getlength(last + "…") > width:
-            last = last[:-1]
-        lines = [*lines[: most - 1], last.rstrip() + "…"]
-    return lines
 
 
 def series(records: list[Record], key: str) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from branchgrpo import kernels, noise
 from branchgrpo.models.base import Adapter
 from branchgrpo.tree import Topology, topology
-from branchgrpo.types import F32, I32, BranchPlan, Conditioning, Subtree
+from branchgrpo.types import EVALUATION, F32, I32, BranchPlan, Conditioning, Subtree
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Sampler:
             key = subtree.key
             if plan.shared_root:
                 key = replace(key, tree=key.tree - key.tree % plan.chains)
-            drawn.append(noise.draw(self.seed, key, 0, self.model.latent_shape))
+            shape = self.model.evaluation_shape if key.iteration == EVALUATION else self.model.latent_shape
+            drawn.append(noise.draw(self.seed, key, 0, shape))
         return torch.stack(drawn).to(self.storage)
 
     @torch.no_grad()

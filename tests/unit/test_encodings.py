@@ -116,7 +116,7 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
     shard.write_bytes(data)
     path = folder_of(loaded.model) / encodings.MANIFEST
     path.write_text(path.read_text().replace(": 6", ": 7"))
-    with pytest.raises(UserError, match="expected 7 prompts in .*, got 6"):
+    with pytest.raises(UserError, match=r"expected 7 prompts in .*, got 6"):
         store_of(loaded)
     path.write_text("{")
     with pytest.raises(UserError, match="expected a JSON manifest"):

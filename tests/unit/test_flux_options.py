@@ -99,7 +99,11 @@ def test_lora_trains_its_adapters_alone_and_begins_at_the_base() -> None:
     model, base = build(lora_rank=4), build()
     names = set(model.trainable())
     layers = {name.rpartition(".lora_")[0] for name in names}
-    attention = {name for name, part in base.denoiser.named_modules() if name.endswith(tuple(f".{target}" for target in FluxModel.attention_layers)) and hasattr(part, "weight")}
+    attention = {
+        name
+        for name, part in base.denoiser.named_modules()
+        if name.endswith(tuple(f".{target}" for target in FluxModel.attention_layers)) and hasattr(part, "weight")
+    }
     assert layers == attention and all(".lora_A." in name or ".lora_B." in name for name in names)
     assert all(min(value.shape) == 4 for value in model.trainable().values())
     assert sum(value.numel() for value in model.trainable().values()) < 0.5 * sum(value.numel() for value in base.trainable().values())

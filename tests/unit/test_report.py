@@ -1,4 +1,4 @@
-"""The figures against hand-made sums, the pictures by their pixels."""
+"""The figures against hand-made sums, the curve by its pixels."""
 
 from __future__ import annotations
 
@@ -47,44 +47,6 @@ def test_paired_takes_out_what_prompts_have_in_common() -> None:
 def test_paired_needs_two_equal_lengths(before: int, after: int) -> None:
     with pytest.raises(ValueError, match="at least 2"):
         report.paired(np.zeros(before, np.float32), np.zeros(after, np.float32))
-
-
-def test_small_pictures_are_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
-    pixels = np.zeros((32, 3, 32, 32, 3), np.uint8)
-    pixels[:, 1] = [[[[i, 200, 7 * i]]] for i in range(32)]  # of the frames only the middle one is drawn
-    report.pictures(tmp_path / "a.png", pixels, [f"picture {i}" for i in range(32)], np.linspace(0, 1, 32, dtype=np.float32), "ocr/exact", "before")
-    sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    assert sheet.shape[1] == 8 * (128 + 18) + 18 and sheet.shape[0] > 4 * 128
-    for i in range(32):
-        rows, columns = np.nonzero((sheet == (i, 200, 7 * i)).all(axis=-1))
-        assert len(rows) == 128 * 128  # whole, and no other picture over it
-        assert int(np.ptp(rows)) == int(np.ptp(columns)) == 127
-        assert (columns.min() // 146, rows.min() * 4 // sheet.shape[0]) == (i % 8, i // 8)  # row by row
-
-
-@pytest.mark.parametrize(("side", "drawn"), [(256, 256), (1024, 384)])
-def test_large_pictures(tmp_path: Path, side: int, drawn: int) -> None:
-    pixels = np.full((5, 1, side, side, 3), 77, np.uint8)
-    report.pictures(tmp_path / "a.png", pixels, ["a caption that goes on " * 20] * 5, np.ones(5, np.float32), "ocr/exact", "after " * 100)
-    sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    assert sheet.shape[1] == 4 * (drawn + 18) + 18
-    assert (sheet == 77).all(axis=-1).sum() >= 5 * drawn * drawn
-
-
-def test_pictures_need_a_caption_and_a_score_each(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2, 1, 2"):
-        report.pictures(tmp_path / "a.png", np.zeros((2, 1, 8, 8, 3), np.uint8), ["one"], np.zeros(2, np.float32), "ocr/exact", "")
-
-
-def test_wrap_keeps_words_together_and_cuts_what_is_too_much() -> None:
-    font = report._font(13)
-    text = "a lighthouse at dusk with supercalifragilisticexpialidocious clouds"
-    lines = report._wrap(text, font, 100, most=99)
-    assert all(font.getlength(one) <= 100 for one in lines)
-    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert lines[0] == "a lighthouse at"
-    cut = report._wrap(text, font, 100, most=2)
-    assert len(cut) == 2 and cut[-1].endswith("…") and font.getlength(cut[-1]) <= 100
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 40])

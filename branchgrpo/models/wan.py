@@ -1,0 +1,122 @@
+"""Wan2.1 text-to-video through diffusers: latents [16, frames, rows, columns], UMT5 text, classifier-free guidance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from branchgrpo.errors import UserError
+from branchgrpo.models.base import ALL_PARTS, Part
+from branchgrpo.models.files import json_file
+from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TRAIN_TIMESTEPS = 1000
+"""The denoiser takes σ on this scale."""
+
+
+class WanModel(PipelineModel):
+    """Wan2.1-T2V-1.3B or -14B, or any folder that diffusers' WanPipeline loads with a single denoiser.
+
+    LoRA goes into the projections of self- and cross-attention; `lora_targets` takes ffn.net.0.proj and ffn.net.2 too.
+    """
+
+    pipeline: ClassVar[str] = "WanPipeline"
+    transformer: ClassVar[str] = "WanTransformer3DModel"
+    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    unit: ClassVar[int] = 2
+    decoder_dtype: ClassVar[str] = "float32"  # as diffusers' documentation has it for this autoencoder
+
+    name: Literal["wan"] = Field("wan", description="the model family")
+    height: int = Field(480, ge=16, description="picture height in pixels")
+    width: int = Field(832, ge=16, description="picture width in pixels")
+    frames: int = Field(17, ge=1, description="frames of a video in training: 1 + a multiple of 4")
+    evaluation_frames: int = Field(0, ge=0, description="frames of a video in evaluation; 0 = frames")
+    true_cfg: float = Field(5.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
+    max_sequence_length: int = Field(512, ge=1, description="UMT5 tokens per prompt, to which shorter ones are padded")
+    decode_batch: int = Field(1, ge=1, description="videos the autoencoder decodes at once, each frame by frame")
+
+    def check(self) -> None:
+        super().check()
+        index = json_file("model.path", self.folder() / "model_index.json")
+        if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+            raise UserError(f"model.path: expected a Wan2.1 folder, whose one denoiser serves every noise level, got Wan2.2 at {self.folder()}")
+        for key, count in (("frames", self.frames), ("evaluation_frames", self.evaluation_frames or self.frames)):
+            if (count - 1) % self.period():
+                raise UserError(f"model.{key}: expected 1 + a multiple of {self.period()}, got {count}")
+
+    def scale(self) -> int:
+        return int(self._autoencoder().get("scale_factor_spatial", 8))  # files older than the key are all of this scale
+
+    def period(self) -> int:
+        """Frames per latent frame, but for the first, which stands alone."""
+        return int(self._autoencoder().get("scale_factor_temporal", 4))
+
+    def shape(self, frames: int) -> tuple[int, ...]:
+        """Shape of a video's latents."""
+        channels = int(self._autoencoder().get("z_dim", 16))
+        return channels, (frames - 1) // self.period() + 1, self.height // self.scale(), self.width // self.scale()
+
+    def _autoencoder(self) -> dict[str, Any]:
+        return json_file("model.path", self.folder() / "vae" / "config.json")
+
+    def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Wan:
+        return Wan(self, device, parts)
+
+
+class Wan(PipelineAdapter):
+    """A loaded Wan2.1."""
+
+    options: WanModel
+
+    def prepare(self) -> None:
+        options = self.options
+        self.latent_shape, self._evaluation_shape = options.shape(options.frames), options.shape(options.evaluation_frames or options.frames)
+
+    @property
+    def evaluation_shape(self) -> tuple[int, ...]:
+        return self._evaluation_shape
+
+    def texts(self, texts: list[str]) -> dict[str, Tensor]:
+        import torch
+
+        length = self.options.max_sequence_length
+        with torch.no_grad():
+            text, _ = self.pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length, device=self.device)
+        return {"text": text}
+
+    def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
+        return [len(ids) for ids in self.pipe.tokenizer(texts, truncation=False)["input_ids"]], self.options.max_sequence_length
+
+    def tokens(self, cond: dict[str, Tensor]) -> int:
+        _, frames, rows, columns = self.latent_shape
+        patches = frames * (rows // self.options.unit) * (columns // self.options.unit)
+        return (patches + cond["text"].shape[-2]) * (2 if self.options.guided else 1)
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.denoiser(
+            hidden_states=x.to(self.dtype),
+            timestep=TRAIN_TIMESTEPS * sigma,
+            encoder_hidden_states=cond["text"].to(self.dtype),
+            return_dict=False,
+        )[0]
+        return out.float()
+
+    def pixels(self, x0: Tensor) -> Tensor:
+        import torch
+
+        vae = self.pipe.vae
+        std, mean = (torch.tensor(one, device=x0.device, dtype=vae.dtype).view(-1, 1, 1, 1) for one in (vae.config.latents_std, vae.config.latents_mean))
+        video: Tensor = vae.decode(x0.to(vae.dtype) * std + mean, return_dict=False)[0]
+        return video
+
+    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+        import torch
+
+        width = int(self.module.config.text_dim)
+        return {"text": torch.randn(rows, min(8, self.options.max_sequence_length), width, generator=generator)}
