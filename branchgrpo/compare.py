@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -86,9 +87,10 @@ class Comparison:
                 self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": json.dumps(name)}, preset)
         self.methods, self.seeds = list(presets), list(range(seeds))
         one = next(iter(self.configs.values()))
-        texts = [text for key in ("prompts", "held_out") for text in prompts.read(key, getattr(one, key))]
-        request = "\n".join([*(configs.dump(one) for one in self.configs.values()), *texts])
-        self.digest = hashlib.sha256(request.encode()).hexdigest()
+        digest = hashlib.sha256("\n".join(configs.dump(one) for one in self.configs.values()).encode())
+        for text in chain(*prompts.lists(one)):
+            digest.update(b"\n" + text.encode())
+        self.digest = digest.hexdigest()
         self.folder = folder or Path(one.run.folder) / f"compare-{self.digest[:8]}"
 
     def open(self) -> list[tuple[str, int]]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from branchgrpo.config import Config
 
 HPSV2, SPLIT = "hpsv2:", "split:"
+SPLIT_SEED = 0
+"""Not the run's: runs of other seeds are compared on the same held-out prompts."""
+
 STYLES = ("anime", "concept-art", "paintings", "photo")
 """Of HPSv2's benchmark, in the package's order."""
 
@@ -58,7 +61,7 @@ def lists(config: Config) -> tuple[Prompts, Prompts]:
         return train, read("held_out", config.held_out)
     if not re.fullmatch(r"[0-9]{1,18}", number := config.held_out.removeprefix(SPLIT)):
         raise UserError(f"held_out: expected {SPLIT}N with N a number of prompts, got {config.held_out}")
-    return split(train, int(number), config.run.seed)
+    return split(train, int(number), SPLIT_SEED)
 
 
 def split(prompts: Sequence[str], count: int, seed: int) -> tuple[Prompts, Prompts]:

@@ -146,8 +146,8 @@ class Config(Section):
 
     run: Run = Field(default_factory=Run, description="name, folder, seed and length")
     model: Model = Field(description="what is trained")
-    prompts: str = Field(description="training prompts: a text file, or embedded:NAME")
-    held_out: str = Field(description="held-out prompts: a text file, or embedded:NAME")
+    prompts: str = Field(description="training prompts: a text, .jsonl, .json or .parquet file, embedded:NAME, or hpsv2:STYLE")
+    held_out: str = Field(description="held-out prompts, likewise; or split:N = N of the training prompts, the same for every seed")
     sampling: Sampling = Field(default_factory=Sampling, description="the denoising schedule")
     method: Method = Field(description="where trees branch")
     rewards: tuple[Reward, ...] = Field(min_length=1, description="what is wanted")

@@ -1,3 +1,13 @@
 """Rewards: one file and one line each."""
 
-TABLE = {"ocr": "branchgrpo.rewards.ocr:OcrReward"}
+TABLE = {
+    "aesthetic": "branchgrpo.rewards.aesthetic:AestheticReward",
+    "clip": "branchgrpo.rewards.clip:ClipReward",
+    "hps": "branchgrpo.rewards.hps:HpsReward",
+    "jpeg": "branchgrpo.rewards.jpeg:JpegReward",
+    "pickscore": "branchgrpo.rewards.pickscore:PickScoreReward",
+    "ocr": "branchgrpo.rewards.ocr:OcrReward",
+    "remote": "branchgrpo.rewards.remote:RemoteReward",
+    "image_reward": "branchgrpo.rewards.image_reward:ImageRewardReward",
+    "video_align": "branchgrpo.rewards.video_align:VideoAlignReward",
+}

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import PictureOptions, PictureScorer
-from branchgrpo.rewards.clip_common import check_checkpoint, check_clip, check_processor, fit, given, load_clip, read_state
+from branchgrpo.rewards.checkpoints import check_checkpoint, check_processor, fit, given, read_state
+from branchgrpo.rewards.clip_common import check_clip, load_clip
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
