@@ -37,12 +37,11 @@ class Flux(PipelineAdapter):
     options: FluxModel
 
     def prepare(self) -> None:
-        config, unit = self.pipe.transformer.config if self.denoiser is not None else None, 2 * self.options.scale()
+        config, unit = self.options.denoiser_config(), 2 * self.options.scale()
         rows, columns = self.options.height // unit, self.options.width // unit
         self.img_ids = self.pipe._prepare_latent_image_ids(1, rows, columns, self.device, self.dtype)
-        if config is not None:
-            self.latent_shape = (rows * columns, int(config.in_channels))
-            self.embeds_guidance = bool(config.guidance_embeds)
+        self.latent_shape = (rows * columns, int(config["in_channels"]))
+        self.embeds_guidance = bool(config.get("guidance_embeds"))
 
     def texts(self, texts: list[str]) -> dict[str, Tensor]:
         import torch
