@@ -24,63 +24,63 @@ from branchgrpo.errors import GateError, UserError
 if TYPE_CHECKING:
     from branchgrpo.compare import Comparison
     from branchgrpo.display import Display
+    from cluster.crew import Crew
 
 
-class Service:
-    """The actors of one run. Satisfies branchgrpo.service.Service, without learners where nothing is trained."""
+def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
+    """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody does."""
+    import ray
 
-    def __init__(self, config: Config, learning: bool = True):
-        import ray
+    from actors.learner import Learner
+    from actors.reward import RewardWorker
+    from actors.rollout import RolloutWorker
+    from cluster.crew import Crew
+    from cluster.gang import Gang
+    from cluster.meter import Meter
+    from cluster.pool import Pool
 
-        from actors.learner import Learner
-        from actors.reward import RewardWorker
-        from actors.rollout import RolloutWorker
-        from cluster.gang import Gang
-        from cluster.pool import Meter, Pool
+    meter, patience, rollout, scorer, learner = Meter(), _patience(config), config.rollout, config.reward_workers, config.learner
+    rollouts = Pool(RolloutWorker, "rollout", _rollouts(config), _resources(rollout), (config,), meter, patience, run)
+    rewards = []
+    for index, group in enumerate(config.reward_groups):
+        resources = _resources(scorer, config.rewards[group[0]].runtime_env)
+        rewards.append(Pool(RewardWorker, f"reward{index or ''}", scorer.workers, resources, (config, group), meter, patience, run))
+    make = partial(_learner_arguments, config, ray.get)
+    gangs = [Gang(Learner, "learner", learner.ranks, learner.cpus, learner.gpus, make, meter, learner.timeout_seconds, run)] if learning else []
+    limits = {"rollout": (rollout.min_workers, rollout.max_workers), "reward": (scorer.min_workers, scorer.max_workers), "learner": (1, learner.ranks)}
+    return Crew(rollouts, rewards, gangs, meter, limits, config.cluster.max_restarts, run, rollout.workers == "auto")
 
-        self.meter, self.config = Meter(), config
-        timeout = config.cluster.task_timeout_seconds
-        rollout, reward, learner = config.rollout, config.reward_workers, config.learner
-        self.rollouts = Pool(RolloutWorker, "rollout", rollout.workers, rollout.cpus, rollout.gpus, (config,), self.meter, timeout)
-        self.rewards = [
-            Pool(RewardWorker, "reward", reward.workers, reward.cpus, reward.gpus, (config, group), self.meter, timeout, config.rewards[group[0]].runtime_env)
-            for group in config.reward_groups
-        ]
-        make, self.gangs = partial(_learner_arguments, config, ray.get), []
-        if learning:
-            self.learners = Gang(Learner, "learner", learner.ranks, learner.cpus, learner.gpus, make, self.meter, learner.timeout_seconds)
-            self.gangs = [self.learners]
 
-    def form(self) -> None:
-        """Wait until every actor has loaded its models."""
-        self.rollouts.wait_ready()
-        for pool in self.rewards:
-            pool.wait_ready()
-        for gang in self.gangs:
-            gang.form()
-            self.chunks = gang.call("chunks")[0]
+def configure(made: Crew, config: Config) -> Crew:
+    """All actors begin again with the untrained model, for a config of the same roles."""
+    import ray
 
-    def configure(self, config: Config) -> Service:
-        """All actors begin again with the untrained model, for a config of the same roles."""
-        if config == self.config:
-            return self
-        self.config = config
-        for pool in (self.rollouts, *self.rewards):
-            pool.broadcast("configure", config)
-        for gang in self.gangs:
-            gang.call("configure", config)
-            self.chunks = gang.call("chunks")[0]
-        return self
+    for pool in made.pools:
+        pool.arguments = (config, *pool.arguments[1:])
+        pool.broadcast("configure", config)
+        pool.greet([])
+    for gang in made.gangs:
+        gang.make = partial(_learner_arguments, config, ray.get)
+        gang.call("configure", config)
+        made.chunks = gang.call("chunks")[0]
+    return made
 
-    def publish(self, weights: str = "policy") -> int:
-        """Weights of the learners, or their exponential mean, to every rollout worker; returns their version."""
-        from cluster.publish import publish
 
-        return publish(self.learners, self.rollouts, self.chunks, weights)
+def _resources(role: Any, runtime_env: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A role's resources as Ray's actor options."""
+    return {"num_cpus": role.cpus, "num_gpus": role.gpus} | ({"runtime_env": runtime_env} if runtime_env else {})
 
-    def driver_bytes(self) -> int:
-        """Bytes through the driver since the last call."""
-        return self.meter.take()
+
+def _patience(config: Config) -> Any:
+    from cluster.pool import Patience
+
+    options = config.cluster
+    return Patience(options.task_timeout_seconds, options.straggler_factor, options.straggler_seconds, options.max_restarts, options.max_attempts)
+
+
+def _rollouts(config: Config) -> int:
+    """Rollout workers to begin with."""
+    return config.rollout.min_workers if config.rollout.workers == "auto" else config.rollout.workers
 
 
 def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]:
@@ -94,7 +94,7 @@ def check(config: Config) -> None:
         reward.check()
     train, held_out = prompts.lists(config)
     prompts.deal(len(train), config.rollout.prompts, 0, config.run.seed)
-    wanted = max(config.evaluation.prompts, config.evaluation.pictures, config.evaluation.diversity)
+    wanted = max(config.evaluation.prompts, config.evaluation.diversity)
     if len(held_out) < wanted:
         raise UserError(f"held_out: expected at least {wanted} prompts for evaluation, got {len(held_out)} in {config.held_out}")
     for reward in config.rewards:
@@ -105,14 +105,15 @@ def encode(config: Config, display: Display) -> int:
     """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the rollout workers' resources; returns how many."""
     from actors.encoder import Encoder
     from branchgrpo.encodings import Encodings, encode_missing
-    from cluster.pool import Meter, Pool
+    from cluster.meter import Meter
+    from cluster.pool import Pool
 
-    store, rollout = Encodings.open(config.model), config.rollout
+    store = Encodings.open(config.model)
     train, held_out = prompts.lists(config)
     texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
     if texts:
         display.phase(f"encoding {len(texts)} prompts into {store.folder}")
-        pool = Pool(Encoder, "encoder", rollout.workers, rollout.cpus, rollout.gpus, (config,), Meter(), config.cluster.task_timeout_seconds)
+        pool = Pool(Encoder, "encoder", _rollouts(config), _resources(config.rollout), (config,), Meter(), _patience(config))
         try:
             pool.wait_ready()
             encode_missing(pool, store, texts, display.advance)
@@ -122,7 +123,7 @@ def encode(config: Config, display: Display) -> int:
 
 
 @contextmanager
-def started(config: Config, display: Display, learning: bool = True) -> Iterator[Callable[[Config], Service]]:
+def started(config: Config, display: Display, learning: bool = True, run: str = "") -> Iterator[Callable[[Config], Crew]]:
     """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the block."""
     from cluster import placement, session
 
@@ -132,7 +133,7 @@ def started(config: Config, display: Display, learning: bool = True) -> Iterator
         if connected.dashboard:
             display.note(f"Ray dashboard: {connected.dashboard}")
         roles = {
-            "rollout": (config.rollout, config.rollout.workers),
+            "rollout": (config.rollout, _rollouts(config)),
             "reward": (config.reward_workers, config.reward_workers.workers * len(config.reward_groups)),
         }
         roles |= {"learner": (config.learner, config.learner.ranks)} if learning else {}
@@ -140,23 +141,29 @@ def started(config: Config, display: Display, learning: bool = True) -> Iterator
         if config.model.precomputed:
             encode(config, display)
         display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
-        service = Service(config, learning)
-        service.form()
-        yield service.configure
+        made = crew(config, learning, run)
+        made.form()
+        yield lambda other: made if other == config else configure(made, other)
     finally:
         session.stop()
 
 
-def train(config: Config) -> int:
-    """Train, evaluate before and after, write the run folder. Returns the exit code."""
+def train(config: Config, resume: str = "") -> int:
+    """Train, evaluate before and after, write the run folder. Returns the exit code.
+
+    resume: "auto" goes on with the newest run of this name that was cut off, if there is one; a path with that one.
+    """
     from branchgrpo.display import Display
-    from branchgrpo.experiment import carry_out
+    from branchgrpo.experiment import carry_out, unfinished
 
     check(config)
     begun, interrupted = perf_counter(), Interruption()
-    folder = Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = unfinished(config) if resume == "auto" else Path(resume) if resume else None
+    if resume and resume != "auto" and (folder is None or not (folder / "config.yaml").is_file()):
+        raise UserError(f"--resume: expected auto or a run folder with config.yaml, found none at {resume}")
+    folder = folder or Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with Display(f"branchgrpo {config.run.name}", config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
-        with started(config, display) as form:
+        with started(config, display, run=folder.name) as form:
             summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun)
     from rich.console import Console
 
@@ -291,7 +298,7 @@ def main() -> int:
         if found.command == "config":
             print(configs.dump(config), end="")
             return 0
-        return train(config)
+        return train(config, found.resume)
     except (UserError, GateError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from branchgrpo import combine, credit, shard, wire
+from branchgrpo.checkpoint import Store
 from branchgrpo.config import Config
-from branchgrpo.errors import GateError
+from branchgrpo.errors import GateError, UserError
 from branchgrpo.parallel import gathered, shard_weights
+from branchgrpo.policy_state import FILES, capture, restore
 from branchgrpo.tree import assemble, topology
 from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
 from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
@@ -34,17 +36,21 @@ class Learner:
     """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process group."""
 
     def __init__(self, config: Config, rank: int, fetch: Fetch):
-        torch.set_num_threads(config.learner.compute_threads)
         self.config, self.rank, self.ranks, self.fetch = config, rank, 1, fetch
         self.version = 0
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; ranks and resources stay as they were."""
+        torch.set_num_threads(config.learner.compute_threads)
         torch.manual_seed(config.run.seed)
         self.config = config
         self.model = self.policy = None  # the old ones go before the new ones come
         self.model = config.model.build(config.learner.device, ("denoiser",))
         self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
+        if self.sharded and not self.model.adapted and len(set(self.kinds.values())) > 1:
+            raise UserError(
+                "learner.parallel: fsdp computes with all weights in model.dtype, but this family keeps some in float32: expected ddp, LoRA, or float32"
+            )
         if config.loss.kl_beta:
             self.model.freeze_base()
         if self.sharded:
@@ -70,7 +76,11 @@ class Learner:
 
     def rendezvous(self) -> str:
         """A free address of this host, for rank 0 to be met at."""
-        host = "127.0.0.1" if self.config.learner.ranks == 1 else socket.gethostbyname(socket.gethostname())
+        host = "127.0.0.1"
+        if self.config.learner.ranks > 1:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:  # sends nothing: asks which address leads out of this host
+                route.connect(("192.0.2.1", 9))
+                host = route.getsockname()[0]
         with socket.socket() as probe_socket:
             probe_socket.bind((host, 0))
             return f"tcp://{host}:{probe_socket.getsockname()[1]}"
@@ -93,7 +103,7 @@ class Learner:
         a start-up gate fails, RuntimeError after too many skips."""
         headers = [header for header, _ in segments]
         trees = assemble(plan, headers, combine.leaf_rewards(self.config, scores))
-        if trees[0].policy_version != self.version:
+        if not 0 <= self.version - trees[0].policy_version <= self.config.async_.max_staleness:
             raise RuntimeError(f"{self!r}: trees were grown with weights v{trees[0].policy_version}")
         credits = credit.assign(self.config, plan, trees, iteration, scores)
         self._same_on_all_ranks("credit", credit.digest(credits))
@@ -137,6 +147,36 @@ class Learner:
         """How many chunks `publish` returns."""
         sizes = [value.numel() * self.kinds[name].itemsize for name, value in self.model.trainable().items()]
         return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
+
+    def checkpoint(self, where: str, iteration: int, epoch: int, driver: dict[str, Any]) -> dict[str, str]:
+        """Write what training has reached to the store at `where`, with the driver's own state. Every rank must call it.
+
+        Rank 0 returns {"path": …}, or {"failed": why} where it could not be written: training can go on without. Raises
+        StaleEpoch when another run has taken over.
+        """
+        state, tensors = capture(self.policy, keep=self.rank == 0)
+        if self.rank:
+            return {}
+        state |= {"version": self.version, "skips": self.skips, "driver": driver}
+        files = {f"{file}.safetensors": named for file, named in tensors.items()}
+        try:
+            return {"path": str(Store(where, self.config.checkpoint.keep).save(iteration, epoch, state, files).path)}
+        except OSError as error:
+            return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+    def restore(self, where: str) -> dict[str, Any]:
+        """Go back to the newest valid checkpoint at `where`, or to the beginning when there is none. Returns the driver's
+        state, {} for the beginning, with `damaged`: what was passed over, and why."""
+        store = Store(where, self.config.checkpoint.keep)
+        saved = store.newest()
+        self.configure(self.config)
+        damaged = [f"{name}: {reason}" for name, reason in store.damaged]
+        if saved is None:
+            return {"damaged": damaged}
+        state = saved.state()
+        restore(self.policy, state, {file: saved.tensors(f"{file}.safetensors") for file in FILES})
+        self.version, self.skips = int(state["version"]), int(state["skips"])
+        return dict(state["driver"]) | {"damaged": damaged}
 
     def probe(self) -> F32:
         """Velocity at a fixed input, see `actors.rollout.probe`."""

@@ -23,7 +23,6 @@ class RewardWorker:
     """Plain class; the cluster makes an actor of it. Scores by some of the config's rewards."""
 
     def __init__(self, config: Config, rewards: tuple[int, ...], index: int):
-        torch.set_num_threads(config.reward_workers.compute_threads)
         self.config, self.rewards, self.index = config, rewards, index
 
     def ready(self) -> int:
@@ -34,6 +33,7 @@ class RewardWorker:
     def configure(self, config: Config) -> None:
         """Score by this config from now on; resources stay as they were."""
         self.config, role = config, config.reward_workers
+        torch.set_num_threads(role.compute_threads)
         chosen = [config.rewards[index] for index in self.rewards]
         self.scorers = [(options.title, options.build(role.compute_threads, role.device)) for options in chosen]
 
@@ -56,16 +56,17 @@ class RewardWorker:
                 retries += attempt > 0
                 try:
                     found = checked(scorer, scorer.score(media.pixels, texts), len(texts))
-                    if np.isfinite(found[scorer.trains_on]).all():
+                    finite = np.all([np.isfinite(found[name]) for name in {scorer.trains_on, *scorer.reports}], 0)
+                    if finite.all():
                         break
-                    reason = f"{title}: {int((~np.isfinite(found[scorer.trains_on])).sum())} of {len(texts)} scores are not finite"
+                    reason = f"{title}: {int((~finite).sum())} of {len(texts)} scores are not finite"
                 except UserError:
                     raise
                 except Exception as error:  # whatever a reward fails of, its policy decides; the reason travels
                     found, reason = {}, f"{title}: {type(error).__name__}: {' '.join(str(error).split())}"
                     traceback.print_exc(file=sys.stderr)
             if found:
-                trained[row] = found[scorer.trains_on]
+                trained[row] = np.where(finite, found[scorer.trains_on], np.nan)
             parts |= {f"{title}/{score}": found.get(score, trained[row]) for score in scorer.reports}
         return RewardScores(trained, parts, np.isfinite(trained).all(0), retries, reason)
 

@@ -22,13 +22,13 @@ class RolloutWorker:
     """Plain class; the cluster makes an actor of it. All work is a pure function of keys, weights and inputs."""
 
     def __init__(self, config: Config, index: int):
-        torch.set_num_threads(config.rollout.compute_threads)
         self.config, self.index, self.version = config, index, 0
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
         self.config, self.version = config, 0
         self.model = self.sampler = None  # the old ones go before the new ones come
+        torch.set_num_threads(config.rollout.compute_threads)
         self.encodings = Encodings.open(config.model) if config.model.precomputed else None
         self.model = config.model.build(config.rollout.device, ("denoiser", "decoder") if self.encodings else ALL_PARTS)
         storage = wire.dtype_named(config.rollout.storage_dtype)
@@ -43,13 +43,13 @@ class RolloutWorker:
         return os.getpid()
 
     def encode(self, prompts: list[str]) -> list[Any]:
-        """[Conditioning of P prompts, how many of them are longer than the text encoders take].
+        """[how many of P prompts are longer than the text encoders take, their Conditioning].
 
         Encoded here, or read where model.encode is precompute. Raises UserError for prompts that were not encoded.
         """
         if self.encodings:
-            return [self.encodings.conditioning(prompts), self.encodings.truncated(prompts)]
-        return [self.model.encode(prompts), self.model.truncated(prompts)]
+            return [self.encodings.truncated(prompts), self.encodings.conditioning(prompts)]
+        return [self.model.truncated(prompts), self.model.encode(prompts)]
 
     def grow(self, plan: BranchPlan, version: int, subtrees: tuple[Subtree, ...], start: int, stop: int, conditioning: Conditioning, *roots: Any) -> list[Any]:
         """Grow M subtrees from level `start` to `stop`.

@@ -64,6 +64,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             continue
         command.add_argument("config", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quick start)")
         command.add_argument("--preset", help=preset)
+        if name == "train":
+            text = "go on with the newest run of this name that was cut off, if there is one; or with this folder"
+            command.add_argument("--resume", default="", metavar="auto|FOLDER", help=text)
         if name == "config":
             command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
     plain, overrides = _overrides(arguments)

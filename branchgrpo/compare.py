@@ -20,9 +20,9 @@ from branchgrpo import prompts
 from branchgrpo.config import Config
 from branchgrpo.display import Display
 from branchgrpo.errors import UserError
+from branchgrpo.evaluation import Scores
 from branchgrpo.experiment import carry_out, measure, write_whole
 from branchgrpo.service import Service
-from branchgrpo.trainer import Scores
 
 CHECKS = 12
 """Held-out checks on the way, over a run's budget."""

@@ -121,4 +121,4 @@ def _one_line(path: Path, error: ValidationError) -> str:
 
 def dump(config: Config) -> str:
     """The whole config as YAML, every default written out; `load` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

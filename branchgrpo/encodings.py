@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ VERSION = 1
 SHARD = 64
 """Prompts of one shard: 256 MB where each has 512 rows of 4,096 numbers in bfloat16."""
 
+SAMPLE = 1 << 16
 _DIGESTS, _TOO_LONG = "digests", "too_long"
 
 
@@ -38,13 +40,23 @@ def digest(text: str) -> bytes:
 
 
 def folder_of(model: PipelineModel) -> Path:
-    """Where this model's encodings are: its name comes from the encoders' files (names and sizes) and the text keys."""
+    """Where this model's encodings are: its name comes from the encoders' files and the text keys."""
     files = []
     for part in model.text_parts:
         root = model.folder() / part
-        files += [(str(path.relative_to(model.folder())), path.stat().st_size) for path in sorted(root.rglob("*")) if path.is_file()]
+        files += [(str(path.relative_to(model.folder())), path.stat().st_size, _sample(path)) for path in sorted(root.rglob("*")) if path.is_file()]
     name = hashlib.sha256(json.dumps([VERSION, model.pipeline, files, model.text_keys()]).encode()).hexdigest()[:16]
     return Path(model.encodings).expanduser() / name
+
+
+def _sample(path: Path) -> str:
+    """Digest of a file's beginning, middle and end: fine-tuned weights have the same size, but not the same bytes."""
+    found, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        for place in (0, size // 2, max(0, size - SAMPLE)):
+            file.seek(place)
+            found.update(file.read(SAMPLE))
+    return found.hexdigest()
 
 
 class Encodings:
@@ -64,6 +76,8 @@ class Encodings:
         """Of this model. Raises UserError when its folder is damaged."""
         if not isinstance(model, PipelineModel):
             raise TypeError(f"expected a model that encodes text by itself, got {type(model).__name__}")
+        if (root := Path(model.encodings).expanduser()).exists() and not root.is_dir():
+            raise UserError(f"model.encodings: expected a folder, got the file {root}")
         return cls(folder_of(model), model)
 
     def _manifest(self) -> dict[str, Any]:
@@ -100,11 +114,15 @@ class Encodings:
         return [text for text in dict.fromkeys(texts) if digest(text) not in self.where]
 
     def commit(self, shard: str, count: int) -> None:
-        """Name a finished shard in the manifest; one process does this for all."""
+        """Name a finished shard in the manifest, beside those that other jobs may have added meanwhile."""
+        if (self.folder / MANIFEST).is_file():
+            for name, known in self._manifest()["shards"].items():
+                if name not in self.shards:
+                    self._add(name, known)
         self._add(shard, count)
         shards = {name: int(self._open(index).get_slice(_DIGESTS).get_shape()[0]) for index, name in enumerate(self.shards)}
         manifest = {"version": VERSION, "model": self.model.path, "pipeline": self.model.pipeline, "keys": self.model.text_keys(), "shards": shards}
-        partial = self.folder / f"{MANIFEST}.partial"
+        partial = self.folder / f"{MANIFEST}.{os.getpid()}.partial"
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.folder / MANIFEST)
 
@@ -170,6 +188,6 @@ def write_shard(path: Path, texts: Sequence[str], arrays: dict[str, Any], too_lo
     digests = torch.from_numpy(np.frombuffer(b"".join(digest(text) for text in texts), np.uint8).reshape(-1, 16).copy())
     tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     save_file(tensors | {_DIGESTS: digests, _TOO_LONG: torch.tensor(too_long, dtype=torch.uint8)}, partial)
     partial.replace(path)

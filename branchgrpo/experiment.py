@@ -13,9 +13,10 @@ import numpy as np
 from branchgrpo import config as configs
 from branchgrpo import report, sheet
 from branchgrpo.config import Config
+from branchgrpo.evaluation import Scores
 from branchgrpo.metrics import MetricsLog, read
 from branchgrpo.service import Service
-from branchgrpo.trainer import Display, Scores, Trainer
+from branchgrpo.trainer import Display, Trainer
 
 
 def carry_out(
@@ -27,24 +28,31 @@ def carry_out(
     start_up: float = 0.0,
     before: Scores | None = None,
 ) -> dict[str, Any]:
-    """Train by `config` and write `folder` (which must not exist) as docs/run-folder.md says; returns summary.json.
+    """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json. A folder that exists is one of
+    a run that was not finished: it goes on from its newest checkpoint.
 
     start_up: seconds that went before. before: scores of the untrained model, where they are known already.
     """
-    folder.mkdir(parents=True)
+    resumed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
-    trainer = Trainer(config, service, folder.name, display, interrupted)
+    trainer = Trainer(config, service, folder.name, display, interrupted, checkpoints(config, folder))
     evaluation, seconds = config.evaluation, {"start_up": start_up}
     pictures = min(evaluation.pictures, evaluation.prompts)
-    if before is None:
-        display.phase(f"held-out check before training: {evaluation.prompts} prompts")
-        started = perf_counter()
-        before, pixels = trainer.evaluate(evaluation.prompts, pictures)
-        seconds["evaluation_before"] = perf_counter() - started
-        _sheet(config, trainer, folder / "samples" / "before.png", before, pixels, "before training")
+    if resumed and before is None:
+        before = _known(folder)
     with MetricsLog(folder) as log:
+        if before is None:
+            display.phase(f"held-out check before training: {evaluation.prompts} prompts")
+            started = perf_counter()
+            before, pixels = trainer.surviving(lambda: trainer.evaluate(evaluation.prompts, pictures), log)
+            seconds["evaluation_before"] = perf_counter() - started
+            _sheet(config, trainer, folder / "samples" / "before.png", before, pixels, "before training")
+        _keep(folder, before)
         start = _between(config, before)
-        log.write(0, start)
+        if not trainer.begin(log if resumed else None):
+            log.rewind(-1)
+            log.write(0, start)
         display.update(0, start)
         display.phase("training")
         started = perf_counter()
@@ -52,13 +60,12 @@ def carry_out(
         seconds["training"] = perf_counter() - started
         display.phase("held-out check after training")
         started = perf_counter()
-        after, pixels = trainer.evaluate(evaluation.prompts, pictures)
+        after, pixels = trainer.surviving(lambda: trainer.evaluate(evaluation.prompts, pictures), log)
         seconds["evaluation_after"] = perf_counter() - started
         log.write(outcome.iterations, {**_between(config, after), "time/training": outcome.seconds})
-    kept = {when: {name: values.tolist() for name, values in scores.items()} for when, scores in (("before", before), ("after", after))}
-    (folder / "held_out.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    _keep(folder, before, after)
     _sheet(config, trainer, folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
-    diversity = trainer.diversity() if evaluation.diversity else None
+    diversity = trainer.evaluator.diversity(outcome.version) if evaluation.diversity else None
     if config.run.export != "none":
         display.phase("writing weights")
         service.learners.call("save", (folder / "weights").resolve())
@@ -73,14 +80,44 @@ def carry_out(
     return summary
 
 
+def checkpoints(config: Config, folder: Path) -> str:
+    """Where the checkpoints of a run folder are."""
+    elsewhere = config.checkpoint.folder
+    return f"{elsewhere.rstrip('/')}/{folder.name}" if elsewhere else str((folder / "checkpoints").resolve())
+
+
+def unfinished(config: Config) -> Path | None:
+    """The newest folder of a run of this name that was killed or interrupted; what `--resume auto` goes on with."""
+    for folder in sorted(Path(config.run.folder).glob(f"{config.run.name}-*-*"), reverse=True):
+        summary = folder / "summary.json"
+        if (folder / "config.yaml").is_file() and (not summary.is_file() or json.loads(summary.read_text())["stopped_by"] == "interrupted"):
+            return folder
+    return None
+
+
+def _keep(folder: Path, before: Scores, after: Scores | None = None) -> None:
+    """Scores of each held-out prompt."""
+    known = {"before": before} | ({"after": after} if after else {})
+    kept = {when: {name: values.tolist() for name, values in scores.items()} for when, scores in known.items()}
+    write_whole(folder / "held_out.json", json.dumps(kept) + "\n")
+
+
+def _known(folder: Path) -> Scores | None:
+    """Scores before training, where an earlier part of this run measured them."""
+    path = folder / "held_out.json"
+    if not path.is_file():
+        return None
+    return {name: np.array(values, np.float32) for name, values in json.loads(path.read_text())["before"].items()}
+
+
 def measure(config: Config, service: Service, display: Display, picture: Path | None = None) -> tuple[dict[str, Any], Scores]:
     """The row of a model as it is: scores of the held-out prompts with 95 % intervals, diversity; and the scores [P]."""
-    trainer, evaluation = Trainer(config, service, "eval", display, lambda: False), config.evaluation
+    trainer, evaluation = Trainer(config, service, "eval", display, lambda: False, ""), config.evaluation
     display.phase(f"held-out check: {evaluation.prompts} prompts")
     scores, pixels = trainer.evaluate(evaluation.prompts, min(evaluation.pictures, evaluation.prompts) if picture else 0)
     if picture:
         _sheet(config, trainer, picture, scores, pixels, config.model.path)
-    diversity = trainer.diversity() if evaluation.diversity else None
+    diversity = trainer.evaluator.diversity(0) if evaluation.diversity else None
     row = {"held_out": {name: report.interval(values) for name, values in scores.items()}}
     return row | {"diversity": report.interval(diversity) if diversity is not None else None}, scores
 
@@ -101,4 +138,4 @@ def _sheet(config: Config, trainer: Trainer, path: Path, scores: Scores, pixels:
     """A contact sheet of the first held-out prompts."""
     path.parent.mkdir(exist_ok=True)
     values = np.asarray(scores[config.metric][: len(pixels)])
-    sheet.pictures(path, pixels, trainer.held_out[: len(pixels)], values, config.metric, title)
+    sheet.pictures(path, pixels, trainer.evaluator.held_out[: len(pixels)], values, config.metric, title)

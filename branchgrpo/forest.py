@@ -88,7 +88,7 @@ class _Growth:
 
     def _encoded(self, references: list[Reference]) -> None:
         self._clock("encode")
-        self.harvest.conditioning, self.harvest.truncated = references[0], self.rollouts.fetch(references[1])
+        self.harvest.truncated, self.harvest.conditioning = self.rollouts.fetch(references[0]), references[1]
         if self.fork:
             for group in _groups(self.trees, len(self.rollouts)):
                 self._grow(group, [], 0, self.fork)

@@ -38,6 +38,8 @@ class Run(Section):
     export: Literal["pipeline", "transformer", "lora", "none"] = Field(
         "pipeline", description="write the trained weights: a whole pipeline, the transformer alone, the LoRA adapters alone, or nothing"
     )
+    wandb: str = Field("", description="project of Weights & Biases that gets the figures as well; empty: none")
+    mlflow: str = Field("", description="tracking URI of MLflow that gets the figures as well; empty: none")
 
 
 class Sampling(Section):
@@ -68,7 +70,9 @@ class Role(Section):
 class Rollout(Role):
     """Growing trees."""
 
-    workers: int = Field(2, ge=1, description="rollout actors")
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(2, description="rollout actors; auto: as many as the cluster has room for, as that changes")
+    min_workers: int = Field(1, ge=1, description="never fewer, whatever `auto` or `run.py scale` say")
+    max_workers: int = Field(64, ge=1, description="never more")
     prompts: int = Field(4, ge=1, description="prompts per iteration")
     trees_per_prompt: int = Field(1, ge=1, description="trees of each prompt; they form one group")
     fork_depth: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
@@ -83,6 +87,8 @@ class RewardRole(Role):
     """Scoring leaves."""
 
     workers: int = Field(1, ge=1, description="reward actors; as many again for every other runtime_env")
+    min_workers: int = Field(1, ge=1, description="never fewer, whatever `run.py scale` says")
+    max_workers: int = Field(64, ge=1, description="never more")
     retries: int = Field(1, ge=0, description="further attempts when a reward raises, or gives scores that are not finite or too few")
     on_failure: Literal["fail", "drop_group"] = Field("fail", description="then: end the run, or train without that prompt's trees in this iteration")
 
@@ -107,6 +113,21 @@ class Learner(Role):
     max_skips: int = Field(3, ge=1, description="non-finite gradients in a row that end the run")
     timeout_seconds: float = Field(1800, gt=0, description="longest a collective or an update may take")
     publish_chunk_mb: int = Field(256, ge=1, description="size of one object when weights are published")
+
+
+class Checkpoint(Section):
+    """What a run can be resumed from."""
+
+    every: int = Field(0, ge=0, description="iterations between checkpoints; 0 = none of that kind")
+    every_minutes: float = Field(10, ge=0, description="minutes of training between checkpoints; 0 = none of that kind")
+    keep: int = Field(2, ge=2, description="newest checkpoints that are kept")
+    folder: str = Field("", description="where they go: a folder or a URL that fsspec knows, with a folder of the run's name in it; empty: the run folder")
+
+
+class Asynchronous(Section):
+    """Growing trees while the learner updates."""
+
+    max_staleness: int = Field(0, ge=0, description="updates that trees may be older than the weights which they train; 0 = grow, update, grow, update")
 
 
 class Evaluation(Section):
@@ -139,6 +160,10 @@ class Cluster(Section):
     wait_seconds: float = Field(30, ge=0, description="how long to wait for the resources")
     object_store_mb: int = Field(512, ge=80, description="object store of a Ray started here")
     task_timeout_seconds: float = Field(1800, gt=0, description="longest a rollout, scoring or publishing task may take")
+    straggler_factor: float = Field(3, gt=1, description="a task that takes so many times the median of its like is given to another worker as well")
+    straggler_seconds: float = Field(5, gt=0, description="… but never before so many seconds")
+    max_restarts: int = Field(20, ge=0, description="workers of a role that may be replaced in a run, preempted ones apart; and learner gangs")
+    max_attempts: int = Field(4, ge=1, description="workers that one task may take with it")
 
 
 class Config(Section):
@@ -161,6 +186,8 @@ class Config(Section):
     reward_workers: RewardRole = Field(default_factory=RewardRole, description="reward actors")
     learner: Learner = Field(default_factory=Learner, description="learner ranks and optimiser")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="the held-out check")
+    async_: Asynchronous = Field(default_factory=Asynchronous, alias="async", description="growing trees while the learner updates")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="what a run can be resumed from")
     gates: Gates = Field(default_factory=Gates, description="start-up checks")
     cluster: Cluster = Field(default_factory=Cluster, description="how to reach Ray")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 Reference = Any
@@ -43,6 +43,12 @@ class Gang(Protocol):
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Run a method on every rank; results in rank order."""
 
+    def begin(self, method: str, *arguments: Any) -> Any:
+        """The same without waiting."""
+
+    def finish(self, call: Any) -> list[Any]:
+        """Wait for what `begin` began; results in rank order."""
+
 
 class Service(Protocol):
     """Everything a training run works with."""
@@ -50,6 +56,17 @@ class Service(Protocol):
     rollouts: Pool
     rewards: list[Pool]  # one for each of Config.reward_groups
     learners: Gang
+    faults: tuple[type[Exception], ...]  # failures of machines, not of the program: the run goes back to what it has saved
+
+    def recover(self, error: Exception) -> bool:
+        """Make everything work again after one of `faults`: no task pending, learners formed anew, with the untrained
+        weights, if they are gone; returns whether they were. Raises the error when that happened too often."""
+
+    def follow(self) -> dict[str, int]:
+        """Follow wishes for more or fewer workers; returns workers by role. Called between iterations, too."""
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        """Tell whoever watches how far the run is."""
 
     def publish(self, weights: str = "policy") -> int:
         """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout worker, confirmed;

@@ -1,29 +1,28 @@
-"""The driver's loop: plan → grow trees → score leaves → update → publish → log."""
+"""The driver's loop: plan → grow trees → score leaves → update → publish → log, and what survives failures of machines."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from branchgrpo import prompts
+from branchgrpo.checkpoint import Store
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError
+from branchgrpo.evaluation import Evaluator, Scores
+from branchgrpo.figures import figures
 from branchgrpo.forest import Forest, Harvest
 from branchgrpo.methods.adaptive import SplitChooser
 from branchgrpo.methods.branch import BranchMethod
-from branchgrpo.plan import ode_plan
 from branchgrpo.service import Service
-from branchgrpo.types import EVALUATION, F32, U8, BranchPlan, StepStats
+from branchgrpo.types import F32, U8, BranchPlan, StepStats
 
-DIVERSITY_PICTURES = 4
-"""Pictures of a prompt whose distances are measured."""
-
-Scores = dict[str, F32]
-"""Scores [P] of held-out prompts: `total`, which training maximises, and those reported, by reward/score."""
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -45,6 +44,9 @@ class Log(Protocol):
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Keep an iteration's figures."""
 
+    def rewind(self, iteration: int) -> None:
+        """Forget the figures of later iterations: they are done again."""
+
 
 @dataclass
 class Outcome:
@@ -57,52 +59,117 @@ class Outcome:
     gates: dict[str, float] = field(default_factory=dict)  # what each start-up gate measured
 
 
-class Trainer:
-    """Trains one config on one service. `interrupted` is asked between iterations."""
+@dataclass
+class Grown:
+    """An iteration's trees, not trained on yet."""
 
-    def __init__(self, config: Config, service: Service, run: str, display: Display, interrupted: Callable[[], bool]):
+    iteration: int
+    version: int  # of the weights that grew them
+    plan: BranchPlan
+    harvest: Harvest
+    prompts: int
+
+
+class Trainer:
+    """Trains one config on one service. `interrupted` is asked between iterations; checkpoints go to the store `where`."""
+
+    def __init__(self, config: Config, service: Service, run: str, display: Display, interrupted: Callable[[], bool], where: str):
         self.config, self.service, self.display, self.interrupted = config, service, display, interrupted
-        self.train_prompts, self.held_out = prompts.lists(config)
+        self.train_prompts, _ = prompts.lists(config)
         self.forest = Forest(config, service, run)
+        self.evaluator = Evaluator(config, service, self.forest)
         self.outcome = Outcome()
         self.told: set[str] = set()
         self.method = config.method
         self.chooser: SplitChooser | None = None
         if isinstance(config.method, BranchMethod) and config.method.adapt_every:
+            self.begun_with = config.method
             self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
+        self.ahead: deque[Grown] = deque()
+        self.stale = self.recoveries = self.saved = 0
+        self.where, self.epoch = where, 0
 
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
-        config, outcome = self.config, self.outcome
-        while True:
-            started, iteration = perf_counter(), outcome.iterations
-            plan = self.method.plan(iteration, config.sampling.steps, config.sampling.shift, config.run.seed)
-            chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
-            texts = [self.train_prompts[index] for index in chosen]
-            harvest = self.forest.grow(plan, iteration, outcome.version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)
-            grown = perf_counter()
-            self._tell(harvest, len(texts))
-            stats = self.service.learners.call("update", plan, iteration, harvest.segments, harvest.conditioning, harvest.scores)[0]
-            updated = perf_counter()
-            self._publish(stats)
-            outcome.iterations += 1
-            ended = perf_counter()
-            outcome.seconds += ended - started
-            times = {"time/update": updated - grown, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
-            values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(plan, harvest)
-            ending = self._ending()
-            if not ending:  # behind the last iteration there is the whole check
-                values |= self._check(ended - started)
-            log.write(outcome.iterations, values)
-            self.display.update(outcome.iterations, values)
-            if ending:
-                outcome.stopped_by = ending
-                break
-        return outcome
+        ending = ""
+        while not ending:
+            ending = self.surviving(lambda: self._iteration(log), log)
+        self.outcome.stopped_by = ending
+        if self._keeps:
+            self.surviving(self.save, log)
+        return self.outcome
 
-    def _tell(self, harvest: Harvest, prompts: int) -> None:
+    def surviving(self, work: Callable[[], T], log: Log) -> T:
+        """What `work` gives. When machines fail, the service recovers, the run goes back to its newest checkpoint if it
+        must, and `work` begins again."""
+        failure: Exception | None = None
+        while True:
+            try:
+                if failure:
+                    self._recover(failure, log)
+                    failure = None
+                return work()
+            except self.service.faults as error:
+                failure = error
+
+    def _iteration(self, log: Log) -> str:
+        """One update; returns why training ends behind it, or nothing."""
+        outcome, started = self.outcome, perf_counter()
+        grown = self._next()
+        self._tell(grown)
+        ready, harvest = perf_counter(), grown.harvest
+        call = self.service.learners.begin("update", grown.plan, grown.iteration, harvest.segments, harvest.conditioning, harvest.scores)
+        self._grow_ahead()
+        stats = self.service.learners.finish(call)[0]
+        updated = perf_counter()
+        self._publish(stats)
+        outcome.iterations += 1
+        ended = perf_counter()
+        outcome.seconds += ended - started
+        times = {"time/update": updated - ready, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
+        values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(grown.plan, harvest)
+        values |= {"tree/staleness": float(stats.version - 1 - grown.version), "tree/stale_dropped": self.stale, "service/recoveries": self.recoveries}
+        values |= {f"service/{name}": float(count) for name, count in self.service.follow().items()}
+        ending = self._ending()
+        if not ending:  # behind the last iteration there is the whole check, and a checkpoint
+            values |= self._check(ended - started)
+            if self._due(ended - started):
+                self.save()
+        values["checkpoint/iteration"] = self.saved
+        log.write(outcome.iterations, values)
+        self.display.update(outcome.iterations, values)
+        state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations, "version": outcome.version, "epoch": self.epoch}
+        self.service.report(state | {"checkpoint": {"iteration": self.saved, "path": self.where}, "figures": values})
+        return ending
+
+    # growing
+
+    def _next(self) -> Grown:
+        """The next iteration's trees: grown ahead, unless they are too old by now, or grown now."""
+        while self.ahead:
+            grown = self.ahead.popleft()
+            if self.outcome.version - grown.version <= self.config.async_.max_staleness:
+                return grown
+            self.stale += 1
+        return self._grow(self.outcome.iterations)
+
+    def _grow_ahead(self) -> None:
+        """With async.max_staleness: grow while the learner updates, as far ahead as trees may be old."""
+        last = self.config.run.iterations or np.inf
+        while len(self.ahead) < self.config.async_.max_staleness and (iteration := self.outcome.iterations + 1 + len(self.ahead)) < last:
+            self.ahead.append(self._grow(iteration))
+
+    def _grow(self, iteration: int) -> Grown:
+        config, version = self.config, self.outcome.version
+        plan = self.method.plan(iteration, config.sampling.steps, config.sampling.shift, config.run.seed)
+        chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
+        texts = [self.train_prompts[index] for index in chosen]
+        harvest = self.forest.grow(plan, iteration, version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)
+        return Grown(iteration, version, plan, harvest, len(texts))
+
+    def _tell(self, grown: Grown) -> None:
         """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups. Each iteration's count is in the metrics."""
-        told = {}
+        told, harvest, prompts = {}, grown.harvest, grown.prompts
         if harvest.truncated:
             told["truncated"] = (
                 f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take and were cut (said once; prompts/truncated counts)"
@@ -115,6 +182,67 @@ class Trainer:
                 self.told.add(kind)
                 self.display.note(text)
 
+    # surviving
+
+    def begin(self, log: Log | None = None) -> bool:
+        """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the newest checkpoint, if there
+        is one; returns whether there was."""
+        if self._keeps:
+            self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+        return self._restore(log) if log else False
+
+    def save(self) -> None:
+        """Write a checkpoint. One that cannot be written is said and counted; training goes on."""
+        outcome = self.outcome
+        driver = {"iteration": outcome.iterations, "seconds": outcome.seconds, "gates": outcome.gates}
+        driver |= {"chooser": self.chooser.state()} if self.chooser else {}
+        found = self.service.learners.call("checkpoint", self.where, outcome.iterations, self.epoch, driver)[0]
+        if "failed" in found:
+            self.display.note(f"checkpoint of iteration {outcome.iterations} could not be written: {found['failed']}; training goes on")
+        else:
+            self.saved = outcome.iterations
+
+    def _recover(self, error: Exception, log: Log) -> None:
+        self.recoveries += 1
+        self.ahead.clear()
+        self.display.note(f"recovering: {type(error).__name__}: {error}")
+        if self.service.recover(error):
+            if self._keeps:
+                self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+            self._restore(log)
+
+    def _restore(self, log: Log) -> bool:
+        state = self.service.learners.call("restore", self.where)[0]
+        for damaged in state["damaged"]:
+            self.display.note(f"checkpoint passed over: {damaged}")
+        outcome, found = self.outcome, "iteration" in state
+        outcome.iterations, outcome.seconds = state.get("iteration", 0), state.get("seconds", 0.0)
+        outcome.gates = dict(state.get("gates", {}))
+        self.saved = outcome.iterations
+        if self.chooser:
+            self.chooser = SplitChooser(self.begun_with, self.config.sampling.steps, self.config.run.seed)
+            if state.get("chooser"):
+                self.chooser.load(state["chooser"])
+            self.method = self.chooser.method
+        log.rewind(outcome.iterations)
+        outcome.version = self.service.publish()
+        if found:
+            self.display.note(f"going on from the checkpoint of iteration {outcome.iterations}")
+        return found
+
+    @property
+    def _keeps(self) -> bool:
+        options = self.config.checkpoint
+        return bool(options.every or options.every_minutes)
+
+    def _due(self, seconds: float) -> bool:
+        """A checkpoint is due behind an iteration that took `seconds`."""
+        options, total, period = self.config.checkpoint, self.outcome.seconds, 60 * self.config.checkpoint.every_minutes
+        by_count = options.every > 0 and self.outcome.iterations % options.every == 0
+        return by_count or (period > 0 and total // period > (total - seconds) // period)
+
+    # between iterations
+
     def _ending(self) -> str:
         """Why training ends behind the present iteration; empty when it goes on."""
         run, outcome = self.config.run, self.outcome
@@ -125,35 +253,8 @@ class Trainer:
         return "interrupted" if self.interrupted() else ""
 
     def evaluate(self, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
-        """Scores of the first `count` held-out prompts under the ODE sampler, always from the same noise, and the
-        pixels [pictures, F, H, W, 3] of the first ones."""
-        harvest, found = self._sample(count, 1, pictures)
-        scores = {"total": harvest.total()} | {name: harvest.part(name) for name in harvest.parts}
-        return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
-
-    def diversity(self) -> F32:
-        """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a scale of 0 … 1."""
-        count = self.config.evaluation.diversity
-        _, found = self._sample(count, DIVERSITY_PICTURES, count)
-        return np.array([pairwise_distance(np.stack([found[row, tree] for tree in range(DIVERSITY_PICTURES)])) for row in range(count)], np.float32)
-
-    def _sample(self, count: int, trees: int, pictures: int) -> tuple[Harvest, dict[tuple[int, int], U8]]:
-        """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of the first `pictures` prompts."""
-        texts, options = self.held_out[:count], self.config.evaluation
-        averaged = options.weights == "ema" and self.outcome.version > 0
-        if averaged:
-            self.service.publish("ema")
-        plan = ode_plan(options.steps or self.config.sampling.steps, self.config.sampling.shift)
-        harvest = self.forest.grow(plan, EVALUATION, self.outcome.version, list(range(len(texts))), texts, trees)
-        found: dict[tuple[int, int], U8] = {}
-        for subtrees, reference in harvest.media:
-            if any(subtree.prompt < pictures for subtree in subtrees):
-                pixels = self.service.rollouts.fetch(reference).pixels
-                found |= {(subtree.prompt, subtree.key.tree): picture for subtree, picture in zip(subtrees, pixels, strict=True)}
-        if averaged:
-            self.service.publish()
-        self.service.driver_bytes()  # evaluation's messages are not the training iteration's
-        return harvest, found
+        """Scores [count] of held-out prompts and pixels of the first ones, see Evaluator."""
+        return self.evaluator.scores(self.outcome.version, count, pictures)
 
     def _adapt(self, plan: BranchPlan, harvest: Harvest) -> dict[str, float]:
         if not self.chooser:
@@ -179,62 +280,16 @@ class Trainer:
         self.outcome.version = self.service.publish()
         if not np.isnan(stats.on_policy_deviation):
             self.outcome.gates["on_policy_deviation"] = stats.on_policy_deviation
-        if gate:
-            self._probe_gate(before)
+        if before:
+            self._probe_gate(before[0])
 
-    def _probe_gate(self, before: list[F32]) -> None:
+    def _probe_gate(self, before: F32) -> None:
+        """before: the velocity that all workers had, see actors.rollout.probe."""
         learner, bound = self.service.learners.call("probe")[0], self.config.gates.probe_tolerance
-        for worker, (old, new) in enumerate(zip(before, self.service.rollouts.broadcast("probe"), strict=True)):
-            difference, change = float(np.abs(new - learner).max()), float(np.abs(new - old).max())
+        for worker, new in enumerate(self.service.rollouts.broadcast("probe")):
+            difference, change = float(np.abs(new - learner).max()), float(np.abs(new - before).max())
             self.outcome.gates["probe_difference"] = max(difference, self.outcome.gates.get("probe_difference", 0.0))
             if change == 0.0:
                 raise GateError(f"gate weights arrive: rollout-{worker} computes the same velocity as before the first publish")
             if not difference <= bound:
                 raise GateError(f"gate weights arrive: expected rollout-{worker}'s velocity within {bound:g} of the learner's, got {difference:.3g}")
-
-
-def pairwise_distance(pixels: U8) -> float:
-    """Mean over pairs of pictures [n, …] of their root mean square difference, 0 … 1."""
-    flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255.0
-    pairs = [np.sqrt(np.square(one - other).mean()) for index, one in enumerate(flat) for other in flat[index + 1 :]]
-    return float(np.mean(pairs))
-
-
-def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, float]:
-    """An iteration's figures under their names in metrics.jsonl (docs/run-folder.md lists them)."""
-    leaves = np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)])
-    rows = sorted({row for row, _ in harvest.rewards})
-    spread = np.mean([np.concatenate([harvest.rewards[key] for key in harvest.rewards if key[0] == row]).std() for row in rows])
-    headers = [header for header, _ in harvest.segments]
-    values = {"reward/total": float(leaves.mean()), "reward/spread": float(spread)}
-    values |= {f"reward/{name}": float(harvest.part(name).mean()) for name in harvest.parts}
-    values |= {f"time/{phase}": seconds for phase, seconds in harvest.seconds.items()}
-    values |= {
-        "tree/trees": len(leaves),
-        "tree/leaves": leaves.size,
-        "tree/forwards": sum(header.forwards for header in headers),
-        "tree/edges": stats.edges_stochastic,
-        "tree/edges_all": stats.edges_all,
-        "latents/bytes": sum(header.payload_bytes for header in headers),
-        "driver/bytes": driver_bytes,
-        "prompts/truncated": harvest.truncated,
-        "reward/retries": harvest.retries,
-        "reward/dropped_groups": len(harvest.dropped),
-    }
-    names = (
-        "forwards",
-        "edges",
-        "clip_fraction",
-        "kl",
-        "learning_rate",
-        "ratio_deviation",
-        "gradient_norm",
-        "loss",
-        "skipped_steps",
-        "optimiser_steps",
-        "weight_entropy",
-        "advantage_abs",
-        "fetched_bytes",
-        "version",
-    )
-    return values | {f"update/{name}": float(getattr(stats, name)) for name in names}

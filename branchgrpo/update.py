@@ -60,7 +60,7 @@ class PolicyUpdate:
     def __init__(self, config: Config, model: Adapter, ranks: int):
         self.config, self.model, self.ranks = config, model, ranks
         trainable, options = model.trainable(), config.learner
-        self.parameters = list(trainable.values())
+        self.names, self.parameters = list(trainable), list(trainable.values())
         # In bfloat16 most steps of AdamW would round to nothing: such weights follow float32 masters.
         self.masters = [value if value.dtype == torch.float32 else value.detach().float() for value in self.parameters]
         self.optimiser = torch.optim.AdamW(self.masters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
@@ -121,11 +121,16 @@ class PolicyUpdate:
             self.learning_rate = float(self.scheduler.get_last_lr()[0])
             self.optimiser.step()
             self.scheduler.step()
-            self._follow()
+            self.follow()
             self._average()
         return norm
 
-    def _follow(self) -> None:
+    def named_masters(self) -> dict[str, Tensor]:
+        """What AdamW moves, by the parameters' names."""
+        return dict(zip(self.names, self.masters, strict=True))
+
+    def follow(self) -> None:
+        """Set the model's weights to their masters."""
         with torch.no_grad():
             for master, value in zip(self.masters, self.parameters, strict=True):
                 if master is not value:

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import ray
+
 
 class PlacementError(Exception):
     """The cluster lacks resources that were asked for; the message says which. Mendable by a person."""
 
 
 class GangError(RuntimeError):
-    """A rank failed or missed its deadline; the whole gang was ended."""
+    """A rank died or missed its deadline; the whole gang was ended. A new one can be formed."""
+
+
+class LostObjects(RuntimeError):
+    """Results of finished tasks are gone with their node; what needed them must be computed again."""
 
 
 class PublishError(RuntimeError):
     """A worker holds other weights than those published."""
 
 
+class BudgetError(RuntimeError):
+    """Workers died, or a task failed with its workers, more often than is allowed; the message says of what."""
+
+
 def cause(error: BaseException) -> BaseException:
     """What a remote call really failed of: Ray wraps it, and some exceptions don't survive pickling."""
     inner = getattr(error, "cause", None)
     return inner if isinstance(inner, BaseException) else error
+
+
+def lost(error: BaseException) -> bool:
+    """An argument or result is gone with the node that held it."""
+    return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause(error), ray.exceptions.ObjectLostError)
+
+
+def ending(error: BaseException) -> str:
+    """Why a worker is gone, in one word that restarts are counted by: preempted, memory, unavailable or died."""
+    if getattr(error, "preempted", False):
+        return "preempted"
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or ("memory" in str(error).lower() and "oom" in str(error).lower()):
+        return "memory"
+    return "unavailable" if isinstance(error, ray.exceptions.ActorUnavailableError) else "died"

@@ -3,76 +3,140 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import GangError, cause
+from cluster.errors import GangError, LostObjects, cause, ending, lost
+from cluster.meter import Meter
 from cluster.placement import bundle
-from cluster.pool import Meter
+from cluster.pool import NAMESPACE
+
+PROMPT = 10.0
+"""Seconds in which the other ranks' errors are waited for, once one has failed: the first is rarely the cause."""
+
+
+@dataclass
+class Call:
+    """A method that runs on all ranks."""
+
+    method: str
+    references: list[ObjectRef[Any]]
+    deadline: float
 
 
 class Gang:
     """n ranks of one class, placed together. Any rank's failure ends all: after an error or a missed deadline
-    the others would wait in a collective until its timeout, and the process group is unusable afterwards."""
+    the others would wait in a collective until its timeout, and the process group is unusable afterwards.
+    `form` makes a new gang of new actors."""
 
-    def __init__(self, cls: type, role: str, ranks: int, cpus: float, gpus: float, make: Callable[[int], tuple[Any, ...]], meter: Meter, timeout: float):
-        self.role, self.meter, self.timeout = role, meter, timeout
-        resources = bundle(cpus, gpus)
-        self.group = placement_group([resources] * ranks, strategy="PACK") if resources else None
-        actor = ray.remote(cls)
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
-        self.ranks = []
-        for rank in range(ranks):
-            if self.group:
-                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)
-            self.ranks.append(actor.options(**options).remote(*make(rank)))
+    def __init__(
+        self, cls: type, role: str, ranks: int, cpus: float, gpus: float, make: Callable[[int], tuple[Any, ...]], meter: Meter, timeout: float, run: str = ""
+    ):
+        self.cls, self.role, self.count, self.cpus, self.gpus = cls, role, ranks, cpus, gpus
+        self.make, self.meter, self.timeout, self.run = make, meter, timeout, run
+        self.group: PlacementGroup | None = None
+        self.ranks: list[ActorHandle[Any]] = []
+        self.made = 0
+        self.restarts: Counter[str] = Counter()  # by cause
 
     def form(self) -> None:
-        """Wait until every rank is ready, then let them meet."""
+        """Make the actors, wait until every rank is ready, then let them meet."""
+        self.stop()
+        resources = bundle(self.cpus, self.gpus)
+        self.group = placement_group([resources] * self.count, strategy="PACK") if resources else None
+        actor = ray.remote(self.cls)
+        for rank in range(self.count):
+            options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+            if self.run:
+                options |= {"name": f"{self.run}/{self.role}-{rank}.{self.made}", "namespace": NAMESPACE}
+            if self.group:
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)
+            self.ranks.append(actor.options(**options).remote(*self.make(rank)))
+        self.made += 1
         self.call("ready")
         address = ray.get(self.ranks[0].rendezvous.remote(), timeout=self.timeout)
         self.call("join", len(self.ranks), address)
 
+    def begin(self, method: str, *arguments: Any) -> Call:
+        """Run `method` on all ranks; `finish` waits for it."""
+        self.meter.count((method, arguments))
+        return Call(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks], time.monotonic() + self.timeout)
+
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Run `method` on all ranks; results in rank order. Raises the first error, after ending the gang."""
-        self.meter.count((method, arguments))
-        pending = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
-        order, deadline = list(pending), time.monotonic() + self.timeout
-        while pending:
-            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-            try:
-                if not done:
-                    late = [rank for rank, reference in enumerate(order) if reference in pending]
-                    raise GangError(f"{self.role}.{method}: ranks {late} missed the deadline of {self.timeout:g} s")
-                ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                self.stop()
-                raise cause(error) from error
-            except ray.exceptions.RayActorError as error:
-                self.stop()
-                rank = order.index(done[0])
-                raise GangError(f"{self.role}.{method}: rank {rank} died: {str(error).splitlines()[0]}") from error
-            except GangError:
-                self.stop()
-                raise
-        results = ray.get(order)
+        return self.finish(self.begin(method, *arguments))
+
+    def finish(self, call: Call) -> list[Any]:
+        """Results of all ranks. Raises GangError when a rank died or missed the deadline, LostObjects when what it needed
+        is gone, and else what a rank raised; all ranks are ended first."""
+        self._watch(call)
+        results = ray.get(call.references)
         self.meter.count(results)
         return list(results)
 
+    def _watch(self, call: Call) -> None:
+        """Wait for all ranks, as `finish` does, without reading what they give."""
+        pending = list(call.references)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, call.deadline - time.monotonic()), fetch_local=False)
+            try:
+                if not done:
+                    late = [rank for rank, reference in enumerate(call.references) if reference in pending]
+                    raise GangError(f"{self.role}.{call.method}: ranks {late} missed the deadline of {self.timeout:g} s")
+                ray.get(done)
+            except GangError:
+                self._end("unresponsive")
+                raise
+            except ray.exceptions.RayActorError as error:
+                self._end(ending(error))
+                rank = call.references.index(done[0])
+                raise GangError(f"{self.role}.{call.method}: rank {rank} died: {str(error).splitlines()[0]}") from error
+            except ray.exceptions.RayError as error:
+                died = self._deaths(pending)
+                self._end(died or "error")
+                if died:  # the others' errors are of a collective whose peer is gone
+                    raise GangError(f"{self.role}.{call.method}: a rank died ({died}); another said: {str(cause(error)).splitlines()[0]}") from error
+                if lost(error):
+                    raise LostObjects(f"{self.role}.{call.method}: {str(error).splitlines()[0]}") from error
+                raise cause(error) from error
+
+    def _deaths(self, pending: list[ObjectRef[Any]]) -> str:
+        """Whether another rank died, and why: its death may be seen later than what it did to the others."""
+        deadline = time.monotonic() + PROMPT
+        while pending and time.monotonic() < deadline:
+            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+            for reference in done:
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayActorError as error:
+                    return ending(error)
+                except ray.exceptions.RayError:
+                    continue
+        return ""
+
     def leader(self, method: str, *arguments: Any, returns: int = 1) -> list[ObjectRef[Any]]:
-        """References to the results of rank 0; every rank runs the method, since it may use collectives."""
+        """References to the results of rank 0; every rank runs the method, since it may use collectives. Raises as `finish`."""
         found = [getattr(rank, method).options(num_returns=returns).remote(*arguments) for rank in self.ranks]
+        self._watch(Call(method, [one[0] if returns > 1 else one for one in found], time.monotonic() + self.timeout))
         return found[0] if returns > 1 else found[:1]
+
+    def _end(self, why: str) -> None:
+        self.restarts[why] += 1
+        self.stop()
 
     def stop(self) -> None:
         """End all ranks."""
         for rank in self.ranks:
             ray.kill(rank)
+        self.ranks = []
         if self.group:
             remove_placement_group(self.group)
             self.group = None

@@ -1,108 +1,308 @@
-"""A pool of equal workers: tasks go to the least busy one, results come as they finish."""
+"""An elastic pool of equal workers: tasks go to the least busy one, results come as they finish.
+
+Tasks must be pure functions of their arguments: a task whose worker died, or that takes far longer than its like, is
+issued again to another worker, and the first result wins. The first of a task's results must be small, since the driver
+reads it to see whether the task failed.
+"""
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Callable
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray import ObjectRef, cloudpickle
+from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from cluster.errors import cause
+from cluster.errors import BudgetError, LostObjects, cause, ending, lost
+from cluster.meter import Meter
 
-REFERENCE_BYTES = 28
-
-
-class Meter:
-    """Counts the bytes that pass through the driver: messages by their pickled size, a reference as its id."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def count(self, message: Any) -> None:
-        """Add a message sent or received."""
-        buffer = io.BytesIO()
-        sizer = _Sizer(buffer)
-        sizer.dump(message)
-        self.bytes += buffer.tell() + sizer.references * REFERENCE_BYTES
-
-    def take(self) -> int:
-        """The count since the last call."""
-        taken, self.bytes = self.bytes, 0
-        return taken
+NAMESPACE = "branchgrpo"
+DEPTH = 2
+"""Tasks a worker holds at once: one that runs, and one so that it need not wait for the driver."""
+TICK = 0.25
+"""Seconds between two looks at deadlines and wanted counts."""
+FORGIVEN = ("preempted", "scaled")
+"""Causes that no budget counts."""
 
 
-class _Sizer(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Pickles without serialising references, which Ray would otherwise keep alive for ever."""
+@dataclass(frozen=True)
+class Patience:
+    """How long a pool waits, and how often it forgives."""
 
-    def __init__(self, buffer: io.BytesIO):
-        super().__init__(buffer, protocol=pickle.HIGHEST_PROTOCOL)
-        self.references = 0
+    timeout: float = 1800.0  # seconds within which some task must finish, and a worker must get ready
+    straggler: float = 3.0  # a task is issued again after this many times the median of its like, and its worker ended after as many more
+    least: float = 5.0  # … but never before this many seconds
+    restarts: int = 20  # workers replaced in all, preempted ones apart
+    attempts: int = 4  # workers that one task may take with it
 
-    def persistent_id(self, value: Any) -> str | None:
-        if isinstance(value, ObjectRef):
-            self.references += 1
-            return ""
-        return None
+
+@dataclass(eq=False)
+class Worker:
+    """One actor."""
+
+    index: int
+    handle: ActorHandle[Any]
+    state: str = "starting"  # starting, ready, draining
+    greeting: int = -1  # which greeting it had; older ones must be greeted again
+    pending: list[Attempt] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class Attempt:
+    """A task on a worker; `task` is None for a greeting."""
+
+    worker: Worker
+    references: list[ObjectRef[Any]]
+    task: Task | None
+    began: float
+
+
+@dataclass(eq=False)
+class Task:
+    """A piece of work until its first result."""
+
+    method: str
+    arguments: tuple[Any, ...]
+    returns: int
+    then: Callable[[list[ObjectRef[Any]]], None]
+    flow: Flow
+    attempts: list[Attempt] = field(default_factory=list)  # that run
+    failures: int = 0
+    done: bool = False
 
 
 class Pool:
-    """Workers of one class on Ray actors."""
+    """Workers of one class on Ray actors. `desired` may be changed at any time; `tend` follows."""
 
     def __init__(
         self,
         cls: type,
         role: str,
         count: int,
-        cpus: float,
-        gpus: float,
+        resources: dict[str, Any],
         arguments: tuple[Any, ...],
         meter: Meter,
-        timeout: float,
-        runtime_env: dict[str, Any] | None = None,
+        patience: Patience,
+        run: str = "",
     ):
-        self.role, self.meter, self.timeout = role, meter, timeout
-        options = {"num_cpus": cpus, "num_gpus": gpus} | ({"runtime_env": runtime_env} if runtime_env else {})
-        actor = ray.remote(cls).options(**options)
-        self.workers: list[ActorHandle[Any]] = [actor.remote(*arguments, index) for index in range(count)]
-        self.load = [0] * count
-
-    def wait_ready(self) -> None:
-        """Until every worker has loaded what it needs. Raises what that raised."""
-        self.broadcast("ready")
+        """resources: options of the actors, as Ray takes them. run: in whose name the actors are named; empty: not named."""
+        self.role, self.meter, self.patience, self.run = role, meter, patience, run
+        self.desired, self.arguments = count, arguments
+        self.actor, self.resources = ray.remote(cls), resources
+        self.workers: list[Worker] = []
+        self.made = 0
+        self.queue: deque[Task] = deque()
+        self.greetings: list[tuple[str, tuple[Any, ...]]] = []  # behind `ready`: what brings a newcomer up to the others
+        self.greeting = 0
+        self.attempts: dict[ObjectRef[Any], Attempt] = {}
+        self.seconds: dict[str, deque[float]] = {}  # of finished tasks, by method
+        self.restarts: Counter[str] = Counter()  # by cause
+        self.reissued = 0
+        self.tended = 0.0
+        self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
+        self.need = {"CPU": float(resources.get("num_cpus") or 0), "GPU": float(resources.get("num_gpus") or 0)}  # of one worker
 
     def __len__(self) -> int:
-        return len(self.workers)
+        """Workers that are wanted: what work is cut for."""
+        return self.desired
+
+    # workers
+
+    def wait_ready(self) -> None:
+        """Until as many workers as wanted have loaded what they need. Raises what that raised."""
+        deadline = time.monotonic() + self.patience.timeout
+        self.tend()
+        while sum(worker.state == "ready" for worker in self.workers) < self.desired:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.role}: {self.desired} workers were not ready in {self.patience.timeout:g} s")
+            wait(self)
+
+    def greet(self, greetings: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+        """From now on, newcomers run these methods before any work."""
+        self.greetings, self.greeting = list(greetings), self.greeting + 1
+        for worker in self.workers:
+            if worker.state == "ready" and not worker.pending:  # a broadcast brought these up already
+                worker.greeting = self.greeting
+
+    def _start(self) -> None:
+        options = self.resources | ({"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE} if self.run else {})
+        worker = Worker(self.made, self.actor.options(**options).remote(*self.arguments, self.made))
+        self.made += 1
+        self.workers.append(worker)
+        self._greet(worker, [("ready", ()), *self.greetings])
+
+    def _greet(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
+        worker.state, worker.greeting = "starting", self.greeting
+        references = [getattr(worker.handle, method).remote(*arguments) for method, arguments in calls]
+        self._watch(Attempt(worker, references, None, time.monotonic()), references[-1])
+
+    def _watch(self, attempt: Attempt, reference: ObjectRef[Any]) -> None:
+        attempt.worker.pending.append(attempt)
+        self.attempts[reference] = attempt
+
+    def _remove(self, worker: Worker, why: str) -> None:
+        """The worker is gone: its tasks go to others. Raises BudgetError when that was once too often."""
+        if worker not in self.workers:
+            return
+        self.workers.remove(worker)
+        self.attempts = {reference: attempt for reference, attempt in self.attempts.items() if attempt.worker is not worker}
+        ray.kill(worker.handle)
+        self.restarts[why] += 1
+        for attempt in worker.pending:
+            if attempt.task and not attempt.task.done:
+                attempt.task.attempts.remove(attempt)
+                if not attempt.task.attempts and attempt.task not in self.queue:
+                    self.queue.appendleft(attempt.task)
+        spent = sum(count for cause, count in self.restarts.items() if cause not in FORGIVEN)
+        if spent > self.patience.restarts:
+            counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
+            raise BudgetError(f"{self.role}: {spent} workers were lost, {self.patience.restarts} are allowed: {counts}")
+
+    def tend(self) -> None:
+        """Start and end workers as wanted, give them tasks, and look for tasks that take too long."""
+        now = time.monotonic()
+        if now - self.tended >= TICK:
+            self.tended = now
+            self.tick()
+            self._overdue(now)
+        for worker in [worker for worker in self.workers if worker.state == "draining" and not worker.pending]:
+            self._remove(worker, "scaled")
+        active = [worker for worker in self.workers if worker.state != "draining"]
+        for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
+            worker.state = "draining"
+        for _ in range(self.desired - len(active)):
+            self._start()
+        for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:
+            self._greet(worker, self.greetings)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        while self.queue:
+            free = [one for one in self.workers if one.state == "ready" and one.greeting == self.greeting and len(one.pending) < DEPTH and not self._slow(one)]
+            if not free:
+                return
+            self._issue(self.queue.popleft(), min(free, key=lambda worker: len(worker.pending)))
+
+    def _issue(self, task: Task, worker: Worker) -> None:
+        found = getattr(worker.handle, task.method).options(num_returns=task.returns).remote(*task.arguments)
+        references = found if task.returns > 1 else [found]
+        attempt = Attempt(worker, references, task, time.monotonic())
+        task.attempts.append(attempt)
+        self._watch(attempt, references[0])
+
+    def _patience(self, method: str) -> float:
+        """Seconds after which a task of this kind is overdue."""
+        known = self.seconds.get(method)
+        return max(self.patience.least, self.patience.straggler * statistics.median(known)) if known else self.patience.timeout
+
+    def _slow(self, worker: Worker) -> bool:
+        """Something on it is overdue: it may be hung."""
+        return any(attempt.task.done or len(attempt.task.attempts) > 1 for attempt in worker.pending[:1] if attempt.task)
+
+    def _overdue(self, now: float) -> None:
+        """Issue again what takes too long; end workers that don't answer."""
+        for worker in list(self.workers):
+            if not worker.pending:
+                continue
+            first = worker.pending[0]  # what it works on; the rest waits behind
+            took = now - max(first.began, worker.began)
+            if first.task is None:
+                if took > self.patience.timeout:
+                    self._remove(worker, "unresponsive")
+                continue
+            limit = self._patience(first.task.method)
+            if took > 2 * limit:
+                self._remove(worker, "unresponsive")
+            elif took > limit:
+                for attempt in [one for one in worker.pending if one.task and not one.task.done and len(one.task.attempts) == 1]:
+                    others = [one for one in self.workers if one is not worker and one.state == "ready" and one.greeting == self.greeting]
+                    if others and attempt.task:
+                        self.reissued += 1
+                        self._issue(attempt.task, min(others, key=lambda one: len(one.pending)))
+
+    # tasks
 
     def flow(self) -> Flow:
         """A new set of pending tasks."""
-        return Flow(self.timeout)
+        return Flow()
 
     def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, then: Callable[[list[ObjectRef[Any]]], None]) -> None:
-        """Run `method` on the least busy worker; `then` gets its references when it has finished."""
-        worker = min(range(len(self.workers)), key=lambda index: self.load[index])
-        self.load[worker] += 1
+        """Run `method` on some worker; `then` gets its references when it has finished."""
         self.meter.count((method, arguments))
-        found = getattr(self.workers[worker], method).options(num_returns=returns).remote(*arguments)
-        references = found if returns > 1 else [found]
+        self.queue.append(Task(method, arguments, returns, then, flow))
+        flow.add(self)
+        self._dispatch()
 
-        def finished() -> None:
-            self.load[worker] -= 1
-            then(references)
+    def answered(self, reference: ObjectRef[Any]) -> None:
+        """A watched reference is there: a result, or a failure. Raises a task's own error; LostObjects; BudgetError."""
+        attempt = self.attempts.pop(reference, None)
+        if attempt is None:
+            return  # of a worker that was removed meanwhile
+        worker, task, now = attempt.worker, attempt.task, time.monotonic()
+        try:
+            ray.get(reference)
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
+            self._failed(attempt, error)
+            return
+        except ray.exceptions.RayError as error:
+            worker.pending.remove(attempt)
+            if task and task.done:
+                return
+            if lost(error):
+                raise LostObjects(f"{self.role}.{task.method if task else 'ready'}: {str(error).splitlines()[0]}") from error
+            raise cause(error) from error
+        worker.pending.remove(attempt)
+        if worker.pending:
+            worker.pending[0].began = now  # it waited until now
+        if task is None:
+            worker.state, worker.began = "ready" if worker.state == "starting" else worker.state, now
+            return
+        if task.done:
+            return
+        task.done = True
+        task.attempts.remove(attempt)
+        if task in self.queue:
+            self.queue.remove(task)
+        self.seconds.setdefault(task.method, deque(maxlen=64)).append(now - attempt.began)
+        task.flow.finished(self)
+        task.then(attempt.references)
 
-        flow.add(references[0], f"{self.role}.{method}", finished)
+    def _failed(self, attempt: Attempt, error: BaseException) -> None:
+        """The worker is gone, or cannot be reached: it may live on, but what it does is not waited for."""
+        task, why = attempt.task, ending(error)
+        self._remove(attempt.worker, why)
+        if task and not task.done:
+            task.failures += why not in FORGIVEN
+            if task.failures >= self.patience.attempts:
+                reason = str(error).strip().splitlines()[0]
+                raise BudgetError(f"{self.role}.{task.method}: {task.failures} workers were lost with this task ({why}): {reason}")
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        """Run `method` on every worker; results in their order."""
-        try:
-            return list(ray.get([getattr(worker, method).remote(*arguments) for worker in self.workers], timeout=self.timeout))
-        except ray.exceptions.RayTaskError as error:
-            raise cause(error) from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(f"{self.role}.{method}: no answer from all {len(self.workers)} workers in {self.timeout:g} s") from error
+        """Run `method` on every worker that is ready and idle; their results. Others are greeted before their next task.
+
+        A worker that dies, or does not answer in time, is removed. Raises what the method raised.
+        """
+        asked = [worker for worker in self.workers if worker.state == "ready" and not worker.pending]
+        references = [getattr(worker.handle, method).remote(*arguments) for worker in asked]
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=self.patience.timeout) if references else ([], [])
+        results = []
+        for worker, reference in zip(asked, references, strict=True):
+            if reference not in ready:
+                self._remove(worker, "unresponsive")
+                continue
+            try:
+                results.append(ray.get(reference))
+            except ray.exceptions.RayActorError as error:
+                self._remove(worker, ending(error))
+            except ray.exceptions.RayTaskError as error:
+                raise cause(error) from error
+        return results
 
     def share(self, value: Any) -> ObjectRef[Any]:
         """A value that several tasks take, put into the object store once."""
@@ -110,34 +310,75 @@ class Pool:
         return ray.put(value)
 
     def fetch(self, reference: ObjectRef[Any]) -> Any:
-        """A small result, into the driver."""
-        value = ray.get(reference)
+        """A small result, into the driver. Raises LostObjects when it is gone with its node."""
+        try:
+            value = ray.get(reference)
+        except ray.exceptions.ObjectLostError as error:
+            raise LostObjects(f"{self.role}: {str(error).splitlines()[0]}") from error
+        except ray.exceptions.RayTaskError as error:
+            raise cause(error) from error
         self.meter.count(value)
         return value
 
+    def forget(self) -> None:
+        """Drop all tasks: what they would give is not wanted any more. Workers finish what they are at."""
+        self.queue.clear()
+        for attempt in self.attempts.values():
+            if attempt.task:
+                attempt.task.done = True
+
+    def states(self) -> list[dict[str, Any]]:
+        """What each worker is and does, for people."""
+        busy = {worker: sum(one.task is not None for one in worker.pending) for worker in self.workers}
+        return [{"name": f"{self.role}-{one.index}", "state": one.state, "version": one.greeting, "node": "", "busy": busy[one]} for one in self.workers]
+
     def stop(self) -> None:
         """End the workers."""
+        self.forget()
         for worker in self.workers:
-            ray.kill(worker)
+            ray.kill(worker.handle)
+        self.workers, self.attempts, self.desired = [], {}, 0
 
 
 class Flow:
-    """Pending tasks and what to do when each finishes; steps may add further tasks."""
+    """Pending tasks, perhaps of several pools, and what to do when each finishes; steps may add further tasks."""
 
-    def __init__(self, timeout: float):
-        self.timeout = timeout
-        self.pending: dict[ObjectRef[Any], tuple[str, Callable[[], None]]] = {}
+    def __init__(self) -> None:
+        self.pools: Counter[Pool] = Counter()  # unfinished tasks of each
+        self.every: list[Pool] = []
 
-    def add(self, reference: ObjectRef[Any], name: str, finished: Callable[[], None]) -> None:
-        """Call `finished` once the task behind `reference` is done."""
-        self.pending[reference] = (name, finished)
+    def add(self, pool: Pool) -> None:
+        """A task of this pool is to be waited for."""
+        self.pools[pool] += 1
+        if pool not in self.every:
+            self.every.append(pool)
 
-    def run(self) -> None:
-        """Until nothing is pending. Raises the first task's error, or TimeoutError when none finishes in time."""
-        while self.pending:
-            done, _ = ray.wait(list(self.pending), num_returns=1, timeout=self.timeout, fetch_local=False)
-            if not done:
-                raise TimeoutError(f"no task finished in {self.timeout:g} s; waiting for {sorted({name for name, _ in self.pending.values()})}")
-            for reference in done:
-                _, finished = self.pending.pop(reference)
-                finished()
+    def finished(self, pool: Pool) -> None:
+        """One of its tasks has its result."""
+        self.pools[pool] -= 1
+
+    def run(self, between: Callable[[], None] = lambda: None) -> None:
+        """Until nothing is pending; `between` is called now and then. Raises the first task's error, or TimeoutError when
+        none finishes in time."""
+        heard = time.monotonic()
+        while any(self.pools.values()):
+            for pool in self.every:
+                pool.tend()
+            if wait(*self.every):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > (limit := max(pool.patience.timeout for pool in self.every)):
+                waiting = sorted({f"{pool.role}.{attempt.task.method}" for pool in self.every for attempt in pool.attempts.values() if attempt.task})
+                raise TimeoutError(f"no task finished in {limit:g} s; waiting for {waiting or 'workers'}")
+            between()
+
+
+def wait(*pools: Pool) -> int:
+    """Wait a moment for anything that the pools watch, and let them take it in. Returns how much came."""
+    watched = {reference: pool for pool in pools for reference in pool.attempts}
+    if not watched:
+        time.sleep(TICK / 5)
+        return 0
+    done, _ = ray.wait(list(watched), num_returns=1, timeout=TICK, fetch_local=False)
+    for reference in done:
+        watched[reference].answered(reference)
+    return len(done)

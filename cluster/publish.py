@@ -8,13 +8,16 @@ from cluster.pool import Pool
 
 
 def publish(gang: Gang, pool: Pool, chunks: int, weights: str) -> int:
-    """Rank 0 puts the named weights in the store, every worker loads them and confirms the digest. Returns the version.
+    """Rank 0 puts the named weights in the store, every idle worker loads them and confirms the digest; busy ones and
+    newcomers load them before their next task. Returns the version.
 
-    Raises PublishError when a worker, after loading, holds anything else than what was published.
+    Raises PublishError when a worker, after loading, holds anything else than what was published; GangError when a rank
+    is gone.
     """
     references = gang.leader("publish", weights, returns=2 + chunks)
     version, digest = pool.fetch(references[0])
-    for worker, found in enumerate(pool.broadcast("load_weights", *references[1:])):
+    for found in pool.broadcast("load_weights", *references[1:]):
         if found != digest:
-            raise PublishError(f"{pool.role}-{worker} holds weights {found[:12]}… after loading v{version}, published were {digest[:12]}…")
+            raise PublishError(f"a {pool.role} worker holds weights {found[:12]}… after loading v{version}, published were {digest[:12]}…")
+    pool.greet([("load_weights", tuple(references[1:]))])
     return int(version)

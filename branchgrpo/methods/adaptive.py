@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from branchgrpo.methods.branch import BranchMethod
@@ -32,6 +34,18 @@ class SplitChooser:
         self.iterations += 1
         if self.iterations % self.method.adapt_every == 0:
             self.method = self.method.model_copy(update={"splits": self._choose()})
+
+    def state(self) -> dict[str, Any]:
+        """What it has measured, for a checkpoint."""
+        worth = [None if np.isnan(value) else float(value) for value in self.worth]
+        return {"iterations": self.iterations, "worth": worth, "tried": self.tried.tolist(), "splits": list(self.method.splits)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.iterations = int(state["iterations"])
+        self.worth = np.array([np.nan if value is None else value for value in state["worth"]])
+        self.tried = np.array(state["tried"])
+        self.method = self.method.model_copy(update={"splits": tuple(state["splits"])})
 
     def _choose(self) -> tuple[int, ...]:
         count = len(self.method.splits)

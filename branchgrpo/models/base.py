@@ -127,7 +127,7 @@ class Adapter(ABC):
         """`velocity` of the model as it was before training, without a gradient."""
         import torch
 
-        trained = self.denoiser
+        trained, learning = self.denoiser, self.trainable().keys()
         try:
             if self.adapted:
                 self.denoiser = self.module
@@ -139,6 +139,8 @@ class Adapter(ABC):
         finally:
             if self.adapted:
                 self.denoiser.enable_adapters()
+                for name in self.trainable().keys() - learning:  # peft lets all adapters learn again, also those that must not
+                    self.module.get_parameter(name).requires_grad_(False)
             self.denoiser = trained
 
     def trainable(self) -> dict[str, nn.Parameter]:

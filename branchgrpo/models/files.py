@@ -48,6 +48,8 @@ def check_part(key: str, folder: Path, name: str) -> None:
     elif "Tokenizer" in name or "Processor" in name:
         if not any((folder / file).is_file() for file in (*_TOKENIZER, "preprocessor_config.json", "processor_config.json")):
             raise UserError(f"{key}: expected tokenizer files ({', '.join(_TOKENIZER)}) in {folder}, found none")
+        for path in sorted(folder.glob("*.json")):
+            json_file(key, path)
     else:
         json_file(key, folder / "config.json")
         check_weights(key, folder)
@@ -60,7 +62,10 @@ def check_weights(key: str, folder: Path) -> None:
     one can run any code.
     """
     for index in sorted(folder.glob(f"*{_INDEX}")):
-        for shard in sorted(set(json_file(key, index).get("weight_map", {}).values())):
+        shards = json_file(key, index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{key}: expected a weight_map by name in {index}, got {type(shards).__name__}")
+        for shard in sorted(set(shards.values())):
             if not (folder / shard).is_file():
                 raise UserError(f"{key}: expected {folder / shard}, which {index.name} names and which is missing: is the download complete?")
     found = sorted(folder.glob("*.safetensors"))
@@ -68,6 +73,9 @@ def check_weights(key: str, folder: Path) -> None:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         got = f"{pickles[0]}, a pickle, which can run code when it is loaded" if pickles else "none"
         raise UserError(f"{key}: expected *.safetensors in {folder}, got {got}")
+    whole = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+    if not any(folder.glob(f"*{_INDEX}")) and not any((folder / name).is_file() for name in whole):
+        raise UserError(f"{key}: expected {' or '.join(whole)}, or an index of shards, in {folder}, got {found[0].name}: is the download complete?")
     for path in found:
         check_safetensors(key, path)
 

@@ -6,10 +6,10 @@ A family is a subclass of `PipelineModel` (its options and the names of its clas
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -76,7 +76,10 @@ class PipelineModel(ModelOptions):
         path = self.folder() / "vae" / "config.json"
         if not path.is_file():
             raise UserError(f"model.path: expected {path}, which is missing")
-        return int(2 ** (len(json.loads(path.read_text())["block_out_channels"]) - 1))
+        channels = json_file("model.path", path).get("block_out_channels")
+        if not isinstance(channels, list):
+            raise UserError(f"model.path: expected a list block_out_channels in {path}, got {channels}")
+        return int(2 ** (len(channels) - 1))
 
     def text_keys(self) -> dict[str, Any]:
         """The options that text encodings depend on, beside the model's own files."""
@@ -108,10 +111,12 @@ class PipelineAdapter(Adapter):
         denoiser = self._load_denoiser(getattr(diffusers, options.transformer)) if "denoiser" in parts else None
         index = json_file("model.path", folder / "model_index.json")
         absent = {part: None for part in options.text_parts if "encoders" not in parts or (index.get(part) or [None])[-1] is None}
-        if "decoder" not in parts:
-            absent["vae"] = None
         dtypes = {"vae": dtype_named(options.decoder_dtype or options.dtype), "default": self.dtype}
-        self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **absent, dtype=dtypes).to(self.device)
+        given: dict[str, Any] = dict(absent) | ({} if "decoder" in parts else {"vae": None})
+        for part in (*options.text_parts, "vae"):
+            if part not in given and "Tokenizer" not in index[part][1]:  # transformers would fill what a file lacks with random numbers
+                given[part] = whole(class_named(index[part]), folder / part, dtypes.get(part, self.dtype))
+        self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **given, dtype=dtypes).to(self.device)
         for part in (*options.text_parts, "vae"):
             module: Any = getattr(self.pipe, part, None)
             if hasattr(module, "requires_grad_"):
@@ -126,7 +131,7 @@ class PipelineAdapter(Adapter):
 
     def _load_denoiser(self, transformer: Any) -> Any:
         options = self.options
-        found = transformer.from_pretrained(options.folder() / "transformer", dtype=self.dtype)
+        found = whole(transformer, options.folder() / "transformer", self.dtype)
         if options.lora_rank:
             from peft import LoraConfig
 
@@ -234,6 +239,27 @@ class PipelineAdapter(Adapter):
         config = self.module.peft_config["default"].to_dict()
         kept = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}  # alpha must travel, or loaders take the rank
         type(self.pipe).save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(self.module), transformer_lora_adapter_metadata=kept)
+
+
+def class_named(entry: list[str]) -> Any:
+    """The class of a part, as model_index.json names it. Raises UserError for one that the installed packages lack."""
+    library, name = entry
+    found = getattr(import_module(library), name, None) if library in ("diffusers", "transformers") else None
+    if found is None:
+        raise UserError(f"model.path: expected a class of diffusers or transformers in model_index.json, got {library}.{name}")
+    return found
+
+
+def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A network with every weight from its files. Raises UserError where some are missing, or of another shape."""
+    try:
+        found, told = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"model.path: {folder} does not fit {kind.__name__}: {' '.join(str(error).split())}") from error
+    wrong = sorted(str(name) for name in [*told["missing_keys"], *told["mismatched_keys"]])
+    if wrong:
+        raise UserError(f"model.path: expected all weights of {kind.__name__} in {folder}, which lacks {len(wrong)} of them, as {wrong[0]}")
+    return found
 
 
 def pair(wanted: Mapping[str, NDArray[Any]], unwanted: Mapping[str, NDArray[Any]], rows: int) -> Conditioning:

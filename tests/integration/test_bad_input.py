@@ -15,7 +15,7 @@ from test_local_ray import run
         (["--method.splits", "[3, 3, 6, 9]"], "without duplicates"),
         (["--method.splits", "[3, 6, 9, 19]"], "got 19"),
         (["--method.leaves", "12"], "give 16 leaves, expected 12"),
-        (["--prompts", "no/such/file.txt"], "prompts: expected a UTF-8 text file"),
+        (["--prompts", "no/such/file.txt"], "prompts: expected a file of prompts, found none at"),
         (["--model.path", "no/such/model"], "model.path: expected a diffusers folder"),
         (["--model.height", "36"], "expected multiples of 8, got 36"),
         (["--evaluation.prompts", "9999"], "held_out: expected at least 9999 prompts"),

@@ -81,9 +81,9 @@ def one_iteration(config: Config) -> tuple[dict[str, object], list[tuple[Segment
     """Grow, score, update and publish once; what every variant of the service must agree on, and the harvest."""
     import ray
 
-    from run import Service
+    from run import crew
 
-    service = Service(config)
+    service = crew(config)
     service.form()
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
     texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
@@ -100,8 +100,7 @@ def one_iteration(config: Config) -> tuple[dict[str, object], list[tuple[Segment
         "forwards": sum(header.forwards for header, _ in harvest.segments), "stored": all(place["node_ids"] for place in places.values()),
         "segments": sorted((header.start, header.stop, len(header.subtrees)) for header, _ in harvest.segments),
     }  # fmt: skip
-    for pool in (service.rollouts, *service.rewards, service.learners):
-        pool.stop()
+    service.stop()
     return result, harvest.segments
 
 

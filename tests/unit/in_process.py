@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.learner import Learner
@@ -66,9 +66,17 @@ class Gang:
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return [getattr(self.learner, method)(*arguments)]
 
+    def begin(self, method: str, *arguments: Any) -> Callable[[], list[Any]]:
+        return lambda: self.call(method, *arguments)
+
+    def finish(self, call: Callable[[], list[Any]]) -> list[Any]:
+        return call()
+
 
 class Service:
     """Satisfies branchgrpo.service.Service. `published` lists what reached the workers: (weights, version, digest)."""
+
+    faults: tuple[type[Exception], ...] = ()
 
     def __init__(self, config: Config):
         self.config = config
@@ -79,6 +87,7 @@ class Service:
         for pool in (self.rollouts, *self.rewards):
             pool.broadcast("ready")
         self.learners.call("ready")
+        self.reports: list[Mapping[str, Any]] = []
         self.published: list[tuple[str, int, str]] = []
 
     def configure(self, config: Config) -> Service:
@@ -98,3 +107,12 @@ class Service:
 
     def driver_bytes(self) -> int:
         return 0
+
+    def recover(self, error: Exception) -> bool:
+        raise error
+
+    def follow(self) -> dict[str, int]:
+        return {}
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        self.reports.append(values)

@@ -44,7 +44,7 @@ def batch() -> tuple[Any, ...]:
     worker = RolloutWorker(options, 0)
     worker.ready()
     plan = options.method.plan(0, options.sampling.steps, options.sampling.shift)
-    conditioning, _ = worker.encode(PROMPTS)
+    _, conditioning = worker.encode(PROMPTS)
     trees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS)))
     trunk, payload, *frontier = worker.grow(plan, 0, trees, 0, 1, conditioning)
     halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))

@@ -24,7 +24,7 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     rollout.ready(), learner.ready()
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
-    conditioning, cut = rollout.encode([PROMPT])
+    cut, conditioning = rollout.encode([PROMPT])
     assert cut == 0
     header, payload, media = rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
     worker = RewardWorker(config, (0,), 0)
@@ -52,7 +52,7 @@ def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.ready()
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
-    conditioning, _ = rollout.encode([PROMPT])
+    _, conditioning = rollout.encode([PROMPT])
     header, payload, _ = rollout.grow(plan, 0, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, plan.steps, conditioning)
     header.log_prob[0, 3] += 1e-3
     with pytest.raises(GateError, match="on-policy ratio"):

@@ -151,5 +151,5 @@ def test_the_seed_decides_the_order() -> None:
 def test_it_is_off_unless_asked_for() -> None:
     assert BranchMethod().adapt_every == quickstart().method.adapt_every == 0
     anything = Mock()
-    trainers = [Trainer(quickstart(options), anything, "run", anything, bool) for options in ({}, {"method.adapt_every": "5"})]
+    trainers = [Trainer(quickstart(options), anything, "run", anything, bool, "") for options in ({}, {"method.adapt_every": "5"})]
     assert [trainer.chooser is None for trainer in trainers] == [True, False]

@@ -65,7 +65,7 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
     worker.ready(), inline.ready()
     assert worker.model.pipe.text_encoder is None and worker.model.pipe.text_encoder_2 is None and worker.model.pipe.tokenizer is None
     chosen = [PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]
-    (found, cut), (wanted, also) = worker.encode(chosen), inline.encode(chosen)
+    (cut, found), (also, wanted) = worker.encode(chosen), inline.encode(chosen)
     assert cut == also == 1
     assert found.arrays.keys() == wanted.arrays.keys()
     for name, array in wanted.arrays.items():

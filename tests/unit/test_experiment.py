@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small_trees import quickstart
 
 from branchgrpo import config as configs
-from branchgrpo import trainer
+from branchgrpo import evaluation, trainer
 from branchgrpo.config import Config
 from branchgrpo.display import Display
 from branchgrpo.experiment import carry_out, measure
@@ -188,8 +188,8 @@ def test_evaluation_has_steps_of_its_own(tmp_path: Path) -> None:
 
 def test_pairwise_distance() -> None:
     even = np.stack([np.full((2, 1, 3), value, np.uint8) for value in (0, 51, 255)])
-    assert trainer.pairwise_distance(even) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
+    assert evaluation.pairwise_distance(even) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
     one_of_four = np.zeros((2, 4), np.uint8)
     one_of_four[1, 2] = 255
-    assert trainer.pairwise_distance(one_of_four) == 0.5
-    assert trainer.pairwise_distance(np.zeros((4, 8), np.uint8)) == 0.0
+    assert evaluation.pairwise_distance(one_of_four) == 0.5
+    assert evaluation.pairwise_distance(np.zeros((4, 8), np.uint8)) == 0.0

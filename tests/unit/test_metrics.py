@@ -1,13 +1,17 @@
-"""Figures of a run reach both files, and come back."""
+"""Figures of a run reach both files and come back; copies reach W&B and MLflow."""
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 
 import pytest
 
-from branchgrpo.metrics import MetricsLog, read, smooth
+from branchgrpo import metrics
+from branchgrpo.errors import UserError
+from branchgrpo.metrics import MetricsLog, check_sinks, open_sinks, read, smooth
 
 
 def test_records_come_back_with_nulls_for_what_json_lacks(tmp_path: Path) -> None:
@@ -72,3 +76,125 @@ def test_smooth_starts_at_the_first_value_and_weights_the_newest() -> None:
     assert smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
     # weights 0.5 and 0.25 of the two newest, over their sum
     assert smooth([1.0, 4.0], weight=0.5) == pytest.approx([1.0, (0.5 * 4 + 0.25 * 1) / 0.75])
+
+
+# W&B and MLflow: the real packages (extras of the dev group), offline and with MLflow's file store. A real server was not tried.
+
+CONFIG = {"run": {"name": "quick", "seed": 1}, "rewards": [{"name": "ocr"}]} | {f"key{index}": index for index in range(230)}
+
+
+def log_and_resume(folder: Path, wandb: str, mlflow: str) -> None:
+    """Two iterations; then, from an earlier checkpoint, the second one again and a third that fails."""
+    with MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log:
+        log.write(1, {"reward/ocr/exact": 0.5, "update/loss": math.nan})
+        log.write(2, {"reward/ocr/exact": 0.75})
+    with pytest.raises(RuntimeError, match="boom"), MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log:
+        log.write(2, {"reward/ocr/exact": 1.0})
+        log.write(3, {"reward/ocr/exact": 1.25})
+        raise RuntimeError("boom")
+
+
+@pytest.fixture
+def mlflow_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    return f"file://{tmp_path}/mlruns"
+
+
+def test_mlflow_gets_parameters_and_figures_and_a_resumed_folder_goes_on_with_its_run(tmp_path: Path, mlflow_uri: str) -> None:
+    from mlflow import MlflowClient
+
+    log_and_resume(tmp_path / "quick-1", "", mlflow_uri)
+    with MetricsLog(tmp_path / "other" / "quick-1", open_sinks("", mlflow_uri, tmp_path / "other" / "quick-1", {})) as log:
+        log.write(1, {"reward/ocr/exact": 0.0})
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    place = client.get_experiment_by_name("branchgrpo").experiment_id
+    runs = {run.info.status: run for run in client.search_runs([place])}
+    assert [run.info.run_name for run in runs.values()] == ["quick-1"] * 2  # of equal names, but two folders
+    run = runs["FAILED"]
+    assert len(run.data.params) == 233 and run.data.params["run.seed"] == "1" and run.data.params["key229"] == "229"
+    history = client.get_metric_history(run.info.run_id, "reward/ocr/exact")
+    assert [(found.step, found.value) for found in history] == [(1, 0.5), (2, 0.75), (2, 1.0), (3, 1.25)]
+    (loss,) = client.get_metric_history(run.info.run_id, "update/loss")
+    assert math.isnan(loss.value)
+    assert runs["FINISHED"].data.metrics == {"reward/ocr/exact": 0.0}
+
+
+def test_training_goes_on_without_its_mlflow_server(tmp_path: Path, mlflow_uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient, MlflowException
+
+    def lost(*_: object, **__: object) -> None:
+        raise MlflowException("connection refused")
+
+    with MetricsLog(tmp_path / "run", open_sinks("", mlflow_uri, tmp_path / "run", CONFIG)) as log:
+        log.write(1, {"reward/total": 0.5})
+        for _ in range(2000):  # until the first one is sent
+            if MlflowClient(tracking_uri=mlflow_uri).search_runs(["0", *_experiments(mlflow_uri)], "metrics.`reward/total` > 0"):
+                break
+        monkeypatch.setattr(MlflowClient, "log_batch", lost)
+        log.write(2, {"reward/total": 0.5})
+        log.write(3, {"reward/total": 0.5})
+    assert len(read(tmp_path / "run" / "metrics.jsonl")) == 3
+    assert [record.getMessage() for record in caplog.records] == ["run.mlflow: 2 iterations were not recorded; metrics.jsonl has them"]
+
+
+def _experiments(uri: str) -> list[str]:
+    from mlflow import MlflowClient
+
+    return [found.experiment_id for found in MlflowClient(tracking_uri=uri).search_experiments()]
+
+
+def test_a_tracking_server_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"^run\.mlflow: cannot start a run at http://127\.0\.0\.1:9: [^\n]+$"):
+        open_sinks("", "http://127.0.0.1:9", tmp_path / "run", {})
+
+
+def test_wandb_gets_the_figures_offline_and_a_resumed_folder_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log_and_resume(tmp_path / "quick-1", "my-project", "")
+    wanted, deadline = (b"0.75", b"1.25"), time.monotonic() + 30
+    while True:  # W&B's own process writes, and goes on after the end
+        files = {path: path.read_bytes() for path in (tmp_path / "quick-1" / "wandb").glob("offline-run-*/*.wandb")}
+        kept = [[text for text in files.values() if value in text] for value in wanted]
+        if all(kept):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (name,) = {path.name for path in files}  # the id of both runs
+    assert name.startswith("run-quick-1-") and len(files) == 2
+    for text in (b"my-project", b"reward/ocr/exact", b"key229", b"iteration"):
+        assert text in kept[0][0], text
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"])
+def test_a_package_that_is_not_installed_is_one_line(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    wanted = {"wandb": "", "mlflow": "", package: "somewhere"}
+    with pytest.raises(UserError, match=rf"^run\.{package}: expected the package {package}, which is not installed: pip install 'branchgrpo\[{package}\]'$"):
+        check_sinks(**wanted)
+    with pytest.raises(UserError, match=package):
+        open_sinks(**wanted, folder=tmp_path, config={})
+    check_sinks("", "")
+    assert open_sinks("", "", tmp_path, {}) == []
+
+
+def test_each_sink_is_closed_whatever_another_one_raises(tmp_path: Path) -> None:
+    closed = []
+
+    class Broken:
+        def write(self, iteration: int, values: object) -> None:
+            pass
+
+        def close(self, failed: bool) -> None:
+            closed.append(failed)
+            raise OSError("cannot close")
+
+    with pytest.raises(OSError, match="cannot close"), MetricsLog(tmp_path, [Broken(), Broken()]):
+        pass
+    with pytest.raises(OSError, match="cannot close"), MetricsLog(tmp_path, [Broken()]):
+        raise RuntimeError("boom")
+    assert closed == [False, False, True]

@@ -1,0 +1,1 @@
+"""Files to start a cluster and to watch it; docs/cluster.md tells how to use them."""

@@ -1,0 +1,171 @@
+"""Commands that look at a run from another process: a real local Ray, a driver here, and what a person starts beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cluster import control
+from cluster.errors import PlacementError
+from cluster.session import Session
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"rollout": (1, 8), "reward": (1, 4), "learner": (1, 2)}
+
+COMMAND = """
+import json, sys
+from cluster import control
+from cluster.connect import connect
+from cluster.errors import PlacementError
+connect("")
+for name, arguments in json.loads(sys.argv[1]):
+    try:
+        handle = control.find(arguments.pop(0))
+        if name == "wait":
+            control.wait(handle, *arguments, told=lambda text: print(json.dumps(text), flush=True))
+        else:
+            print(json.dumps(control.plain(control.ask(handle, name, *arguments))), flush=True)
+    except PlacementError as error:
+        print(json.dumps(["error", str(error)]), flush=True)
+"""
+
+DOCTOR = """
+import json, sys
+from branchgrpo import checks
+from cluster import doctor
+folder = sys.argv[1]
+def machine(files, cuda):
+    if "default_worker" in sys.argv[0]:
+        found = checks.machine(files, cuda)
+        return found | {"packages": found["packages"] | {"torch": "0.0.1"}}
+    return checks.machine(files, cuda)
+needs = doctor.Needs(machine=machine if sys.argv[2] == "old" else checks.machine, object_store_mb=64,
+                     published_bytes=1 << 20, files=["/sys/no/model_index.json"], folders={"good": folder, "closed": "/sys/kernel"})
+print(json.dumps(doctor.listing(doctor.diagnose("auto", needs))))
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[Session]:
+    from cluster import session
+
+    yield session.start("local", 128, dashboard=False)
+    session.stop()
+
+
+def begin(address: str, code: str, *arguments: str, **changed: str) -> subprocess.Popen[str]:
+    """Another process, as a person starts it in another terminal."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    environment |= {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), **changed}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answers(process: subprocess.Popen[str]) -> list[Any]:
+    """Its lines of JSON."""
+    out, trouble = process.communicate(timeout=120)
+    assert process.returncode == 0, trouble
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def end(handle: ActorHandle[Any]) -> str:
+    """Kill a controller and wait until it is gone, which ray.kill does not; what a question then gets."""
+    import ray
+
+    ray.kill(handle)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            control.ask(handle, "desired")
+        except PlacementError as error:
+            return str(error)
+        time.sleep(0.05)
+    raise TimeoutError("the controller lives on")
+
+
+def workers(role: str, ready: int, starting: int = 0) -> list[control.WorkerState]:
+    states = ["ready"] * ready + ["starting"] * starting
+    return [{"name": f"demo/{role}-{index}", "state": state, "version": 4, "node": "here", "busy": 0} for index, state in enumerate(states)]
+
+
+def test_a_run_is_found_watched_scaled_and_waited_for(ray_session: Session) -> None:
+    handle = control.start("demo-1", {"rollout": 2, "reward": 1, "learner": 1}, LIMITS)
+    present = {"rollout": 2, "reward": 1, "learner": 1}
+
+    def report(starting: int = 0) -> None:
+        found = {role: workers(role, count, starting if role == "rollout" else 0) for role, count in present.items()}
+        control.ask(handle, "report", {"iteration": 5, "phase": "training", "reward": float("nan"), "workers": found})
+
+    report()
+    steps = [["status", [""]], ["scale", ["demo", {"rollout": 4}]], ["wait", ["demo-1", {"rollout": 4}, 60]], ["stop", [""]]]
+    process = begin(ray_session.address, COMMAND, json.dumps(steps))
+    deadline = time.monotonic() + 100
+    while present["rollout"] < 4 and time.monotonic() < deadline:  # as a driver reconciles
+        if control.ask(handle, "desired")["rollout"] > present["rollout"]:
+            report(starting=1)
+            time.sleep(2 * control.POLL_SECONDS)
+            present["rollout"] += 1
+            report()
+        time.sleep(0.1)
+    status, changed, *progress, stopped = answers(process)
+    assert status["run"] == "demo-1" and status["iteration"] == 5 and status["reward"] is None and status["age"] >= 0
+    assert status["ready"] == present | {"rollout": 2} and status["pending"] == {}
+    assert changed == {"rollout": {"from": 2, "to": 4, "when": "now"}}
+    assert progress[-1] == "rollout 4/4 ready" and "rollout 3/4 ready" in " ".join(progress) and "1 starting" in " ".join(progress)
+    assert stopped is None and control.ask(handle, "stopping")
+    end(handle)
+
+
+def test_what_cannot_be_is_said_in_one_line(ray_session: Session) -> None:
+    one, two = (control.start(f"many-{number}", {"rollout": 2, "learner": 1}, LIMITS) for number in (1, 2))
+    with pytest.raises(PlacementError, match=r"run\.name: .* many-1"):
+        control.start("many-1", {}, {})
+    steps = [
+        ["status", [""]], ["status", ["nobody"]], ["status", ["many"]], ["scale", ["many-1", {"rollout": 99}]], ["scale", ["many-1", {"critic": 1}]],
+        ["scale", ["many-1", {"rollout": 3, "learner": 2}]], ["wait", ["many-1", {"rollout": 3, "learner": 2}, 1]], ["wait", ["many-1", {"rollout": 5}, 60]],
+    ]  # fmt: skip
+    several, nobody, both, large, critic, _, told, late, again, overruled = answers(begin(ray_session.address, COMMAND, json.dumps(steps)))
+    assert several == ["error", "--run: expected one of many-1, many-2, got none"]
+    assert nobody == ["error", "--run: expected one of many-1, many-2, got 'nobody'"]
+    assert both[1].startswith("--run: expected one of many-1, many-2, got 'many', which begins several")
+    assert large == ["error", "scale: expected 1 … 8 rollout workers, got 99"]
+    assert critic == ["error", "scale: expected a role of rollout, learner, got 'critic'"]
+    assert told == "rollout 0/3 ready, learner 0/2 ready (at the next checkpoint)" and again == "rollout 0/5 ready"
+    assert late[1].startswith(f"scale: expected 3 rollout and 2 learner within 1 s, got {told} (reported ")
+    assert overruled == ["error", "scale: expected 5 rollout, but somebody has asked for 3 rollout meanwhile"]
+    assert [end(handle) for handle in (one, two)] == ["the run has ended: its controller is gone"] * 2
+    with pytest.raises(PlacementError, match=f"on the Ray at {ray_session.address}, there is none"):
+        control.find("")
+
+
+def test_a_wrong_token_is_one_line_at_once(ray_session: Session) -> None:
+    process = begin(ray_session.address, COMMAND, "[]", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef")
+    _, trouble = process.communicate(timeout=60)
+    assert process.returncode == 1
+    line = trouble.splitlines()[-1]
+    assert f"PlacementError: the Ray at {ray_session.address} asks for a token" in line and "0123456789abcdef" not in trouble
+
+
+def test_the_doctor_looks_at_every_node(ray_session: Session, tmp_path: Path) -> None:
+    both = [begin(ray_session.address, DOCTOR, str(tmp_path), which) for which in ("new", "old")]
+    ((new,), (old,)) = (answers(process) for process in both)
+    found, worse = ({finding["check"]: finding for finding in listing} for listing in (new, old))
+    for check in ("ray", "authentication", "versions", "gpus", "object store", "clocks", "storage good"):
+        assert found[check]["state"] == "ok", found[check]
+    assert ray_session.address in found["ray"]["text"] and "1 node and here" in found["versions"]["text"]
+    assert "128.0 MiB" in found["object store"]["text"] and "written and seen by 2 machines" in found["storage good"]["text"]
+    assert found["storage closed"]["state"] == "fail" and found["storage closed"]["text"].count("PermissionError") == 2  # here and on the node
+    assert found["model on nodes"]["state"] == "fail" and found["model on nodes"]["text"].count("/sys/no/model_index.json") == 2
+    assert found["ports"]["state"] == "warn"  # no dashboard
+    assert not list(tmp_path.iterdir())
+    assert worse["versions"]["state"] == "fail" and "has torch 0.0.1" in worse["versions"]["text"]

@@ -1,0 +1,238 @@
+"""What is wanted of a run, what it says of itself, and how that looks; without Ray. The rest is in integration/test_control_ray.py."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from rich.console import Console
+
+from cluster import control, reach
+from cluster.connect import connect
+from cluster.control import Controller, Snapshot, plain, render
+from cluster.errors import PlacementError
+
+DESIRED = {"rollout": 2, "reward": 1, "learner": 1}
+LIMITS = {"rollout": (1, 8), "reward": (1, 4), "learner": (1, 2)}
+
+
+@pytest.fixture
+def controller() -> Controller:
+    return Controller("demo", DESIRED, LIMITS)
+
+
+def worker(name: str, state: str = "ready", version: int = 3) -> control.WorkerState:
+    return {"name": name, "state": state, "version": version, "node": "node-a", "busy": 1}
+
+
+SNAPSHOT: Snapshot = {
+    "phase": "training", "iteration": 7, "planned": 20, "reward": 0.5, "held_out": {"ocr/exact": 0.25}, "seconds": {"grow": 1.5, "update": 0.25},
+    "workers": {"rollout": [worker("demo/rollout-0"), worker("demo/rollout-1", "starting", -1)], "reward": [worker("demo/reward-0")],
+                "learner": [worker("demo/learner-0")]},
+    "version": 3, "epoch": 1, "restarts": {"died": 2}, "checkpoint": {"iteration": 6, "path": "/runs/[demo]/6"}, "started": 100.0, "updated": 220.0,
+}  # fmt: skip
+
+
+def test_scaling_sets_what_is_wanted_and_says_when(controller: Controller) -> None:
+    changed = controller.scale({"rollout": 6, "learner": 2})
+    assert changed == {"rollout": {"from": 2, "to": 6, "when": "now"}, "learner": {"from": 1, "to": 2, "when": "at the next checkpoint"}}
+    assert controller.desired() == {"rollout": 6, "reward": 1, "learner": 2}
+    again = controller.scale({"rollout": 6, "learner": 2})
+    assert {role: (change["from"], change["to"]) for role, change in again.items()} == {"rollout": (6, 6), "learner": (2, 2)}
+    assert controller.desired() == {"rollout": 6, "reward": 1, "learner": 2}
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"critic": 2}, ["rollout, reward, learner", "'critic'"]),
+        ({"rollout": 9}, ["1 … 8 rollout", "got 9"]),
+        ({"rollout": 4, "reward": 0}, ["1 … 4 reward", "got 0"]),
+    ],
+)
+def test_a_refusal_is_one_line_and_changes_nothing(controller: Controller, counts: dict[str, int], words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        controller.scale(counts)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)
+    assert controller.desired() == DESIRED
+
+
+def test_wanted_counts_are_the_controllers_own(controller: Controller) -> None:
+    controller.desired()["rollout"] = 99
+    assert controller.desired() == DESIRED
+
+
+def test_status_counts_ready_workers_and_what_is_to_come(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(control.time, "monotonic", lambda: now[0])
+    controller.report(SNAPSHOT)
+    now[0] = 15.0
+    status = controller.status()
+    assert status["age"] == 5.0 and status["iteration"] == 7
+    assert status["ready"] == {"rollout": 1, "reward": 1, "learner": 1} and status["pending"] == {"rollout": "now"}
+    controller.scale({"rollout": 1, "learner": 2})
+    assert controller.status()["pending"] == {"learner": "at the next checkpoint"}
+
+
+def test_stopping_is_asked_once_and_for_all(controller: Controller) -> None:
+    assert not controller.stopping()
+    controller.stop()
+    assert controller.stopping() and controller.status()["stopping"]
+
+
+def text_of(status: dict[str, Any]) -> str:
+    console = Console(file=StringIO(), width=160, color_system=None)
+    console.print(render(status))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def line_of(text: str, begin: str) -> str:
+    (found,) = [line for line in text.splitlines() if line.startswith(begin)]
+    return " ".join(found.removeprefix(begin).split())
+
+
+def test_a_status_on_a_terminal(controller: Controller) -> None:
+    controller.report(SNAPSHOT)
+    controller.scale({"learner": 2})
+    text = text_of(controller.status())
+    assert line_of(text, "run ") == "demo"
+    assert line_of(text, "phase") == "training (reported 0 s ago)"
+    assert line_of(text, "running for") == "2.0 min"
+    assert line_of(text, "iterations") == "7 of 20"
+    assert line_of(text, "held out") == "ocr/exact 0.2500"
+    assert line_of(text, "seconds") == "grow 1.50, update 0.25"
+    assert line_of(text, "restarts") == "died 2"
+    assert line_of(text, "weights") == "v3, learner epoch 1"
+    assert line_of(text, "checkpoint") == "iteration 6: /runs/[demo]/6"  # a bracket is no markup
+    assert line_of(text, "rollout ") == "1/2 demo/rollout-0 ready v3 1 node-a"
+    assert "demo/rollout-1 starting – 1 node-a" in " ".join(text.split())
+    assert line_of(text, "learner ") == "1/2, at the next checkpoint demo/learner-0 ready v3 1 node-a"
+
+
+def test_a_status_before_the_first_report(controller: Controller) -> None:
+    controller.stop()
+    text = text_of(controller.status())
+    assert line_of(text, "run ") == "demo, ends behind this iteration"
+    assert line_of(text, "phase") == "no report for 0 s"
+    assert line_of(text, "rollout ") == "0/2"
+
+
+def test_json_has_no_nan() -> None:
+    value = {"reward": float("nan"), "seconds": {"grow": 1.5}, "workers": [float("inf"), 2], "name": "x"}
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {"reward": None, "seconds": {"grow": 1.5}, "workers": [None, 2], "name": "x"}
+
+
+# Reaching Ray
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS"):
+        monkeypatch.setenv(name, "")  # not delenv, which would not undo what greet sets
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(reach, "_read_environment", lambda: None)
+
+
+Serve = Callable[[str], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Something at an address that answers the question for health, and wants this token if it is not empty."""
+    servers = []
+
+    def serving(token: str) -> str:
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if token and dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+            return b""
+
+        server = grpc.server(ThreadPoolExecutor(1))
+        handler = grpc.unary_unary_rpc_method_handler(answer)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", {"CheckAlive": handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield serving
+    for server in servers:
+        server.stop(None)
+
+
+def refusal(function: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(PlacementError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_open_ray_is_greeted_without_a_token(serve: Serve) -> None:
+    address = serve("")
+    reach.greet(address)
+    assert not reach.os.environ["RAY_AUTH_MODE"] and reach.lets_all_in(address)
+
+
+def test_a_ray_that_asks_for_a_token_gets_the_one_in_the_file(serve: Serve, tmp_path: Path) -> None:
+    address = serve("secret")
+    assert not reach.lets_all_in(address)
+    assert "no token" in refusal(reach.greet, address)
+    (tmp_path / "token").write_text("secret\n")
+    reach.greet(address)
+    assert reach.os.environ["RAY_AUTH_MODE"] == "token"
+    reach.greet(address)  # now with the mode that is set
+
+
+def test_a_wrong_token_is_named_and_never_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "guess")
+    line = refusal(reach.greet, serve("secret"))
+    assert "asks for a token" in line and "another token" in line and "guess" not in line
+
+
+def test_a_disabled_mode_is_a_persons_choice(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert "RAY_AUTH_MODE=disabled" in refusal(reach.greet, serve("secret"))
+
+
+def test_no_ray_at_an_address(closed_port: int) -> None:
+    assert f"127.0.0.1:{closed_port}" in refusal(connect, f"127.0.0.1:{closed_port}")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert "something else answers" in refusal(connect, f"127.0.0.1:{port}")
+    server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"), [("local", "got local"), ("http://head:8265", "ray job submit"), ("ray://head:10001", "HOST:PORT"), ("head", "HOST:PORT")]
+)
+def test_addresses_of_another_kind(address: str, words: str) -> None:
+    assert words in refusal(connect, address)
+
+
+def test_ray_address_counts_where_none_is_given(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    assert all(str(closed_port) in refusal(connect, address) for address in ("", "auto"))
+
+
+@pytest.mark.parametrize(("found", "words"), [([], "none runs"), (["10.0.0.2:1", "10.0.0.1:1"], "10.0.0.1:1, 10.0.0.2:1")])
+def test_without_an_address_the_only_ray_on_this_machine(monkeypatch: pytest.MonkeyPatch, found: list[str], words: str) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset(found))
+    line = refusal(connect, "")
+    assert "expected RAY_ADDRESS or --address" in line and words in line
