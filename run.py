@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
 from branchgrpo import prompts
-from branchgrpo.cli import REWARD_KEYS, parse
+from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, UserError
+from branchgrpo.metrics import check_sinks
 
 if TYPE_CHECKING:
     from branchgrpo.compare import Comparison
@@ -92,6 +93,7 @@ def check(config: Config) -> None:
     config.model.check()
     for reward in config.rewards:
         reward.check()
+    check_sinks(config.run.wandb, config.run.mlflow)
     train, held_out = prompts.lists(config)
     prompts.deal(len(train), config.rollout.prompts, 0, config.run.seed)
     wanted = max(config.evaluation.prompts, config.evaluation.diversity)
@@ -238,6 +240,29 @@ def encode_alone(config: Config) -> int:
     return 0
 
 
+def doctor(config: Config, address: str, as_json: bool) -> int:
+    """Look at the cluster, or at this machine. Returns the exit code."""
+    from rich.console import Console
+
+    from branchgrpo import checks
+    from cluster.doctor import Needs, diagnose, exit_code, listing, render
+
+    needs = Needs(
+        machine=checks.machine,
+        own=checks.own(config),
+        files=checks.files(config),
+        folders=checks.folders(config),
+        checkpoints=config.checkpoint.folder or config.run.folder,
+        gpus=any(role.gpus for role in (config.rollout, config.reward_workers, config.learner)),
+        object_store_mb=config.cluster.object_store_mb,
+        published_bytes=checks.published(config),
+        trained=checks.trained(config),
+    )
+    found = diagnose(config.cluster.address if address == "auto" else address, needs)
+    print(json.dumps(listing(found), indent=1)) if as_json else Console().print(render(found))
+    return exit_code(found)
+
+
 def serve_reward(found: Any, overrides: dict[str, str]) -> int:
     """The server behind `run.py serve-reward`; runs until it is told to end."""
     from branchgrpo.rewards.server import reward_options, serve
@@ -292,7 +317,13 @@ def main() -> int:
             return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": json.dumps(str(weights))}))
         if found.command == "serve-reward":
             return serve_reward(found, overrides)
+        if found.command in WATCHING:
+            from cluster.watch import watch
+
+            return watch(found)
         config = configs.load(found.config, overrides, found.preset)
+        if found.command == "doctor":
+            return doctor(config, found.address, found.json)
         if found.command == "encode":
             return encode_alone(config)
         if found.command == "config":

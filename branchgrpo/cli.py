@@ -16,6 +16,9 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 REWARD_KEYS = "reward."
 """Begins the overrides of serve-reward, which name keys of the reward itself."""
 
+WATCHING = ("status", "scale")
+"""Commands about a run that goes on: no config, and --rollout means a count."""
+
 DESCRIPTION = """Align text-to-image models with human preference by BranchGRPO, on Ray.
 
 Without arguments: train the embedded model on the quick-start config, about 5 minutes on two cores."""
@@ -28,6 +31,9 @@ EPILOG = """examples:
   run.py train my.yaml --run.seed 1 --rollout.workers 8     any key of a config, dotted
   run.py encode my.yaml                                     encode all prompts once, where model.encode is precompute
   run.py serve-reward ocr --port 8600                       a reward behind HTTP, for another environment or machine
+  run.py status                                             what the run on this cluster is doing; --json for programs
+  run.py scale --rollout 6 --wait                           more rollout workers while it trains
+  run.py doctor my.yaml                                     is this cluster, or this machine, fit for that config?
   run.py config my.yaml                                     the resolved config
   run.py config --schema                                    every key, its meaning and default (JSON schema)
 """
@@ -43,12 +49,18 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
         "encode": "encode all prompts once, where model.encode is precompute; goes on where it stopped",
         "serve-reward": "score pictures for other environments or machines over HTTP (docs/remote-rewards.md)",
+        "status": "what a run that goes on is doing",
+        "scale": "change a run's workers while it trains; learners follow at the next checkpoint",
+        "doctor": "is the cluster, or this machine, fit for a run? Exit code 1 when something is wrong",
         "config": "print the resolved config, or its schema",
     }
     preset = f"a method: {', '.join(configs.presets())}; or a YAML file of such keys"
     for name, text in texts.items():
         if name == "serve-reward":
             _serve_reward(commands.add_parser(name, help=text, description=text, epilog="any key of the reward can be set: --reward.KEY VALUE"))
+            continue
+        if name in WATCHING:
+            _watching(name, commands.add_parser(name, help=text, description=text))
             continue
         command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE")
         if name == "compare":

@@ -14,7 +14,7 @@ from branchgrpo import config as configs
 from branchgrpo import report, sheet
 from branchgrpo.config import Config
 from branchgrpo.evaluation import Scores
-from branchgrpo.metrics import MetricsLog, read
+from branchgrpo.metrics import MetricsLog, open_sinks, read
 from branchgrpo.service import Service
 from branchgrpo.trainer import Display, Trainer
 
@@ -41,7 +41,8 @@ def carry_out(
     pictures = min(evaluation.pictures, evaluation.prompts)
     if resumed and before is None:
         before = _known(folder)
-    with MetricsLog(folder) as log:
+    sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, config.model_dump(mode="json", by_alias=True))
+    with MetricsLog(folder, sinks) as log:
         if before is None:
             display.phase(f"held-out check before training: {evaluation.prompts} prompts")
             started = perf_counter()

@@ -6,7 +6,7 @@ import ray
 
 
 class PlacementError(Exception):
-    """The cluster lacks resources that were asked for; the message says which. Mendable by a person."""
+    """The cluster lacks what was asked for: resources, a run of that name, a Ray at the address. The message says what; mendable by a person."""
 
 
 class GangError(RuntimeError):
@@ -40,6 +40,6 @@ def ending(error: BaseException) -> str:
     """Why a worker is gone, in one word that restarts are counted by: preempted, memory, unavailable or died."""
     if getattr(error, "preempted", False):
         return "preempted"
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or ("memory" in str(error).lower() and "oom" in str(error).lower()):
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):  # Ray's memory monitor
         return "memory"
     return "unavailable" if isinstance(error, ray.exceptions.ActorUnavailableError) else "died"

@@ -44,6 +44,7 @@ class Gang:
         self.make, self.meter, self.timeout, self.run = make, meter, timeout, run
         self.group: PlacementGroup | None = None
         self.ranks: list[ActorHandle[Any]] = []
+        self.processes: list[int] = []  # what `ready` gave
         self.made = 0
         self.restarts: Counter[str] = Counter()  # by cause
 
@@ -61,7 +62,7 @@ class Gang:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)
             self.ranks.append(actor.options(**options).remote(*self.make(rank)))
         self.made += 1
-        self.call("ready")
+        self.processes = self.call("ready")
         address = ray.get(self.ranks[0].rendezvous.remote(), timeout=self.timeout)
         self.call("join", len(self.ranks), address)
 

@@ -51,6 +51,7 @@ class Worker:
     greeting: int = -1  # which greeting it had; older ones must be greeted again
     pending: list[Attempt] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    process: int = 0  # what `ready` gave
 
 
 @dataclass(eq=False)
@@ -261,6 +262,7 @@ class Pool:
         if worker.pending:
             worker.pending[0].began = now  # it waited until now
         if task is None:
+            worker.process = worker.process or ray.get(attempt.references[0])
             worker.state, worker.began = "ready" if worker.state == "starting" else worker.state, now
             return
         if task.done:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import ray
 
+from cluster.reach import greet
+
 INLINE_BYTES = 1024
 """Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
 object store. Ray's default of 100 KB would carry small latents through the driver."""
@@ -40,6 +42,7 @@ def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
             _system_config={"max_direct_call_object_size": INLINE_BYTES},
         )
     else:
+        greet(target)  # ray.init would retry for minutes where nobody answers
         context = ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
     url = str(context.dashboard_url or "")
     return Session(str(context.address_info["address"]), f"http://{url}" if url else "", local)

@@ -1,0 +1,124 @@
+"""Short real runs on a local Ray, in which things are made to fail: the embedded model, recogniser, actors and object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from branchgrpo import config as configs
+from branchgrpo import wire
+from branchgrpo.config import Config
+from branchgrpo.experiment import carry_out
+from branchgrpo.metrics import read
+from cluster.crew import Crew
+from run import crew
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 4
+SMALL = {
+    "run.iterations": str(ITERATIONS), "run.export": "none", "sampling.steps": "6", "method.splits": "[1, 2, 3]", "method.leaves": "8",
+    "rollout.workers": "2", "rollout.cpus": "0.25", "rollout.prompts": "3", "rollout.fork_depth": "1", "reward_workers.cpus": "0.25",
+    "learner.cpus": "0.25", "learner.threads": "1", "learner.timeout_seconds": "60", "learner.learning_rate": "0.001", "learner.warmup": "0",
+    "evaluation.prompts": "4", "evaluation.pictures": "4", "evaluation.every": "0", "checkpoint.every": "2", "checkpoint.every_minutes": "0",
+    "cluster.straggler_seconds": "2",
+}  # fmt: skip
+
+
+class Quiet:
+    """A display that keeps notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def phase(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def update(self, iteration: int, values: Any) -> None: ...
+
+
+@dataclass
+class Run:
+    """What a run came to."""
+
+    weights: str  # digest of what was published last
+    rewards: dict[tuple[int, int, int], bytes]  # (iteration, prompt row, tree) → trained scores, of the last time that they were trained on
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    notes: list[str]
+    crew: Crew
+    folder: Path
+
+
+def config(**options: str) -> Config:
+    return configs.load(ROOT / "configs" / "quickstart.yaml", SMALL | options)
+
+
+def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = lambda crew, iteration: None) -> Run:
+    """Train in `folder`; `sabotage` is called behind every iteration, with the number of iterations done, and once before the first."""
+    made, display, rewards, done = crew(loaded), Quiet(), dict[tuple[int, int, int], bytes](), [0]
+    begin = made.learners.begin
+
+    def spy(method: str, *arguments: Any) -> Any:
+        if method == "update":
+            rewards.update({(arguments[1], *key): values.tobytes() for key, values in arguments[4].items()})
+        return begin(method, *arguments)
+
+    def between() -> bool:
+        done[0] += 1
+        sabotage(made, done[0])
+        return False
+
+    made.learners.begin = spy  # type: ignore[method-assign]
+    try:
+        made.form()
+        sabotage(made, 0)
+        summary = carry_out(loaded, made, folder, display, between)
+        update = made.learners.call("publish")[0][1]
+        return Run(update.digest, rewards, read(folder / "metrics.jsonl"), summary, display.notes, made, folder)
+    finally:
+        made.stop()
+
+
+def same(one: Run, other: Run) -> None:
+    """Final weights and rewards are equal, bit by bit."""
+    assert one.rewards.keys() == other.rewards.keys() and one.rewards
+    assert one.rewards == other.rewards
+    assert one.weights == other.weights
+    assert [record["iteration"] for record in one.records] == [record["iteration"] for record in other.records]
+    held = [[json.loads((run.folder / "held_out.json").read_text())[when] for when in ("before", "after")] for run in (one, other)]
+    assert held[0] == held[1]
+
+
+def busy(made: Crew, index: int, act: Callable[[int], None], method: str = "grow") -> threading.Thread:
+    """A thread that waits until the rollout worker at this place is in the middle of a task, then acts on its process."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            workers = [worker for worker in list(made.rollouts.workers) if worker.state == "ready"]
+            if len(workers) > index and any(attempt.task and attempt.task.method == method for attempt in list(workers[index].pending)):
+                time.sleep(0.03)
+                act(workers[index].process)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+
+
+def digest(tensors: Any) -> str:
+    return wire.digest_of(tensors)
