@@ -76,18 +76,38 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             continue
         command.add_argument("config", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quick start)")
         command.add_argument("--preset", help=preset)
+        if name == "doctor":
+            _connecting(command)
         if name == "train":
             text = "go on with the newest run of this name that was cut off, if there is one; or with this folder"
             command.add_argument("--resume", default="", metavar="auto|FOLDER", help=text)
         if name == "config":
             command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
-    plain, overrides = _overrides(arguments)
+    watching = next((argument for argument in arguments if not argument.startswith("-")), "") in WATCHING
+    plain, overrides = (arguments, {}) if watching else _overrides(arguments)
     found = parser.parse_args(plain or ["train"])
     if found.command is None:
         parser.error(f"expected a command: {', '.join(texts)}")
+    if found.command == "scale" and found.rollout is found.reward is found.learner is None:
+        parser.error("scale: expected at least one of --rollout, --reward, --learner")
     if found.command == "compare" and found.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {found.seeds}")
     return found, overrides
+
+
+def _connecting(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--address", default="auto", help="HOST:PORT of Ray's GCS (default: RAY_ADDRESS, else the Ray on this machine)")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _watching(name: str, command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run", default="", metavar="NAME", help="name of its run folder, or how that begins (default: the only run)")
+    _connecting(command)
+    if name == "scale":
+        for role in ("rollout", "reward", "learner"):
+            command.add_argument(f"--{role}", type=int, metavar="COUNT", help=f"{role} {'ranks' if role == 'learner' else 'workers'}")
+        command.add_argument("--wait", action="store_true", help="until they are ready")
+        command.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="longest wait (default: 600)")
 
 
 def _serve_reward(command: argparse.ArgumentParser) -> None:
