@@ -16,7 +16,7 @@ from cluster.errors import GangError, LostObjects
 from cluster.gang import Gang
 from cluster.meter import Meter
 from cluster.monitor import Monitor
-from cluster.pool import Pool
+from cluster.pool import FORGIVEN, Pool
 from cluster.publish import publish
 
 WISH_SECONDS = 1.0
@@ -76,7 +76,12 @@ class Crew:
 
     def publish(self, weights: str = "policy") -> int:
         """The gang's weights of this name to every rollout worker; returns their version."""
-        return publish(self.learners, self.rollouts, self.chunks, weights)
+        try:
+            return publish(self.learners, self.rollouts, self.chunks, weights)
+        except LostObjects:  # what comes next would build on an update that nobody saw: the gang goes back too
+            self.learners.restarts["lost"] += 1
+            self.learners.stop()
+            raise
 
     def driver_bytes(self) -> int:
         """Bytes through the driver since the last call."""
@@ -84,12 +89,13 @@ class Crew:
 
     def recover(self, error: Exception) -> bool:
         """Drop what is pending; form the gang anew if it is gone, and return whether it was. Raises the error when it was
-        gone too often."""
+        gone too often, preemption apart; GangError when a rank turns out to be gone."""
         for pool in self.pools:
             pool.forget()
         if self.learners.ranks:
+            self.learners.call("chunks")  # a rank may have gone with the same node
             return False
-        if sum(self.learners.restarts.values()) > self.forgiven:
+        if sum(count for why, count in self.learners.restarts.items() if why not in FORGIVEN) > self.forgiven:
             raise error
         self.learners.form()
         return True

@@ -11,71 +11,22 @@ import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle
 
 from cluster.errors import BudgetError, LostObjects, cause, ending, lost
 from cluster.meter import Meter
+from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, wait
+
+__all__ = ["FORGIVEN", "NAMESPACE", "Patience", "Pool"]
 
 NAMESPACE = "branchgrpo"
 DEPTH = 2
 """Tasks a worker holds at once: one that runs, and one so that it need not wait for the driver."""
-TICK = 0.25
-"""Seconds between two looks at deadlines and wanted counts."""
 FORGIVEN = ("preempted", "scaled")
 """Causes that no budget counts."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a pool waits, and how often it forgives."""
-
-    timeout: float = 1800.0  # seconds within which some task must finish, and a worker must get ready
-    straggler: float = 3.0  # a task is issued again after this many times the median of its like, and its worker ended after as many more
-    least: float = 5.0  # … but never before this many seconds
-    restarts: int = 20  # workers replaced in all, preempted ones apart
-    attempts: int = 4  # workers that one task may take with it
-
-
-@dataclass(eq=False)
-class Worker:
-    """One actor."""
-
-    index: int
-    handle: ActorHandle[Any]
-    state: str = "starting"  # starting, ready, draining
-    greeting: int = -1  # which greeting it had; older ones must be greeted again
-    pending: list[Attempt] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    process: int = 0  # what `ready` gave
-
-
-@dataclass(eq=False)
-class Attempt:
-    """A task on a worker; `task` is None for a greeting."""
-
-    worker: Worker
-    references: list[ObjectRef[Any]]
-    task: Task | None
-    began: float
-
-
-@dataclass(eq=False)
-class Task:
-    """A piece of work until its first result."""
-
-    method: str
-    arguments: tuple[Any, ...]
-    returns: int
-    then: Callable[[list[ObjectRef[Any]]], None]
-    flow: Flow
-    attempts: list[Attempt] = field(default_factory=list)  # that run
-    failures: int = 0
-    done: bool = False
 
 
 class Pool:
@@ -147,7 +98,7 @@ class Pool:
         attempt.worker.pending.append(attempt)
         self.attempts[reference] = attempt
 
-    def _remove(self, worker: Worker, why: str) -> None:
+    def _remove(self, worker: Worker, why: str, reason: str = "") -> None:
         """The worker is gone: its tasks go to others. Raises BudgetError when that was once too often."""
         if worker not in self.workers:
             return
@@ -155,6 +106,9 @@ class Pool:
         self.attempts = {reference: attempt for reference, attempt in self.attempts.items() if attempt.worker is not worker}
         ray.kill(worker.handle)
         self.restarts[why] += 1
+        at = worker.pending[0].task if worker.pending else None  # what it worked on; the rest waited behind
+        if at and not at.done:
+            at.failures += why not in FORGIVEN
         for attempt in worker.pending:
             if attempt.task and not attempt.task.done:
                 attempt.task.attempts.remove(attempt)
@@ -163,7 +117,9 @@ class Pool:
         spent = sum(count for cause, count in self.restarts.items() if cause not in FORGIVEN)
         if spent > self.patience.restarts:
             counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
-            raise BudgetError(f"{self.role}: {spent} workers were lost, {self.patience.restarts} are allowed: {counts}")
+            raise BudgetError(f"{self.role}: {spent} workers were lost, {self.patience.restarts} are allowed: {counts}; last: {reason or why}")
+        if at and at.failures >= self.patience.attempts:
+            raise BudgetError(f"{self.role}.{at.method}: {at.failures} workers were lost with this task ({why}): {reason or why}")
 
     def tend(self) -> None:
         """Start and end workers as wanted, give them tasks, and look for tasks that take too long."""
@@ -180,7 +136,9 @@ class Pool:
         for _ in range(self.desired - len(active)):
             self._start()
         for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:
-            self._greet(worker, self.greetings)
+            if self.greetings:
+                self._greet(worker, self.greetings)
+            worker.greeting = self.greeting
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -217,7 +175,7 @@ class Pool:
                 if took > self.patience.timeout:
                     self._remove(worker, "unresponsive")
                 continue
-            limit = self._patience(first.task.method)
+            limit = self._patience(first.task.method) * 2**first.task.failures  # what is slow everywhere must end somewhere
             if took > 2 * limit:
                 self._remove(worker, "unresponsive")
             elif took > limit:
@@ -247,13 +205,15 @@ class Pool:
             return  # of a worker that was removed meanwhile
         worker, task, now = attempt.worker, attempt.task, time.monotonic()
         try:
-            ray.get(reference)
+            values = ray.get([reference] if task else attempt.references)  # of a greeting, what failed first
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
-            self._failed(attempt, error)
+            self._remove(worker, ending(error), str(error).strip().splitlines()[0])  # it may live on, but is not waited for
             return
         except ray.exceptions.RayError as error:
             worker.pending.remove(attempt)
-            if task and task.done:
+            if task is None:  # to be greeted again
+                worker.state, worker.greeting = "ready" if worker.state == "starting" else worker.state, -1
+            elif task.done:
                 return
             if lost(error):
                 raise LostObjects(f"{self.role}.{task.method if task else 'ready'}: {str(error).splitlines()[0]}") from error
@@ -262,7 +222,7 @@ class Pool:
         if worker.pending:
             worker.pending[0].began = now  # it waited until now
         if task is None:
-            worker.process = worker.process or ray.get(attempt.references[0])
+            worker.process = worker.process or values[0]
             worker.state, worker.began = "ready" if worker.state == "starting" else worker.state, now
             return
         if task.done:
@@ -274,16 +234,6 @@ class Pool:
         self.seconds.setdefault(task.method, deque(maxlen=64)).append(now - attempt.began)
         task.flow.finished(self)
         task.then(attempt.references)
-
-    def _failed(self, attempt: Attempt, error: BaseException) -> None:
-        """The worker is gone, or cannot be reached: it may live on, but what it does is not waited for."""
-        task, why = attempt.task, ending(error)
-        self._remove(attempt.worker, why)
-        if task and not task.done:
-            task.failures += why not in FORGIVEN
-            if task.failures >= self.patience.attempts:
-                reason = str(error).strip().splitlines()[0]
-                raise BudgetError(f"{self.role}.{task.method}: {task.failures} workers were lost with this task ({why}): {reason}")
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """Run `method` on every worker that is ready and idle; their results. Others are greeted before their next task.
@@ -302,7 +252,9 @@ class Pool:
                 results.append(ray.get(reference))
             except ray.exceptions.RayActorError as error:
                 self._remove(worker, ending(error))
-            except ray.exceptions.RayTaskError as error:
+            except ray.exceptions.RayError as error:
+                if lost(error):
+                    raise LostObjects(f"{self.role}.{method}: {str(error).splitlines()[0]}") from error
                 raise cause(error) from error
         return results
 
@@ -340,47 +292,3 @@ class Pool:
         for worker in self.workers:
             ray.kill(worker.handle)
         self.workers, self.attempts, self.desired = [], {}, 0
-
-
-class Flow:
-    """Pending tasks, perhaps of several pools, and what to do when each finishes; steps may add further tasks."""
-
-    def __init__(self) -> None:
-        self.pools: Counter[Pool] = Counter()  # unfinished tasks of each
-        self.every: list[Pool] = []
-
-    def add(self, pool: Pool) -> None:
-        """A task of this pool is to be waited for."""
-        self.pools[pool] += 1
-        if pool not in self.every:
-            self.every.append(pool)
-
-    def finished(self, pool: Pool) -> None:
-        """One of its tasks has its result."""
-        self.pools[pool] -= 1
-
-    def run(self, between: Callable[[], None] = lambda: None) -> None:
-        """Until nothing is pending; `between` is called now and then. Raises the first task's error, or TimeoutError when
-        none finishes in time."""
-        heard = time.monotonic()
-        while any(self.pools.values()):
-            for pool in self.every:
-                pool.tend()
-            if wait(*self.every):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > (limit := max(pool.patience.timeout for pool in self.every)):
-                waiting = sorted({f"{pool.role}.{attempt.task.method}" for pool in self.every for attempt in pool.attempts.values() if attempt.task})
-                raise TimeoutError(f"no task finished in {limit:g} s; waiting for {waiting or 'workers'}")
-            between()
-
-
-def wait(*pools: Pool) -> int:
-    """Wait a moment for anything that the pools watch, and let them take it in. Returns how much came."""
-    watched = {reference: pool for pool in pools for reference in pool.attempts}
-    if not watched:
-        time.sleep(TICK / 5)
-        return 0
-    done, _ = ray.wait(list(watched), num_returns=1, timeout=TICK, fetch_local=False)
-    for reference in done:
-        watched[reference].answered(reference)
-    return len(done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from dataclasses import dataclass
 
 import ray
@@ -32,6 +33,7 @@ def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
     local = target == "local"
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if local:
         context = ray.init(
             address="local",
@@ -44,6 +46,8 @@ def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
     else:
         greet(target)  # ray.init would retry for minutes where nobody answers
         context = ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
+    for number, handler in handlers.items():  # Ray sets its own, which exit at once: a run could not save
+        signal.signal(number, handler)
     url = str(context.dashboard_url or "")
     return Session(str(context.address_info["address"]), f"http://{url}" if url else "", local)
 

@@ -109,20 +109,20 @@ FIGURES = ("iteration", "reward/total", "reward/spread", "update/loss", "update/
 
 
 def test_a_killed_driver_goes_on_when_it_is_started_again(plain: Run, tmp_path: Path) -> None:
-    process = subprocess.Popen(arguments(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    runs, told = tmp_path / "runs", tmp_path / "told"
+    with told.open("w") as file:
+        process = subprocess.Popen(arguments(runs), cwd=ROOT, stdout=file, stderr=file)
     deadline = time.monotonic() + 200
-    while not any(
-        record["iteration"] == 3 for folder in tmp_path.iterdir() if (folder / "metrics.jsonl").is_file() for record in read(folder / "metrics.jsonl")
-    ):
-        assert time.monotonic() < deadline and process.poll() is None
+    while not any(record["iteration"] == 3 for log in runs.glob("*/metrics.jsonl") for record in read(log)):
+        assert time.monotonic() < deadline and process.poll() is None, told.read_text()
         time.sleep(0.05)
     process.kill()
     process.wait()
-    (folder,) = tmp_path.iterdir()
+    (folder,) = runs.iterdir()
     assert not (folder / "summary.json").exists()
-    done = subprocess.run(arguments(tmp_path), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(arguments(runs), cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on from the checkpoint of iteration 2" in done.stdout and list(tmp_path.iterdir()) == [folder]
+    assert "going on from the checkpoint of iteration 2" in done.stdout and list(runs.iterdir()) == [folder]
     records, held_out = finished(folder)
     others, others_held_out = finished(plain.folder)
     assert [[record.get(name) for name in FIGURES] for record in records] == [[record.get(name) for name in FIGURES] for record in others]

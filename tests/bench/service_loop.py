@@ -1,0 +1,151 @@
+"""Figures of the driver's loop: the learner's time hidden behind rollouts, and recovery."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from service_pool import Sleeper
+from small_runs import busy, carried, config, kill
+
+from branchgrpo.forest import Harvest
+from branchgrpo.trainer import Trainer
+from branchgrpo.types import StepStats
+from cluster.crew import Crew
+from cluster.gang import Gang
+from cluster.meter import Meter
+from cluster.pool import Patience, Pool
+
+GROW, UPDATE, ITERATIONS, PAIRS = 0.5, 0.3, 12, 3
+ROLLOUT_KILLS, LEARNER_KILLS, LAST = (3, 6), (9, 12), 15  # iterations behind which something dies; checkpoints at even ones
+
+
+class SleepingLearner:
+    """A learner that does nothing for a while."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def rendezvous(self) -> str:
+        return ""
+
+    def join(self, ranks: int, address: str) -> None: ...
+
+    def chunks(self) -> int:
+        return 0
+
+    def update(self, *arguments: Any) -> StepStats:
+        time.sleep(UPDATE)
+        self.version += 1
+        nothing = {name: 0 for name in StepStats.__dataclass_fields__}
+        return StepStats(**nothing | {"version": self.version, "on_policy_deviation": float("nan")})
+
+    def publish(self, weights: str) -> list[Any]:
+        return [(self.version, ""), None]
+
+
+class SleepingForest:
+    """Trees that cost the pool's time and hold nothing."""
+
+    def __init__(self, pool: Pool):
+        self.pool = pool
+
+    def grow(self, *arguments: Any) -> Harvest:
+        flow = self.pool.flow()
+        for _ in range(len(self.pool)):
+            self.pool.submit(flow, "rest", GROW, then=lambda references: None)
+        flow.run()
+        return Harvest(scores={(0, 0): np.zeros((1, 2), np.float32)}, rewards={(0, 0): np.zeros(2, np.float32)})
+
+
+class Kept:
+    """A log and a display."""
+
+    def __init__(self) -> None:
+        self.seconds: list[dict[str, float]] = []
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        self.seconds.append({name: values[f"time/{name}"] for name in ("iteration", "update", "publish")})
+
+    def update(self, iteration: int, values: Mapping[str, float]) -> None: ...
+
+
+def hidden() -> dict[str, Any]:
+    """The real Trainer, Crew, pool, gang and publishing; trees and learner sleep. Medians leave out the first iteration,
+    which grows twice, and the last one, which grows nothing."""
+    meter = Meter()
+    pool = Pool(Sleeper, "rollout", 2, {"num_cpus": 0.01}, (), meter, Patience(timeout=300.0))
+    gang = Gang(SleepingLearner, "learner", 1, 0.01, 0, lambda rank: (), meter, 300.0)
+    crew = Crew(pool, [], [gang], meter, {"rollout": (1, 8)}, 0, "", False)
+    crew.form()
+    found: dict[int, list[dict[str, float]]] = {0: [], 1: []}
+    for staleness in (0, 1) * PAIRS:
+        options = {"run.iterations": str(ITERATIONS), "async.max_staleness": str(staleness), "gates.enabled": "false", "checkpoint.every": "0"}
+        kept = Kept()
+        gang.form()  # its version begins at 0
+        trainer = Trainer(config(**options), crew, "bench", kept, lambda: False, "")  # type: ignore[arg-type]
+        trainer.forest = SleepingForest(pool)  # type: ignore[assignment]
+        trainer.train(kept)  # type: ignore[arg-type]
+        found[staleness] += kept.seconds[1:-1]
+    crew.stop()
+    alone, beside = ({name: median(one[name] for one in found[staleness]) for name in ("iteration", "update", "publish")} for staleness in (0, 1))
+    part = (alone["iteration"] - beside["iteration"]) / alone["update"]
+    return {"hidden": part, "grow s": GROW, "update s": UPDATE, "staleness 0, s": alone, "staleness 1, s": beside, "iterations": len(found[0])}
+
+
+def recovery() -> dict[str, Any]:
+    """A real run of tests/faults: seconds beyond a usual iteration until the iteration that was hit is done, ÷ a usual iteration.
+
+    Learner: rank 0 of 1 dies 50 ms into an update. Its gang is formed anew and goes back to the newest checkpoint: behind an
+    odd iteration that is one iteration earlier.
+    """
+    first: dict[int, float] = {}  # iteration → when it was done for the first time
+
+    def sabotage(made: Crew, count: int) -> None:
+        del count
+        if not first:
+            made.report = lambda values: done(made, int(values["iteration"]))  # type: ignore[method-assign]
+            first[0] = time.perf_counter()
+
+    def done(made: Crew, iteration: int) -> None:
+        if iteration in first:
+            return
+        first[iteration] = time.perf_counter()
+        if iteration in ROLLOUT_KILLS:
+            busy(made, 0, kill)
+        if iteration in LEARNER_KILLS:
+            begin, hit = made.learners.begin, SimpleNamespace(done=False)
+
+            def begun(method: str, *arguments: Any) -> Any:
+                call = begin(method, *arguments)
+                if method == "update" and not hit.done:
+                    hit.done = True
+                    threading.Timer(0.05, kill, (made.learners.processes[0],)).start()
+                return call
+
+            made.learners.begin = begun  # type: ignore[method-assign]
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = carried(Path(folder) / "run", config(**{"run.iterations": str(LAST)}), sabotage)
+    took = {iteration: first[iteration] - first[iteration - 1] for iteration in range(2, LAST)}
+    hit = [kill + 1 for kill in ROLLOUT_KILLS + LEARNER_KILLS]
+    usual = median(seconds for iteration, seconds in took.items() if iteration not in hit and iteration - 1 not in hit)
+    rows: dict[str, Any] = {
+        "a usual iteration s": usual,
+        "rollout restarts": dict(run.crew.rollouts.restarts),
+        "learner restarts": dict(run.crew.learners.restarts),
+    }
+    for role, kills in (("rollout", ROLLOUT_KILLS), ("learner", LEARNER_KILLS)):
+        rows[role] = [{"behind iteration": one, "iterations": took[one + 1] / usual - 1, "s": took[one + 1] - usual} for one in kills]
+    return rows

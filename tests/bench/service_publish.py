@@ -1,0 +1,121 @@
+"""Weights from a learner to rollout workers: the real methods, around 500 MB that are not a model's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from actors.learner import Learner
+from actors.rollout import RolloutWorker
+from branchgrpo import config as configs
+from branchgrpo import wire
+from branchgrpo.models.base import Adapter
+from cluster.gang import Gang
+from cluster.meter import Meter
+from cluster.pool import Patience, Pool
+from cluster.publish import publish as publish_weights
+
+WORKERS, TENSORS, SIDE, REPEATS = 4, 125, 1000, 7  # 500 MB
+
+
+class Weights:
+    """The part of a model that publishing sees."""
+
+    load = Adapter.load
+
+    def __init__(self) -> None:
+        self.tensors = {f"layer.{index}": torch.nn.Parameter(torch.rand(SIDE, SIDE)) for index in range(TENSORS)}
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return self.tensors
+
+
+class Sender(Learner):
+    """A learner with such weights."""
+
+    def ready(self) -> int:
+        torch.set_num_threads(1)
+        self.model, self.version = Weights(), 1
+        self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
+        return os.getpid()
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of what `publish` does, alone."""
+        tensors = self._whole("policy")
+        found = {"learner: gather": timed(lambda: self._whole("policy")), "learner: digest": timed(lambda: wire.digest_of(tensors))}
+        chunks = self.publish()[2:]
+        return found | {"learner: publish": timed(self.publish), "learner: put": timed(lambda: [ray.put(chunk) for chunk in chunks])}
+
+
+class Receiver(RolloutWorker):
+    """A rollout worker with such weights."""
+
+    def ready(self) -> int:
+        torch.set_num_threads(1)
+        self.model = Weights()
+        return os.getpid()
+
+    def parts(self, held: list[Any]) -> dict[str, float]:
+        """Seconds of what `load_weights` does, alone."""
+        update, *chunks = ray.get(held)
+        tensors = wire.unpack_weights(update, chunks)
+        return {
+            "worker: get": timed(lambda: ray.get(held)),
+            "worker: unpack": timed(lambda: wire.unpack_weights(update, chunks)),
+            "worker: load": timed(lambda: self.model.load(tensors)),
+            "worker: digest": timed(lambda: wire.digest_of(self.model.trainable())),
+            "worker: load_weights": timed(lambda: self.load_weights(update, *chunks)),
+        }
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Median of three."""
+    found = []
+    for _ in range(3):
+        began = perf_counter()
+        work()
+        found.append(perf_counter() - began)
+    return median(found)
+
+
+def publish() -> dict[str, Any]:
+    """Limit: one thread copies 500 MB five times, once for the sender and once for each worker, into memory that was used before."""
+    config, meter = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {}), Meter()
+    pool = Pool(Receiver, "rollout", WORKERS, {"num_cpus": 0.01}, (config,), meter, Patience(timeout=300.0))
+    gang = Gang(Sender, "learner", 1, 0.01, 0, lambda rank: (config, rank, ray.get), meter, 300.0)
+    pool.tend()
+    gang.form()
+    pool.wait_ready()
+    chunks = gang.call("chunks")[0]
+    source = np.random.default_rng(0).random(TENSORS * SIDE * SIDE, np.float32)
+    target = source.copy()
+
+    def copies() -> float:
+        began = perf_counter()
+        for _ in range(1 + WORKERS):
+            np.copyto(target, source)
+        return perf_counter() - began
+
+    def published() -> float:
+        began = perf_counter()
+        publish_weights(gang, pool, chunks, "policy")
+        return perf_counter() - began
+
+    copies(), published(), published()  # the store takes its pages
+    pairs = [(copies(), published()) for _ in range(REPEATS)]
+    limit, measured = median(one for one, _ in pairs), median(one for _, one in pairs)
+    fresh = timed(lambda: source.copy())
+    held = list(pool.greetings[0][1])
+    alone = gang.call("parts")[0] | ray.get(pool.workers[0].handle.parts.remote(held))
+    pool.stop()
+    gang.stop()
+    row = {"ratio": limit / measured, "limit s": limit, "measured s": measured, "pairs": pairs}
+    return row | {"MB": source.nbytes / 1e6, "alone s": alone, "one copy s": limit / (1 + WORKERS), "one copy into new memory s": fresh}

@@ -1,0 +1,134 @@
+"""Tiny workers whose tasks say on which worker they ran, and fail as told; a light module, since every actor imports it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.meter import Meter
+from cluster.pool import Patience, Pool
+
+
+class Worker:
+    """Keeps a log of what was asked of it, in order."""
+
+    def __init__(self, folder: str, index: int):
+        self.folder, self.index, self.weights = Path(folder), index, "none"
+        self.log("made")
+
+    def log(self, text: str) -> None:
+        with open(self.folder / f"worker-{self.index}", "a") as file:
+            file.write(text + "\n")
+
+    def ready(self) -> int:
+        self.log("ready")
+        return os.getpid()
+
+    def load_weights(self, weights: str) -> str:
+        """The weights, as a digest of them would."""
+        self.weights = weights
+        self.log(f"load {weights}")
+        return weights
+
+    def task(self, key: int, seconds: float = 0.0) -> tuple[int, int, str]:
+        """(key, worker, weights)."""
+        self.log(f"task {key}")
+        time.sleep(seconds)
+        self.log(f"done {key}")
+        return key, self.index, self.weights
+
+    def once(self, key: int, act: str) -> tuple[int, int, str]:
+        """A task that dies, hangs or dawdles where it runs first."""
+        self.log(f"task {key}")
+        try:
+            (self.folder / f"once-{key}").touch(exist_ok=False)
+        except FileExistsError:
+            return key, self.index, self.weights
+        if act == "hang":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if act == "die":
+            os._exit(1)
+        time.sleep(3.0)
+        return key, self.index, self.weights
+
+    def kills(self, key: int) -> None:
+        """A task that ends its worker every time."""
+        self.log(f"task {key}")
+        os._exit(1)
+
+    def hangs(self) -> None:
+        """A task that never ends."""
+        self.log("hangs")
+        time.sleep(600)
+
+    def raises(self, message: str) -> None:
+        raise ZeroDivisionError(message)
+
+    def large(self, key: int) -> list[Any]:
+        """Two results: a small one, and one that stays on this node."""
+        return [(key, self.index), np.full(1 << 18, key, np.float32)]
+
+    def total(self, array: Any) -> float:
+        return float(array.sum())
+
+
+class Unfit(Worker):
+    """Cannot get ready, and says why; what comes behind fails for want of it."""
+
+    def ready(self) -> int:
+        raise FileNotFoundError("no weights here")
+
+    def load_weights(self, weights: str) -> str:
+        raise AttributeError("self.model")
+
+
+class Rank:
+    """One rank of a gang that counts."""
+
+    def __init__(self, folder: str, rank: int):
+        self.folder, self.rank, self.met = Path(folder), rank, ""
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def rendezvous(self) -> str:
+        return "here"
+
+    def join(self, ranks: int, address: str) -> None:
+        self.met = f"{self.rank}/{ranks} {address}"
+
+    def where(self) -> str:
+        return self.met
+
+    def chunks(self) -> int:
+        return 1
+
+    def publish(self, weights: str) -> list[Any]:
+        return [(7, weights), weights, weights]
+
+    def total(self, array: Any) -> float:
+        return float(array.sum())
+
+
+def pool(folder: Path, count: int, cls: type = Worker, cpus: float = 0, **patience: Any) -> Pool:
+    """A pool of so many workers, whose logs go to `folder`."""
+    return Pool(cls, "rollout", count, {"num_cpus": cpus}, (str(folder),), Meter(), Patience(**{"timeout": 60.0} | patience))
+
+
+def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
+    """What these calls, of a method and its arguments, gave, in the order in which it came."""
+    flow, found = made.flow(), list[Any]()
+    for method, *arguments in calls:
+        made.submit(flow, method, *arguments, then=lambda references: found.append(made.fetch(references[0])))
+    flow.run()
+    return found
+
+
+def logs(folder: Path) -> dict[int, list[str]]:
+    """What every worker noted."""
+    return {int(path.name.split("-")[1]): path.read_text().splitlines() for path in sorted(folder.glob("worker-*"))}

@@ -1,0 +1,243 @@
+"""Pools whose workers die, hang, dawdle, come and go; tiny workers on a local Ray. Every task is answered exactly once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+from ray.exceptions import ActorDiedError
+from small_actors import Unfit, logs, pool, results
+
+from cluster.errors import BudgetError, ending
+from cluster.pool import Pool
+from cluster.work import wait
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def until(made: Pool, condition: Callable[[], bool]) -> None:
+    """Tend the pool until it is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, made.states()
+        made.tend()
+        wait(made)
+
+
+# results and errors
+
+
+def test_results_come_as_they_finish_and_errors_as_themselves(tmp_path: Path) -> None:
+    made = pool(tmp_path, 2)
+    made.wait_ready()
+    found = results(made, [("task", 0, 1.0), *(("task", key) for key in range(1, 6))])
+    assert sorted(key for key, _, _ in found) == list(range(6))
+    assert found[0][0] != 0  # others overtook it
+    for message in ("of three\nlines\nin all", ""):
+        with pytest.raises(ZeroDivisionError) as caught:
+            results(made, [("task", 6, 0.2), ("raises", message), ("task", 7)])
+        assert type(caught.value) is ZeroDivisionError and str(caught.value) == message
+        made.forget()
+    assert [key for key, _, _ in results(made, [("task", 8)])] == [8]
+    with pytest.raises(ZeroDivisionError):
+        made.broadcast("raises", "all")
+    assert made.restarts == {} and made.reissued == 0
+    made.stop()
+
+
+def test_a_worker_that_cannot_get_ready_says_why(tmp_path: Path) -> None:
+    """Its greetings fail too, for want of what `ready` makes: that is not what is told."""
+    made = pool(tmp_path, 1, Unfit)
+    made.greet([("load_weights", ("v1",))])
+    with pytest.raises(FileNotFoundError, match="no weights here"):
+        made.wait_ready()
+    made.stop()
+
+
+# stragglers
+
+
+@pytest.mark.parametrize("act", ["hang", "dawdle"])
+def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> None:
+    """A hung worker is ended then; one that dawdles gives a second result, which nobody sees."""
+    made = pool(tmp_path, 2, least=2.0 if act == "dawdle" else 0.5)
+    made.wait_ready()
+    processes = {worker.index: worker.process for worker in made.workers}
+    for key in range(3):
+        (tmp_path / f"once-{key}").touch()
+    assert len(results(made, [("once", key, act) for key in range(3)])) == 3  # how long its like takes
+    ((key, worker, _),) = results(made, [("once", 9, act)])
+    tried = [index for index, lines in logs(tmp_path).items() if "task 9" in lines]
+    assert (key, made.reissued, len(tried)) == (9, 1, 2) and worker in tried
+    other = sum(tried) - worker
+    if act == "hang":
+        until(made, lambda: len(made.workers) == 2 and all(one.state == "ready" for one in made.workers) and made.made == 3)
+        assert made.restarts == {"unresponsive": 1} and other not in [one.index for one in made.workers]
+        os.kill(processes[other], signal.SIGKILL)
+    else:
+        until(made, lambda: not made.attempts)
+        assert made.restarts == {} and made.made == 2
+    assert len(results(made, [("task", key) for key in range(6)])) == 6
+    made.stop()
+
+
+def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
+    """It is issued again, its workers are ended, and each time it gets twice as long."""
+    made = pool(tmp_path, 2, least=0.3, attempts=2)
+    made.wait_ready()
+    made.seconds["hangs"] = deque([0.001])
+    with pytest.raises(BudgetError, match=r"^rollout\.hangs: 2 workers were lost with this task \(unresponsive\)"):
+        results(made, [("hangs",)])
+    assert made.restarts == {"unresponsive": 2} and made.reissued >= 1
+    made.stop()
+
+
+# workers that die
+
+
+def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
+    made = pool(tmp_path, 2)
+    made.wait_ready()
+    found = results(made, [("once", 0, "die"), ("once", 1, "die"), *(("task", key) for key in range(2, 8))])
+    assert sorted(key for key, _, _ in found) == list(range(8))
+    assert made.restarts == {"died": 2} and made.made == 4
+    made.stop()
+
+
+def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_blamed(tmp_path: Path) -> None:
+    made = pool(tmp_path, 1, attempts=2)
+    made.wait_ready()
+    flow, found = made.flow(), list[Any]()
+    made.submit(flow, "kills", 0, then=found.append)
+    made.submit(flow, "task", 1, then=found.append)
+    running, behind = [attempt.task for attempt in made.workers[0].pending]
+    with pytest.raises(BudgetError, match=r"^rollout\.kills: 2 workers were lost with this task \(died\): [^\n]+$"):
+        flow.run()
+    assert running and behind and (running.failures, behind.failures) == (2, 0)
+    assert [line for lines in logs(tmp_path).values() for line in lines].count("task 0") == 2
+    made.stop()
+
+
+def test_the_budget_of_restarts(tmp_path: Path) -> None:
+    made = pool(tmp_path, 1, attempts=9, restarts=1)
+    made.wait_ready()
+    with pytest.raises(BudgetError, match=r"^rollout: 2 workers were lost, 1 are allowed: 2 died; last: [^\n]+$"):
+        results(made, [("kills", 0)])
+    made.stop()
+
+
+def died(preempted: bool) -> ActorDiedError:
+    """As Ray makes it when a node is gone."""
+    reason = NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED if preempted else NodeDeathInfo.UNEXPECTED_TERMINATION
+    return ActorDiedError(ActorDiedErrorContext(actor_id=b"0" * 16, error_message="gone", node_death_info=NodeDeathInfo(reason=reason)))
+
+
+def test_preemption_is_not_counted_against_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (ending(died(True)), ending(died(False))) == ("preempted", "died")
+    made = pool(tmp_path, 1, restarts=0, attempts=1)
+    made.wait_ready()
+    flow, found = made.flow(), list[Any]()
+    made.submit(flow, "task", 5, 0.5, then=found.append)
+
+    def lose(preempted: bool) -> None:
+        ((reference, attempt),) = [(one, attempt) for one, attempt in made.attempts.items() if attempt.task]
+        with monkeypatch.context() as patched:
+            patched.setattr(ray, "get", lambda *_: (_ for _ in ()).throw(died(preempted)))
+            made.answered(reference)
+        assert attempt.task and (attempt.task.failures, list(made.queue)) == (0, [attempt.task])
+
+    for _ in range(2):
+        lose(preempted=True)
+        until(made, lambda: any(attempt.task for attempt in made.attempts.values()))
+    assert made.restarts == {"preempted": 2}
+    with pytest.raises(BudgetError, match=r"^rollout: 1 workers were lost, 0 are allowed: 1 died, 2 preempted"):
+        lose(preempted=False)
+    flow.run()
+    assert len(found) == 1
+    made.stop()
+
+
+# greetings, growing and shrinking
+
+
+def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(tmp_path: Path) -> None:
+    made = pool(tmp_path, 2)
+    made.wait_ready()
+    flow, found = made.flow(), list[Any]()
+    made.submit(flow, "task", 0, 0.5, then=lambda references: found.append(made.fetch(references[0])))
+    assert made.broadcast("load_weights", "v1") == ["v1"]  # the idle one
+    made.greet([("load_weights", ("v1",))])
+    made.desired = 3
+    flow.run()
+    until(made, lambda: len(made.workers) == 3 and all(worker.state == "ready" for worker in made.workers))
+    later = results(made, [("task", key, 0.1) for key in range(1, 13)])
+    assert found == [(0, found[0][1], "none")] and {weights for _, _, weights in later} == {"v1"}
+    noted = logs(tmp_path)
+    assert noted[found[0][1]][:5] == ["made", "ready", "task 0", "done 0", "load v1"]
+    assert noted[2][:3] == ["made", "ready", "load v1"]
+    assert all(lines.count("load v1") == 1 for lines in noted.values())
+    made.stop()
+
+
+def test_no_greeting_any_more_while_a_worker_is_busy(tmp_path: Path) -> None:
+    made = pool(tmp_path, 1)
+    made.wait_ready()
+    made.greet([("load_weights", ("v1",))])
+    flow = made.flow()
+    made.submit(flow, "task", 0, 0.3, then=lambda references: None)
+    made.greet([])
+    flow.run()
+    assert len(results(made, [("task", 1)])) == 1 and made.restarts == {}
+    made.stop()
+
+
+def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
+    made = pool(tmp_path, 2)
+    made.wait_ready()
+    made.broadcast("load_weights", "v1")
+    made.greet([("load_weights", ("v1",))])
+    flow, found, issued, phases = made.flow(), list[int](), [0], list[int]()
+
+    def submit() -> None:
+        made.submit(flow, "task", issued[0], 0.05, then=finished)
+        issued[0] += 1
+
+    def finished(references: list[Any]) -> None:
+        key, _, weights = made.fetch(references[0])
+        assert weights == "v1"
+        found.append(key)
+        if 1 not in phases:
+            submit()
+
+    def between() -> None:
+        if not phases and len(found) >= 4:
+            made.desired = 6
+            phases.append(6)
+        tried = [worker for worker in made.workers if any(attempt.task for attempt in worker.pending)]
+        if phases == [6] and len(tried) == 6:
+            made.desired = 1
+            phases.append(1)
+
+    for _ in range(12):
+        submit()
+    flow.run(between)
+    until(made, lambda: len(made.workers) == 1)
+    assert phases == [6, 1] and sorted(found) == list(range(issued[0]))
+    assert made.restarts == {"scaled": 5} and made.made == 6
+    noted = logs(tmp_path)
+    assert len(noted) == 6
+    for lines in noted.values():
+        assert lines[:3] == ["made", "ready", "load v1"]
+        began = [line.split()[1] for line in lines if line.startswith("task")]
+        assert began == [line.split()[1] for line in lines if line.startswith("done")]
+    tasks = [line for lines in noted.values() for line in lines if line.startswith("task")]
+    assert len(tasks) == len(set(tasks)) == issued[0]
+    made.stop()
