@@ -40,6 +40,7 @@ def rank_main(rank: int, address: str, folder: str) -> None:
         parameters = learner.model.trainable().values()
         found[f"{case}/share"] = sum(value.to_local().numel() for value in parameters) / sum(value.numel() for value in parameters)
         state = [value for one in learner.policy.optimiser.state.values() for name, value in one.items() if name == "exp_avg"]
+        assert learner.checkpoint(str(Path(folder) / case), 1, 1, {"iteration": 1}).keys() == ({"path"} if rank == 0 else set())
         found[f"{case}/sharded state"] = all(isinstance(value, DTensor) for value in state) and len(state) > 0
         found[f"{case}/probe"] = torch.from_numpy(learner.probe())
         for weights in ("policy", "ema") if case == "full" else ("policy",):
@@ -123,6 +124,17 @@ def test_the_mean_of_the_weights_is_published_whole(runs: dict[str, Any]) -> Non
     first, start = runs["ranks"][0], runs["ranks"][0]["start"]
     for name, value in first["full/ema"].items():  # half way from where it began
         torch.testing.assert_close(value, 0.5 * (start[name] + first["full/policy"][name]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_rank_goes_on_from_the_checkpoint_of_two(runs: dict[str, Any], case: str) -> None:
+    learner = Learner(config(1, CASES[case]), 0, list)
+    assert learner.restore(str(runs["folder"] / case)) == {"iteration": 1, "damaged": []}
+    assert all(torch.equal(value, runs["ranks"][0][case]["weights"][name]) for name, value in learner.model.trainable().items())
+    moments = {name: learner.policy.optimiser.state[master]["exp_avg"] for name, master in learner.policy.named_masters().items()}
+    for name, value in moments.items():  # a tenth of the gradient, which is kept as it was clipped
+        torch.testing.assert_close(value, 0.1 * runs["ranks"][0][case]["gradient"][name], rtol=1e-4, atol=1e-7)
+    assert learner.version == 1 and learner.policy.scheduler.last_epoch == 1
 
 
 def test_nan_on_one_rank_makes_both_skip(runs: dict[str, Any]) -> None:
