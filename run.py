@@ -59,7 +59,7 @@ def configure(made: Crew, config: Config) -> Crew:
     for pool in made.pools:
         pool.arguments = (config, *pool.arguments[1:])
         pool.broadcast("configure", config)
-        pool.greet([])
+        pool.greet([("configure", (config,))])  # those that are busy now
     for gang in made.gangs:
         gang.make = partial(_learner_arguments, config, ray.get)
         gang.call("configure", config)

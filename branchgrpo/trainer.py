@@ -88,6 +88,7 @@ class Trainer:
         self.ahead: deque[Grown] = deque()
         self.stale = self.recoveries = self.saved = 0
         self.where, self.epoch = where, 0
+        self.updating = False  # an update was begun that the workers have not got
 
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
@@ -118,12 +119,14 @@ class Trainer:
         grown = self._next()
         self._tell(grown)
         ready, harvest = perf_counter(), grown.harvest
+        self.updating = True
         call = self.service.learners.begin("update", grown.plan, grown.iteration, harvest.segments, harvest.conditioning, harvest.scores)
         self._grow_ahead()
         stats = self.service.learners.finish(call)[0]
         updated = perf_counter()
         self._publish(stats)
         outcome.iterations += 1
+        self.updating = False
         ended = perf_counter()
         outcome.seconds += ended - started
         times = {"time/update": updated - ready, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
@@ -206,7 +209,8 @@ class Trainer:
         self.recoveries += 1
         self.ahead.clear()
         self.display.note(f"recovering: {type(error).__name__}: {error}")
-        if self.service.recover(error):
+        if self.service.recover(error) or self.updating:  # an update that was begun must not be made twice
+            self.updating = False
             if self._keeps:
                 self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
             self._restore(log)

@@ -63,7 +63,8 @@ class Gang:
             self.ranks.append(actor.options(**options).remote(*self.make(rank)))
         self.made += 1
         self.processes = self.call("ready")
-        address = ray.get(self.ranks[0].rendezvous.remote(), timeout=self.timeout)
+        call = Call("rendezvous", [self.ranks[0].rendezvous.remote()], time.monotonic() + self.timeout)
+        (address,) = self.finish(call)
         self.call("join", len(self.ranks), address)
 
     def begin(self, method: str, *arguments: Any) -> Call:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ray import cloudpickle
 
 from cluster.meter import Meter
 from cluster.pool import Patience, Pool
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors have no path to this folder
 
 
 class Worker:
@@ -69,13 +72,6 @@ class Worker:
     def raises(self, message: str) -> None:
         raise ZeroDivisionError(message)
 
-    def large(self, key: int) -> list[Any]:
-        """Two results: a small one, and one that stays on this node."""
-        return [(key, self.index), np.full(1 << 18, key, np.float32)]
-
-    def total(self, array: Any) -> float:
-        return float(array.sum())
-
 
 class Unfit(Worker):
     """Cannot get ready, and says why; what comes behind fails for want of it."""
@@ -85,34 +81,6 @@ class Unfit(Worker):
 
     def load_weights(self, weights: str) -> str:
         raise AttributeError("self.model")
-
-
-class Rank:
-    """One rank of a gang that counts."""
-
-    def __init__(self, folder: str, rank: int):
-        self.folder, self.rank, self.met = Path(folder), rank, ""
-
-    def ready(self) -> int:
-        return os.getpid()
-
-    def rendezvous(self) -> str:
-        return "here"
-
-    def join(self, ranks: int, address: str) -> None:
-        self.met = f"{self.rank}/{ranks} {address}"
-
-    def where(self) -> str:
-        return self.met
-
-    def chunks(self) -> int:
-        return 1
-
-    def publish(self, weights: str) -> list[Any]:
-        return [(7, weights), weights, weights]
-
-    def total(self, array: Any) -> float:
-        return float(array.sum())
 
 
 def pool(folder: Path, count: int, cls: type = Worker, cpus: float = 0, **patience: Any) -> Pool:
