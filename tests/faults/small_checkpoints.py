@@ -107,6 +107,10 @@ def instrument(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
         before(os, name)
 
 
+# A forked process has none of OpenMP's threads, and would wait for them.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 def in_child(act: Callable[[], object]) -> int:
     """Exit status of a forked process that calls `act`: 0, 1 for an exception, or what os._exit got."""
     pid = os.fork()
