@@ -24,7 +24,7 @@ else:
 class Section(BaseModel):
     """Unknown keys are errors; every key has a description and is read somewhere (tests see to both)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Run(Section):

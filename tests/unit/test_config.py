@@ -82,7 +82,7 @@ def test_dump_is_read_back_as_the_same_config(tmp_path: Path, overrides: dict[st
     path = tmp_path / "dumped.yaml"
     path.write_text(config.dump(loaded), encoding="utf-8")
     assert config.load(path) == loaded
-    assert set(yaml.safe_load(config.dump(loaded))) == set(config.Config.model_fields)  # defaults are written out
+    assert set(yaml.safe_load(config.dump(loaded))) == {field.alias or name for name, field in config.Config.model_fields.items()}  # defaults are written out
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_bad_requests_are_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("key", ["evaluation.prompts", "evaluation.pictures", "evaluation.diversity"])
+@pytest.mark.parametrize("key", ["evaluation.prompts", "evaluation.diversity"])
 def test_too_few_held_out_prompts_are_found_before_anything_starts(key: str) -> None:
     with pytest.raises(UserError, match="held_out: expected at least 99999 prompts"):
         run.check(quickstart({key: "99999"}))
