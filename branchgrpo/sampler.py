@@ -56,8 +56,9 @@ class Sampler:
         """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`."""
         topo, device = topology(plan), self.model.device
         state = _State(topo, subtrees, x.to(device), start)
-        cond = self.model.conditioning(conditioning)
-        prompt = torch.tensor([subtree.prompt for subtree in subtrees], device=device)
+        used = sorted({subtree.prompt for subtree in subtrees})  # encodings are large: only those of this task go to the device
+        cond = self.model.conditioning(Conditioning({name: array[used] for name, array in conditioning.arrays.items()}, len(used)))
+        prompt = torch.tensor([used.index(subtree.prompt) for subtree in subtrees], device=device)
         log_probs: list[np.ndarray] = []
         kept, velocities = _Kept(), _Kept()
         forwards, clean = 0, None

@@ -229,7 +229,8 @@ class PipelineAdapter(Adapter):
             module.fuse_lora()
             module.unload_lora()
         if form == "pipeline":
-            copytree(source, folder, ignore=lambda _, names: [name for name in names if name == "transformer"], dirs_exist_ok=True)
+            kept = {"model_index.json", *json_file("model.path", source / "model_index.json")} - {"transformer"}  # others are single-file copies of the weights
+            copytree(source, folder, ignore=lambda at, names: [name for name in names if Path(at) == source and name not in kept], dirs_exist_ok=True)
             folder = folder / "transformer"
         module.save_pretrained(folder)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quiet_display import Quiet
+
 from branchgrpo import config as configs
 from branchgrpo import wire
 from branchgrpo.config import Config
@@ -29,20 +31,6 @@ SMALL = {
     "evaluation.prompts": "4", "evaluation.pictures": "4", "evaluation.every": "0", "checkpoint.every": "2", "checkpoint.every_minutes": "0",
     "cluster.straggler_seconds": "2",
 }  # fmt: skip
-
-
-class Quiet:
-    """A display that keeps notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def phase(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def update(self, iteration: int, values: Any) -> None: ...
 
 
 @dataclass

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prompt_checks import one_line
 from small_trees import quickstart
 
 from branchgrpo import prompts
 from branchgrpo.errors import UserError
-
-
-def one_line(caught: pytest.ExceptionInfo[UserError], *parts: str) -> None:
-    """The message is one line with these parts."""
-    text = str(caught.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text, text
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 3), (12, 4), (5, 5), (7, 1), (9, 8)])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from in_process import Service
+from quiet_display import Quiet
 from small_trees import quickstart
 
 from branchgrpo import wire
@@ -22,20 +23,6 @@ SMALL = {
     "rollout.threads": "1", "learner.threads": "1", "rollout.prompts": "2", "evaluation.prompts": "4", "evaluation.every": "0", "evaluation.steps": "4",
     "checkpoint.every": "2", "learner.warmup": "2", "learner.ema": "0.5", "learner.learning_rate": "0.001",
 }  # fmt: skip
-
-
-class Quiet:
-    """A display that keeps notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def phase(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def update(self, iteration: int, values: Any) -> None: ...
 
 
 class Memory:
