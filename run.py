@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,17 @@ from branchgrpo import prompts
 from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, UserError
+from branchgrpo.interruption import Interruption
 from branchgrpo.metrics import check_sinks
 
 if TYPE_CHECKING:
     from branchgrpo.compare import Comparison
     from branchgrpo.display import Display
     from cluster.crew import Crew
+
+
+MARK = 0.001
+"""What each actor reserves of the custom resource that marks its nodes: any number of actors fits."""
 
 
 def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
@@ -47,9 +51,11 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
         resources = _resources(scorer, config.rewards[group[0]].runtime_env)
         rewards.append(Pool(RewardWorker, f"reward{index or ''}", scorer.workers, resources, (config, group), meter, patience, run))
     make = partial(_learner_arguments, config, ray.get)
-    gangs = [Gang(Learner, "learner", learner.ranks, learner.cpus, learner.gpus, make, meter, learner.timeout_seconds, run)] if learning else []
-    limits = {"rollout": (rollout.min_workers, rollout.max_workers), "reward": (scorer.min_workers, scorer.max_workers), "learner": (1, learner.ranks)}
-    return Crew(rollouts, rewards, gangs, meter, limits, config.cluster.max_restarts, run, rollout.workers == "auto")
+    gangs = [Gang(Learner, "learner", learner.ranks, _resources(learner), make, meter, learner.timeout_seconds, run)] if learning else []
+    ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)  # their number changes at checkpoints
+    limits = {"rollout": (rollout.min_workers, rollout.max_workers), "reward": (scorer.min_workers, scorer.max_workers), "learner": ranks}
+    auto = rollout.workers == "auto"
+    return Crew(rollouts, rewards, gangs, meter, limits, config.cluster.max_restarts, run, auto, rollout.request_workers)
 
 
 def configure(made: Crew, config: Config) -> Crew:
@@ -69,7 +75,9 @@ def configure(made: Crew, config: Config) -> Crew:
 
 def _resources(role: Any, runtime_env: dict[str, Any] | None = None) -> dict[str, Any]:
     """A role's resources as Ray's actor options."""
-    return {"num_cpus": role.cpus, "num_gpus": role.gpus} | ({"runtime_env": runtime_env} if runtime_env else {})
+    options: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus}
+    options |= {"resources": {role.resource: MARK}} if role.resource else {}
+    return options | ({"runtime_env": runtime_env} if runtime_env else {})
 
 
 def _patience(config: Config) -> Any:
@@ -129,17 +137,20 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
     """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the block."""
     from cluster import placement, session
 
+    roles = {
+        "rollout": (config.rollout, _rollouts(config)),
+        "reward": (config.reward_workers, config.reward_workers.workers * len(config.reward_groups)),
+    }
+    roles |= {"learner": (config.learner, config.learner.ranks)} if learning else {}
+    wanted = {role: [placement.bundle(_resources(one))] * count for role, (one, count) in roles.items()}
+    if session.target(config.cluster.address) == "local":
+        placement.require_here(wanted)
     display.phase("starting Ray")
     connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
     try:
         if connected.dashboard:
             display.note(f"Ray dashboard: {connected.dashboard}")
-        roles = {
-            "rollout": (config.rollout, _rollouts(config)),
-            "reward": (config.reward_workers, config.reward_workers.workers * len(config.reward_groups)),
-        }
-        roles |= {"learner": (config.learner, config.learner.ranks)} if learning else {}
-        placement.require({role: [placement.bundle(one.cpus, one.gpus)] * count for role, (one, count) in roles.items()}, config.cluster.wait_seconds)
+        placement.require(wanted, config.cluster.wait_seconds)
         if config.model.precomputed:
             encode(config, display)
         display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
@@ -282,25 +293,6 @@ def serve_reward(found: Any, overrides: dict[str, str]) -> int:
         ready=lambda url: print(f"serving {found.name} at {url}", flush=True),
     )
     return 0
-
-
-class Interruption:
-    """The first Ctrl-C or SIGTERM ends training after the iteration in flight, the second ends the program."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        del frame
-        if self.asked:
-            raise KeyboardInterrupt(signal.Signals(number).name)
-        self.asked = True
-        print("\nfinishing this iteration, then writing what was reached; once more ends at once", file=sys.stderr)
-
-    def __call__(self) -> bool:
-        return self.asked
 
 
 def main() -> int:

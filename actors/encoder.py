@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -17,10 +16,9 @@ class Encoder:
         torch.set_num_threads(config.rollout.compute_threads)
         self.config, self.index = config, index
 
-    def ready(self) -> int:
-        """Load the text encoders. Returns the process."""
+    def ready(self) -> None:
+        """Load the text encoders."""
         self.model = self.config.model.build(self.config.rollout.device, ("encoders",))
-        return os.getpid()
 
     def __repr__(self) -> str:
         return f"encoder-{self.index}"

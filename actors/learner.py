@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -63,21 +62,15 @@ class Learner:
     def __repr__(self) -> str:
         return f"learner-{self.rank} v{self.version}"
 
-    def ready(self) -> int:
-        """Load the model, unless there are ranks to meet first: then `join` does. Returns the process."""
-        if self.config.learner.ranks == 1:
-            self.configure(self.config)
-        return os.getpid()
-
     @property
     def sharded(self) -> bool:
         """Weights are spread over the ranks."""
         return self.ranks > 1 and self.config.learner.parallel == "fsdp"
 
-    def rendezvous(self) -> str:
-        """A free address of this host, for rank 0 to be met at."""
+    def rendezvous(self, ranks: int) -> str:
+        """A free address of this host, for rank 0 to be met at by so many ranks."""
         host = "127.0.0.1"
-        if self.config.learner.ranks > 1:
+        if ranks > 1:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:  # sends nothing: asks which address leads out of this host
                 route.connect(("192.0.2.1", 9))
                 host = route.getsockname()[0]
@@ -86,14 +79,14 @@ class Learner:
             return f"tcp://{host}:{probe_socket.getsockname()[1]}"
 
     def join(self, ranks: int, address: str) -> None:
-        """Form the process group, load the model and wrap or shard it."""
+        """Form the process group of so many ranks, if there are several; load the model and wrap or shard it."""
         self.ranks = ranks
         if ranks > 1:
             options = self.config.learner
             backend = options.backend if options.backend != "auto" else ("nccl" if options.gpus else "gloo")
             timeout = timedelta(seconds=options.timeout_seconds)
             dist.init_process_group(backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout)
-            self.configure(self.config)
+        self.configure(self.config)
 
     def update(
         self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Conditioning, scores: dict[tuple[int, int], F32]
@@ -131,7 +124,9 @@ class Learner:
 
     def publish(self, weights: str = "policy") -> list[Any]:
         """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), as
-        many chunks as `chunks` says. Every rank must call it; all but the first return nothing but None."""
+        many chunks as `chunks` says. Every rank must call it; all but the first return nothing but None.
+
+        Chunks are views of what `_whole` gives: they are valid until the next update."""
         tensors = self._whole(weights)
         if self.rank:
             return [None] * (2 + self.chunks())
@@ -139,7 +134,8 @@ class Learner:
         return [(update.version, update.digest), update, *chunks]
 
     def _whole(self, weights: str) -> dict[str, torch.Tensor]:
-        """The trained weights, or their exponential mean, in main memory and in the dtypes of rollout workers; {} but on rank 0."""
+        """The trained weights, or their exponential mean, in main memory and in the dtypes of rollout workers; {} but on rank 0.
+        Those that lie there already, whole and in that dtype, are not copied."""
         tensors = self.policy.ema if weights == "ema" else self.model.trainable()
         return {name: value.to(self.kinds[name]) for name, value in gathered(tensors, keep=self.rank == 0)}
 
@@ -171,6 +167,8 @@ class Learner:
         saved = store.newest()
         self.configure(self.config)
         damaged = [f"{name}: {reason}" for name, reason in store.damaged]
+        if saved is None and damaged:  # beginning again would in the end delete what may be mended
+            raise UserError(f"checkpoints: expected a valid one in {where}, every one is damaged: {'; '.join(damaged)}")
         if saved is None:
             return {"damaged": damaged}
         state = saved.state()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -25,10 +24,9 @@ class RewardWorker:
     def __init__(self, config: Config, rewards: tuple[int, ...], index: int):
         self.config, self.rewards, self.index = config, rewards, index
 
-    def ready(self) -> int:
-        """Load the rewards. Returns the process."""
+    def ready(self) -> None:
+        """Load the rewards."""
         self.configure(self.config)
-        return os.getpid()
 
     def configure(self, config: Config) -> None:
         """Score by this config from now on; resources stay as they were."""

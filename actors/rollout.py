@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from time import perf_counter
 from typing import Any
 
@@ -37,10 +36,9 @@ class RolloutWorker:
     def __repr__(self) -> str:
         return f"rollout-{self.index} v{self.version}"
 
-    def ready(self) -> int:
-        """Load the model. Returns the process."""
+    def ready(self) -> None:
+        """Load the model."""
         self.configure(self.config)
-        return os.getpid()
 
     def encode(self, prompts: list[str]) -> list[Any]:
         """[how many of P prompts are longer than the text encoders take, their Conditioning].
@@ -72,17 +70,19 @@ class RolloutWorker:
             frontier, _ = wire.to_numpy(segment.frontier)
             rest = [np.ascontiguousarray(node) for node in frontier]
         stored = kept.nbytes + payload.velocity.nbytes
-        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, stored, perf_counter() - begun, self.index)
+        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, stored, perf_counter() - begun, self.index, segment.halved)
         return [header, payload, *rest]
 
-    def load_weights(self, update: WeightUpdate, *chunks: U8) -> str:
+    def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
         """Replace the trained weights. Returns the digest of what the model then holds.
 
-        Raises ValueError when bytes were damaged on the way or don't fit the model.
+        Raises ValueError when bytes were damaged on the way or don't fit the model; `grow` then refuses every version,
+        until a later call succeeds: the model may hold anything.
         """
-        self.model.load(wire.unpack_weights(update, chunks))
+        self.version = -1  # of no update
+        found = wire.load_weights(update, chunks, self.model.trainable())
         self.version = update.version
-        return wire.digest_of(self.model.trainable())
+        return found
 
     def probe(self) -> F32:
         """Velocity at a fixed input, see `probe`."""

@@ -16,7 +16,7 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 REWARD_KEYS = "reward."
 """Begins the overrides of serve-reward, which name keys of the reward itself."""
 
-WATCHING = ("status", "scale")
+WATCHING = ("status", "scale", "stop")
 """Commands about a run that goes on: no config, and --rollout means a count."""
 
 DESCRIPTION = """Align text-to-image models with human preference by BranchGRPO, on Ray.
@@ -33,6 +33,7 @@ EPILOG = """examples:
   run.py serve-reward ocr --port 8600                       a reward behind HTTP, for another environment or machine
   run.py status                                             what the run on this cluster is doing; --json for programs
   run.py scale --rollout 6 --wait                           more rollout workers while it trains
+  run.py stop                                               end it behind the present iteration, with a checkpoint
   run.py doctor my.yaml                                     is this cluster, or this machine, fit for that config?
   run.py config my.yaml                                     the resolved config
   run.py config --schema                                    every key, its meaning and default (JSON schema)
@@ -51,6 +52,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "serve-reward": "score pictures for other environments or machines over HTTP (docs/remote-rewards.md)",
         "status": "what a run that goes on is doing",
         "scale": "change a run's workers while it trains; learners follow at the next checkpoint",
+        "stop": "end a run behind the present iteration: it saves a checkpoint and writes what it reached",
         "doctor": "is the cluster, or this machine, fit for a run? Exit code 1 when something is wrong",
         "config": "print the resolved config, or its schema",
     }

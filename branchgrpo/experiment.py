@@ -15,8 +15,8 @@ from branchgrpo import report, sheet
 from branchgrpo.config import Config
 from branchgrpo.evaluation import Scores
 from branchgrpo.metrics import MetricsLog, open_sinks, read
-from branchgrpo.service import Service
-from branchgrpo.trainer import Display, Trainer
+from branchgrpo.service import Display, Service
+from branchgrpo.trainer import Trainer
 
 
 def carry_out(

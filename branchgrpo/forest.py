@@ -21,6 +21,9 @@ from branchgrpo.types import EVALUATION, F32, BranchPlan, RewardScores, SegmentH
 
 T = TypeVar("T")
 
+FORWARD_ROWS = 4
+"""A forward takes about as long as so many rows more would."""
+
 
 @dataclass
 class Harvest:
@@ -74,7 +77,7 @@ class _Growth:
         self.harvest, self.begun = Harvest(), perf_counter()
 
     def run(self) -> Harvest:
-        self.rollouts.submit(self.flow, "encode", self.texts, returns=2, then=self._encoded)
+        self.rollouts.submit(self.flow, "encode", self.texts, returns=2, size=len(self.texts), then=self._encoded)
         self.flow.run()
         self._drop()
         self.harvest.rewards = totals(self.config, self.harvest.scores)
@@ -106,7 +109,9 @@ class _Growth:
     def _grow(self, subtrees: list[Subtree], roots: list[Reference], start: int, stop: int) -> None:
         returns = 3 if stop == self.plan.steps else 2 + len(subtrees) * len(self.frontier)
         arguments = (self.shared_plan, self.version, tuple(subtrees), start, stop, self.harvest.conditioning, *roots)
-        self.rollouts.submit(self.flow, "grow", *arguments, returns=returns, then=self._grown)
+        below, levels = topology(self.plan).below, range(start, stop)
+        size = FORWARD_ROWS * len(levels) + sum(len(below(subtree.node, level)) for subtree in subtrees for level in levels)
+        self.rollouts.submit(self.flow, "grow", *arguments, returns=returns, size=size, then=self._grown)
 
     def _grown(self, references: list[Reference]) -> None:
         self._clock("grow")
@@ -120,7 +125,7 @@ class _Growth:
         self.harvest.media.append((subtrees, media))
         texts = [self.texts[subtree.prompt] for subtree in subtrees]
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            pool.submit(self.flow, "score", media, texts, then=partial(self._scored, pool, group, subtrees))
+            pool.submit(self.flow, "score", media, texts, size=len(texts), then=partial(self._scored, pool, group, subtrees))
 
     def _scored(self, pool: Pool, group: tuple[int, ...], subtrees: tuple[Subtree, ...], references: list[Reference]) -> None:
         self._clock("score")

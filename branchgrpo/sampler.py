@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from branchgrpo import kernels, noise
+from branchgrpo.errors import UserError
 from branchgrpo.models.base import Adapter
 from branchgrpo.tree import Topology, topology
 from branchgrpo.types import EVALUATION, F32, I32, BranchPlan, Conditioning, Subtree
@@ -32,6 +33,7 @@ class Segment:
     frontier: Tensor  # [M*f, *S] storage dtype, nodes of level `stop`
     frontier_rows: int  # f, nodes of level `stop` below each subtree's root
     forwards: int  # rows sent through the model
+    halved: int  # how often the batch was halved on the way
 
 
 class Sampler:
@@ -39,6 +41,7 @@ class Sampler:
 
     def __init__(self, model: Adapter, seed: int, storage: torch.dtype, max_batch: int, keep_velocity: bool = False):
         self.model, self.seed, self.storage, self.max_batch, self.keep_velocity = model, seed, storage, max_batch, keep_velocity
+        self.halved = 0  # how often max_batch was, for want of memory
 
     def roots(self, plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> Tensor:
         """Pure noise at the root of each tree: [M, *S] storage dtype; chains that belong together share it."""
@@ -61,7 +64,7 @@ class Sampler:
         prompt = torch.tensor([used.index(subtree.prompt) for subtree in subtrees], device=device)
         log_probs: list[np.ndarray] = []
         kept, velocities = _Kept(), _Kept()
-        forwards, clean = 0, None
+        forwards, clean, halved = 0, None, self.halved
         for step in range(start, stop):
             rows = prompt[torch.from_numpy(state.owner).to(device)]
             v = self._velocity(state.x, float(plan.sigmas[step]), {name: array[rows] for name, array in cond.items()})
@@ -91,15 +94,28 @@ class Sampler:
         edges = np.concatenate(log_probs, 1) if log_probs else np.zeros((len(subtrees), 0), np.float32)
         owner, node, latents = kept.arrays(state.x)
         parent_row = np.array([kept.seen[name] for name in velocities.seen], np.int32)
-        return Segment(edges, owner, node, latents, parent_row, velocities.arrays(x.float())[2], state.x, len(state.x) // len(subtrees), forwards)
+        velocity, wide = velocities.arrays(x.float())[2], len(state.x) // len(subtrees)
+        return Segment(edges, owner, node, latents, parent_row, velocity, state.x, wide, forwards, self.halved - halved)
 
     def _velocity(self, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
-        out = []
-        for first in range(0, len(x), self.max_batch):
+        out: list[Tensor] = []
+        first = 0
+        while first < len(x):
             rows = slice(first, first + self.max_batch)
             levels = torch.full((len(x[rows]),), sigma, device=x.device)
-            out.append(self.model.velocity(x[rows], levels, {name: array[rows] for name, array in cond.items()}))
+            try:
+                out.append(self.model.velocity(x[rows], levels, {name: array[rows] for name, array in cond.items()}))
+                first += len(levels)
+            except torch.OutOfMemoryError as error:
+                self._halve(x[rows], error)
         return torch.cat(out)
+
+    def _halve(self, x: Tensor, error: torch.OutOfMemoryError) -> None:
+        """From now on, forwards of half as many latents as this one [b, *S], which did not fit. Raises UserError for a single one."""
+        if len(x) == 1:
+            line = str(error).splitlines()[0]
+            raise UserError(f"rollout.max_batch: out of memory even with 1 latent {list(x.shape[1:])} a forward on {x.device}: {line}") from error
+        self.max_batch, self.halved = len(x) // 2, self.halved + 1
 
     def _noise(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], state: _State, above: np.ndarray, children: I32) -> Tensor:
         """[c, *S] standard normal noise of c random children, keyed by node; `above` [c] are rows of their parents, rising."""

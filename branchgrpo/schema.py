@@ -55,6 +55,7 @@ class Role(Section):
     cpus: float = Field(1.0, ge=0, description="CPUs each actor reserves")
     gpus: float = Field(0.0, ge=0, description="GPUs each actor reserves; above 0 it computes there")
     threads: int = Field(0, ge=0, description="compute threads of each actor; 0 = its CPUs, at least 1")
+    resource: str = Field("", description="custom Ray resource that marks the nodes for these actors (ray start --resources); empty: any node")
 
     @property
     def compute_threads(self) -> int:
@@ -73,6 +74,9 @@ class Rollout(Role):
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(2, description="rollout actors; auto: as many as the cluster has room for, as that changes")
     min_workers: int = Field(1, ge=1, description="never fewer, whatever `auto` or `run.py scale` say")
     max_workers: int = Field(64, ge=1, description="never more")
+    request_workers: int = Field(
+        0, ge=0, description="with workers: auto, ask an autoscaler for room for so many, beside all other actors, until the run ends; 0 = take what there is"
+    )
     prompts: int = Field(4, ge=1, description="prompts per iteration")
     trees_per_prompt: int = Field(1, ge=1, description="trees of each prompt; they form one group")
     fork_depth: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
@@ -96,7 +100,8 @@ class RewardRole(Role):
 class Learner(Role):
     """Training."""
 
-    ranks: int = Field(1, ge=1, description="learner ranks (data parallel)")
+    ranks: int = Field(1, ge=1, description="learner ranks (data parallel) to begin with")
+    max_ranks: int = Field(64, ge=1, description="never more, whatever `run.py scale` says")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="every rank holds all weights (ddp), or a share of weights, gradients and optimiser state")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="torch.distributed backend; auto: nccl on GPUs, gloo on CPUs")
     learning_rate: float = Field(1e-5, gt=0, description="of AdamW")
@@ -122,6 +127,11 @@ class Checkpoint(Section):
     every_minutes: float = Field(10, ge=0, description="minutes of training between checkpoints; 0 = none of that kind")
     keep: int = Field(2, ge=2, description="newest checkpoints that are kept")
     folder: str = Field("", description="where they go: a folder or a URL that fsspec knows, with a folder of the run's name in it; empty: the run folder")
+
+    @property
+    def kept(self) -> bool:
+        """Are there any?"""
+        return bool(self.every or self.every_minutes)
 
 
 class Asynchronous(Section):
@@ -204,6 +214,7 @@ class Config(Section):
             raise ValueError("evaluation.weights: ema needs learner.ema above 0")
         if self.run.export == "lora" and not getattr(self.model, "lora_rank", 0):
             raise ValueError("run.export: lora needs model.lora_rank above 0")
+        self._counts()
         self._suits()
         titles = [reward.title for reward in self.rewards]
         if len(set(titles)) < len(titles):
@@ -212,6 +223,20 @@ class Config(Section):
         if self.evaluation.metric and self.evaluation.metric not in reported:
             raise ValueError(f"evaluation.metric: expected one of {reported}, got {self.evaluation.metric!r}")
         return self
+
+    def _counts(self) -> None:
+        """Raise ValueError where a role begins with a number of actors that it may not have."""
+        rollout, reward, learner = self.rollout, self.reward_workers, self.learner
+        begin = rollout.min_workers if rollout.workers == "auto" else rollout.workers
+        for key, count, least, most in (
+            ("rollout.workers", begin, rollout.min_workers, rollout.max_workers),
+            ("reward_workers.workers", reward.workers, reward.min_workers, reward.max_workers),
+            ("learner.ranks", learner.ranks, 1, learner.max_ranks),
+        ):
+            if not least <= count <= most:
+                raise ValueError(f"{key}: expected {least} … {most} (least and most of that role), got {count}")
+        if rollout.request_workers and rollout.workers != "auto":
+            raise ValueError(f"rollout.request_workers: needs rollout.workers: auto, got {rollout.workers}")
 
     def _suits(self) -> None:
         """Raise ValueError where a part does not go with the method's shape of tree."""

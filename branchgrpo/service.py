@@ -1,4 +1,4 @@
-"""What the driver needs of a cluster, as protocols: the method's code runs on Ray, or in one process in tests."""
+"""What the driver needs of its surroundings, as protocols: the method's code runs on Ray, or in one process in tests."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Pool(Protocol):
     def flow(self) -> Any:
         """A new Flow."""
 
-    def submit(self, flow: Any, method: str, *arguments: Any, returns: int = 1, then: Callable[[list[Reference]], None]) -> None:
-        """Run a method on some worker; `then` gets references to its `returns` results when it is done."""
+    def submit(self, flow: Any, method: str, *arguments: Any, returns: int = 1, size: float = 1.0, then: Callable[[list[Reference]], None]) -> None:
+        """Run a method on some worker; `then` gets references to its `returns` results when it is done. size: of the task
+        beside others of its method: how long it may take."""
 
     def share(self, value: Any) -> Reference:
         """A value that several tasks take, sent once."""
@@ -65,6 +66,16 @@ class Service(Protocol):
     def follow(self) -> dict[str, int]:
         """Follow wishes for more or fewer workers; returns workers by role. Called between iterations, too."""
 
+    def leaving(self) -> bool:
+        """Has it become known that machines with actors of this run will go? Each is told once. A checkpoint is due."""
+
+    def regroup(self) -> str:
+        """Form the learners anew, with the untrained weights, where their number is to change or their machines will go.
+        Returns why; empty when nothing was done. Called behind a checkpoint."""
+
+    def stopping(self) -> bool:
+        """Did somebody ask for the run to end behind the present iteration?"""
+
     def report(self, values: Mapping[str, Any]) -> None:
         """Tell whoever watches how far the run is."""
 
@@ -74,3 +85,26 @@ class Service(Protocol):
 
     def driver_bytes(self) -> int:
         """Bytes that passed through the driver since the last call."""
+
+
+class Display(Protocol):
+    """What a person sees."""
+
+    def phase(self, text: str) -> None:
+        """A step of start-up or finish begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth keeping."""
+
+    def update(self, iteration: int, values: Mapping[str, float]) -> None:
+        """An iteration ended."""
+
+
+class Log(Protocol):
+    """Where figures go."""
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Keep an iteration's figures."""
+
+    def rewind(self, iteration: int) -> None:
+        """Forget the figures of later iterations: they are done again."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Protocol, TypeVar
+from time import perf_counter, time
+from typing import TypeVar
 
 import numpy as np
 
 from branchgrpo import prompts
-from branchgrpo.checkpoint import Store
+from branchgrpo.checkpoint import StaleEpoch, Store
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError
 from branchgrpo.evaluation import Evaluator, Scores
@@ -19,33 +19,10 @@ from branchgrpo.figures import figures
 from branchgrpo.forest import Forest, Harvest
 from branchgrpo.methods.adaptive import SplitChooser
 from branchgrpo.methods.branch import BranchMethod
-from branchgrpo.service import Service
+from branchgrpo.service import Display, Log, Service
 from branchgrpo.types import F32, U8, BranchPlan, StepStats
 
 T = TypeVar("T")
-
-
-class Display(Protocol):
-    """What a person sees."""
-
-    def phase(self, text: str) -> None:
-        """A step of start-up or finish begins."""
-
-    def note(self, text: str) -> None:
-        """Something worth keeping."""
-
-    def update(self, iteration: int, values: Mapping[str, float]) -> None:
-        """An iteration ended."""
-
-
-class Log(Protocol):
-    """Where figures go."""
-
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Keep an iteration's figures."""
-
-    def rewind(self, iteration: int) -> None:
-        """Forget the figures of later iterations: they are done again."""
 
 
 @dataclass
@@ -86,8 +63,8 @@ class Trainer:
             self.begun_with = config.method
             self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
         self.ahead: deque[Grown] = deque()
-        self.stale = self.recoveries = self.saved = 0
-        self.where, self.epoch = where, 0
+        self.stale = self.recoveries = self.saved = 0  # stale: trees dropped since the last figures
+        self.where, self.epoch, self.saved_at = where, 0, 0.0
         self.updating = False  # an update was begun that the workers have not got
 
     def train(self, log: Log) -> Outcome:
@@ -96,7 +73,7 @@ class Trainer:
         while not ending:
             ending = self.surviving(lambda: self._iteration(log), log)
         self.outcome.stopped_by = ending
-        if self._keeps:
+        if self.config.checkpoint.kept:
             self.surviving(self.save, log)
         return self.outcome
 
@@ -132,17 +109,18 @@ class Trainer:
         times = {"time/update": updated - ready, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
         values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(grown.plan, harvest)
         values |= {"tree/staleness": float(stats.version - 1 - grown.version), "tree/stale_dropped": self.stale, "service/recoveries": self.recoveries}
+        self.stale = 0
         values |= {f"service/{name}": float(count) for name, count in self.service.follow().items()}
         ending = self._ending()
         if not ending:  # behind the last iteration there is the whole check, and a checkpoint
             values |= self._check(ended - started)
-            if self._due(ended - started):
-                self.save()
+            if self.config.checkpoint.kept and (self.service.leaving() or self._due(ended - started)):
+                self._save_and_regroup(log)
         values["checkpoint/iteration"] = self.saved
         log.write(outcome.iterations, values)
         self.display.update(outcome.iterations, values)
         state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations, "version": outcome.version, "epoch": self.epoch}
-        self.service.report(state | {"checkpoint": {"iteration": self.saved, "path": self.where}, "figures": values})
+        self.service.report(state | {"checkpoint": {"iteration": self.saved, "path": self.where, "time": self.saved_at}, "figures": values})
         return ending
 
     # growing
@@ -190,20 +168,36 @@ class Trainer:
     def begin(self, log: Log | None = None) -> bool:
         """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the newest checkpoint, if there
         is one; returns whether there was."""
-        if self._keeps:
-            self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+        self._claim()
         return self._restore(log) if log else False
 
+    def _claim(self) -> None:
+        if self.config.checkpoint.kept:
+            self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+
     def save(self) -> None:
-        """Write a checkpoint. One that cannot be written is said and counted; training goes on."""
+        """Write a checkpoint. One that cannot be written is said; training goes on. Raises StaleEpoch when another program
+        has taken the run over."""
         outcome = self.outcome
         driver = {"iteration": outcome.iterations, "seconds": outcome.seconds, "gates": outcome.gates}
         driver |= {"chooser": self.chooser.state()} if self.chooser else {}
-        found = self.service.learners.call("checkpoint", self.where, outcome.iterations, self.epoch, driver)[0]
+        try:
+            found = self.service.learners.call("checkpoint", self.where, outcome.iterations, self.epoch, driver)[0]
+        except StaleEpoch:
+            self.service.report({"phase": "taken over by another program", "figures": {"checkpoint/rejected": 1.0}})
+            raise
         if "failed" in found:
             self.display.note(f"checkpoint of iteration {outcome.iterations} could not be written: {found['failed']}; training goes on")
         else:
-            self.saved = outcome.iterations
+            self.saved, self.saved_at = outcome.iterations, time()
+
+    def _save_and_regroup(self, log: Log) -> None:
+        """Checkpoints are where the learners may change their number or place."""
+        self.save()
+        if self.saved == self.outcome.iterations and (why := self.service.regroup()):
+            self.display.note(f"learners formed anew: {why}")
+            self._claim()
+            self._restore(log)
 
     def _recover(self, error: Exception, log: Log) -> None:
         self.recoveries += 1
@@ -211,8 +205,7 @@ class Trainer:
         self.display.note(f"recovering: {type(error).__name__}: {error}")
         if self.service.recover(error) or self.updating:  # an update that was begun must not be made twice
             self.updating = False
-            if self._keeps:
-                self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+            self._claim()
             self._restore(log)
 
     def _restore(self, log: Log) -> bool:
@@ -234,11 +227,6 @@ class Trainer:
             self.display.note(f"going on from the checkpoint of iteration {outcome.iterations}")
         return found
 
-    @property
-    def _keeps(self) -> bool:
-        options = self.config.checkpoint
-        return bool(options.every or options.every_minutes)
-
     def _due(self, seconds: float) -> bool:
         """A checkpoint is due behind an iteration that took `seconds`."""
         options, total, period = self.config.checkpoint, self.outcome.seconds, 60 * self.config.checkpoint.every_minutes
@@ -254,7 +242,7 @@ class Trainer:
             return "iterations"
         if run.max_minutes and outcome.seconds > 60 * run.max_minutes:
             return "max_minutes"
-        return "interrupted" if self.interrupted() else ""
+        return "interrupted" if self.interrupted() or self.service.stopping() else ""
 
     def evaluate(self, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores [count] of held-out prompts and pixels of the first ones, see Evaluator."""

@@ -145,6 +145,7 @@ class SegmentHeader:
     payload_bytes: int  # of latents kept for training
     seconds: float
     worker: int = 0  # the rollout worker that grew it
+    halved: int = 0  # how often rollout.max_batch was halved on the way, for want of memory
 
     def __post_init__(self) -> None:
         _check(self, log_prob=(self.log_prob, (len(self.subtrees), None)))
@@ -243,14 +244,13 @@ class LearnerShard:
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """Header of one published version; the bytes travel beside it as numpy arrays."""
+    """Header of one published version; the bytes travel beside it as lists of numpy arrays, one array for each tensor."""
 
     version: int
-    digest: str  # sha256 over names, dtypes, shapes and bytes
+    digest: str  # wire.digest_of the tensors
     names: tuple[str, ...]
     dtypes: tuple[str, ...]  # torch names
     shapes: tuple[tuple[int, ...], ...]
-    chunk: tuple[int, ...]  # which chunk holds each tensor
 
 
 @dataclass(frozen=True)

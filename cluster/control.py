@@ -29,7 +29,7 @@ class WorkerState(TypedDict):
     """One actor of a role."""
 
     name: str
-    state: str  # starting, ready or draining
+    state: str  # waiting (for room, or its process), starting, ready or draining
     version: int  # of the weights it holds; -1: holds none
     node: str
     busy: int  # tasks it has
@@ -48,7 +48,9 @@ class Snapshot(TypedDict, total=False):
     version: int  # of the published weights
     epoch: int  # of the learner gang
     restarts: dict[str, int]  # workers that were replaced, by cause
-    checkpoint: dict[str, Any]  # iteration and path of the newest one
+    following: dict[str, int]  # roles whose number follows the cluster, and what it is now
+    refused: dict[str, str]  # by role: why it has not the number that is wanted
+    checkpoint: dict[str, Any]  # of the newest one: iteration, path, and time in seconds since 1970
     started: float  # seconds since 1970
     updated: float  # seconds since 1970, on the driver's clock
 
@@ -71,6 +73,8 @@ class Controller:
         Returns for each of these roles `from`, `to` and `when`. Raises ValueError, in one line.
         """
         for role, count in counts.items():
+            if role in self.snapshot.get("following", {}):
+                raise ValueError(f"scale: {role} workers follow the cluster by themselves ({role}.workers: auto), got {count}")
             if role not in self.wanted:
                 raise ValueError(f"scale: expected a role of {', '.join(self.wanted)}, got {role!r}")
             fewest, most = self.limits[role]
@@ -82,7 +86,11 @@ class Controller:
 
     def desired(self) -> dict[str, int]:
         """Wanted workers by role."""
-        return dict(self.wanted)
+        return self.wanted | self.snapshot.get("following", {})
+
+    def wishes(self) -> tuple[bool, dict[str, int]]:
+        """What the driver follows: shall the run end, and wanted workers by role."""
+        return self.asked, self.desired()
 
     def report(self, snapshot: Snapshot) -> None:
         """The driver says how the run is."""
@@ -90,6 +98,7 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         """The last report, and beside it run, desired, limits, ready and pending by role, stopping, and age: seconds since that report."""
+        refused = self.snapshot.get("refused", {})
         ready = {role: sum(worker["state"] == "ready" for worker in self.snapshot.get("workers", {}).get(role, [])) for role in self.wanted}
         return {
             **self.snapshot,
@@ -97,7 +106,7 @@ class Controller:
             "desired": self.desired(),
             "limits": {role: list(pair) for role, pair in self.limits.items()},
             "ready": ready,
-            "pending": {role: when(role) for role, count in self.wanted.items() if ready[role] != count},
+            "pending": {role: refused.get(role, when(role)) for role, count in self.desired().items() if ready[role] != count},
             "stopping": self.asked,
             "age": time.monotonic() - self.heard,
         }
@@ -105,10 +114,6 @@ class Controller:
     def stop(self) -> None:
         """A person wants the run to end behind the present iteration."""
         self.asked = True
-
-    def stopping(self) -> bool:
-        """Was the run asked to end?"""
-        return self.asked
 
 
 def when(role: str) -> str:

@@ -6,21 +6,26 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.autoscaler.sdk import request_resources
 
-from cluster import control
-from cluster.errors import GangError, LostObjects
+from cluster import control, nodes, placement
+from cluster.errors import GangError, LostObjects, PlacementError
 from cluster.gang import Gang
 from cluster.meter import Meter
 from cluster.monitor import Monitor
 from cluster.pool import FORGIVEN, Pool
 from cluster.publish import publish
+from cluster.work import Place
 
-WISH_SECONDS = 1.0
-"""How often wishes for other counts are looked for."""
+LOOK_SECONDS = 1.0
+"""How often wishes, and nodes that come and go, are looked for."""
+ROOM_SECONDS = 5.0
+"""How long a gang of other size waits for its room before the present one goes on."""
 
 Limits = Mapping[str, tuple[int, int]]
 """Fewest and most workers by role."""
@@ -31,23 +36,42 @@ class Crew:
 
     faults: tuple[type[Exception], ...] = (GangError, LostObjects)
 
-    def __init__(self, rollouts: Pool, rewards: list[Pool], gangs: list[Gang], meter: Meter, limits: Limits, forgiven: int, run: str, auto: bool):
+    def __init__(
+        self,
+        rollouts: Pool,
+        rewards: list[Pool],
+        gangs: list[Gang],
+        meter: Meter,
+        limits: Limits,
+        forgiven: int,
+        run: str,
+        auto: bool = False,
+        request: int = 0,
+    ):
         """forgiven: how often the gang may be lost. run: in whose name others find it; empty: nobody does. auto: as many
-        rollout workers as the cluster has room for."""
+        rollout workers as the cluster has room for. request: for how many an autoscaler is asked."""
         self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
-        self.limits, self.forgiven, self.auto = limits, forgiven, auto
+        self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
         self.chunks = 0
         self.wish: ObjectRef[Any] | None = None
-        self.wished = 0.0
-        self.counted: Counter[tuple[str, str]] = Counter()  # restarts that the metrics know of
+        self.looked = 0.0
+        self.ending = False  # somebody asked for it
+        self.wanted_ranks = gangs[0].count if gangs else 0
+        self.refused = ""  # why the gang has another number of ranks than wanted
+        self.leavers: set[str] = set()  # nodes that will go
+        self.heeded: set[str] = set()  # those of them for which a checkpoint was asked
+        self.counted: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()  # what the metrics know of
+        self.versions: set[str] = set()  # workers whose weights they know of
         self.last: dict[str, Any] = {"started": time.time()}
         self.controller: Any = None
         self.monitor: Monitor | None = None
         if run:
-            desired = {"rollout": rollouts.desired, "reward": rewards[0].desired, "learner": gangs[0].count if gangs else 0}
+            desired = {"rollout": rollouts.desired, "reward": rewards[0].desired, "learner": self.wanted_ranks}
             self.controller, self.monitor = control.start(run, desired, limits), Monitor(run)
         for pool in self.pools:
             pool.tick = self.look
+        if request:
+            self._ask_autoscaler(request)
 
     @property
     def pools(self) -> list[Pool]:
@@ -79,8 +103,7 @@ class Crew:
         try:
             return publish(self.learners, self.rollouts, self.chunks, weights)
         except LostObjects:  # what comes next would build on an update that nobody saw: the gang goes back too
-            self.learners.restarts["lost"] += 1
-            self.learners.stop()
+            self.learners.lose("lost")
             raise
 
     def driver_bytes(self) -> int:
@@ -103,41 +126,74 @@ class Crew:
     # wishes
 
     def look(self) -> None:
-        """Follow wishes for other counts of workers, at most once in a while; never waits."""
+        """Follow the cluster, and wishes of people, at most once in a while; waits for nobody."""
         now = time.monotonic()
-        if self.auto:
-            self.rollouts.desired = self._room()
-        if self.controller is None or now - self.wished < WISH_SECONDS:
+        if now - self.looked < LOOK_SECONDS:
             return
-        if self.wish is None:
-            self.wish = self.controller.desired.remote()
-        done, _ = ray.wait([self.wish], timeout=0)
-        if done:
-            wanted: dict[str, int] = ray.get(self.wish)
-            self.wish, self.wished = None, now
+        self.looked = now
+        self.leavers, alive = nodes.draining(), nodes.alive()
+        for pool in self.pools:
+            pool.settle(alive, self.leavers)
+        if self.auto and self.rollouts.workers:  # before there are any, the fewest are waited for
+            fewest, most = self.limits["rollout"]
+            room = nodes.room(self.rollouts)
+            self.rollouts.desired = most if room is None else max(fewest, min(most, room))
+        if self.controller is None:
+            return
+        self.wish = self.wish or self.controller.wishes.remote()
+        if ray.wait([self.wish], timeout=0)[0]:
+            self.ending, wanted = ray.get(self.wish)
+            self.wish, self.wanted_ranks = None, wanted["learner"]
             if not self.auto:
                 self.rollouts.desired = wanted["rollout"]
             for pool in self.rewards:
                 pool.desired = wanted["reward"]
 
-    def _room(self) -> int:
-        """Rollout workers that the cluster has room for, beside all others."""
-        have: Counter[str] = Counter()
-        for node in ray.nodes():
-            if node["Alive"]:
-                have.update(node["Resources"])
-        for pool in self.rewards:
-            have.subtract({name: amount * pool.desired for name, amount in pool.need.items()})
-        for gang in self.gangs:
-            have.subtract({"CPU": gang.cpus * gang.count, "GPU": gang.gpus * gang.count})
-        fewest, most = self.limits["rollout"]
-        room = min((math.floor(have[name] / amount + 1e-6) for name, amount in self.rollouts.need.items() if amount), default=most)
-        return max(fewest, min(most, room))
+    def stopping(self) -> bool:
+        """Did somebody ask for the run to end behind the present iteration?"""
+        return self.ending
+
+    def leaving(self) -> bool:
+        """Will nodes go with actors of this run on them? Each is told once."""
+        new = {place.node for place in self._places() if place.node in self.leavers} - self.heeded
+        self.heeded |= new
+        return bool(new)
+
+    def _places(self) -> list[Place]:
+        places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
+        return places + [place for gang in self.gangs for place in gang.places]
+
+    def regroup(self) -> str:
+        """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why, or nothing when it stays
+        as it is: since nothing asks for it, or since there is no room."""
+        gang = self.learners
+        going, more = sum(place.node in self.leavers for place in gang.places), self.wanted_ranks - gang.count
+        if not going and not more:
+            return ""
+        try:
+            placement.require({gang.role: [placement.bundle(gang.resources)] * max(0, going + more)}, ROOM_SECONDS)
+        except PlacementError as error:
+            self.refused = str(error)
+            return ""
+        why = f"{going} of {gang.count} ranks are on nodes that will go" if going else f"{gang.count} → {self.wanted_ranks} ranks"
+        gang.restarts["preempted" if going else "scaled"] += 1
+        gang.count, self.refused = self.wanted_ranks, ""
+        gang.form(elsewhere=bool(going))
+        self.chunks = gang.call("chunks")[0]
+        return why
+
+    def _ask_autoscaler(self, workers: int) -> None:
+        """For room for so many rollout workers beside all others; 0 takes the request back."""
+        wanted = [(self.rollouts.resources, workers), *((pool.resources, pool.desired) for pool in self.rewards)]
+        wanted += [(gang.resources, gang.count) for gang in self.gangs]
+        bundles = [bundle for resources, count in wanted for bundle in [placement.bundle(resources)] * count if bundle]
+        request_resources(bundles=bundles if workers else [])
 
     def follow(self) -> dict[str, int]:
         """Tend all pools between iterations; returns counts for the figures."""
         for pool in self.pools:
             pool.tend()
+        self.look()
         restarts = sum(sum(one.restarts.values()) for one in self.everyone)
         counts = {"rollout_workers": len(self.rollouts.workers), "reward_workers": sum(len(pool.workers) for pool in self.rewards)}
         return counts | {"restarts": restarts, "reissued": sum(pool.reissued for pool in self.pools)}
@@ -160,15 +216,26 @@ class Crew:
             "restarts": dict(restarts),
             "updated": time.time(),
         }
+        self.last["following"] = {self.rollouts.role: self.rollouts.desired} if self.auto else {}
+        self.last["refused"] = {"learner": self.refused} if self.refused else {}
         if held_out := {name.removeprefix("held_out/"): value for name, value in figures.items() if name.startswith("held_out/")}:
             self.last["held_out"] = held_out
         self.controller.report.remote(dict(self.last))
         self._measure(figures, int(values.get("epoch", 0)))
 
     def _states(self) -> dict[str, list[dict[str, Any]]]:
+        known, version = nodes.addresses(), int(self.last.get("version", -1))
         states = {"rollout": self.rollouts.states(), "reward": [state for pool in self.rewards for state in pool.states()]}
-        ranks = [{"name": f"learner-{rank}", "state": "ready", "version": -1, "node": "", "busy": 0} for gang in self.gangs for rank in range(len(gang.ranks))]
-        return states | {"learner": ranks}
+        states["learner"] = [
+            {"name": f"{gang.role}-{rank}", "state": "ready", "version": version, "node": place.node, "busy": 0}
+            for gang in self.gangs
+            for rank, place in enumerate(gang.places)
+        ]
+        for state in states["reward"]:
+            state["version"] = -1  # rewards hold no weights
+        for state in chain.from_iterable(states.values()):
+            state["node"] = known.get(state["node"], state["node"])
+        return states
 
     def _measure(self, figures: Mapping[str, float], epoch: int) -> None:
         assert self.monitor is not None
@@ -178,13 +245,30 @@ class Crew:
             self.monitor.set("branchgrpo_workers_desired", pool.desired, role=pool.role)
             self.monitor.set("branchgrpo_workers_ready", sum(worker.state == "ready" for worker in pool.workers), role=pool.role)
             self.monitor.set("branchgrpo_queue_length", len(pool.queue) + len(pool.attempts), role=pool.role)
+            self._count("branchgrpo_retries", pool.reissued, role=pool.role)
         for one in self.everyone:
             for cause, count in one.restarts.items():
-                self.monitor.add("branchgrpo_restarts", count - self.counted[one.role, cause], role=one.role, cause=cause)
-                self.counted[one.role, cause] = count
+                self._count("branchgrpo_restarts", count, role=one.role, cause=cause)
+        if made := self.last.get("checkpoint", {}).get("time"):
+            self.monitor.set("branchgrpo_checkpoint_timestamp_seconds", made)
+        held = {state["name"]: state["version"] for state in self.rollouts.states() if state["version"] >= 0}
+        for worker in self.versions - held.keys():
+            self.monitor.forget(role=self.rollouts.role, worker=worker)
+        self.versions = set(held)
+        for worker, version in held.items():
+            self.monitor.set("branchgrpo_weight_version", version, role=self.rollouts.role, worker=worker)
+
+    def _count(self, name: str, count: int, **labels: str) -> None:
+        """Bring a counter up to `count`."""
+        assert self.monitor is not None
+        before = self.counted[name, frozenset(labels.items())]
+        self.monitor.add(name, count - before, **labels)
+        self.counted[name, frozenset(labels.items())] = count
 
     def stop(self) -> None:
         """End all actors."""
+        if self.request:
+            self._ask_autoscaler(0)
         for one in self.everyone:
             one.stop()
         if self.monitor:

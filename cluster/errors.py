@@ -36,6 +36,11 @@ def lost(error: BaseException) -> bool:
     return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause(error), ray.exceptions.ObjectLostError)
 
 
+def told(error: BaseException, what: str) -> BaseException:
+    """What to raise when a remote call has failed: LostObjects, or what it really failed of. what: the call, in words."""
+    return LostObjects(f"{what}: {str(error).splitlines()[0]}") if lost(error) else cause(error)
+
+
 def ending(error: BaseException) -> str:
     """Why a worker is gone, in one word that restarts are counted by: preempted, memory, unavailable or died."""
     if getattr(error, "preempted", False):

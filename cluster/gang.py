@@ -14,10 +14,11 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import GangError, LostObjects, cause, ending, lost
+from cluster.errors import GangError, cause, ending, told
 from cluster.meter import Meter
 from cluster.placement import bundle
 from cluster.pool import NAMESPACE
+from cluster.work import Place, place
 
 PROMPT = 10.0
 """Seconds in which the other ranks' errors are waited for, once one has failed: the first is rarely the cause."""
@@ -38,34 +39,38 @@ class Gang:
     `form` makes a new gang of new actors."""
 
     def __init__(
-        self, cls: type, role: str, ranks: int, cpus: float, gpus: float, make: Callable[[int], tuple[Any, ...]], meter: Meter, timeout: float, run: str = ""
+        self, cls: type, role: str, ranks: int, resources: dict[str, Any], make: Callable[[int], tuple[Any, ...]], meter: Meter, timeout: float, run: str = ""
     ):
-        self.cls, self.role, self.count, self.cpus, self.gpus = cls, role, ranks, cpus, gpus
+        """resources: options of each rank, as Ray takes them. `count` may be changed, for the next gang."""
+        self.cls, self.role, self.count, self.resources = cls, role, ranks, resources
         self.make, self.meter, self.timeout, self.run = make, meter, timeout, run
         self.group: PlacementGroup | None = None
         self.ranks: list[ActorHandle[Any]] = []
-        self.processes: list[int] = []  # what `ready` gave
+        self.places: list[Place] = []
         self.made = 0
         self.restarts: Counter[str] = Counter()  # by cause
 
-    def form(self) -> None:
-        """Make the actors, wait until every rank is ready, then let them meet."""
-        self.stop()
-        resources = bundle(self.cpus, self.gpus)
-        self.group = placement_group([resources] * self.count, strategy="PACK") if resources else None
+    def form(self, elsewhere: bool = False) -> None:
+        """Make the actors, and let them meet and load what they need: where the last ones were, so that nobody takes that
+        room meanwhile, unless it is to be elsewhere or their number has changed."""
+        self._kill()
+        if self.group and (elsewhere or self.group.bundle_count != self.count):
+            self._release()
+        if not self.group and (reserved := bundle(self.resources)):
+            self.group = placement_group([reserved] * self.count, strategy="PACK")
         actor = ray.remote(self.cls)
         for rank in range(self.count):
-            options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+            options = dict(self.resources)
             if self.run:
                 options |= {"name": f"{self.run}/{self.role}-{rank}.{self.made}", "namespace": NAMESPACE}
             if self.group:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)
             self.ranks.append(actor.options(**options).remote(*self.make(rank)))
         self.made += 1
-        self.processes = self.call("ready")
-        call = Call("rendezvous", [self.ranks[0].rendezvous.remote()], time.monotonic() + self.timeout)
+        self.places = self.finish(Call("place", [rank.__ray_call__.remote(place) for rank in self.ranks], time.monotonic() + self.timeout))
+        call = Call("rendezvous", [self.ranks[0].rendezvous.remote(self.count)], time.monotonic() + self.timeout)
         (address,) = self.finish(call)
-        self.call("join", len(self.ranks), address)
+        self.call("join", self.count, address)
 
     def begin(self, method: str, *arguments: Any) -> Call:
         """Run `method` on all ranks; `finish` waits for it."""
@@ -95,20 +100,18 @@ class Gang:
                     raise GangError(f"{self.role}.{call.method}: ranks {late} missed the deadline of {self.timeout:g} s")
                 ray.get(done)
             except GangError:
-                self._end("unresponsive")
+                self.lose("unresponsive")
                 raise
             except ray.exceptions.RayActorError as error:
-                self._end(ending(error))
+                self.lose(ending(error))
                 rank = call.references.index(done[0])
                 raise GangError(f"{self.role}.{call.method}: rank {rank} died: {str(error).splitlines()[0]}") from error
             except ray.exceptions.RayError as error:
                 died = self._deaths(pending)
-                self._end(died or "error")
+                self.lose(died or "error")
                 if died:  # the others' errors are of a collective whose peer is gone
                     raise GangError(f"{self.role}.{call.method}: a rank died ({died}); another said: {str(cause(error)).splitlines()[0]}") from error
-                if lost(error):
-                    raise LostObjects(f"{self.role}.{call.method}: {str(error).splitlines()[0]}") from error
-                raise cause(error) from error
+                raise told(error, f"{self.role}.{call.method}") from error
 
     def _deaths(self, pending: list[ObjectRef[Any]]) -> str:
         """Whether another rank died, and why: its death may be seen later than what it did to the others."""
@@ -130,15 +133,22 @@ class Gang:
         self._watch(Call(method, [one[0] if returns > 1 else one for one in found], time.monotonic() + self.timeout))
         return found[0] if returns > 1 else found[:1]
 
-    def _end(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """End all ranks for a cause that is counted; `form` makes new ones."""
         self.restarts[why] += 1
-        self.stop()
+        self._kill()
 
-    def stop(self) -> None:
-        """End all ranks."""
+    def _kill(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
-        self.ranks = []
+        self.ranks, self.places = [], []
+
+    def _release(self) -> None:
         if self.group:
             remove_placement_group(self.group)
             self.group = None
+
+    def stop(self) -> None:
+        """End all ranks, and give back their room."""
+        self._kill()
+        self._release()

@@ -63,14 +63,20 @@ METRICS = (
         "branchgrpo_weight_version", "gauge", "Weight version", "short", "version of the weights that a worker holds", ("role", "worker"),
         {"update/version": {"role": "learner", "worker": "learner-0"}},
     ),
-    Metric("branchgrpo_retries", "counter", "Retries", "short", "tasks sent again", ("role",), {"reward/retries": {"role": "reward"}}),
+    Metric(
+        "branchgrpo_retries", "counter", "Retries", "short", "tasks issued again, and further attempts of rewards", ("role",),
+        {"reward/retries": {"role": "reward"}},
+    ),
     Metric("branchgrpo_restarts", "counter", "Restarts", "short", "actors replaced", ("role", "cause")),
     Metric(
         "branchgrpo_skipped_steps", "counter", "Left out", "short", "optimiser steps skipped since the gradient was not finite", (),
         {"update/skipped_steps": {}},
     ),
     Metric("branchgrpo_dropped_groups", "counter", "Left out", "short", "prompt groups without usable rewards", (), {"reward/dropped_groups": {}}),
-    Metric("branchgrpo_stale_rejections", "counter", "Left out", "short", "results of an old epoch, or of an over-stale policy", ("cause",)),
+    Metric(
+        "branchgrpo_stale_rejections", "counter", "Left out", "short", "checkpoints of an old epoch, trees of an over-stale policy", ("cause",),
+        {"checkpoint/rejected": {"cause": "epoch"}, "tree/stale_dropped": {"cause": "policy"}},
+    ),
     Metric("branchgrpo_checkpoint_timestamp_seconds", "gauge", "Checkpoint age", "unixtime", "when the newest checkpoint was committed"),
     Metric("branchgrpo_checkpoint_iteration", "gauge", "Checkpoint and epoch", "short", "iteration of the newest checkpoint"),
     Metric("branchgrpo_epoch", "gauge", "Checkpoint and epoch", "short", "grows with each restore; older ones are fenced"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -12,9 +13,21 @@ from cluster.errors import PlacementError
 Bundle = dict[str, float]
 
 
-def bundle(cpus: float, gpus: float) -> Bundle:
-    """One actor's resources as Ray names them."""
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+def bundle(options: Mapping[str, Any]) -> Bundle:
+    """What an actor of these options reserves, as Ray names it."""
+    reserved = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus")} | options.get("resources", {})
+    return {name: float(amount) for name, amount in reserved.items() if amount}
+
+
+def require_here(wanted: dict[str, list[Bundle]]) -> None:
+    """Refuse what this machine can never hold, before a Ray is started on it, which takes long. Raises PlacementError."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource  # what Ray counts when it starts
+    from ray._private.utils import get_num_cpus
+
+    gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
+    have = {"CPU": float(get_num_cpus(override_docker_cpu_warning=True)), "GPU": float(gpus)}
+    if any(amount > have.get(name, 0.0) for name, amount in _needed(wanted).items()):
+        raise _lacking(wanted, have, "on this machine")
 
 
 def require(wanted: dict[str, list[Bundle]], seconds: float) -> None:
@@ -31,14 +44,23 @@ def require(wanted: dict[str, list[Bundle]], seconds: float) -> None:
     remove_placement_group(group)
     if ready:
         return
-    need, have = Counter[str](), ray.available_resources()
-    for one in bundles:
-        need.update(one)
+    raise _lacking(wanted, ray.available_resources(), f"free after {seconds:g} s")
+
+
+def _needed(wanted: dict[str, list[Bundle]]) -> Bundle:
+    """Of all actors together."""
+    bundles = [one for role in wanted.values() for one in role]
+    return {name: sum(one.get(name, 0.0) for one in bundles) for name in sorted({name for one in bundles for name in one})}
+
+
+def _lacking(wanted: dict[str, list[Bundle]], have: Bundle, where: str) -> PlacementError:
+    """Says what is missing of what is wanted."""
+    need = _needed(wanted)
     roles = ", ".join(f"{len(role)} {name} × {_text(role[0])}" for name, role in wanted.items())
     missing = {name: amount - have.get(name, 0.0) for name, amount in need.items() if amount > have.get(name, 0.0)}
     lack = f"missing {_text(missing)}" if missing else "enough in all, but no node has room for one of the bundles"
-    free = _text({name: have.get(name, 0.0) for name in need})
-    raise PlacementError(f"cluster: expected room for {roles} (in all {_text(dict(need))}), {free} free after {seconds:g} s: {lack}")
+    there = _text({name: have.get(name, 0.0) for name in need})
+    return PlacementError(f"cluster: expected room for {roles} (in all {_text(need)}), {there} {where}: {lack}")
 
 
 def _text(resources: Bundle) -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import ray
 from ray import ObjectRef
 
-from cluster.errors import BudgetError, LostObjects, cause, ending, lost
+from cluster.errors import BudgetError, ending, told
 from cluster.meter import Meter
-from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, wait
+from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, place, wait
 
 __all__ = ["FORGIVEN", "NAMESPACE", "Patience", "Pool"]
 
@@ -51,14 +51,13 @@ class Pool:
         self.made = 0
         self.queue: deque[Task] = deque()
         self.greetings: list[tuple[str, tuple[Any, ...]]] = []  # behind `ready`: what brings a newcomer up to the others
-        self.greeting = 0
+        self.greeting, self.version = 0, 0
         self.attempts: dict[ObjectRef[Any], Attempt] = {}
-        self.seconds: dict[str, deque[float]] = {}  # of finished tasks, by method
+        self.seconds: dict[str, deque[float]] = {}  # of finished tasks for each of their size, by method
         self.restarts: Counter[str] = Counter()  # by cause
         self.reissued = 0
         self.tended = 0.0
         self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
-        self.need = {"CPU": float(resources.get("num_cpus") or 0), "GPU": float(resources.get("num_gpus") or 0)}  # of one worker
 
     def __len__(self) -> int:
         """Workers that are wanted: what work is cut for."""
@@ -69,22 +68,33 @@ class Pool:
     def wait_ready(self) -> None:
         """Until as many workers as wanted have loaded what they need. Raises what that raised."""
         deadline = time.monotonic() + self.patience.timeout
-        self.tend()
         while sum(worker.state == "ready" for worker in self.workers) < self.desired:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.role}: {self.desired} workers were not ready in {self.patience.timeout:g} s")
+            self.tend()
             wait(self)
 
-    def greet(self, greetings: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
-        """From now on, newcomers run these methods before any work."""
-        self.greetings, self.greeting = list(greetings), self.greeting + 1
+    def greet(self, greetings: Iterable[tuple[str, tuple[Any, ...]]], version: int = 0) -> None:
+        """From now on, newcomers run these methods before any work; they then hold this version of what the methods bring."""
+        self.greetings, self.greeting, self.version = list(greetings), self.greeting + 1, version
         for worker in self.workers:
             if worker.state == "ready" and not worker.pending:  # a broadcast brought these up already
-                worker.greeting = self.greeting
+                worker.greeting, worker.version = self.greeting, version
+
+    def settle(self, alive: Container[str], leaving: Container[str]) -> None:
+        """Nodes that are not alive took their workers with them, idle ones too. On those that will go, workers finish what they
+        have, and others take their place elsewhere; no budget counts that."""
+        for worker in [worker for worker in self.workers if worker.place]:
+            assert worker.place
+            if worker.place.node not in alive:
+                self._remove(worker, worker.leaving if worker.state == "draining" else "node")
+            elif worker.state != "draining" and worker.place.node in leaving:
+                worker.state, worker.leaving = "draining", "preempted"
 
     def _start(self) -> None:
         options = self.resources | ({"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE} if self.run else {})
-        worker = Worker(self.made, self.actor.options(**options).remote(*self.arguments, self.made))
+        handle = self.actor.options(**options).remote(*self.arguments, self.made)
+        worker = Worker(self.made, handle, handle.__ray_call__.remote(place))
         self.made += 1
         self.workers.append(worker)
         self._greet(worker, [("ready", ()), *self.greetings])
@@ -128,8 +138,8 @@ class Pool:
             self.tended = now
             self.tick()
             self._overdue(now)
-        for worker in [worker for worker in self.workers if worker.state == "draining" and not worker.pending]:
-            self._remove(worker, "scaled")
+        for worker in [one for one in self.workers if one.state == "draining" and not any(attempt.task for attempt in one.pending)]:
+            self._remove(worker, worker.leaving)
         active = [worker for worker in self.workers if worker.state != "draining"]
         for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
             worker.state = "draining"
@@ -138,7 +148,7 @@ class Pool:
         for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:
             if self.greetings:
                 self._greet(worker, self.greetings)
-            worker.greeting = self.greeting
+            worker.greeting, worker.version = self.greeting, self.version
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -155,10 +165,10 @@ class Pool:
         task.attempts.append(attempt)
         self._watch(attempt, references[0])
 
-    def _patience(self, method: str) -> float:
-        """Seconds after which a task of this kind is overdue."""
-        known = self.seconds.get(method)
-        return max(self.patience.least, self.patience.straggler * statistics.median(known)) if known else self.patience.timeout
+    def _patience(self, task: Task) -> float:
+        """Seconds after which a task of this kind and size is overdue."""
+        known = self.seconds.get(task.method)
+        return max(self.patience.least, self.patience.straggler * task.size * statistics.median(known)) if known else self.patience.timeout
 
     def _slow(self, worker: Worker) -> bool:
         """Something on it is overdue: it may be hung."""
@@ -172,10 +182,12 @@ class Pool:
             first = worker.pending[0]  # what it works on; the rest waits behind
             took = now - max(first.began, worker.began)
             if first.task is None:
-                if took > self.patience.timeout:
+                if not worker.look():
+                    first.began = now  # it waits for room, however long that takes
+                elif took > self.patience.timeout:
                     self._remove(worker, "unresponsive")
                 continue
-            limit = self._patience(first.task.method) * 2**first.task.failures  # what is slow everywhere must end somewhere
+            limit = self._patience(first.task) * 2**first.task.failures  # what is slow everywhere must end somewhere
             if took > 2 * limit:
                 self._remove(worker, "unresponsive")
             elif took > limit:
@@ -191,10 +203,13 @@ class Pool:
         """A new set of pending tasks."""
         return Flow()
 
-    def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, then: Callable[[list[ObjectRef[Any]]], None]) -> None:
-        """Run `method` on some worker; `then` gets its references when it has finished."""
+    def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, size: float = 1.0, then: Callable[[list[ObjectRef[Any]]], None]) -> None:
+        """Run `method` on some worker; `then` gets its references when it has finished.
+
+        size: of the task beside others of its method, by which its time is judged.
+        """
         self.meter.count((method, arguments))
-        self.queue.append(Task(method, arguments, returns, then, flow))
+        self.queue.append(Task(method, arguments, returns, then, flow, size))
         flow.add(self)
         self._dispatch()
 
@@ -205,7 +220,8 @@ class Pool:
             return  # of a worker that was removed meanwhile
         worker, task, now = attempt.worker, attempt.task, time.monotonic()
         try:
-            values = ray.get([reference] if task else attempt.references)  # of a greeting, what failed first
+            worker.look()
+            ray.get([reference] if task else attempt.references)  # of a greeting, what failed first
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
             self._remove(worker, ending(error), str(error).strip().splitlines()[0])  # it may live on, but is not waited for
             return
@@ -215,15 +231,14 @@ class Pool:
                 worker.state, worker.greeting = "ready" if worker.state == "starting" else worker.state, -1
             elif task.done:
                 return
-            if lost(error):
-                raise LostObjects(f"{self.role}.{task.method if task else 'ready'}: {str(error).splitlines()[0]}") from error
-            raise cause(error) from error
+            raise told(error, f"{self.role}.{task.method if task else 'ready'}") from error
         worker.pending.remove(attempt)
         if worker.pending:
             worker.pending[0].began = now  # it waited until now
         if task is None:
-            worker.process = worker.process or values[0]
             worker.state, worker.began = "ready" if worker.state == "starting" else worker.state, now
+            if worker.greeting == self.greeting:
+                worker.version = self.version
             return
         if task.done:
             return
@@ -231,7 +246,7 @@ class Pool:
         task.attempts.remove(attempt)
         if task in self.queue:
             self.queue.remove(task)
-        self.seconds.setdefault(task.method, deque(maxlen=64)).append(now - attempt.began)
+        self.seconds.setdefault(task.method, deque(maxlen=64)).append((now - attempt.began) / task.size)
         task.flow.finished(self)
         task.then(attempt.references)
 
@@ -253,9 +268,7 @@ class Pool:
             except ray.exceptions.RayActorError as error:
                 self._remove(worker, ending(error))
             except ray.exceptions.RayError as error:
-                if lost(error):
-                    raise LostObjects(f"{self.role}.{method}: {str(error).splitlines()[0]}") from error
-                raise cause(error) from error
+                raise told(error, f"{self.role}.{method}") from error
         return results
 
     def share(self, value: Any) -> ObjectRef[Any]:
@@ -267,10 +280,8 @@ class Pool:
         """A small result, into the driver. Raises LostObjects when it is gone with its node."""
         try:
             value = ray.get(reference)
-        except ray.exceptions.ObjectLostError as error:
-            raise LostObjects(f"{self.role}: {str(error).splitlines()[0]}") from error
-        except ray.exceptions.RayTaskError as error:
-            raise cause(error) from error
+        except (ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError) as error:
+            raise told(error, self.role) from error
         self.meter.count(value)
         return value
 
@@ -282,9 +293,13 @@ class Pool:
                 attempt.task.done = True
 
     def states(self) -> list[dict[str, Any]]:
-        """What each worker is and does, for people."""
-        busy = {worker: sum(one.task is not None for one in worker.pending) for worker in self.workers}
-        return [{"name": f"{self.role}-{one.index}", "state": one.state, "version": one.greeting, "node": "", "busy": busy[one]} for one in self.workers]
+        """What each worker is and does, see cluster.control.WorkerState; `node` is its id."""
+        found = []
+        for one in self.workers:
+            state, node = ("waiting" if one.state == "starting" else one.state, "") if one.place is None else (one.state, one.place.node)
+            busy = sum(attempt.task is not None for attempt in one.pending)
+            found.append({"name": f"{self.role}-{one.index}", "state": state, "version": one.version, "node": node, "busy": busy})
+        return found
 
     def stop(self) -> None:
         """End the workers."""

@@ -19,5 +19,5 @@ def publish(gang: Gang, pool: Pool, chunks: int, weights: str) -> int:
     for found in pool.broadcast("load_weights", *references[1:]):
         if found != digest:
             raise PublishError(f"a {pool.role} worker holds weights {found[:12]}… after loading v{version}, published were {digest[:12]}…")
-    pool.greet([("load_weights", tuple(references[1:]))])
+    pool.greet([("load_weights", tuple(references[1:]))], int(version))
     return int(version)

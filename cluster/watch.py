@@ -1,4 +1,4 @@
-"""The commands status and scale."""
+"""The commands status, scale and stop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from cluster.connect import connect
 
 
 def watch(found: argparse.Namespace) -> int:
-    """status and scale: ask the controller of a run that goes on. Returns the exit code."""
+    """status, scale and stop: ask the controller of a run that goes on. Returns the exit code."""
     connect(found.address)
     handle = control.find(found.run)
     if found.command == "status":
         status = control.ask(handle, "status")
         print(json.dumps(control.plain(status), indent=1)) if found.json else Console().print(control.render(status))
+        return 0
+    if found.command == "stop":
+        control.ask(handle, "stop")
+        print(json.dumps({"stopping": True}) if found.json else "the run ends behind the present iteration")
         return 0
     counts = {role: getattr(found, role) for role in ("rollout", "reward", "learner") if getattr(found, role) is not None}
     changed = control.ask(handle, "scale", counts)

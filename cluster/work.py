@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray import ObjectRef
@@ -19,11 +21,24 @@ TICK = 0.25
 """Seconds between two looks at deadlines and wanted counts."""
 
 
+class Place(NamedTuple):
+    """Where an actor runs."""
+
+    node: str
+    process: int
+
+
+def place(actor: Any) -> Place:
+    """Runs in an actor, whatever its class, when it has been made."""
+    del actor
+    return Place(ray.get_runtime_context().get_node_id(), os.getpid())
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a pool waits, and how often it forgives."""
 
-    timeout: float = 1800.0  # seconds within which some task must finish, and a worker must get ready
+    timeout: float = 1800.0  # seconds within which some task must finish, and a worker that has its place must get ready
     straggler: float = 3.0  # a task is issued again after this many times the median of its like, and its worker ended after as many more
     least: float = 5.0  # … but never before this many seconds
     restarts: int = 20  # workers replaced in all, preempted ones apart
@@ -36,11 +51,22 @@ class Worker:
 
     index: int
     handle: ActorHandle[Any]
+    placed: ObjectRef[Place]
+    place: Place | None = None  # None: it waits for room, or its process is being started
     state: str = "starting"  # starting, ready, draining
     greeting: int = -1  # which greeting it had; older ones must be greeted again
+    version: int = -1  # of what the greeting brought
+    leaving: str = "scaled"  # why it drains
     pending: list[Attempt] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
-    process: int = 0  # what `ready` gave
+    made: float = field(default_factory=time.monotonic)
+
+    def look(self) -> bool:
+        """Has it a place by now? Does not wait. Of an actor that is gone, its tasks tell."""
+        if self.place is None and ray.wait([self.placed], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):
+                self.place = ray.get(self.placed)
+        return self.place is not None
 
 
 @dataclass(eq=False)
@@ -62,6 +88,7 @@ class Task:
     returns: int
     then: Callable[[list[ObjectRef[Any]]], None]
     flow: Flow
+    size: float = 1.0
     attempts: list[Attempt] = field(default_factory=list)  # that run
     failures: int = 0
     done: bool = False

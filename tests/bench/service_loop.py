@@ -86,7 +86,7 @@ def hidden() -> dict[str, Any]:
     which grows twice, and the last one, which grows nothing."""
     meter = Meter()
     pool = Pool(Sleeper, "rollout", 2, {"num_cpus": 0.01}, (), meter, Patience(timeout=300.0))
-    gang = Gang(SleepingLearner, "learner", 1, 0.01, 0, lambda rank: (), meter, 300.0)
+    gang = Gang(SleepingLearner, "learner", 1, {"num_cpus": 0.01}, lambda rank: (), meter, 300.0)
     crew = Crew(pool, [], [gang], meter, {"rollout": (1, 8)}, 0, "", False)
     crew.form()
     found: dict[int, list[dict[str, float]]] = {0: [], 1: []}
@@ -131,7 +131,7 @@ def recovery() -> dict[str, Any]:
                 call = begin(method, *arguments)
                 if method == "update" and not hit.done:
                     hit.done = True
-                    threading.Timer(0.05, kill, (made.learners.processes[0],)).start()
+                    threading.Timer(0.05, kill, (made.learners.places[0].process,)).start()
                 return call
 
             made.learners.begin = begun  # type: ignore[method-assign]

@@ -50,7 +50,7 @@ def took(pool: Pool, tasks: int, seconds: float, kill_every: int = 0, kills: int
         done += 1
         busy = [worker for worker in pool.workers if worker.state == "ready" and worker.pending]
         if kill_every and done >= kill_every * (killed + 1) and killed < kills and busy:
-            os.kill(busy[0].process, signal.SIGKILL)
+            os.kill(busy[0].place.process, signal.SIGKILL)
             killed += 1
 
     began = time.perf_counter()

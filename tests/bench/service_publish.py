@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,6 @@ from actors.learner import Learner
 from actors.rollout import RolloutWorker
 from branchgrpo import config as configs
 from branchgrpo import wire
-from branchgrpo.models.base import Adapter
 from cluster.gang import Gang
 from cluster.meter import Meter
 from cluster.pool import Patience, Pool
@@ -29,8 +27,6 @@ WORKERS, TENSORS, SIDE, REPEATS = 4, 125, 1000, 7  # 500 MB
 class Weights:
     """The part of a model that publishing sees."""
 
-    load = Adapter.load
-
     def __init__(self) -> None:
         self.tensors = {f"layer.{index}": torch.nn.Parameter(torch.rand(SIDE, SIDE)) for index in range(TENSORS)}
 
@@ -41,11 +37,10 @@ class Weights:
 class Sender(Learner):
     """A learner with such weights."""
 
-    def ready(self) -> int:
+    def join(self, ranks: int, address: str) -> None:
         torch.set_num_threads(1)
         self.model, self.version = Weights(), 1
         self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
-        return os.getpid()
 
     def parts(self) -> dict[str, float]:
         """Seconds of what `publish` does, alone."""
@@ -58,19 +53,16 @@ class Sender(Learner):
 class Receiver(RolloutWorker):
     """A rollout worker with such weights."""
 
-    def ready(self) -> int:
+    def ready(self) -> None:
         torch.set_num_threads(1)
         self.model = Weights()
-        return os.getpid()
 
     def parts(self, held: list[Any]) -> dict[str, float]:
         """Seconds of what `load_weights` does, alone."""
         update, *chunks = ray.get(held)
-        tensors = wire.unpack_weights(update, chunks)
         return {
             "worker: get": timed(lambda: ray.get(held)),
             "worker: unpack": timed(lambda: wire.unpack_weights(update, chunks)),
-            "worker: load": timed(lambda: self.model.load(tensors)),
             "worker: digest": timed(lambda: wire.digest_of(self.model.trainable())),
             "worker: load_weights": timed(lambda: self.load_weights(update, *chunks)),
         }
@@ -90,7 +82,7 @@ def publish() -> dict[str, Any]:
     """Limit: one thread copies 500 MB five times, once for the sender and once for each worker, into memory that was used before."""
     config, meter = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {}), Meter()
     pool = Pool(Receiver, "rollout", WORKERS, {"num_cpus": 0.01}, (config,), meter, Patience(timeout=300.0))
-    gang = Gang(Sender, "learner", 1, 0.01, 0, lambda rank: (config, rank, ray.get), meter, 300.0)
+    gang = Gang(Sender, "learner", 1, {"num_cpus": 0.01}, lambda rank: (config, rank, ray.get), meter, 300.0)
     pool.tend()
     gang.form()
     pool.wait_ready()
@@ -109,7 +101,8 @@ def publish() -> dict[str, Any]:
         publish_weights(gang, pool, chunks, "policy")
         return perf_counter() - began
 
-    copies(), published(), published()  # the store takes its pages
+    for _ in range(4):
+        copies(), published()  # the store takes its pages
     pairs = [(copies(), published()) for _ in range(REPEATS)]
     limit, measured = median(one for one, _ in pairs), median(one for _, one in pairs)
     fresh = timed(lambda: source.copy())

@@ -95,7 +95,7 @@ def busy(made: Crew, index: int, act: Callable[[int], None], method: str = "grow
             workers = [worker for worker in list(made.rollouts.workers) if worker.state == "ready"]
             if len(workers) > index and any(attempt.task and attempt.task.method == method for attempt in list(workers[index].pending)):
                 time.sleep(0.03)
-                act(workers[index].process)
+                act(workers[index].place.process)
                 return
             time.sleep(0.002)
 

@@ -37,7 +37,7 @@ def updating(made: Crew, act: Any, deadline: float = 60.0) -> None:
         if method == "update":
             made.learners.begin = begin  # type: ignore[method-assign]
             call.deadline = time.monotonic() + deadline
-            process = made.learners.processes[1]
+            process = made.learners.places[1].process
             threading.Timer(0.05, lambda: act(process)).start()
         return call
 

@@ -70,7 +70,7 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
     """A hung worker is ended then; one that dawdles gives a second result, which nobody sees."""
     made = pool(tmp_path, 2, least=2.0 if act == "dawdle" else 0.5)
     made.wait_ready()
-    processes = {worker.index: worker.process for worker in made.workers}
+    processes = {worker.index: worker.place.process for worker in made.workers}
     for key in range(3):
         (tmp_path / f"once-{key}").touch()
     assert len(results(made, [("once", key, act) for key in range(3)])) == 3  # how long its like takes
@@ -97,6 +97,35 @@ def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"^rollout\.hangs: 2 workers were lost with this task \(unresponsive\)"):
         results(made, [("hangs",)])
     assert made.restarts == {"unresponsive": 2} and made.reissued >= 1
+    made.stop()
+
+
+def test_how_long_a_task_may_take_is_judged_by_its_size(tmp_path: Path) -> None:
+    """Ten times the size, five times the time: no straggler. As large as the others: one."""
+    made = pool(tmp_path, 2, least=0.3)
+    made.wait_ready()
+    results(made, [("task", key, 0.2) for key in range(4)])
+    for size, reissued in ((10.0, 0), (1.0, 1)):
+        flow = made.flow()
+        made.submit(flow, "task", 9, 1.0, size=size, then=lambda references: None)
+        flow.run()
+        assert made.reissued == reissued
+    made.stop()
+
+
+def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
+    made = pool(tmp_path, 1, timeout=3.0)
+    made.wait_ready()
+    large, made.resources = dict(made.resources), made.resources | {"num_cpus": 1000}
+    made.desired = 2
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until:
+        results(made, [("task", 0, 0.1)])
+    assert [(state["name"], state["state"]) for state in made.states()] == [("rollout-0", "ready"), ("rollout-1", "waiting")]
+    assert not made.restarts
+    made.resources, made.desired = large, 1
+    results(made, [("task", 0)])
+    assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [0]
     made.stop()
 
 

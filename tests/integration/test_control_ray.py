@@ -122,7 +122,7 @@ def test_a_run_is_found_watched_scaled_and_waited_for(ray_session: Session) -> N
     assert status["ready"] == present | {"rollout": 2} and status["pending"] == {}
     assert changed == {"rollout": {"from": 2, "to": 4, "when": "now"}}
     assert progress[-1] == "rollout 4/4 ready" and "rollout 3/4 ready" in " ".join(progress) and "1 starting" in " ".join(progress)
-    assert stopped is None and control.ask(handle, "stopping")
+    assert stopped is None and control.ask(handle, "wishes")[0]
     end(handle)
 
 

@@ -36,7 +36,7 @@ class Pool:
     def flow(self) -> Flow:
         return Flow()
 
-    def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, then: Callable[[list[Reference]], None]) -> None:
+    def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, size: float = 1.0, then: Callable[[list[Reference]], None]) -> None:
         worker = self.workers[len(self.calls) % len(self.workers)]
         self.calls.append((method, arguments))
 
@@ -86,7 +86,7 @@ class Service:
         self.learners = Gang(Learner(config, 0, list))
         for pool in (self.rollouts, *self.rewards):
             pool.broadcast("ready")
-        self.learners.call("ready")
+        self.learners.call("join", 1, "")
         self.reports: list[Mapping[str, Any]] = []
         self.published: list[tuple[str, int, str]] = []
 
@@ -113,6 +113,15 @@ class Service:
 
     def follow(self) -> dict[str, int]:
         return {}
+
+    def leaving(self) -> bool:
+        return False
+
+    def regroup(self) -> str:
+        return ""
+
+    def stopping(self) -> bool:
+        return False
 
     def report(self, values: Mapping[str, Any]) -> None:
         self.reports.append(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ PROMPT = "the number 38 in black on yellow"
 def test_full_tree_iteration_counts_and_gates() -> None:
     config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"})
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
-    rollout.ready(), learner.ready()
+    rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
     cut, conditioning = rollout.encode([PROMPT])
@@ -47,10 +48,36 @@ def test_full_tree_iteration_counts_and_gates() -> None:
         learner.update(plan, 1, [(header, payload)], conditioning, {(0, 0): scores.trained})
 
 
+@pytest.mark.parametrize("damage", ["flipped bit", "other names", "missing chunk"])
+def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
+    config = configs.load(QUICKSTART, {"learner.threads": "1"})
+    rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
+    rollout.ready(), learner.join(1, "")
+    learner.version = 1
+    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    _, conditioning = rollout.encode([PROMPT])
+    work = plan, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, 1, conditioning
+    _, update, *chunks = learner.publish()
+    wrong, bad = update, [[part.copy() for part in chunk] for chunk in chunks]
+    if damage == "flipped bit":
+        bad[-1][-1][-1] ^= 1
+    elif damage == "other names":
+        wrong = replace(update, names=(*update.names[:-1], "other"))
+    else:
+        bad.pop()
+    with pytest.raises(ValueError, match="weights"):
+        rollout.load_weights(wrong, *bad)
+    for version in (0, 1):
+        with pytest.raises(RuntimeError, match="asked to grow"):
+            rollout.grow(work[0], version, *work[1:])
+    assert rollout.load_weights(update, *chunks) == update.digest
+    assert rollout.grow(work[0], 1, *work[1:])[0].policy_version == 1
+
+
 def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     config = configs.load(QUICKSTART, {"learner.threads": "1"})
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
-    rollout.ready(), learner.ready()
+    rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
     _, conditioning = rollout.encode([PROMPT])
     header, payload, _ = rollout.grow(plan, 0, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, plan.steps, conditioning)

@@ -82,9 +82,23 @@ def test_status_counts_ready_workers_and_what_is_to_come(controller: Controller,
 
 
 def test_stopping_is_asked_once_and_for_all(controller: Controller) -> None:
-    assert not controller.stopping()
+    assert controller.wishes() == (False, {"rollout": 2, "reward": 1, "learner": 1})
     controller.stop()
-    assert controller.stopping() and controller.status()["stopping"]
+    assert controller.wishes()[0] and controller.status()["stopping"]
+
+
+def test_a_role_that_follows_the_cluster_is_not_scaled(controller: Controller) -> None:
+    controller.report({"following": {"rollout": 5}})
+    with pytest.raises(ValueError, match=r"^scale: rollout workers follow the cluster by themselves \(rollout\.workers: auto\), got 3$"):
+        controller.scale({"rollout": 3, "reward": 1})
+    assert controller.status()["desired"] == {"rollout": 5, "reward": 1, "learner": 1}
+
+
+def test_a_number_that_cannot_be_had_says_why(controller: Controller) -> None:
+    controller.scale({"learner": 2})
+    controller.report(SNAPSHOT | {"refused": {"learner": "cluster: expected room"}})
+    assert controller.status()["pending"]["learner"] == "cluster: expected room"
+    assert line_of(text_of(controller.status()), "learner ").startswith("1/2, cluster: expected room")
 
 
 def text_of(status: dict[str, Any]) -> str:

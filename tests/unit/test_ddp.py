@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = batch()
     (folder / "batch.pickle").write_bytes(pickle.dumps(arguments))
     learner = Learner(config(1), 0, list)
-    learner.ready()
+    learner.join(1, "")
     one = outcome(learner, arguments)
     learner.configure(config(1, TWICE))
     one["twice"] = outcome(learner, arguments)

@@ -220,7 +220,7 @@ class Case:
         self.config = quickstart(SMALL | options)
         self.worker, self.learner = RolloutWorker(self.config, 0), Learner(self.config, 0, list)
         self.plan = self.config.method.plan(0, 5, 3.0)
-        self.worker.ready(), self.learner.ready()
+        self.worker.ready(), self.learner.join(1, "")
         _, self.conditioning = self.worker.encode(PROMPTS)
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
         header, payload, _ = self.worker.grow(self.plan, 0, subtrees, 0, 5, self.conditioning)

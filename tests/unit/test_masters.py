@@ -14,7 +14,7 @@ HALF = {"model.dtype": "bfloat16", "gates.enabled": "false", "learner.learning_r
 def test_steps_below_the_precision_of_bfloat16_add_up() -> None:
     arguments = batch()
     learner = Learner(config(1, HALF), 0, list)
-    learner.ready()
+    learner.join(1, "")
     start = [value.detach().clone() for value in learner.model.trainable().values()]
     for version in range(3):
         learner.version = 0  # the same trees again
@@ -30,17 +30,17 @@ def test_steps_below_the_precision_of_bfloat16_add_up() -> None:
 
 def test_adapters_are_float32_beside_bfloat16_weights() -> None:
     learner = Learner(config(1, HALF | {"model.lora_rank": "4"}), 0, list)
-    learner.ready()
+    learner.join(1, "")
     kinds = {value.requires_grad: value.dtype for value in learner.model.module.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     assert all(master is value for master, value in zip(learner.policy.masters, learner.policy.parameters, strict=True))
     _, update, *chunks = learner.publish()
-    assert set(update.dtypes) == {"float32"} and sum(len(chunk) for chunk in chunks) == 4 * sum(value.numel() for value in learner.policy.parameters)
+    assert set(update.dtypes) == {"float32"} and sum(len(part) for chunk in chunks for part in chunk) == 4 * sum(value.numel() for value in learner.policy.parameters)
 
 
 def test_rollouts_get_bfloat16() -> None:
     learner = Learner(config(1, HALF), 0, list)
-    learner.ready()
+    learner.join(1, "")
     assert set(learner.publish()[1].dtypes) == {"bfloat16"}
     with pytest.raises(ValueError, match="differing"):
         learner.model.load({})

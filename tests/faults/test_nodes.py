@@ -1,0 +1,171 @@
+"""Nodes that go, come, and are about to go; learners that change their number: several nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._raylet import GcsClient
+from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.experimental.internal_kv import _internal_kv_get
+from small_actors import Worker
+from small_runs import Run, busy, carried, config, same
+
+from cluster import nodes, session
+from cluster.crew import Crew
+from cluster.meter import Meter
+from cluster.pool import Patience, Pool
+from cluster.work import wait
+
+GROW = "grow"
+"""Marks the nodes of rollout workers."""
+STAYING = {"rollout.resource": GROW, "rollout.cpus": "0", "learner.cpus": "0", "learner.resource": "stay", "reward_workers.cpus": "0"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that tells soon when a node is gone."""
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1, "object_store_memory": 128 << 20, "resources": {"stay": 1},
+            "_system_config": quick | {"max_direct_call_object_size": session.INLINE_BYTES},
+        },
+    )  # fmt: skip
+    session.start(made.address, 128, dashboard=False)
+    yield made
+    session.stop()
+    made.shutdown()
+
+
+def node(cluster: Cluster, cpus: int = 0, **resources: float) -> Any:
+    """A further node, known to the cluster."""
+    made = cluster.add_node(num_cpus=cpus, object_store_memory=128 << 20, resources=resources)
+    cluster.wait_for_nodes()
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Without faults."""
+    only = node(cluster, **{GROW: 1})
+    found = carried(tmp_path_factory.mktemp("plain") / "plain-run", config(**STAYING))
+    cluster.remove_node(only)
+    return found
+
+
+def drain(which: Any, seconds: float) -> None:
+    """Tell the cluster that this node will go."""
+    deadline = int(1000 * (time.time() + seconds))
+    accepted, why = GcsClient(address=ray.get_runtime_context().gcs_address).drain_node(
+        which.node_id, DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "spot", deadline
+    )
+    assert accepted, why
+
+
+def test_a_node_that_holds_prefixes_is_lost(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
+    """All rollout workers are on it, and what they have grown in this iteration."""
+    first, second = node(cluster, **{GROW: 1}), []
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 2 and not second:
+            assert {worker.place.node for worker in made.rollouts.workers} == {first.node_id}
+            second.append(node(cluster, **{GROW: 1}))
+
+            def remove(process: int) -> None:
+                cluster.remove_node(first, allow_graceful=False)
+
+            busy(made, 0, remove)
+
+    found = carried(tmp_path / "run", config(**STAYING), sabotage)
+    same(found, undisturbed)
+    assert sum(found.crew.rollouts.restarts.values()) == 2
+    cluster.remove_node(second[0])
+
+
+def test_a_drained_node_is_left_in_good_order(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
+    """Workers and learner move, a checkpoint is written first, and no budget counts it: none is allowed here."""
+    leaving, second = node(cluster, **{GROW: 1}), []
+    options = STAYING | {"learner.resource": GROW, "cluster.max_restarts": "0", "checkpoint.every": "100"}
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 0:
+            assert {place.node for place in made._places() if place} >= {leaving.node_id}
+        if iteration == 2 and not second:
+            second.append(node(cluster, **{GROW: 1}))
+            drain(leaving, 300)
+            made.looked = 0.0
+
+    found = carried(tmp_path / "run", config(**options), sabotage)
+    same(found, undisturbed)
+    assert "learners formed anew: 1 of 1 ranks are on nodes that will go" in found.notes
+    assert {record.get("checkpoint/iteration") for record in found.records[1:4]} == {0.0, 3.0}
+    assert found.crew.rollouts.restarts == {"preempted": 2} and found.crew.learners.restarts == {"preempted": 1}
+    assert found.records[-2]["service/recoveries"] == 0
+    cluster.remove_node(leaving)
+    cluster.remove_node(second[0])
+
+
+def test_learners_change_their_number_behind_a_checkpoint(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
+    only = node(cluster, **{GROW: 1})
+    places: list[int] = []
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        made.wanted_ranks = 2 if iteration < 3 else 5000  # "stay" has room for a thousand
+        places.append(len(made.learners.places))
+
+    found = carried(tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage)
+    assert places == [1, 1, 1, 2]  # behind iteration 2 comes the checkpoint
+    assert "learners formed anew: 1 → 2 ranks" in found.notes and found.crew.learners.restarts == {"scaled": 1}
+    assert found.crew.refused == ""  # behind the last iteration nothing is formed any more
+    one, other = found.records[3], undisturbed.records[3]
+    assert one["reward/total"] == other["reward/total"] and one["update/version"] == other["update/version"] == 3
+    assert one["update/gradient_norm"] == pytest.approx(other["update/gradient_norm"], rel=1e-3)
+    assert [record["iteration"] for record in found.records] == [record["iteration"] for record in undisturbed.records]
+    cluster.remove_node(only)
+
+
+def asked() -> Any:
+    """What the autoscaler would be asked for."""
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null")
+
+
+def following(cluster: Cluster, crew: Crew, desired: int, seconds: float = 40.0) -> None:
+    """Until the pool wants, and has, so many workers."""
+    deadline = time.monotonic() + seconds
+    while (crew.rollouts.desired, sum(worker.state == "ready" for worker in crew.rollouts.workers)) != (desired, desired):
+        assert time.monotonic() < deadline, (crew.rollouts.desired, crew.rollouts.states())
+        crew.follow()
+        wait(crew.rollouts)
+
+
+def test_auto_follows_nodes_that_come_and_go(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "PLACING_SECONDS", 2.0)
+    first = node(cluster, 2, **{GROW: 1})
+    resources = {"num_cpus": 1, "resources": {GROW: 0.001}}
+    pool = Pool(Worker, "rollout", 1, resources, (str(tmp_path),), Meter(), Patience(timeout=60.0, restarts=2))
+    crew = Crew(pool, [], [], Meter(), {"rollout": (1, 4)}, 0, "", auto=True, request=6)
+    try:
+        assert asked() == [{"CPU": 1.0, GROW: 0.001}] * 6
+        pool.wait_ready()
+        following(cluster, crew, 2)
+        second = node(cluster, 1, **{GROW: 1})
+        following(cluster, crew, 3)
+        third = node(cluster, 8, **{GROW: 1})
+        following(cluster, crew, 4)  # the most that it may have
+        cluster.remove_node(third)
+        cluster.remove_node(second)
+        following(cluster, crew, 2)
+        assert pool.restarts == {"node": 2}
+    finally:
+        crew.stop()
+        assert asked() == []
+        cluster.remove_node(first)
