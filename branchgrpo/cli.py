@@ -133,7 +133,7 @@ def _overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             plain.append(key + equals + value)
             continue
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise UserError(f"command line: expected a value after {key}")
             value = rest.pop(0)
         overrides[key[2:]] = value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import ray
+from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
+from ray._private.runtime_env.packaging import _dir_travel  # no public call tells what an upload takes
 
 from cluster.machines import DRIVER, Answers, Machines, failures, leave, missing, remove
 from cluster.reach import lets_all_in, reachable, token_path
@@ -168,6 +172,30 @@ def job_stop(environment: Mapping[str, str]) -> Finding:
         return Finding("ok", f"{GRACE}={seconds}")
     advice = f'ray job submit --runtime-env-json \'{{"env_vars": {{"{GRACE}": "{GRACE_SECONDS}"}}}}\''
     return Finding("warn", f"{GRACE}={seconds or '(unset: 3 s)'}: ray job stop may kill the run before its checkpoint is written", advice)
+
+
+def working_dir(folder: Path, limit: int) -> Finding:
+    """Does what `ray job submit --working-dir` would upload of the folder fit Ray's limit, in bytes? Ray packs without compressing."""
+    sizes = Counter[str]()
+
+    def add(path: Path) -> None:
+        if path.is_file():
+            sizes[path.relative_to(folder).parts[0]] += path.stat().st_size
+        if sizes.total() > limit:
+            raise _Enough
+
+    try:
+        # honours .gitignore and .rayignore as the upload does
+        _dir_travel(folder, [], add, include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1", logger=logging.Logger("silent", 100))
+    except _Enough:
+        ((largest, size),) = sizes.most_common(1)
+        text = f"{folder}: more than {_size(limit)}, Ray's limit for ray job submit --working-dir; {_size(size)} or more of it in {largest}"
+        return Finding("warn", text, "name what the run does not need in .gitignore or .rayignore, and keep data on shared storage")
+    return Finding("ok", f"{folder}: {_size(sizes.total())} to upload with ray job submit, of {_size(limit)} at most")
+
+
+class _Enough(Exception):
+    """Counted beyond the limit."""
 
 
 def disk(folder: str, trained: int) -> Finding:

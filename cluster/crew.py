@@ -52,7 +52,7 @@ class Crew:
         rollout workers as the cluster has room for. request: for how many an autoscaler is asked."""
         self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
         self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
-        self.chunks = 0
+        self.chunks, self.formed = 0, False
         self.wish: ObjectRef[Any] | None = None
         self.looked = 0.0
         self.ending = False  # somebody asked for it
@@ -92,11 +92,13 @@ class Crew:
         """Wait until every actor has loaded what it needs."""
         for pool in self.pools:
             pool.tend()  # all begin to load at once
+        for pool in self.rewards:  # they load least, and refuse first
+            pool.wait_ready()
         for gang in self.gangs:
             gang.form()
             self.chunks = gang.call("chunks")[0]
-        for pool in self.pools:
-            pool.wait_ready()
+        self.formed = True
+        self.rollouts.wait_ready()
 
     def publish(self, weights: str = "policy") -> int:
         """The gang's weights of this name to every rollout worker; returns their version."""
@@ -134,7 +136,7 @@ class Crew:
         self.leavers, alive = nodes.draining(), nodes.alive()
         for pool in self.pools:
             pool.settle(alive, self.leavers)
-        if self.auto and self.rollouts.workers:  # before there are any, the fewest are waited for
+        if self.auto and self.formed:  # before that, the fewest rollout workers must leave room for all others
             fewest, most = self.limits["rollout"]
             room = nodes.room(self.rollouts)
             self.rollouts.desired = most if room is None else max(fewest, min(most, room))

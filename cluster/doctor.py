@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
 from cluster import checks
 from cluster.checks import Finding
@@ -86,6 +88,7 @@ def _checks(session: Session | None, machines: Machines, needs: Needs) -> dict[s
         "gpus": partial(checks.gpus, counted, facts),
         "shared memory": partial(checks.shared_memory, facts, stores, wanted),
         "model on nodes": partial(checks.files, facts),
+        "working dir": partial(checks.working_dir, Path.cwd(), GCS_STORAGE_MAX_SIZE),
         "job stop": partial(checks.job_stop, os.environ),
         "disk": partial(checks.disk, needs.checkpoints, needs.trained),
     }

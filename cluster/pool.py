@@ -138,11 +138,11 @@ class Pool:
             self.tended = now
             self.tick()
             self._overdue(now)
-        for worker in [one for one in self.workers if one.state == "draining" and not any(attempt.task for attempt in one.pending)]:
-            self._remove(worker, worker.leaving)
         active = [worker for worker in self.workers if worker.state != "draining"]
         for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
             worker.state = "draining"
+        for worker in [one for one in self.workers if one.state == "draining" and not any(attempt.task for attempt in one.pending)]:
+            self._remove(worker, worker.leaving)
         for _ in range(self.desired - len(active)):
             self._start()
         for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:

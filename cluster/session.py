@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import ray
 
-from cluster.reach import greet
+from cluster.reach import greet, token_path
 
 INLINE_BYTES = 1024
 """Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
 object store. Ray's default of 100 KB would carry small latents through the driver."""
+
+HEAD_SECONDS = 20
+"""How long a driver tries to reach a head that is gone before Ray ends it with exit code 1, if the environment does not say. Ray's
+default is 60 s, for a head that comes back with its memory, which needs a Redis; without one the driver cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,20 @@ class Session:
     local: bool  # started by this process, and ends with it
 
 
+def target(address: str) -> str:
+    """HOST:PORT, or "local" where a new Ray is to be started: "auto" means RAY_ADDRESS if that is set, as in a submitted job, else a new one."""
+    return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+
+
 def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
-    """Connect to `address`; "auto" means RAY_ADDRESS if that is set, as in a submitted job, else a new Ray here."""
+    """Connect to the Ray at `address`, or start one, see `target`."""
     # `uv run` would make Ray rebuild the environment in every worker.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Ray warns unless told whether actors without GPUs may see them; they may, and this is its future default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    target = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
-    local = target == "local"
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_SECONDS))
+    found = target(address)
+    local = found == "local"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if local:
         context = ray.init(
@@ -43,9 +53,11 @@ def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
             logging_level=logging.ERROR,
             _system_config={"max_direct_call_object_size": INLINE_BYTES},
         )
+        if (secret := token_path()).is_file() and secret.stat().st_uid == os.getuid():
+            secret.chmod(0o600)  # Ray writes it readable for all
     else:
-        greet(target)  # ray.init would retry for minutes where nobody answers
-        context = ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
+        greet(found)  # ray.init would retry for minutes where nobody answers
+        context = ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
     for number, handler in handlers.items():  # Ray sets its own, which exit at once: a run could not save
         signal.signal(number, handler)
     url = str(context.dashboard_url or "")

@@ -155,7 +155,7 @@ def test_auto_follows_nodes_that_come_and_go(cluster: Cluster, tmp_path: Path, m
     crew = Crew(pool, [], [], Meter(), {"rollout": (1, 4)}, 0, "", auto=True, request=6)
     try:
         assert asked() == [{"CPU": 1.0, GROW: 0.001}] * 6
-        pool.wait_ready()
+        crew.form()
         following(cluster, crew, 2)
         second = node(cluster, 1, **{GROW: 1})
         following(cluster, crew, 3)

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 
 
-def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
     """run.py as a person starts it."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
 
 
@@ -36,16 +36,16 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
         "--run.iterations",
         "2",
         "--run.folder",
-        str(tmp_path),
+        str(tmp_path / "runs"),
         "--evaluation.prompts",
         "16",
         "--evaluation.pictures",
         "8",
-        "--cluster.dashboard",
-        "false",
+        HOME=str(tmp_path),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = tmp_path.iterdir()
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600  # with the dashboard, Ray makes one
+    (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["iterations"] == 2 and summary["stopped_by"] == "iterations"
     assert summary["held_out"]["ocr/exact"]["n"] == 16

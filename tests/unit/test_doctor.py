@@ -148,6 +148,22 @@ def test_disk_for_a_checkpoint(tmp_path: Path) -> None:
     assert state(checks.disk("s3://bucket/runs", 10), "not known") == "ok"
 
 
+def test_what_a_submitted_job_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for name, size in (("run.py", 100), ("data/one", 600), ("data/deep/two", 500), ("notes", 300)):
+        (tmp_path / name).write_bytes(bytes(size))
+    monkeypatch.delenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", raising=False)
+    assert state(checks.working_dir(tmp_path, 1500), f"{tmp_path}: 0.0 MiB to upload") == "ok"  # all of it, and not more
+    assert state(checks.working_dir(tmp_path, 1050), "in data", ".rayignore") == "warn"
+    (tmp_path / ".gitignore").write_text("data/\n")
+    assert state(checks.working_dir(tmp_path, 450)) == "ok"
+    monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")  # then Ray uploads what git ignores
+    assert state(checks.working_dir(tmp_path, 450), "in data") == "warn"
+    (tmp_path / ".rayignore").write_text("one\ndeep/\n.gitignore\n.rayignore\n")
+    assert state(checks.working_dir(tmp_path, 400)) == "ok"
+    assert state(checks.working_dir(tmp_path, 399), "in notes") == "warn"
+
+
 def test_clocks_that_differ_more_than_the_question_took() -> None:
     assert state(checks.clocks({"a": (0.5, 0.1), "b": (5.0, 4.0)})) == "ok"
     assert state(checks.clocks({"a": (0.5, 0.1), "b": (-5.0, 0.1)}), "b -5.00", "NTP") == "warn"
@@ -267,7 +283,7 @@ def test_this_machine_alone(tmp_path: Path) -> None:
     needs = Needs(machine=own.machine, own={"model": lambda: "there"}, folders={"run.folder": str(tmp_path)}, checkpoints=str(tmp_path), object_store_mb=1)
     found = diagnose("local", needs)
     assert "only this machine" in found["ray"].text
-    for name in ("versions", "gpus", "job stop", "disk", "model on nodes", "storage run.folder", "model"):
+    for name in ("versions", "gpus", "working dir", "job stop", "disk", "model on nodes", "storage run.folder", "model"):
         assert found[name].state == "ok", found[name]
     assert {"ports", "object store", "clocks"}.isdisjoint(found)  # what only a cluster has
 

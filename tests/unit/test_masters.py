@@ -35,7 +35,8 @@ def test_adapters_are_float32_beside_bfloat16_weights() -> None:
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     assert all(master is value for master, value in zip(learner.policy.masters, learner.policy.parameters, strict=True))
     _, update, *chunks = learner.publish()
-    assert set(update.dtypes) == {"float32"} and sum(len(part) for chunk in chunks for part in chunk) == 4 * sum(value.numel() for value in learner.policy.parameters)
+    assert set(update.dtypes) == {"float32"}
+    assert sum(len(part) for chunk in chunks for part in chunk) == 4 * sum(value.numel() for value in learner.policy.parameters)
 
 
 def test_rollouts_get_bfloat16() -> None:
