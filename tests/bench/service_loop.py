@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
@@ -34,10 +33,7 @@ class SleepingLearner:
     def __init__(self) -> None:
         self.version = 0
 
-    def ready(self) -> int:
-        return os.getpid()
-
-    def rendezvous(self) -> str:
+    def rendezvous(self, ranks: int) -> str:
         return ""
 
     def join(self, ranks: int, address: str) -> None: ...

@@ -20,7 +20,7 @@ from small_runs import ROOT
 RAY = Path(sys.executable).with_name("ray")
 CPUS = 2
 TOKEN = "5eed" * 16
-PORTS = ("--port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--ray-client-server-port")
+PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--ray-client-server-port")
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Head:
     """A head, and all that it started."""
 
     address: str
+    dashboard: str  # its URL, where there is one
     process: subprocess.Popen[bytes]  # leads a session, to which all belong
     told: Path
 
@@ -67,11 +68,11 @@ def environment(token: str = TOKEN) -> dict[str, str]:
 
 
 @contextmanager
-def head() -> Iterator[Head]:
-    """A cluster of one node that asks for the token, until the end of the block."""
+def head(dashboard: bool = False) -> Iterator[Head]:
+    """A cluster of one node that asks for the token, until the end of the block; it takes jobs where it has a dashboard."""
     told = ""
     for _ in range(2):  # Ray gives its own agents 15 s to start, which is too little where the machine is busy
-        with _started() as found:
+        with _started(dashboard) as found:
             if found.up():
                 yield found
                 return
@@ -80,19 +81,30 @@ def head() -> Iterator[Head]:
 
 
 @contextmanager
-def _started() -> Iterator[Head]:
+def _started(dashboard: bool) -> Iterator[Head]:
     folder = tempfile.mkdtemp(prefix="bg-", dir="/tmp")  # sockets lie in it, and their paths must be short
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
     ports = [str(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
         listener.close()
-    command = [str(RAY), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--temp-dir", folder, "--include-dashboard", "false"]
-    command += ["--disable-usage-stats", "--num-cpus", str(CPUS), "--object-store-memory", str(128 << 20), "--no-monitor", "--include-log-monitor", "false"]
+    command = [str(RAY), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--temp-dir", folder]
+    command += [
+        "--include-dashboard",
+        str(dashboard),
+        "--disable-usage-stats",
+        "--num-cpus",
+        str(CPUS),
+        "--object-store-memory",
+        str(128 << 20),
+        "--no-monitor",
+        "--include-log-monitor",
+        "false",
+    ]
     command += [part for pair in zip(PORTS, ports, strict=True) for part in pair]
     told = Path(folder, "told")
     with told.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True)
-    found = Head(f"127.0.0.1:{ports[0]}", process, told)
+    found = Head(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", process, told)
     try:
         yield found
     finally:
