@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=64, help="of --many, at most")
     found = parser.parse_args()
     chosen = [name for name in FIGURES if getattr(found, name)] or list(FIGURES)
-    sys.path[1:1] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+    folders = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+    sys.path[1:1] = folders
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, str(Path(__file__).parent)])  # actors import these modules too
     from cluster import session
 
     rows: dict[str, object] = {"cores": os.cpu_count()}
