@@ -155,6 +155,7 @@ spec:
   entrypoint: >-
     python /app/run.py train /app/configs/flux.1-dev-4nodes-full.yaml
     --run.folder /shared/runs --resume auto --cluster.wait_seconds 3600
+    --rollout.resource rollout --reward_workers.resource reward --learner.resource learner
   runtimeEnvYAML: |
     env_vars:
       RAY_JOB_STOP_WAIT_TIME_S: "120"

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import run
 import yaml
 
+from branchgrpo import config as configs
+from branchgrpo.cli import parse
+from branchgrpo.config import Config
 from cluster.deploy import generate
 from cluster.deploy.generate import FILES, FOLDER
 from cluster.monitor import METRICS
+from cluster.placement import bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -124,7 +131,8 @@ def pods(spec: Any) -> list[Any]:
     return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
-def test_ray_s_autoscaler_reads_the_groups_from_the_manifest() -> None:
+def kubernetes() -> dict[str, Any]:
+    """Groups of nodes, as Ray's autoscaler reads the manifest."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
     from ray.autoscaler._private.util import validate_config
 
@@ -132,8 +140,39 @@ def test_ray_s_autoscaler_reads_the_groups_from_the_manifest() -> None:
     cluster["metadata"]["namespace"] = "default"
     found = _derive_autoscaling_config_from_ray_cr(cluster)
     validate_config(found)
-    groups = {name: (group["resources"].get("CPU"), group["resources"].get("GPU")) for name, group in found["available_node_types"].items()}
+    return dict(found["available_node_types"])
+
+
+def test_ray_s_autoscaler_reads_the_groups_from_the_manifest() -> None:
+    groups = {name: (group["resources"].get("CPU"), group["resources"].get("GPU")) for name, group in kubernetes().items()}
     assert groups == {"headgroup": (0, 0), "learner": (40, 8), "rollout": (5, 1), "reward": (5, 1)}
+
+
+def submitted() -> Config:
+    """What the RayJob trains."""
+    words = load("rayjob.yaml")["spec"]["entrypoint"].split()
+    found, overrides = parse(words[2:])
+    assert found.resume == "auto"
+    return configs.load(ROOT / found.config.relative_to("/app"), overrides)
+
+
+@pytest.mark.parametrize("groups", [kubernetes, lambda: load("ray-up.yaml")["available_node_types"]], ids=["kubernetes", "launcher"])
+def test_each_role_fits_nodes_of_its_own_group_only_and_all_its_actors_do(groups: Callable[[], dict[str, Any]]) -> None:
+    config, offered = submitted(), groups()
+    roles = {"rollout": (config.rollout, config.rollout.workers), "learner": (config.learner, config.learner.ranks)}
+    roles["reward"] = (config.reward_workers, config.reward_workers.workers * len(config.reward_groups))
+    for name, (role, count) in roles.items():
+        need = bundle(run._resources(role))
+        fits = {group: int(min(has["resources"].get(one, 0) / amount for one, amount in need.items())) for group, has in offered.items()}
+        assert [group for group, actors in fits.items() if actors] == [name]
+        assert fits[name] * offered[name]["max_workers"] >= count
+
+
+def test_kuberay_s_quotes_survive_the_shell() -> None:
+    """KubeRay puts each parameter, as it is, into a line for bash."""
+    for group in load("raycluster.yaml")["spec"]["workerGroupSpecs"]:
+        (word,) = shlex.split(f"--resources={group['rayStartParams']['resources']}")
+        assert json.loads(word.removeprefix("--resources=")) == {group["groupName"]: 1}
 
 
 def test_every_pod_is_isolated_shares_the_storage_and_has_time_to_stop() -> None:
@@ -150,6 +189,8 @@ def test_every_pod_is_isolated_shares_the_storage_and_has_time_to_stop() -> None
         (volume,) = pod["spec"]["volumes"]
         assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
+        drained = [float(one["value"]) for one in container["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        assert len(drained) == (container["name"] == "ray-worker") and all(seconds < pod["spec"]["terminationGracePeriodSeconds"] for seconds in drained)
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert all(rule.get("ports") or "podSelector" in rule["from"][0] for rule in policy["spec"]["ingress"])
 
@@ -164,6 +205,31 @@ def test_the_launcher_s_file_passes_ray_s_validator() -> None:
     assert any(target.endswith("/.ray/auth_token") for target in config["file_mounts"])
     with pytest.raises(Exception, match="Additional properties"):
         validate_config(prepare_config(config | {"max_worker": 3}))
+
+
+def below(place: dict[str, Any], key: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a part of the config's schema says of a key, in every component that has it."""
+    if "$ref" in place:
+        return below(schema["$defs"][place["$ref"].rpartition("/")[2]], key, schema)
+    found = [one for branch in ("anyOf", "oneOf") for part in place.get(branch, []) for one in below(part, key, schema)]
+    own = place.get("items") if key.isdigit() else place.get("properties", {}).get(key)
+    return [*found, own] if own else found
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.glob("*.yaml"))], ids=lambda path: path.name)
+def test_commands_and_keys_that_are_named_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, schema = path.read_text(encoding="utf-8"), Config.model_json_schema()
+    for command in set(re.findall(r"run\.py ([a-z-]+)", text)) - {"--help"}:
+        with pytest.raises(SystemExit) as ended:
+            parse([command, "--help"])
+        assert ended.value.code == 0, command
+    sections = "|".join(schema["properties"])
+    dotted = re.findall(rf"(?:--|`)((?:{sections})\.[a-z_0-9.]+)", text)
+    for key in {key for key in dotted if not key.endswith((".py", ".jsonl", ".json", ".md"))}:
+        places = [schema]
+        for part in key.rstrip(".").split("."):
+            places = [one for place in places for one in below(place, part, schema)]
+        assert places, key
 
 
 def test_one_version_of_ray_everywhere() -> None:
