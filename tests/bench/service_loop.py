@@ -24,7 +24,7 @@ from cluster.meter import Meter
 from cluster.pool import Patience, Pool
 
 GROW, UPDATE, ITERATIONS, PAIRS = 0.5, 0.3, 12, 3
-ROLLOUT_KILLS, LEARNER_KILLS, LAST = (3, 43), (81, 91), 95  # iterations behind which something dies, far enough apart for a new worker to load; checkpoints at even ones
+ROLLOUT_KILLS, LEARNER_KILLS, LAST = (3, 43), (81, 91), 95  # iterations behind which something dies; new workers load between; checkpoints at even ones
 
 
 class SleepingLearner:
