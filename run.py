@@ -18,7 +18,7 @@ from branchgrpo import config as configs
 from branchgrpo import prompts
 from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
-from branchgrpo.errors import GateError, UserError
+from branchgrpo.errors import GateError, StaleEpoch, UserError
 from branchgrpo.interruption import Interruption
 from branchgrpo.metrics import check_sinks
 
@@ -322,7 +322,7 @@ def main() -> int:
             print(configs.dump(config), end="")
             return 0
         return train(config, found.resume)
-    except (UserError, GateError) as error:
+    except (UserError, GateError, StaleEpoch) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:

@@ -27,17 +27,13 @@ from typing import Any, NamedTuple
 
 from branchgrpo.checkpoint_files import STATE, Damaged, Named, Saved, check_name, encode_state, encode_tensors, sealed, verified
 from branchgrpo.checkpoint_storage import storage_at
-from branchgrpo.errors import UserError
+from branchgrpo.errors import StaleEpoch, UserError
 
 __all__ = ["Damaged", "Saved", "StaleEpoch", "Store", "open_saved"]
 
 KEY = "checkpoint.folder"
 
 _NAME = re.compile(r"epoch-(\d+)-iteration-(\d+)-([0-9a-f]+)-([0-9a-f]+)-(\d+)")
-
-
-class StaleEpoch(RuntimeError):
-    """The writer is a zombie: a newer epoch has been claimed."""
 
 
 class _Name(NamedTuple):

@@ -11,9 +11,9 @@ from typing import TypeVar
 import numpy as np
 
 from branchgrpo import prompts
-from branchgrpo.checkpoint import StaleEpoch, Store
+from branchgrpo.checkpoint import Store
 from branchgrpo.config import Config
-from branchgrpo.errors import GateError
+from branchgrpo.errors import GateError, StaleEpoch
 from branchgrpo.evaluation import Evaluator, Scores
 from branchgrpo.figures import figures
 from branchgrpo.forest import Forest, Harvest

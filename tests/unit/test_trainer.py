@@ -13,7 +13,9 @@ from quiet_display import Quiet
 from small_trees import quickstart
 
 from branchgrpo import wire
+from branchgrpo.checkpoint import Store
 from branchgrpo.config import Config
+from branchgrpo.errors import StaleEpoch, UserError
 from branchgrpo.experiment import carry_out, checkpoints, unfinished
 from branchgrpo.metrics import read
 from branchgrpo.trainer import Grown, Trainer
@@ -120,6 +122,28 @@ def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch
     outcome = trainer.train(Memory())
     assert outcome.iterations == 4 and trainer.saved == 0
     assert display.notes[0] == "checkpoint of iteration 2 could not be written: OSError: [Errno 28] No space left on device; training goes on"
+
+
+def test_a_run_that_was_taken_over_ends_and_counts_it(tmp_path: Path) -> None:
+    loaded = config()
+    service = Service(loaded)
+    trainer = Trainer(loaded, service, "test", Quiet(), lambda: False, str(tmp_path))
+    trainer.begin()
+    Store(str(tmp_path)).claim()
+    with pytest.raises(StaleEpoch, match="epoch 1 rejected: epoch 2 has been claimed"):
+        trainer.train(Memory())
+    assert trainer.outcome.iterations == 2 and service.reports[-1]["figures"] == {"checkpoint/rejected": 1.0}
+    assert not Store(str(tmp_path)).all()
+
+
+def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Path) -> None:
+    trained(config(), tmp_path)
+    for file in (tmp_path / "store").glob("epoch-*/state.json"):
+        file.write_text("{")
+    service = Service(config())
+    with pytest.raises(UserError, match=r"^checkpoints: expected a valid one in .*, every one is damaged: epoch-[^\n]+$"):
+        Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "store")).begin(Memory())
+    assert len(list((tmp_path / "store").glob("epoch-*/state.json"))) == 2
 
 
 def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> None:
