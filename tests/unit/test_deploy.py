@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run
 import yaml
 
+import run
 from branchgrpo import config as configs
 from branchgrpo.cli import parse
 from branchgrpo.config import Config
