@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -63,9 +63,8 @@ def configure(made: Crew, config: Config) -> Crew:
     import ray
 
     for pool in made.pools:
-        pool.arguments = (config, *pool.arguments[1:])
+        pool.renew(config, *pool.arguments[1:])
         pool.broadcast("configure", config)
-        pool.greet([("configure", (config,))])  # those that are busy now
     for gang in made.gangs:
         gang.make = partial(_learner_arguments, config, ray.get)
         gang.call("configure", config)
@@ -147,7 +146,8 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
         placement.require_here(wanted)
     display.phase("starting Ray")
     connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
-    try:
+    with ExitStack() as ending:
+        ending.callback(session.stop)
         if connected.dashboard:
             display.note(f"Ray dashboard: {connected.dashboard}")
         placement.require(wanted, config.cluster.wait_seconds)
@@ -155,29 +155,34 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
             encode(config, display)
         display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
         made = crew(config, learning, run)
+        ending.callback(made.stop)
         made.form()
         yield lambda other: made if other == config else configure(made, other)
-    finally:
-        session.stop()
 
 
 def train(config: Config, resume: str = "") -> int:
     """Train, evaluate before and after, write the run folder. Returns the exit code.
 
-    resume: "auto" goes on with the newest run of this name that was cut off, if there is one; a path with that one.
+    resume: "auto" goes on with the newest run of this name that was cut off, if there is one; a run folder with that one; a
+    checkpoint's folder or URL begins a run there.
     """
     from branchgrpo.display import Display
     from branchgrpo.experiment import carry_out, unfinished
 
     check(config)
     begun, interrupted = perf_counter(), Interruption()
-    folder = unfinished(config) if resume == "auto" else Path(resume) if resume else None
-    if resume and resume != "auto" and (folder is None or not (folder / "config.yaml").is_file()):
-        raise UserError(f"--resume: expected auto or a run folder with config.yaml, found none at {resume}")
+    folder, origin = unfinished(config) if resume == "auto" else None, ""
+    if resume not in ("", "auto"):
+        if (Path(resume) / "config.yaml").is_file():
+            folder = Path(resume)
+        else:
+            from branchgrpo.checkpoint import open_saved
+
+            origin = str(open_saved(resume).path)
     folder = folder or Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with Display(f"branchgrpo {config.run.name}", config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
         with started(config, display, run=folder.name) as form:
-            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun)
+            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun, origin=origin)
     from rich.console import Console
 
     from branchgrpo.report import table

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from branchgrpo import combine, credit, shard, wire
-from branchgrpo.checkpoint import Store
+from branchgrpo.checkpoint import Store, open_saved
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, UserError
 from branchgrpo.parallel import gathered, shard_weights
@@ -160,15 +160,18 @@ class Learner:
         except OSError as error:
             return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
-    def restore(self, where: str) -> dict[str, Any]:
-        """Go back to the newest valid checkpoint at `where`, or to the beginning when there is none. Returns the driver's
-        state, {} for the beginning, with `damaged`: what was passed over, and why."""
+    def restore(self, where: str, origin: str = "") -> dict[str, Any]:
+        """Go back to the newest valid checkpoint at `where`, or to the beginning when there is none: the checkpoint `origin`,
+        or the untrained model. Returns the driver's state, {} for the latter, with `damaged`: what was passed over, and
+        why."""
         store = Store(where, self.config.checkpoint.keep)
         saved = store.newest()
         self.configure(self.config)
         damaged = [f"{name}: {reason}" for name, reason in store.damaged]
         if saved is None and damaged:  # beginning again would in the end delete what may be mended
             raise UserError(f"checkpoints: expected a valid one in {where}, every one is damaged: {'; '.join(damaged)}")
+        if saved is None and origin:
+            saved = open_saved(origin)
         if saved is None:
             return {"damaged": damaged}
         state = saved.state()

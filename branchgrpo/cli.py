@@ -81,8 +81,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         if name == "doctor":
             _connecting(command)
         if name == "train":
-            text = "go on with the newest run of this name that was cut off, if there is one; or with this folder"
-            command.add_argument("--resume", default="", metavar="auto|FOLDER", help=text)
+            text = "go on with the newest run of this name that was cut off, if there is one; or with this run folder; or begin at this checkpoint"
+            command.add_argument("--resume", default="", metavar="auto|FOLDER|CHECKPOINT", help=text)
         if name == "config":
             command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
     watching = next((argument for argument in arguments if not argument.startswith("-")), "") in WATCHING

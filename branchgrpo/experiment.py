@@ -17,6 +17,7 @@ from branchgrpo.evaluation import Scores
 from branchgrpo.metrics import MetricsLog, open_sinks, read
 from branchgrpo.service import Display, Service
 from branchgrpo.trainer import Trainer
+from branchgrpo.types import F32, U8
 
 
 def carry_out(
@@ -27,11 +28,13 @@ def carry_out(
     interrupted: Callable[[], bool],
     start_up: float = 0.0,
     before: Scores | None = None,
+    origin: str = "",
 ) -> dict[str, Any]:
     """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json. A folder that exists is one of
     a run that was not finished: it goes on from its newest checkpoint.
 
-    start_up: seconds that went before. before: scores of the untrained model, where they are known already.
+    start_up: seconds that went before. before: scores of the untrained model, where they are known already. origin: a
+    checkpoint that a new run begins at, in place of the untrained model.
     """
     resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,35 +44,47 @@ def carry_out(
     pictures = min(evaluation.pictures, evaluation.prompts)
     if resumed and before is None:
         before = _known(folder)
+
+    def phase(text: str) -> None:
+        display.phase(text)
+        service.report({"phase": text})
+
+    def last() -> tuple[Scores, U8 | None, F32 | None]:
+        """The last check, and the weights."""
+        phase("held-out check after training")
+        started = perf_counter()
+        found, pixels = trainer.evaluate(evaluation.prompts, pictures)
+        seconds["evaluation_after"] = perf_counter() - started
+        diversity = trainer.evaluator.diversity(trainer.outcome.version) if evaluation.diversity else None
+        if config.run.export != "none":
+            phase("writing weights")
+            service.learners.call("save", (folder / "weights").resolve())
+        return found, pixels, diversity
+
     sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, config.model_dump(mode="json", by_alias=True))
     with MetricsLog(folder, sinks) as log:
         if before is None:
-            display.phase(f"held-out check before training: {evaluation.prompts} prompts")
+            phase(f"held-out check before training: {evaluation.prompts} prompts")
             started = perf_counter()
             before, pixels = trainer.surviving(lambda: trainer.evaluate(evaluation.prompts, pictures), log)
             seconds["evaluation_before"] = perf_counter() - started
             _sheet(config, trainer, folder / "samples" / "before.png", before, pixels, "before training")
         _keep(folder, before)
         start = _between(config, before)
-        if not trainer.begin(log if resumed else None):
+        if not trainer.begin(log if resumed or origin else None, origin):
             log.rewind(-1)
             log.write(0, start)
         display.update(0, start)
-        display.phase("training")
-        started = perf_counter()
-        outcome = trainer.train(log)
-        seconds["training"] = perf_counter() - started
-        display.phase("held-out check after training")
-        started = perf_counter()
-        after, pixels = trainer.surviving(lambda: trainer.evaluate(evaluation.prompts, pictures), log)
-        seconds["evaluation_after"] = perf_counter() - started
+        outcome, reached = trainer.outcome, -1
+        while reached != outcome.iterations:  # a failure in the last check may take the run back
+            started = perf_counter()
+            phase("training")
+            reached = trainer.train(log).iterations
+            seconds["training"] = perf_counter() - started
+            after, pixels, diversity = trainer.surviving(last, log)
         log.write(outcome.iterations, {**_between(config, after), "time/training": outcome.seconds})
     _keep(folder, before, after)
     _sheet(config, trainer, folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
-    diversity = trainer.evaluator.diversity(outcome.version) if evaluation.diversity else None
-    if config.run.export != "none":
-        display.phase("writing weights")
-        service.learners.call("save", (folder / "weights").resolve())
     display.phase("drawing the curve")
     records = read(folder / "metrics.jsonl")
     report.curve(folder / "curve.png", records, config.metric, f"{config.run.name}, seed {config.run.seed}")

@@ -123,9 +123,10 @@ class _Growth:
             return
         media, subtrees = references[2], header.subtrees
         self.harvest.media.append((subtrees, media))
-        texts = [self.texts[subtree.prompt] for subtree in subtrees]
+        texts, leaves = [self.texts[subtree.prompt] for subtree in subtrees], topology(self.plan).leaf_count
+        pictures = sum(int(leaves[subtree.node]) for subtree in subtrees)
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            pool.submit(self.flow, "score", media, texts, size=len(texts), then=partial(self._scored, pool, group, subtrees))
+            pool.submit(self.flow, "score", media, texts, size=pictures, then=partial(self._scored, pool, group, subtrees))
 
     def _scored(self, pool: Pool, group: tuple[int, ...], subtrees: tuple[Subtree, ...], references: list[Reference]) -> None:
         self._clock("score")

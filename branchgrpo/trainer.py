@@ -47,6 +47,17 @@ class Grown:
     prompts: int
 
 
+@dataclass
+class Done:
+    """An update that the workers have."""
+
+    iteration: int
+    seconds: float
+    values: dict[str, float]
+    ending: str | None = None  # why training ends behind it; None = not asked yet
+    told: bool = False  # its figures are written
+
+
 class Trainer:
     """Trains one config on one service. `interrupted` is asked between iterations; checkpoints go to the store `where`."""
 
@@ -64,18 +75,22 @@ class Trainer:
             self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
         self.ahead: deque[Grown] = deque()
         self.stale = self.recoveries = self.saved = 0  # stale: trees dropped since the last figures
-        self.where, self.epoch, self.saved_at = where, 0, 0.0
+        self.where, self.origin, self.epoch, self.saved_at = where, "", 0, 0.0
         self.updating = False  # an update was begun that the workers have not got
 
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
-        ending = ""
-        while not ending:
-            ending = self.surviving(lambda: self._iteration(log), log)
-        self.outcome.stopped_by = ending
-        if self.config.checkpoint.kept:
-            self.surviving(self.save, log)
-        return self.outcome
+        outcome, ending, reached = self.outcome, "", -1
+        while reached != outcome.iterations:  # a failure at the last checkpoint may take the run back
+            ending = "iterations" if 0 < self.config.run.iterations <= outcome.iterations else ""
+            while not ending:
+                done = self.surviving(self._iteration, log)
+                ending = self.surviving(lambda done=done: self._conclude(done, log), log)  # type: ignore[misc]
+            reached = outcome.iterations
+            if self.config.checkpoint.kept:
+                self.surviving(self.save, log)
+        outcome.stopped_by = ending
+        return outcome
 
     def surviving(self, work: Callable[[], T], log: Log) -> T:
         """What `work` gives. When machines fail, the service recovers, the run goes back to its newest checkpoint if it
@@ -90,8 +105,8 @@ class Trainer:
             except self.service.faults as error:
                 failure = error
 
-    def _iteration(self, log: Log) -> str:
-        """One update; returns why training ends behind it, or nothing."""
+    def _iteration(self) -> Done:
+        """One update."""
         outcome, started = self.outcome, perf_counter()
         grown = self._next()
         self._tell(grown)
@@ -111,17 +126,32 @@ class Trainer:
         values |= {"tree/staleness": float(stats.version - 1 - grown.version), "tree/stale_dropped": self.stale, "service/recoveries": self.recoveries}
         self.stale = 0
         values |= {f"service/{name}": float(count) for name, count in self.service.follow().items()}
-        ending = self._ending()
-        if not ending:  # behind the last iteration there is the whole check, and a checkpoint
-            values |= self._check(ended - started)
-            if self.config.checkpoint.kept and (self.service.leaving() or self._due(ended - started)):
-                self._save_and_regroup(log)
-        values["checkpoint/iteration"] = self.saved
-        log.write(outcome.iterations, values)
-        self.display.update(outcome.iterations, values)
-        state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations, "version": outcome.version, "epoch": self.epoch}
-        self.service.report(state | {"checkpoint": {"iteration": self.saved, "path": self.where, "time": self.saved_at}, "figures": values})
-        return ending
+        return Done(outcome.iterations, ended - started, values)
+
+    def _conclude(self, done: Done, log: Log) -> str:
+        """What comes behind an update: checks, a checkpoint, figures. Returns why training ends here, or nothing. After a
+        failure it goes on where it was, unless the run has gone back meanwhile."""
+        outcome, values = self.outcome, done.values
+        if done.iteration != outcome.iterations:
+            return ""
+        done.ending = self._ending() if done.ending is None else done.ending
+        due = not done.ending and self.config.checkpoint.kept and (self.service.leaving() or self._due(done.seconds))
+        if not done.told:
+            if not done.ending:  # behind the last iteration there is the whole check, and a checkpoint
+                values |= self._check(done.seconds)
+            if due:
+                self.save()
+            values["checkpoint/iteration"] = self.saved
+            log.write(outcome.iterations, values)
+            done.told = True
+            self.display.update(outcome.iterations, values)
+            state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations}
+            state |= {"version": outcome.version, "epoch": self.epoch, "figures": values}
+            self.service.report(state | {"checkpoint": {"iteration": self.saved, "path": self.where, "time": self.saved_at}})
+        if due and self.saved == outcome.iterations and (why := self.service.regroup()):
+            self.display.note(f"learners formed anew: {why}")
+            self._go_back(log)
+        return done.ending
 
     # growing
 
@@ -165,11 +195,14 @@ class Trainer:
 
     # surviving
 
-    def begin(self, log: Log | None = None) -> bool:
+    def begin(self, log: Log | None = None, origin: str = "") -> bool:
         """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the newest checkpoint, if there
-        is one; returns whether there was."""
+        is one, or from the checkpoint `origin`; returns whether there was."""
+        self.origin = origin
+        if log:
+            return self._go_back(log)
         self._claim()
-        return self._restore(log) if log else False
+        return False
 
     def _claim(self) -> None:
         if self.config.checkpoint.kept:
@@ -191,25 +224,23 @@ class Trainer:
         else:
             self.saved, self.saved_at = outcome.iterations, time()
 
-    def _save_and_regroup(self, log: Log) -> None:
-        """Checkpoints are where the learners may change their number or place."""
-        self.save()
-        if self.saved == self.outcome.iterations and (why := self.service.regroup()):
-            self.display.note(f"learners formed anew: {why}")
-            self._claim()
-            self._restore(log)
-
     def _recover(self, error: Exception, log: Log) -> None:
         self.recoveries += 1
         self.ahead.clear()
         self.display.note(f"recovering: {type(error).__name__}: {error}")
         if self.service.recover(error) or self.updating:  # an update that was begun must not be made twice
             self.updating = False
-            self._claim()
-            self._restore(log)
+            self._go_back(log)
+        else:  # workers may hold other weights, such as those of a check, or what was published last is gone
+            self.outcome.version = self.service.publish()
+
+    def _go_back(self, log: Log) -> bool:
+        """To the newest checkpoint; writers of earlier epochs are fenced off. Returns whether there was one."""
+        self._claim()
+        return self._restore(log)
 
     def _restore(self, log: Log) -> bool:
-        state = self.service.learners.call("restore", self.where)[0]
+        state = self.service.learners.call("restore", self.where, self.origin)[0]
         for damaged in state["damaged"]:
             self.display.note(f"checkpoint passed over: {damaged}")
         outcome, found = self.outcome, "iteration" in state

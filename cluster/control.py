@@ -48,6 +48,7 @@ class Snapshot(TypedDict, total=False):
     version: int  # of the published weights
     epoch: int  # of the learner gang
     restarts: dict[str, int]  # workers that were replaced, by cause
+    ready: dict[str, int]  # actors by role; of rewards, in that runtime_env which has fewest
     following: dict[str, int]  # roles whose number follows the cluster, and what it is now
     refused: dict[str, str]  # by role: why it has not the number that is wanted
     checkpoint: dict[str, Any]  # of the newest one: iteration, path, and time in seconds since 1970
@@ -99,7 +100,7 @@ class Controller:
     def status(self) -> dict[str, Any]:
         """The last report, and beside it run, desired, limits, ready and pending by role, stopping, and age: seconds since that report."""
         refused = self.snapshot.get("refused", {})
-        ready = {role: sum(worker["state"] == "ready" for worker in self.snapshot.get("workers", {}).get(role, [])) for role in self.wanted}
+        ready = dict.fromkeys(self.wanted, 0) | self.snapshot.get("ready", {})
         return {
             **self.snapshot,
             "run": self.run,

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
-import ray
-from ray import ObjectRef
 from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from cluster import control, nodes, placement
-from cluster.errors import GangError, LostObjects, PlacementError
+from cluster import nodes, placement
+from cluster.errors import GangError, LostObjects
 from cluster.gang import Gang
 from cluster.meter import Meter
-from cluster.monitor import Monitor
 from cluster.pool import FORGIVEN, Pool
 from cluster.publish import publish
+from cluster.reporter import TELL_SECONDS, Reporter
 from cluster.work import Place
 
 LOOK_SECONDS = 1.0
 """How often wishes, and nodes that come and go, are looked for."""
-ROOM_SECONDS = 5.0
-"""How long a gang of other size waits for its room before the present one goes on."""
 
 Limits = Mapping[str, tuple[int, int]]
 """Fewest and most workers by role."""
@@ -53,21 +47,15 @@ class Crew:
         self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
         self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
         self.chunks, self.formed = 0, False
-        self.wish: ObjectRef[Any] | None = None
         self.looked = 0.0
         self.ending = False  # somebody asked for it
         self.wanted_ranks = gangs[0].count if gangs else 0
-        self.refused = ""  # why the gang has another number of ranks than wanted
+        self.reserve: PlacementGroup | None = None  # room for ranks that are to be added or to move
+        self.reserved = 0  # how many
         self.leavers: set[str] = set()  # nodes that will go
+        self.warned: set[str] = set()  # those of them, present and past, that had actors of this run
         self.heeded: set[str] = set()  # those of them for which a checkpoint was asked
-        self.counted: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()  # what the metrics know of
-        self.versions: set[str] = set()  # workers whose weights they know of
-        self.last: dict[str, Any] = {"started": time.time()}
-        self.controller: Any = None
-        self.monitor: Monitor | None = None
-        if run:
-            desired = {"rollout": rollouts.desired, "reward": rewards[0].desired, "learner": self.wanted_ranks}
-            self.controller, self.monitor = control.start(run, desired, limits), Monitor(run)
+        self.reporter = Reporter(run, rollouts, rewards, gangs, limits) if run else None
         for pool in self.pools:
             pool.tick = self.look
         if request:
@@ -90,6 +78,7 @@ class Crew:
 
     def form(self) -> None:
         """Wait until every actor has loaded what it needs."""
+        self.report({"phase": "loading models"})
         for pool in self.pools:
             pool.tend()  # all begin to load at once
         for pool in self.rewards:  # they load least, and refuse first
@@ -122,8 +111,17 @@ class Crew:
             return False
         if sum(count for why, count in self.learners.restarts.items() if why not in FORGIVEN) > self.forgiven:
             raise error
-        self.learners.form()
+        self._make_room()
+        self.learners.form(elsewhere=bool(self.leavers))
         return True
+
+    def _make_room(self) -> None:
+        """A gang goes before workers that wait for room, and before those that took what there was."""
+        for pool in self.pools:
+            pool.stand_back()
+        if self.auto and not (self.learners.group and placement.placed(self.learners.group)):
+            self.rollouts.desired, self.looked = self.limits["rollout"][0], time.monotonic()
+            self.rollouts.tend()
 
     # wishes
 
@@ -134,18 +132,25 @@ class Crew:
             return
         self.looked = now
         self.leavers, alive = nodes.draining(), nodes.alive()
+        self.warned |= self.leavers & {place.node for place in self._places()}  # before those who can leave at once are gone
         for pool in self.pools:
             pool.settle(alive, self.leavers)
+        self._reserve()
         if self.auto and self.formed:  # before that, the fewest rollout workers must leave room for all others
             fewest, most = self.limits["rollout"]
-            room = nodes.room(self.rollouts)
+            waiting = [pool.resources for pool in self.rewards for worker in pool.workers if not worker.look()]
+            waiting += [self.learners.resources] * self.reserved if self._waiting() else []
+            room = nodes.room(self.rollouts, waiting)
             self.rollouts.desired = most if room is None else max(fewest, min(most, room))
-        if self.controller is None:
-            return
-        self.wish = self.wish or self.controller.wishes.remote()
-        if ray.wait([self.wish], timeout=0)[0]:
-            self.ending, wanted = ray.get(self.wish)
-            self.wish, self.wanted_ranks = None, wanted["learner"]
+        if self.reporter:
+            self._heed(self.reporter.wishes())
+            if now - self.reporter.told > TELL_SECONDS:
+                self.reporter.tell(self._standing())
+
+    def _heed(self, wishes: tuple[bool, dict[str, int]] | None) -> None:
+        if wishes:
+            self.ending, wanted = wishes
+            self.wanted_ranks = wanted["learner"]
             if not self.auto:
                 self.rollouts.desired = wanted["rollout"]
             for pool in self.rewards:
@@ -156,10 +161,10 @@ class Crew:
         return self.ending
 
     def leaving(self) -> bool:
-        """Will nodes go with actors of this run on them? Each is told once."""
-        new = {place.node for place in self._places() if place.node in self.leavers} - self.heeded
+        """Will nodes go with actors of this run on them? Each is told once; again and again while ranks are on them."""
+        new = self.warned - self.heeded
         self.heeded |= new
-        return bool(new)
+        return bool(new) or any(place.node in self.leavers for gang in self.gangs for place in gang.places)
 
     def _places(self) -> list[Place]:
         places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
@@ -168,21 +173,41 @@ class Crew:
     def regroup(self) -> str:
         """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why, or nothing when it stays
         as it is: since nothing asks for it, or since there is no room."""
-        gang = self.learners
-        going, more = sum(place.node in self.leavers for place in gang.places), self.wanted_ranks - gang.count
-        if not going and not more:
-            return ""
-        try:
-            placement.require({gang.role: [placement.bundle(gang.resources)] * max(0, going + more)}, ROOM_SECONDS)
-        except PlacementError as error:
-            self.refused = str(error)
+        gang, going = self.learners, self._going()
+        if (not going and self.wanted_ranks == gang.count) or self._waiting():
             return ""
         why = f"{going} of {gang.count} ranks are on nodes that will go" if going else f"{gang.count} → {self.wanted_ranks} ranks"
         gang.restarts["preempted" if going else "scaled"] += 1
-        gang.count, self.refused = self.wanted_ranks, ""
+        gang.count = self.wanted_ranks
+        for pool in self.pools:
+            pool.stand_back()  # what is released is for the gang
+        self._release()
         gang.form(elsewhere=bool(going))
         self.chunks = gang.call("chunks")[0]
         return why
+
+    def _going(self) -> int:
+        """Ranks on nodes that will go."""
+        return sum(place.node in self.leavers for gang in self.gangs for place in gang.places)
+
+    def _reserve(self) -> None:
+        """Hold room for ranks that are to be added or to move, which also asks an autoscaler for it; they take it behind the
+        next checkpoint."""
+        wanted = max(0, self._going() + self.wanted_ranks - self.learners.count) if self.gangs and self.learners.places else 0
+        if wanted == self.reserved:
+            return
+        self._release()
+        if bundle := placement.bundle(self.learners.resources):
+            self.reserve, self.reserved = (placement_group([bundle] * wanted, strategy="PACK"), wanted) if wanted else (None, 0)
+
+    def _waiting(self) -> bool:
+        """Is there no room yet for what is reserved?"""
+        return self.reserve is not None and not placement.placed(self.reserve)
+
+    def _release(self) -> None:
+        if self.reserve:
+            remove_placement_group(self.reserve)
+        self.reserve, self.reserved = None, 0
 
     def _ask_autoscaler(self, workers: int) -> None:
         """For room for so many rollout workers beside all others; 0 takes the request back."""
@@ -203,75 +228,20 @@ class Crew:
     # telling
 
     def report(self, values: Mapping[str, Any]) -> None:
-        """Tell whoever watches: `values` as the trainer gives them, and what the workers do."""
-        if self.controller is None or self.monitor is None:
-            return
-        figures: Mapping[str, float] = values.get("figures", {})
-        restarts: Counter[str] = Counter()
-        for one in self.everyone:
-            restarts.update(one.restarts)
-        self.last |= {key: value for key, value in values.items() if key != "figures"}
-        self.last |= {
-            "reward": figures.get("reward/total", math.nan),
-            "seconds": {name.removeprefix("time/"): value for name, value in figures.items() if name.startswith("time/")},
-            "workers": self._states(),
-            "restarts": dict(restarts),
-            "updated": time.time(),
-        }
-        self.last["following"] = {self.rollouts.role: self.rollouts.desired} if self.auto else {}
-        self.last["refused"] = {"learner": self.refused} if self.refused else {}
-        if held_out := {name.removeprefix("held_out/"): value for name, value in figures.items() if name.startswith("held_out/")}:
-            self.last["held_out"] = held_out
-        self.controller.report.remote(dict(self.last))
-        self._measure(figures, int(values.get("epoch", 0)))
+        """Tell whoever watches: `values` as the trainer gives them, and what the actors do."""
+        if self.reporter:
+            self.reporter.report(values, self._standing())
 
-    def _states(self) -> dict[str, list[dict[str, Any]]]:
-        known, version = nodes.addresses(), int(self.last.get("version", -1))
-        states = {"rollout": self.rollouts.states(), "reward": [state for pool in self.rewards for state in pool.states()]}
-        states["learner"] = [
-            {"name": f"{gang.role}-{rank}", "state": "ready", "version": version, "node": place.node, "busy": 0}
-            for gang in self.gangs
-            for rank, place in enumerate(gang.places)
-        ]
-        for state in states["reward"]:
-            state["version"] = -1  # rewards hold no weights
-        for state in chain.from_iterable(states.values()):
-            state["node"] = known.get(state["node"], state["node"])
-        return states
-
-    def _measure(self, figures: Mapping[str, float], epoch: int) -> None:
-        assert self.monitor is not None
-        self.monitor.iteration(figures)
-        self.monitor.set("branchgrpo_epoch", epoch)
-        for pool in self.pools:
-            self.monitor.set("branchgrpo_workers_desired", pool.desired, role=pool.role)
-            self.monitor.set("branchgrpo_workers_ready", sum(worker.state == "ready" for worker in pool.workers), role=pool.role)
-            self.monitor.set("branchgrpo_queue_length", len(pool.queue) + len(pool.attempts), role=pool.role)
-            self._count("branchgrpo_retries", pool.reissued, role=pool.role)
-        for one in self.everyone:
-            for cause, count in one.restarts.items():
-                self._count("branchgrpo_restarts", count, role=one.role, cause=cause)
-        if made := self.last.get("checkpoint", {}).get("time"):
-            self.monitor.set("branchgrpo_checkpoint_timestamp_seconds", made)
-        held = {state["name"]: state["version"] for state in self.rollouts.states() if state["version"] >= 0}
-        for worker in self.versions - held.keys():
-            self.monitor.forget(role=self.rollouts.role, worker=worker)
-        self.versions = set(held)
-        for worker, version in held.items():
-            self.monitor.set("branchgrpo_weight_version", version, role=self.rollouts.role, worker=worker)
-
-    def _count(self, name: str, count: int, **labels: str) -> None:
-        """Bring a counter up to `count`."""
-        assert self.monitor is not None
-        before = self.counted[name, frozenset(labels.items())]
-        self.monitor.add(name, count - before, **labels)
-        self.counted[name, frozenset(labels.items())] = count
+    def _standing(self) -> dict[str, Any]:
+        following = {self.rollouts.role: self.rollouts.desired} if self.auto else {}
+        return {"following": following, "refused": {"learner": f"waits for room for {self.reserved} ranks"} if self._waiting() else {}}
 
     def stop(self) -> None:
         """End all actors."""
         if self.request:
             self._ask_autoscaler(0)
+        self._release()
         for one in self.everyone:
             one.stop()
-        if self.monitor:
-            self.monitor.close()
+        if self.reporter:
+            self.reporter.close()

@@ -42,9 +42,11 @@ def told(error: BaseException, what: str) -> BaseException:
 
 
 def ending(error: BaseException) -> str:
-    """Why a worker is gone, in one word that restarts are counted by: preempted, memory, unavailable or died."""
+    """Why a worker is gone, in one word that restarts are counted by: preempted, memory, node, unavailable or died."""
     if getattr(error, "preempted", False):
         return "preempted"
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):  # Ray's memory monitor
         return "memory"
+    if "node has died" in str(error):
+        return "node"
     return "unavailable" if isinstance(error, ray.exceptions.ActorUnavailableError) else "died"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from cluster.errors import PlacementError
 
@@ -61,6 +61,11 @@ def _lacking(wanted: dict[str, list[Bundle]], have: Bundle, where: str) -> Place
     lack = f"missing {_text(missing)}" if missing else "enough in all, but no node has room for one of the bundles"
     there = _text({name: have.get(name, 0.0) for name in need})
     return PlacementError(f"cluster: expected room for {roles} (in all {_text(need)}), {there} {where}: {lack}")
+
+
+def placed(group: PlacementGroup) -> bool:
+    """Has it all its room? Does not wait."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
 
 
 def _text(resources: Bundle) -> str:

@@ -55,6 +55,7 @@ class Pool:
         self.attempts: dict[ObjectRef[Any], Attempt] = {}
         self.seconds: dict[str, deque[float]] = {}  # of finished tasks for each of their size, by method
         self.restarts: Counter[str] = Counter()  # by cause
+        self.nodes = set[str]()  # lost with workers on them
         self.reissued = 0
         self.tended = 0.0
         self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
@@ -67,10 +68,10 @@ class Pool:
 
     def wait_ready(self) -> None:
         """Until as many workers as wanted have loaded what they need. Raises what that raised."""
-        deadline = time.monotonic() + self.patience.timeout
-        while sum(worker.state == "ready" for worker in self.workers) < self.desired:
+        deadline, enough = time.monotonic() + self.patience.timeout, self.desired
+        while sum(worker.state == "ready" for worker in self.workers) < min(enough, self.desired):  # those wished for meanwhile may wait for room
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.role}: {self.desired} workers were not ready in {self.patience.timeout:g} s")
+                raise TimeoutError(f"{self.role}: {enough} workers were not ready in {self.patience.timeout:g} s")
             self.tend()
             wait(self)
 
@@ -87,9 +88,21 @@ class Pool:
         for worker in [worker for worker in self.workers if worker.place]:
             assert worker.place
             if worker.place.node not in alive:
-                self._remove(worker, worker.leaving if worker.state == "draining" else "node")
+                self._remove(worker, "node")
             elif worker.state != "draining" and worker.place.node in leaving:
                 worker.state, worker.leaving = "draining", "preempted"
+
+    def stand_back(self) -> None:
+        """End workers that have no place yet: others are to get the room that comes free now."""
+        for worker in [worker for worker in self.workers if not worker.look()]:
+            self._remove(worker, "scaled")
+
+    def renew(self, *arguments: Any) -> None:
+        """What workers are made with is another from now on; end those that cannot be told now, as they start or are busy."""
+        self.arguments = arguments
+        for worker in [worker for worker in self.workers if worker.state != "ready" or worker.pending]:
+            self._remove(worker, "scaled")
+        self.greet([])
 
     def _start(self) -> None:
         options = self.resources | ({"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE} if self.run else {})
@@ -109,9 +122,13 @@ class Pool:
         self.attempts[reference] = attempt
 
     def _remove(self, worker: Worker, why: str, reason: str = "") -> None:
-        """The worker is gone: its tasks go to others. Raises BudgetError when that was once too often."""
+        """The worker is gone: its tasks go to others. Raises BudgetError when that was once too often; workers that go with
+        their node count once."""
         if worker not in self.workers:
             return
+        why = worker.leaving if worker.state == "draining" else why
+        if why == "node" and worker.place:
+            self.nodes.add(worker.place.node)
         self.workers.remove(worker)
         self.attempts = {reference: attempt for reference, attempt in self.attempts.items() if attempt.worker is not worker}
         ray.kill(worker.handle)
@@ -124,10 +141,10 @@ class Pool:
                 attempt.task.attempts.remove(attempt)
                 if not attempt.task.attempts and attempt.task not in self.queue:
                     self.queue.appendleft(attempt.task)
-        spent = sum(count for cause, count in self.restarts.items() if cause not in FORGIVEN)
+        spent = len(self.nodes) + sum(count for cause, count in self.restarts.items() if cause not in (*FORGIVEN, "node"))
         if spent > self.patience.restarts:
             counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
-            raise BudgetError(f"{self.role}: {spent} workers were lost, {self.patience.restarts} are allowed: {counts}; last: {reason or why}")
+            raise BudgetError(f"{self.role}: {spent} losses of workers, {self.patience.restarts} are allowed: {counts}; last: {reason or why}")
         if at and at.failures >= self.patience.attempts:
             raise BudgetError(f"{self.role}.{at.method}: {at.failures} workers were lost with this task ({why}): {reason or why}")
 
@@ -142,7 +159,7 @@ class Pool:
         for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
             worker.state = "draining"
         for worker in [one for one in self.workers if one.state == "draining" and not any(attempt.task for attempt in one.pending)]:
-            self._remove(worker, worker.leaving)
+            self._remove(worker, "scaled")
         for _ in range(self.desired - len(active)):
             self._start()
         for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:
@@ -180,6 +197,8 @@ class Pool:
             if not worker.pending:
                 continue
             first = worker.pending[0]  # what it works on; the rest waits behind
+            if ray.wait(first.references[-1:], timeout=0, fetch_local=False)[0]:
+                continue  # done: nobody has taken it in yet
             took = now - max(first.began, worker.began)
             if first.task is None:
                 if not worker.look():
@@ -257,7 +276,7 @@ class Pool:
         """
         asked = [worker for worker in self.workers if worker.state == "ready" and not worker.pending]
         references = [getattr(worker.handle, method).remote(*arguments) for worker in asked]
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=self.patience.timeout) if references else ([], [])
+        ready = self._answers(references)
         results = []
         for worker, reference in zip(asked, references, strict=True):
             if reference not in ready:
@@ -270,6 +289,16 @@ class Pool:
             except ray.exceptions.RayError as error:
                 raise told(error, f"{self.role}.{method}") from error
         return results
+
+    def _answers(self, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
+        """Those that come in time: the faster half has the timeout, the others some times as long as that half took."""
+        if not references:
+            return []
+        began = time.monotonic()
+        half: list[ObjectRef[Any]]
+        half, late = ray.wait(references, num_returns=(len(references) + 1) // 2, timeout=self.patience.timeout, fetch_local=False)
+        limit = 2 * max(self.patience.least, self.patience.straggler * (time.monotonic() - began))
+        return half + (ray.wait(late, num_returns=len(late), timeout=limit, fetch_local=False)[0] if late else [])
 
     def share(self, value: Any) -> ObjectRef[Any]:
         """A value that several tasks take, put into the object store once."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from small_cluster import environment, head
 from small_runs import ITERATIONS, ROOT
 from test_learners import FIGURES, arguments, finished
@@ -26,6 +27,7 @@ def last_state(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in newest.glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_a_lost_head_ends_the_driver_and_the_run_goes_on_elsewhere(tmp_path: Path) -> None:
     runs, told, every = tmp_path / "runs", tmp_path / "told", {"checkpoint.every": "1"}
     with ThreadPoolExecutor(1) as pool, ExitStack() as leftovers:

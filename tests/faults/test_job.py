@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from small_cluster import RAY, Head, environment, head
 from small_runs import ROOT
 from test_learners import arguments
@@ -30,6 +31,7 @@ def submitted(cluster: Head, name: str, *command: str, wait: bool) -> subprocess
     return job(cluster, "submit", *how, *kept, "--working-dir", ".", "--", sys.executable, "run.py", *command)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_saves_and_leaves_nothing(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with head(dashboard=True) as cluster:

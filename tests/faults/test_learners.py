@@ -59,6 +59,7 @@ def test_a_rank_killed_inside_an_update(plain_two: Run, tmp_path: Path, at: int)
     assert any("checkpoint of iteration 2" in note for note in found.notes) == (at == 3)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_at_the_deadline(plain_two: Run, tmp_path: Path) -> None:
     stopped: list[int] = []
 
@@ -108,6 +109,7 @@ def finished(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 FIGURES = ("iteration", "reward/total", "reward/spread", "update/loss", "update/gradient_norm", "update/version")
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_when_it_is_started_again(plain: Run, tmp_path: Path) -> None:
     runs, told = tmp_path / "runs", tmp_path / "told"
     with told.open("w") as file:
@@ -129,6 +131,7 @@ def test_a_killed_driver_goes_on_when_it_is_started_again(plain: Run, tmp_path: 
     assert held_out == others_held_out and len(records) == ITERATIONS + 2
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_a_new_start_goes_on(plain: Run, tmp_path: Path) -> None:
     given = arguments(tmp_path, **{"checkpoint.every": "100"})
     process = subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

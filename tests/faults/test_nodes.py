@@ -91,6 +91,7 @@ def test_a_node_that_holds_prefixes_is_lost(cluster: Cluster, undisturbed: Run, 
     cluster.remove_node(second[0])
 
 
+@pytest.mark.slow
 def test_a_drained_node_is_left_in_good_order(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
     """Workers and learner move, a checkpoint is written first, and no budget counts it: none is allowed here."""
     leaving, second = node(cluster, **{GROW: 1}), []
@@ -98,7 +99,7 @@ def test_a_drained_node_is_left_in_good_order(cluster: Cluster, undisturbed: Run
 
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 0:
-            assert {place.node for place in made._places() if place} >= {leaving.node_id}
+            assert {place.node for place in made._places()} >= {leaving.node_id}
         if iteration == 2 and not second:
             second.append(node(cluster, **{GROW: 1}))
             drain(leaving, 300)
@@ -114,18 +115,19 @@ def test_a_drained_node_is_left_in_good_order(cluster: Cluster, undisturbed: Run
     cluster.remove_node(second[0])
 
 
+@pytest.mark.slow
 def test_learners_change_their_number_behind_a_checkpoint(cluster: Cluster, undisturbed: Run, tmp_path: Path) -> None:
     only = node(cluster, **{GROW: 1})
     places: list[int] = []
 
     def sabotage(made: Crew, iteration: int) -> None:
-        made.wanted_ranks = 2 if iteration < 3 else 5000  # "stay" has room for a thousand
+        made.wanted_ranks, made.looked = 2, 0.0
         places.append(len(made.learners.places))
 
     found = carried(tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage)
     assert places == [1, 1, 1, 2]  # behind iteration 2 comes the checkpoint
     assert "learners formed anew: 1 → 2 ranks" in found.notes and found.crew.learners.restarts == {"scaled": 1}
-    assert found.crew.refused == ""  # behind the last iteration nothing is formed any more
+    assert found.crew.reserve is None
     one, other = found.records[3], undisturbed.records[3]
     assert one["reward/total"] == other["reward/total"] and one["update/version"] == other["update/version"] == 3
     assert one["update/gradient_norm"] == pytest.approx(other["update/gradient_norm"], rel=1e-3)
@@ -136,6 +138,26 @@ def test_learners_change_their_number_behind_a_checkpoint(cluster: Cluster, undi
 def asked() -> Any:
     """What the autoscaler would be asked for."""
     return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null")
+
+
+@pytest.mark.slow
+def test_ranks_without_room_wait_for_it_and_training_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """They take it behind the first checkpoint at which a node for them is there."""
+    only, second, places = node(cluster, **{GROW: 1}), [], list[int]()
+    options = STAYING | {"learner.resource": "", "learner.cpus": "1", "checkpoint.every": "1"}
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        made.wanted_ranks, made.looked = 2, 0.0
+        places.append(len(made.learners.places))
+        if iteration == 2:
+            assert made._standing()["refused"] == {"learner": "waits for room for 1 ranks"}
+            second.append(node(cluster, 1))
+            assert made.reserve and made.reserve.wait(30)
+
+    found = carried(tmp_path / "run", config(**options), sabotage)
+    assert places == [1, 1, 1, 2] and len(found.records) == 6
+    cluster.remove_node(only)
+    cluster.remove_node(second[0])
 
 
 def following(cluster: Cluster, crew: Crew, desired: int, seconds: float = 40.0) -> None:

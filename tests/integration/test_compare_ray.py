@@ -17,6 +17,7 @@ KEYS = [
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_compare_then_eval(tmp_path: Path) -> None:
     folder = tmp_path / "compared"
     request = ["compare", "branchgrpo-splits", "dancegrpo", "--budget", "1", "--folder", str(folder), *KEYS]

@@ -104,7 +104,7 @@ def test_a_run_is_found_watched_scaled_and_waited_for(ray_session: Session) -> N
 
     def report(starting: int = 0) -> None:
         found = {role: workers(role, count, starting if role == "rollout" else 0) for role, count in present.items()}
-        control.ask(handle, "report", {"iteration": 5, "phase": "training", "reward": float("nan"), "workers": found})
+        control.ask(handle, "report", {"iteration": 5, "phase": "training", "reward": float("nan"), "workers": found, "ready": dict(present)})
 
     report()
     steps = [["status", [""]], ["scale", ["demo", {"rollout": 4}]], ["wait", ["demo-1", {"rollout": 4}, 60]], ["stop", [""]]]

@@ -63,6 +63,7 @@ def arguments(folder: Path, scorer: str) -> list[str]:
     return [part for key, value in keys.items() for part in (f"--{key}", value)]
 
 
+@pytest.mark.slow
 def test_encode_then_train_then_load(tmp_path: Path, scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from diffusers import FluxPipeline

@@ -33,6 +33,7 @@ def worker(name: str, state: str = "ready", version: int = 3) -> control.WorkerS
 
 
 SNAPSHOT: Snapshot = {
+    "ready": {"rollout": 1, "reward": 1, "learner": 1},
     "phase": "training", "iteration": 7, "planned": 20, "reward": 0.5, "held_out": {"ocr/exact": 0.25}, "seconds": {"grow": 1.5, "update": 0.25},
     "workers": {"rollout": [worker("demo/rollout-0"), worker("demo/rollout-1", "starting", -1)], "reward": [worker("demo/reward-0")],
                 "learner": [worker("demo/learner-0")]},

@@ -86,9 +86,9 @@ def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
     service = Service(loaded)
     trainer, log = Trainer(loaded, service, "test", Quiet(), lambda: False, str(tmp_path)), Memory()
     trainer.begin()
-    trainer._iteration(log)
+    trainer._conclude(trainer._iteration(), log)
     trainer.ahead[0] = Grown(1, -1, trainer.ahead[0].plan, trainer.ahead[0].harvest, 2)  # as if two updates had passed
-    trainer._iteration(log)
+    trainer._conclude(trainer._iteration(), log)
     assert log.records[-1]["tree/stale_dropped"] == 1 and log.records[-1]["tree/staleness"] == 0
 
 
@@ -144,6 +144,94 @@ def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Pat
     with pytest.raises(UserError, match=r"^checkpoints: expected a valid one in .*, every one is damaged: epoch-[^\n]+$"):
         Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "store")).begin(Memory())
     assert len(list((tmp_path / "store").glob("epoch-*/state.json"))) == 2
+
+
+def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(tmp_path: Path) -> None:
+    _, whole, log = trained(config(), tmp_path / "whole")
+    trained(config(), tmp_path / "cut")
+    newest = max((tmp_path / "cut" / "store").glob("epoch-*-iteration-00000004-*"))
+    with max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size).open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    service, display, again = Service(config()), Quiet(), Memory()
+    rest = Trainer(config(), service, "test", display, lambda: False, str(tmp_path / "cut" / "store"))
+    assert rest.begin(again) and display.notes[0].startswith(f"checkpoint passed over: {newest.name}: ")
+    assert display.notes[1:] == ["going on from the checkpoint of iteration 2"]
+    rest.train(again)
+    assert weights(service) == weights(whole)
+    assert [record["reward/total"] for record in again.records] == [record["reward/total"] for record in log.records[2:]]
+
+
+def test_a_run_that_has_finished_trains_no_further(tmp_path: Path) -> None:
+    """Its driver died in the last check: there is no summary yet."""
+    _, whole, _ = trained(config(), tmp_path / "whole")
+    service, log = Service(config()), Memory()
+    rest = Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "whole" / "store"))
+    assert rest.begin(log)
+    outcome = rest.train(log)
+    assert outcome.iterations == 4 and outcome.stopped_by == "iterations" and not log.records
+    assert weights(service) == weights(whole)
+
+
+def test_a_new_run_begins_at_a_checkpoint(tmp_path: Path) -> None:
+    _, whole, _ = trained(config(), tmp_path / "whole")
+    (origin,) = (tmp_path / "whole" / "store").glob("epoch-*-iteration-00000002-*")
+    service, log = Service(config()), Memory()
+    rest = Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "new"))
+    assert rest.begin(log, str(origin))
+    rest.train(log)
+    assert weights(service) == weights(whole) and [record["iteration"] for record in log.records] == [3, 4]
+
+
+class Lost(Exception):
+    """A failure of machines."""
+
+
+class Failing(Service):
+    """Loses something at the nth call of one method of the learners."""
+
+    faults = (Lost,)
+
+    def __init__(self, loaded: Config, method: str, at: int, gone: bool):
+        super().__init__(loaded)
+        self.method, self.left, self.gone, call = method, at, gone, self.learners.call
+
+        def failing(method: str, *arguments: Any) -> list[Any]:
+            if method == self.method:
+                self.left -= 1
+                if self.left == 0:
+                    raise Lost
+            return call(method, *arguments)
+
+        self.learners.call = failing  # type: ignore[method-assign]
+
+    def recover(self, error: Exception) -> bool:
+        return self.gone
+
+
+EXPORTED = {"evaluation.weights": "ema", "run.export": "transformer"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run without failures: its folder and weights."""
+    folder, service = tmp_path_factory.mktemp("whole") / "run", Service(config(**EXPORTED))
+    carry_out(config(**EXPORTED), service, folder, Quiet(), lambda: False)
+    return folder, weights(service)
+
+
+@pytest.mark.parametrize(("method", "at", "gone"), [("checkpoint", 1, False), ("checkpoint", 2, True), ("publish", 3, False), ("save", 1, True)])
+def test_a_failure_anywhere_gives_the_same_run(whole: tuple[Path, str], tmp_path: Path, method: str, at: int, gone: bool) -> None:
+    """Also at the last checkpoint, and when the weights are written behind the last check."""
+    service = Failing(config(**EXPORTED), method, at, gone)
+    summary = carry_out(config(**EXPORTED), service, tmp_path / "cut", Quiet(), lambda: False)
+    assert service.left <= 0 and summary["iterations"] == 4 and summary["stopped_by"] == "iterations"
+    assert weights(service) == whole[1]
+    one, other = ([(record["iteration"], record.get("reward/total")) for record in read(folder / "metrics.jsonl")] for folder in (whole[0], tmp_path / "cut"))
+    assert one == other
+    assert (tmp_path / "cut" / "held_out.json").read_text() == (whole[0] / "held_out.json").read_text()
 
 
 def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> None:
