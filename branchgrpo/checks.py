@@ -23,6 +23,8 @@ from branchgrpo.models.base import EMBEDDED
 PACKAGES = ("ray", "torch", "diffusers", "transformers")
 CODE = ("branchgrpo", "actors", "cluster")
 """Our packages, which are compared by their text: a version says nothing while one works on them."""
+REWARD_FILES = ("path", "processor", "head", "config", "tokenizer", "base", "template")
+"""Keys of rewards that name a file or a folder."""
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -34,7 +36,7 @@ def machine(files: Sequence[str], cuda: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES}}
     found["code"] = {name: code(name) for name in CODE}
     found["shm"] = list(shutil.disk_usage(SHARED_MEMORY)[:3:2]) if os.path.isdir(SHARED_MEMORY) else None  # whole, free
-    found["files"] = {file: Path(file).expanduser().is_file() for file in files}
+    found["files"] = {file: Path(file).expanduser().exists() for file in files}
     found["cuda"] = None
     if cuda or Path("/dev/nvidiactl").exists():
         import torch
@@ -63,8 +65,9 @@ def code(package: str) -> str:
 
 
 def files(config: Config) -> list[str]:
-    """What every node must have: those of a model that is not shipped with the package."""
-    return [] if config.model.path.startswith(EMBEDDED) else [str(Path(config.model.path) / "model_index.json")]
+    """What every node must have: those of a model that is not shipped with the package, and of rewards."""
+    found = [] if config.model.path.startswith(EMBEDDED) else [str(Path(config.model.path) / "model_index.json")]
+    return found + [path for reward in config.rewards for key in REWARD_FILES if (path := getattr(reward, key, ""))]
 
 
 def folders(config: Config) -> dict[str, str]:

@@ -147,13 +147,15 @@ def shared_memory(facts: Answers, stores: Mapping[str, int], wanted: int) -> Fin
 
 
 def files(facts: Answers) -> Finding:
-    """The model's folder, on every node."""
+    """What the model and the rewards are loaded from, on every node."""
     lacking = [f"{name}: {file}" for name, answer in facts.items() if not isinstance(answer, Exception) for file, there in answer["files"].items() if not there]
     if lacking:
         return Finding(
-            "fail", f"expected these files, found none: {'; '.join(lacking)}", "put model.path on storage that all nodes mount at the same place, or copy it"
+            "fail",
+            f"expected these files, found none: {'; '.join(lacking)}",
+            "put models and rewards on storage that all nodes mount at the same place, or copy them",
         )
-    return Finding("ok", "on all machines" if facts[DRIVER]["files"] else "the model is shipped with the package")
+    return Finding("ok", "on all machines" if facts[DRIVER]["files"] else "all are shipped with the package")
 
 
 def clocks(found: Mapping[str, tuple[float, float]]) -> Finding:

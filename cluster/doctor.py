@@ -87,7 +87,7 @@ def _checks(session: Session | None, machines: Machines, needs: Needs) -> dict[s
         "versions": partial(checks.versions, facts),
         "gpus": partial(checks.gpus, counted, facts),
         "shared memory": partial(checks.shared_memory, facts, stores, wanted),
-        "model on nodes": partial(checks.files, facts),
+        "files on nodes": partial(checks.files, facts),
         "working dir": partial(checks.working_dir, Path.cwd(), GCS_STORAGE_MAX_SIZE),
         "job stop": partial(checks.job_stop, os.environ),
         "disk": partial(checks.disk, needs.checkpoints, needs.trained),

@@ -17,10 +17,6 @@ class LostObjects(RuntimeError):
     """Results of finished tasks are gone with their node; what needed them must be computed again."""
 
 
-class PublishError(RuntimeError):
-    """A worker holds other weights than those published."""
-
-
 class BudgetError(RuntimeError):
     """Workers died, or a task failed with its workers, more often than is allowed; the message says of what."""
 

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import GangError, cause, ending, told
+from cluster.errors import GangError, cause, ending, lost, told
 from cluster.meter import Meter
 from cluster.placement import bundle
 from cluster.pool import NAMESPACE
@@ -108,7 +108,7 @@ class Gang:
                 raise GangError(f"{self.role}.{call.method}: rank {rank} died: {str(error).splitlines()[0]}") from error
             except ray.exceptions.RayError as error:
                 died = self._deaths(pending)
-                self.lose(died or "error")
+                self.lose(died or ("lost" if lost(error) else "error"))
                 if died:  # the others' errors are of a collective whose peer is gone
                     raise GangError(f"{self.role}.{call.method}: a rank died ({died}); another said: {str(cause(error)).splitlines()[0]}") from error
                 raise told(error, f"{self.role}.{call.method}") from error

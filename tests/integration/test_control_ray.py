@@ -165,7 +165,7 @@ def test_the_doctor_looks_at_every_node(ray_session: Session, tmp_path: Path) ->
     assert ray_session.address in found["ray"]["text"] and "1 node and here" in found["versions"]["text"]
     assert "128.0 MiB" in found["object store"]["text"] and "written and seen by 2 machines" in found["storage good"]["text"]
     assert found["storage closed"]["state"] == "fail" and found["storage closed"]["text"].count("PermissionError") == 2  # here and on the node
-    assert found["model on nodes"]["state"] == "fail" and found["model on nodes"]["text"].count("/sys/no/model_index.json") == 2
+    assert found["files on nodes"]["state"] == "fail" and found["files on nodes"]["text"].count("/sys/no/model_index.json") == 2
     assert found["ports"]["state"] == "warn"  # no dashboard
     assert not list(tmp_path.iterdir())
     assert worse["versions"]["state"] == "fail" and "has torch 0.0.1" in worse["versions"]["text"]

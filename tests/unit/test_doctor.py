@@ -196,7 +196,7 @@ def test_every_node_has_the_model(tmp_path: Path) -> None:
     assert found == {str(there): True, str(gone): False}
     path = str(there)
     assert state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: True})})) == "ok"
-    assert state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: False})}), f"a: {path}", "model.path") == "fail"
+    assert state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: False})}), f"a: {path}", "mount") == "fail"
 
 
 class Apart(Machines):
@@ -245,6 +245,8 @@ def test_storage_that_is_read_only(tmp_path: Path) -> None:
 def test_what_a_config_wants() -> None:
     config = quickstart(run__folder="some/runs")
     assert own.files(config) == []  # the model is in the package
+    given = quickstart(model__path="/models/flux", rewards="[{name: pickscore, path: /clip, processor: /words}, {name: ocr}]")
+    assert own.files(given) == ["/models/flux/model_index.json", "/clip", "/words"]
     assert own.folders(config) == {"run.folder": os.path.abspath("some/runs")}
     assert own.folders(quickstart(checkpoint__folder="s3://bucket/x"))["checkpoint.folder"] == "s3://bucket/x"
     assert own.folders(quickstart(checkpoint__folder="here"))["checkpoint.folder"] == os.path.abspath("here")
@@ -283,7 +285,7 @@ def test_this_machine_alone(tmp_path: Path) -> None:
     needs = Needs(machine=own.machine, own={"model": lambda: "there"}, folders={"run.folder": str(tmp_path)}, checkpoints=str(tmp_path), object_store_mb=1)
     found = diagnose("local", needs)
     assert "only this machine" in found["ray"].text
-    for name in ("versions", "gpus", "working dir", "job stop", "disk", "model on nodes", "storage run.folder", "model"):
+    for name in ("versions", "gpus", "working dir", "job stop", "disk", "files on nodes", "storage run.folder", "model"):
         assert found[name].state == "ok", found[name]
     assert {"ports", "object store", "clocks"}.isdisjoint(found)  # what only a cluster has
 
