@@ -9,62 +9,29 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray import ObjectRef
 
-from cluster.errors import BudgetError, ending, told
-from cluster.meter import Meter
-from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, place, wait
+from cluster.errors import ending, told
+from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, wait
+from cluster.workers import FORGIVEN, NAMESPACE, Workers
 
 __all__ = ["FORGIVEN", "NAMESPACE", "Patience", "Pool"]
 
-NAMESPACE = "branchgrpo"
 DEPTH = 2
 """Tasks a worker holds at once: one that runs, and one so that it need not wait for the driver."""
-FORGIVEN = ("preempted", "scaled")
-"""Causes that no budget counts."""
 
 
-class Pool:
-    """Workers of one class on Ray actors. `desired` may be changed at any time; `tend` follows."""
-
-    def __init__(
-        self,
-        cls: type,
-        role: str,
-        count: int,
-        resources: dict[str, Any],
-        arguments: tuple[Any, ...],
-        meter: Meter,
-        patience: Patience,
-        run: str = "",
-    ):
-        """resources: options of the actors, as Ray takes them. run: in whose name the actors are named; empty: not named."""
-        self.role, self.meter, self.patience, self.run = role, meter, patience, run
-        self.desired, self.arguments = count, arguments
-        self.actor, self.resources = ray.remote(cls), resources
-        self.workers: list[Worker] = []
-        self.made = 0
-        self.queue: deque[Task] = deque()
-        self.greetings: list[tuple[str, tuple[Any, ...]]] = []  # behind `ready`: what brings a newcomer up to the others
-        self.greeting, self.version = 0, 0
-        self.attempts: dict[ObjectRef[Any], Attempt] = {}
-        self.seconds: dict[str, deque[float]] = {}  # of finished tasks for each of their size, by method
-        self.restarts: Counter[str] = Counter()  # by cause
-        self.nodes = set[str]()  # lost with workers on them
-        self.reissued = 0
-        self.tended = 0.0
-        self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
+class Pool(Workers):
+    """Workers of one class on Ray actors, and tasks for them. `tend` follows what is desired."""
 
     def __len__(self) -> int:
         """Workers that are wanted: what work is cut for."""
         return self.desired
-
-    # workers
 
     def wait_ready(self) -> None:
         """Until as many workers as wanted have loaded what they need. Raises what that raised."""
@@ -74,79 +41,6 @@ class Pool:
                 raise TimeoutError(f"{self.role}: {enough} workers were not ready in {self.patience.timeout:g} s")
             self.tend()
             wait(self)
-
-    def greet(self, greetings: Iterable[tuple[str, tuple[Any, ...]]], version: int = 0) -> None:
-        """From now on, newcomers run these methods before any work; they then hold this version of what the methods bring."""
-        self.greetings, self.greeting, self.version = list(greetings), self.greeting + 1, version
-        for worker in self.workers:
-            if worker.state == "ready" and not worker.pending:  # a broadcast brought these up already
-                worker.greeting, worker.version = self.greeting, version
-
-    def settle(self, alive: Container[str], leaving: Container[str]) -> None:
-        """Nodes that are not alive took their workers with them, idle ones too. On those that will go, workers finish what they
-        have, and others take their place elsewhere; no budget counts that."""
-        for worker in [worker for worker in self.workers if worker.place]:
-            assert worker.place
-            if worker.place.node not in alive:
-                self._remove(worker, "node")
-            elif worker.state != "draining" and worker.place.node in leaving:
-                worker.state, worker.leaving = "draining", "preempted"
-
-    def stand_back(self) -> None:
-        """End workers that have no place yet: others are to get the room that comes free now."""
-        for worker in [worker for worker in self.workers if not worker.look()]:
-            self._remove(worker, "scaled")
-
-    def renew(self, *arguments: Any) -> None:
-        """What workers are made with is another from now on; end those that cannot be told now, as they start or are busy."""
-        self.arguments = arguments
-        for worker in [worker for worker in self.workers if worker.state != "ready" or worker.pending]:
-            self._remove(worker, "scaled")
-        self.greet([])
-
-    def _start(self) -> None:
-        options = self.resources | ({"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE} if self.run else {})
-        handle = self.actor.options(**options).remote(*self.arguments, self.made)
-        worker = Worker(self.made, handle, handle.__ray_call__.remote(place))
-        self.made += 1
-        self.workers.append(worker)
-        self._greet(worker, [("ready", ()), *self.greetings])
-
-    def _greet(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
-        worker.state, worker.greeting = "starting", self.greeting
-        references = [getattr(worker.handle, method).remote(*arguments) for method, arguments in calls]
-        self._watch(Attempt(worker, references, None, time.monotonic()), references[-1])
-
-    def _watch(self, attempt: Attempt, reference: ObjectRef[Any]) -> None:
-        attempt.worker.pending.append(attempt)
-        self.attempts[reference] = attempt
-
-    def _remove(self, worker: Worker, why: str, reason: str = "") -> None:
-        """The worker is gone: its tasks go to others. Raises BudgetError when that was once too often; workers that go with
-        their node count once."""
-        if worker not in self.workers:
-            return
-        why = worker.leaving if worker.state == "draining" else why
-        if why == "node" and worker.place:
-            self.nodes.add(worker.place.node)
-        self.workers.remove(worker)
-        self.attempts = {reference: attempt for reference, attempt in self.attempts.items() if attempt.worker is not worker}
-        ray.kill(worker.handle)
-        self.restarts[why] += 1
-        at = worker.pending[0].task if worker.pending else None  # what it worked on; the rest waited behind
-        if at and not at.done:
-            at.failures += why not in FORGIVEN
-        for attempt in worker.pending:
-            if attempt.task and not attempt.task.done:
-                attempt.task.attempts.remove(attempt)
-                if not attempt.task.attempts and attempt.task not in self.queue:
-                    self.queue.appendleft(attempt.task)
-        spent = len(self.nodes) + sum(count for cause, count in self.restarts.items() if cause not in (*FORGIVEN, "node"))
-        if spent > self.patience.restarts:
-            counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
-            raise BudgetError(f"{self.role}: {spent} losses of workers, {self.patience.restarts} are allowed: {counts}; last: {reason or why}")
-        if at and at.failures >= self.patience.attempts:
-            raise BudgetError(f"{self.role}.{at.method}: {at.failures} workers were lost with this task ({why}): {reason or why}")
 
     def tend(self) -> None:
         """Start and end workers as wanted, give them tasks, and look for tasks that take too long."""
@@ -320,15 +214,6 @@ class Pool:
         for attempt in self.attempts.values():
             if attempt.task:
                 attempt.task.done = True
-
-    def states(self) -> list[dict[str, Any]]:
-        """What each worker is and does, see cluster.control.WorkerState; `node` is its id."""
-        found = []
-        for one in self.workers:
-            state, node = ("waiting" if one.state == "starting" else one.state, "") if one.place is None else (one.state, one.place.node)
-            busy = sum(attempt.task is not None for attempt in one.pending)
-            found.append({"name": f"{self.role}-{one.index}", "state": state, "version": one.version, "node": node, "busy": busy})
-        return found
 
     def stop(self) -> None:
         """End the workers."""

@@ -113,6 +113,48 @@ def test_how_long_a_task_may_take_is_judged_by_its_size(tmp_path: Path) -> None:
     made.stop()
 
 
+def test_what_has_finished_while_nobody_looked_is_not_overdue(tmp_path: Path) -> None:
+    made = pool(tmp_path, 2, least=0.2)
+    made.wait_ready()
+    results(made, [("task", key, 0.1) for key in range(4)])
+    flow, found = made.flow(), list[Any]()
+    made.submit(flow, "task", 9, 0.3, then=found.append)
+    time.sleep(4.0)  # as while the learner updates
+    made.tended = 0.0
+    made.tend()
+    flow.run()
+    assert len(found) == 1 and not made.restarts and not made.reissued
+    made.stop()
+
+
+def test_a_broadcast_does_not_wait_for_one_that_hangs(tmp_path: Path) -> None:
+    made = pool(tmp_path, 3, least=0.5)
+    made.wait_ready()
+    hung = made.workers[1].place
+    assert hung
+    os.kill(hung.process, signal.SIGSTOP)
+    assert made.broadcast("load_weights", "new") == ["new", "new"]
+    assert made.restarts == {"unresponsive": 1} and len(made.workers) == 2
+    made.stop()
+
+
+def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
+    """One that is busy cannot be told: it is replaced."""
+    other = tmp_path / "other"
+    other.mkdir()
+    made = pool(tmp_path, 2)
+    made.wait_ready()
+    flow = made.flow()
+    made.submit(flow, "task", 0, 0.5, then=lambda references: None)
+    (busy,) = [worker.index for worker in made.workers if worker.pending]
+    made.forget()
+    made.renew(str(other))
+    assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [1 - busy]
+    made.wait_ready()
+    assert list(logs(other)) == [2] and sorted(logs(tmp_path)) == [0, 1]
+    made.stop()
+
+
 def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
     made = pool(tmp_path, 1, timeout=3.0)
     made.wait_ready()
@@ -158,7 +200,7 @@ def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_bla
 def test_the_budget_of_restarts(tmp_path: Path) -> None:
     made = pool(tmp_path, 1, attempts=9, restarts=1)
     made.wait_ready()
-    with pytest.raises(BudgetError, match=r"^rollout: 2 workers were lost, 1 are allowed: 2 died; last: [^\n]+$"):
+    with pytest.raises(BudgetError, match=r"^rollout: 2 losses of workers, 1 are allowed: 2 died; last: [^\n]+$"):
         results(made, [("kills", 0)])
     made.stop()
 
@@ -187,7 +229,7 @@ def test_preemption_is_not_counted_against_a_budget(tmp_path: Path, monkeypatch:
         lose(preempted=True)
         until(made, lambda: any(attempt.task for attempt in made.attempts.values()))
     assert made.restarts == {"preempted": 2}
-    with pytest.raises(BudgetError, match=r"^rollout: 1 workers were lost, 0 are allowed: 1 died, 2 preempted"):
+    with pytest.raises(BudgetError, match=r"^rollout: 1 losses of workers, 0 are allowed: 1 died, 2 preempted"):
         lose(preempted=False)
     flow.run()
     assert len(found) == 1
