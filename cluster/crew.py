@@ -20,6 +20,8 @@ from cluster.work import Place
 
 LOOK_SECONDS = 1.0
 """How often wishes, and nodes that come and go, are looked for."""
+RESERVE_SECONDS = 2.0
+"""How long a checkpoint waits for room that is free to be reserved."""
 
 Limits = Mapping[str, tuple[int, int]]
 """Fewest and most workers by role."""
@@ -174,7 +176,10 @@ class Crew:
         """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why, or nothing when it stays
         as it is: since nothing asks for it, or since there is no room."""
         gang, going = self.learners, self._going()
-        if (not going and self.wanted_ranks == gang.count) or self._waiting():
+        if not going and self.wanted_ranks == gang.count:
+            return ""
+        self._reserve()
+        if self.reserve and not self.reserve.wait(RESERVE_SECONDS):
             return ""
         why = f"{going} of {gang.count} ranks are on nodes that will go" if going else f"{gang.count} → {self.wanted_ranks} ranks"
         gang.restarts["preempted" if going else "scaled"] += 1
