@@ -25,7 +25,6 @@ def connect(address: str) -> Session:
         hint = ": that is the dashboard's, for ray job submit; run this on a node of the cluster, or submit it" if target.startswith("http") else ""
         raise PlacementError(f"Ray address: expected HOST:PORT of a cluster that runs, got {target}{hint}")
     greet(target)
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         context = ray.init(address=target, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:

@@ -36,8 +36,6 @@ def target(address: str) -> str:
 
 def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
     """Connect to the Ray at `address`, or start one, see `target`."""
-    # `uv run` would make Ray rebuild the environment in every worker.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Ray warns unless told whether actors without GPUs may see them; they may, and this is its future default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_SECONDS))

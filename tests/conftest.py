@@ -1,0 +1,5 @@
+"""Before any test imports Ray."""
+
+import cluster
+
+__all__ = ["cluster"]
