@@ -81,12 +81,14 @@ class Crew:
     def form(self) -> None:
         """Wait until every actor has loaded what it needs."""
         self.report({"phase": "loading models"})
+        for gang in self.gangs:
+            gang.start()
         for pool in self.pools:
             pool.tend()  # all begin to load at once
         for pool in self.rewards:  # they load least, and refuse first
             pool.wait_ready()
         for gang in self.gangs:
-            gang.form()
+            gang.meet()
             self.chunks = gang.call("chunks")[0]
         self.formed = True
         self.rollouts.wait_ready()

@@ -51,8 +51,13 @@ class Gang:
         self.restarts: Counter[str] = Counter()  # by cause
 
     def form(self, elsewhere: bool = False) -> None:
-        """Make the actors, and let them meet and load what they need: where the last ones were, so that nobody takes that
-        room meanwhile, unless it is to be elsewhere or their number has changed."""
+        """A new gang, see `start` and `meet`."""
+        self.start(elsewhere)
+        self.meet()
+
+    def start(self, elsewhere: bool = False) -> None:
+        """Make the actors: where the last ones were, so that nobody takes that room meanwhile, unless it is to be elsewhere or
+        their number has changed. Does not wait."""
         self._kill()
         if self.group and (elsewhere or self.group.bundle_count != self.count):
             self._release()
@@ -67,6 +72,9 @@ class Gang:
                 options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)
             self.ranks.append(actor.options(**options).remote(*self.make(rank)))
         self.made += 1
+
+    def meet(self) -> None:
+        """Wait for the actors, and let them meet and load what they need."""
         self.places = self.finish(Call("place", [rank.__ray_call__.remote(place) for rank in self.ranks], time.monotonic() + self.timeout))
         call = Call("rendezvous", [self.ranks[0].rendezvous.remote(self.count)], time.monotonic() + self.timeout)
         (address,) = self.finish(call)
