@@ -39,61 +39,78 @@ def carry_out(
     resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
-    trainer = Trainer(config, service, folder.name, display, interrupted, checkpoints(config, folder))
-    evaluation, seconds = config.evaluation, {"start_up": start_up}
-    pictures = min(evaluation.pictures, evaluation.prompts)
     if resumed and before is None:
         before = _known(folder)
-
-    def phase(text: str) -> None:
-        display.phase(text)
-        service.report({"phase": text})
-
-    def last() -> tuple[Scores, U8 | None, F32 | None]:
-        """The last check, and the weights."""
-        phase("held-out check after training")
-        started = perf_counter()
-        found, pixels = trainer.evaluate(evaluation.prompts, pictures)
-        seconds["evaluation_after"] = perf_counter() - started
-        diversity = trainer.evaluator.diversity(trainer.outcome.version) if evaluation.diversity else None
-        if config.run.export != "none":
-            phase("writing weights")
-            service.learners.call("save", (folder / "weights").resolve())
-        return found, pixels, diversity
-
+    experiment = _Experiment(config, service, folder, display, interrupted, start_up)
     sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, config.model_dump(mode="json", by_alias=True))
     with MetricsLog(folder, sinks) as log:
         if before is None:
-            phase(f"held-out check before training: {evaluation.prompts} prompts")
-            started = perf_counter()
-            before, pixels = trainer.surviving(lambda: trainer.evaluate(evaluation.prompts, pictures), log)
-            seconds["evaluation_before"] = perf_counter() - started
-            _sheet(config, trainer, folder / "samples" / "before.png", before, pixels, "before training")
+            before = experiment.before(log)
         _keep(folder, before)
-        start = _between(config, before)
-        if not trainer.begin(log if resumed or origin else None, origin):
-            log.rewind(-1)
-            log.write(0, start)
-        display.update(0, start)
-        outcome, reached = trainer.outcome, -1
-        while reached != outcome.iterations:  # a failure in the last check may take the run back
-            started = perf_counter()
-            phase("training")
-            reached = trainer.train(log).iterations
-            seconds["training"] = perf_counter() - started
-            after, pixels, diversity = trainer.surviving(last, log)
-        log.write(outcome.iterations, {**_between(config, after), "time/training": outcome.seconds})
+        after, diversity = experiment.train(log, before, resumed, origin)
     _keep(folder, before, after)
-    _sheet(config, trainer, folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
     display.phase("drawing the curve")
-    records = read(folder / "metrics.jsonl")
+    records, outcome = read(folder / "metrics.jsonl"), experiment.trainer.outcome
     report.curve(folder / "curve.png", records, config.metric, f"{config.run.name}, seed {config.run.seed}")
-    summary = report.summary(config.run.name, config.run.seed, before, after, config.metric, records, seconds, outcome.stopped_by)
+    summary = report.summary(config.run.name, config.run.seed, before, after, config.metric, records, experiment.seconds, outcome.stopped_by)
     summary["gates"] = outcome.gates
     summary["diversity"] = report.interval(diversity) if diversity is not None else None
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     display.note(f"run folder: {folder}")
     return summary
+
+
+class _Experiment:
+    """The parts of a run that need its service, and how many seconds each took."""
+
+    def __init__(self, config: Config, service: Service, folder: Path, display: Display, interrupted: Callable[[], bool], start_up: float):
+        self.config, self.service, self.folder, self.display = config, service, folder, display
+        self.trainer = Trainer(config, service, folder.name, display, interrupted, checkpoints(config, folder))
+        self.seconds = {"start_up": start_up}
+        self.pictures = min(config.evaluation.pictures, config.evaluation.prompts)
+
+    def phase(self, text: str) -> None:
+        self.display.phase(text)
+        self.service.report({"phase": text})
+
+    def before(self, log: MetricsLog) -> Scores:
+        """The check before training."""
+        count = self.config.evaluation.prompts
+        self.phase(f"held-out check before training: {count} prompts")
+        started = perf_counter()
+        scores, pixels = self.trainer.surviving(lambda: self.trainer.evaluate(count, self.pictures), log)
+        self.seconds["evaluation_before"] = perf_counter() - started
+        _sheet(self.config, self.trainer, self.folder / "samples" / "before.png", scores, pixels, "before training")
+        return scores
+
+    def train(self, log: MetricsLog, before: Scores, resumed: bool, origin: str) -> tuple[Scores, F32 | None]:
+        """Training and what comes behind it: scores and diversity of the trained model."""
+        trainer, outcome, start, reached = self.trainer, self.trainer.outcome, _between(self.config, before), -1
+        if not trainer.begin(log if resumed or origin else None, origin):
+            log.rewind(-1)
+            log.write(0, start)
+        self.display.update(0, start)
+        while reached != outcome.iterations:  # a failure in the last check may take the run back
+            started = perf_counter()
+            self.phase("training")
+            reached = trainer.train(log).iterations
+            self.seconds["training"] = perf_counter() - started
+            after, pixels, diversity = trainer.surviving(self._last, log)
+        log.write(outcome.iterations, {**_between(self.config, after), "time/training": outcome.seconds})
+        _sheet(self.config, trainer, self.folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
+        return after, diversity
+
+    def _last(self) -> tuple[Scores, U8 | None, F32 | None]:
+        """The last check, and the weights."""
+        self.phase("held-out check after training")
+        started, evaluation = perf_counter(), self.config.evaluation
+        scores, pixels = self.trainer.evaluate(evaluation.prompts, self.pictures)
+        self.seconds["evaluation_after"] = perf_counter() - started
+        diversity = self.trainer.evaluator.diversity(self.trainer.outcome.version) if evaluation.diversity else None
+        if self.config.run.export != "none":
+            self.phase("writing weights")
+            self.service.learners.call("save", (self.folder / "weights").resolve())
+        return scores, pixels, diversity
 
 
 def checkpoints(config: Config, folder: Path) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import pytest
 from aiohttp import web
 
-from branchgrpo.rewards import server
+from branchgrpo.rewards import remote, server
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.rewards.protocol import MB
 from branchgrpo.rewards.remote import Remote, RemoteReward
@@ -176,3 +177,11 @@ def request_bytes(**changes: Any) -> bytes:
 
 def one_line(text: str) -> bool:
     return "\n" not in text and len(text) < 600
+
+
+def unwaited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between tries, which are not waited; and no proxy between here and loopback."""
+    found: list[float] = []
+    monkeypatch.setattr(remote, "sleep", found.append)
+    monkeypatch.setenv("NO_PROXY", "*")
+    return found

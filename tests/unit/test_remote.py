@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from remote_peers import PIXELS, PROMPTS, TOKEN, Failing, Plain, Stub, client, one_line, plain, running, scores
+from remote_peers import PIXELS, PROMPTS, TOKEN, Failing, Plain, Stub, client, one_line, plain, running, scores, unwaited
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import protocol, remote
@@ -22,11 +22,7 @@ from branchgrpo.rewards.server import reward_options
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which are not waited; and no proxy between here and loopback."""
-    found: list[float] = []
-    monkeypatch.setattr(remote, "sleep", found.append)
-    monkeypatch.setenv("NO_PROXY", "*")
-    return found
+    return unwaited(monkeypatch)
 
 
 # Scores

@@ -10,20 +10,15 @@ import msgpack
 import numpy as np
 import pytest
 import requests
-from remote_peers import OFFER, PIXELS, PROMPTS, TOKEN, Plain, Stub, client, one_line, plain, request_bytes, running
+from remote_peers import OFFER, PIXELS, PROMPTS, TOKEN, Plain, Stub, client, one_line, plain, request_bytes, running, unwaited
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import remote
 from branchgrpo.rewards.remote import RemoteReward
 
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between tries, which are not waited; and no proxy between here and loopback."""
-    found: list[float] = []
-    monkeypatch.setattr(remote, "sleep", found.append)
-    monkeypatch.setenv("NO_PROXY", "*")
-    return found
+    return unwaited(monkeypatch)
 
 
 @pytest.mark.parametrize(
