@@ -1,11 +1,10 @@
-"""A local Ray for each module, and the run without faults that others are compared with."""
+"""A local Ray for each module."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from small_runs import Run, carried, config
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +14,3 @@ def ray_session() -> Iterator[None]:
     session.start("local", 256, dashboard=False)
     yield
     session.stop()
-
-
-@pytest.fixture(scope="module")
-def plain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Without faults."""
-    return carried(tmp_path_factory.mktemp("plain") / "plain-run", config())

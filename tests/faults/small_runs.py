@@ -20,7 +20,7 @@ from branchgrpo.config import Config
 from branchgrpo.experiment import carry_out
 from branchgrpo.metrics import read
 from cluster.crew import Crew
-from run import crew
+from run import configure, crew
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 4
@@ -50,10 +50,60 @@ def config(**options: str) -> Config:
     return configs.load(ROOT / "configs" / "quickstart.yaml", SMALL | options)
 
 
-def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = lambda crew, iteration: None) -> Run:
-    """Train in `folder`; `sabotage` is called behind every iteration, with the number of iterations done, and once before the first."""
-    made, display, rewards, done = crew(loaded), Quiet(), dict[tuple[int, int, int], bytes](), [0]
+def nothing(made: Crew, iteration: int) -> None:
+    """No sabotage."""
+
+
+def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = nothing) -> Run:
+    """Train in `folder` with a crew of its own; see `played`."""
+    made = crew(loaded)
+    try:
+        made.form()
+        return played(made, folder, loaded, sabotage)
+    finally:
+        made.stop()
+
+
+class Stage:
+    """Where run after run of the same roles is played by one crew: loading its models takes longer than a short run."""
+
+    def __init__(self) -> None:
+        self.crew: Crew | None = None
+
+    def played(self, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = nothing) -> Run:
+        """The run; a crew whose run failed plays no other."""
+        made, self.crew = self.crew, None
+        try:
+            if made is None:
+                made = crew(loaded)
+                made.form()
+            else:
+                configure(made, loaded)
+                for pool in made.pools:
+                    pool.wait_ready()
+            found = played(made, folder, loaded, sabotage)
+        except BaseException:
+            if made:
+                made.stop()
+            raise
+        self.crew = made
+        return found
+
+    def end(self) -> None:
+        if self.crew:
+            self.crew.stop()
+            self.crew = None
+
+
+def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None]) -> Run:
+    """Train in `folder`; `sabotage` is called behind every iteration, with the number of iterations done, and once before the
+    first. The crew's counts begin at 0."""
+    display, rewards, done = Quiet(), dict[tuple[int, int, int], bytes](), [0]
     begin = made.learners.begin
+    for one in made.everyone:
+        one.restarts.clear()
+    for pool in made.pools:
+        pool.reissued = 0
 
     def spy(method: str, *arguments: Any) -> Any:
         if method == "update":
@@ -67,13 +117,12 @@ def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] 
 
     made.learners.begin = spy  # type: ignore[method-assign]
     try:
-        made.form()
         sabotage(made, 0)
         summary = carry_out(loaded, made, folder, display, between)
         update = made.learners.call("publish")[0][1]
         return Run(update.digest, rewards, read(folder / "metrics.jsonl"), summary, display.notes, made, folder)
     finally:
-        made.stop()
+        made.learners.begin = begin  # type: ignore[method-assign]
 
 
 def same(one: Run, other: Run) -> None:

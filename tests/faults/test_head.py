@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small_cluster import environment, head
 from small_runs import ITERATIONS, ROOT
-from test_learners import FIGURES, arguments, finished
+from test_drivers import FIGURES, arguments, finished
 
 from branchgrpo.metrics import read
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_cluster import RAY, Head, environment, head
 from small_runs import ROOT
-from test_learners import arguments
+from test_drivers import arguments
 
 from branchgrpo.metrics import read
 

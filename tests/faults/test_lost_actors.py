@@ -1,0 +1,150 @@
+"""Actors that die, hang and are killed: the run goes on, a learner's from its checkpoint, to the same weights and rewards, bit by bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import ITERATIONS, Run, Stage, busy, config, kill, same
+
+from branchgrpo.errors import GateError
+from cluster.crew import Crew
+
+TWO = {"learner.ranks": "2"}
+
+
+@pytest.fixture(scope="module")
+def stage(ray_session: None) -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def plain(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Without faults."""
+    return stage.played(tmp_path_factory.mktemp("plain") / "plain-run", config(**TWO))
+
+
+# rollout workers
+
+
+def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_path: Path) -> None:
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 1:
+            busy(made, 0, kill)
+
+    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    same(found, plain)
+    assert found.crew.rollouts.restarts == {"died": 1} and not found.crew.learners.restarts
+
+
+def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> None:
+    def sabotage(made: Crew, iteration: int) -> None:
+        if 1 <= iteration <= 2:
+            busy(made, 0, kill)  # the oldest: the newcomer is the last
+
+    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    same(found, plain)
+    assert found.crew.rollouts.restarts == {"died": 2}
+
+
+def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(stage: Stage, plain: Run, tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def stop(process: int) -> None:
+        os.kill(process, signal.SIGSTOP)
+        stopped.append(process)
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 2:
+            busy(made, 1, stop)
+
+    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    for process in stopped:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            time.sleep(0)
+    assert stopped
+    same(found, plain)
+    assert found.crew.rollouts.reissued >= 1
+    assert found.summary["iterations"] == ITERATIONS
+
+
+# learner ranks
+
+
+def updating(made: Crew, act: Any, deadline: float = 60.0) -> None:
+    """Act on rank 1's process soon after the next update has begun, which has so many seconds."""
+    begin = made.learners.begin
+
+    def begun(method: str, *arguments: Any) -> Any:
+        call = begin(method, *arguments)
+        if method == "update":
+            made.learners.begin = begin  # type: ignore[method-assign]
+            call.deadline = time.monotonic() + deadline
+            process = made.learners.places[1].process
+            threading.Timer(0.05, lambda: act(process)).start()
+        return call
+
+    made.learners.begin = begun  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path, at: int) -> None:
+    """At 1 there is no checkpoint yet: the run begins again; at 3 it goes back to that of 2."""
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == at and not made.learners.restarts:
+            updating(made, kill)
+
+    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    same(found, plain)
+    assert sum(found.crew.learners.restarts.values()) == 1 and found.records[-2]["service/recoveries"] == 1
+    assert any("recovering: GangError" in note for note in found.notes)
+    assert any("checkpoint of iteration 2" in note for note in found.notes) == (at == 3)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_at_the_deadline(stage: Stage, plain: Run, tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def stop(process: int) -> None:
+        os.kill(process, signal.SIGSTOP)
+        stopped.append(process)
+
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 3 and not made.learners.restarts:
+            updating(made, stop, 8.0)
+
+    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    same(found, plain)
+    assert stopped and found.crew.learners.restarts == {"unresponsive": 1}
+    assert any("ranks [0, 1] missed the deadline" in note for note in found.notes)
+
+
+def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: Path) -> None:
+    def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 1:  # credit that differs between ranks stops both before a collective of the update
+            made.learners.begin = lambda method, *arguments: damaged(made, method, *arguments)  # type: ignore[method-assign]
+
+    def damaged(made: Crew, method: str, *arguments: Any) -> Any:
+        from cluster.gang import Call
+
+        calls = []
+        for rank, actor in enumerate(made.learners.ranks):
+            given = list(arguments)
+            if method == "update" and rank:
+                given[4] = {key: values[:, ::-1].copy() for key, values in arguments[4].items()}
+            calls.append(getattr(actor, method).remote(*given))
+        return Call(method, calls, time.monotonic() + 60)
+
+    with pytest.raises(GateError, match="credit differ between learner ranks"):
+        stage.played(tmp_path / "run", config(**TWO), sabotage)
