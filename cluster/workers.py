@@ -111,7 +111,7 @@ class Workers:
         at = worker.pending[0].task if worker.pending else None  # what it worked on; the rest waited behind
         if at and not at.done:
             at.failures += why not in FORGIVEN
-        for attempt in worker.pending:
+        for attempt in reversed(worker.pending):  # so that the one at fault is repeated first
             if attempt.task and not attempt.task.done:
                 attempt.task.attempts.remove(attempt)
                 if not attempt.task.attempts and attempt.task not in self.queue:

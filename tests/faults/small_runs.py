@@ -28,7 +28,8 @@ SMALL = {
     "run.iterations": str(ITERATIONS), "run.export": "none", "sampling.steps": "6", "method.splits": "[1, 2, 3]", "method.leaves": "8",
     "rollout.workers": "2", "rollout.cpus": "0.25", "rollout.prompts": "3", "rollout.fork_depth": "1", "reward_workers.cpus": "0.25",
     "learner.cpus": "0.25", "learner.threads": "1", "learner.timeout_seconds": "60", "learner.learning_rate": "0.001", "learner.warmup": "0",
-    "evaluation.prompts": "4", "evaluation.pictures": "4", "evaluation.every": "0", "checkpoint.every": "2", "checkpoint.every_minutes": "0",
+    "evaluation.prompts": "4", "evaluation.pictures": "4", "evaluation.every": "0", "evaluation.steps": "4",
+    "checkpoint.every": "2", "checkpoint.every_minutes": "0",
     "cluster.straggler_seconds": "2",
 }  # fmt: skip
 

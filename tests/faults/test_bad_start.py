@@ -115,9 +115,10 @@ def answering(body: bytes) -> Iterator[str]:
 def test_a_reward_server_that_speaks_no_msgpack_ends_the_run(running: Head, tmp_path: Path) -> None:
     """The reward's worker asks it, not the driver: the models are being loaded meanwhile."""
     with answering(NO_MSGPACK) as url:
-        keys = SMALL | {"rewards": json.dumps([{"name": "remote", "url": url}]), "cluster.address": running.address, "run.folder": str(tmp_path)}
+        keys = SMALL | {"rewards": json.dumps([{"name": "remote", "url": url}]), "cluster.address": running.address, "run.folder": str(tmp_path / "runs")}
         found = said("train", *(part for key, value in keys.items() for part in (f"--{key}", value)), seconds=120)
     assert f"error: rewards.remote.url: expected a reward server of protocol version 1 at {url}, got health: expected msgpack" in found
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_reward_server_answers_bytes_that_are_no_msgpack_and_goes_on() -> None:

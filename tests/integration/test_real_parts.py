@@ -98,11 +98,3 @@ def test_encode_then_train_then_load(tmp_path: Path, scorer: str, monkeypatch: p
     pipe.load_lora_weights(folder / "weights", weight_name=file.name)
     adapted = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
     assert float(abs(plain - adapted).max()) > 1e-3
-
-
-def test_a_reward_that_cannot_be_reached_is_one_line(tmp_path: Path, scorer: str) -> None:
-    given = arguments(tmp_path, scorer.rpartition(":")[0] + ":9")
-    done = run("train", *given, "--model.encode", "inline", "--run.folder", str(tmp_path / "runs"), "--rewards.2.token_env", "")
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "rewards.remote" in line and ":9" in line and not (tmp_path / "runs").exists()

@@ -12,7 +12,7 @@ from branchgrpo.compare import Budget, Comparison
 METHODS = ["branchgrpo-splits", "dancegrpo"]
 SMALL = {
     "sampling.steps": "14", "rollout.prompts": "1", "rollout.threads": "1", "reward_workers.threads": "1", "learner.threads": "1",
-    "evaluation.prompts": "4", "evaluation.prompts_between": "2", "evaluation.pictures": "1", "evaluation.diversity": "2",
+    "evaluation.prompts": "4", "evaluation.prompts_between": "2", "evaluation.pictures": "1", "evaluation.diversity": "2", "evaluation.steps": "4",
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ TINY = {
     "run.iterations": "2", "run.export": "none", "sampling.steps": "6", "method.splits": "[1, 3]", "method.leaves": "4",
     "rollout.workers": "2", "rollout.prompts": "2", "rollout.threads": "1", "reward_workers.threads": "1", "learner.threads": "1",
     "evaluation.prompts": "8", "evaluation.prompts_between": "4", "evaluation.pictures": "3", "evaluation.every": "1", "evaluation.diversity": "2",
+    "evaluation.steps": "4",
 }  # fmt: skip
 SCORES = {"total", "ocr/exact", "ocr/edit", "ocr/likelihood"}
 
