@@ -42,6 +42,7 @@ def test_long_prompts_are_counted(family: checks.Family) -> None:
     checks.long_prompts_are_counted(family, " ".join(["circle"] * 15), " ".join(["circle"] * 16))  # T5 ends a text with one token
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile on a CPU needs a C++ compiler")
 def test_compiled_blocks_give_the_same_velocity_and_gradient(family: checks.Family) -> None:
     plain, compiled = family.build(("denoiser",)), family.build(("denoiser",), compile=True)
