@@ -49,6 +49,7 @@ class Pool(Workers):
             self.tended = now
             self.tick()
             self._overdue(now)
+            self.probe(now)
         active = [worker for worker in self.workers if worker.state != "draining"]
         for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
             worker.state = "draining"
@@ -146,6 +147,7 @@ class Pool(Workers):
                 return
             raise told(error, f"{self.role}.{task.method if task else 'ready'}") from error
         worker.pending.remove(attempt)
+        worker.heard = now
         if worker.pending:
             worker.pending[0].began = now  # it waited until now
         if task is None:

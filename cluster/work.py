@@ -60,6 +60,9 @@ class Worker:
     pending: list[Attempt] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     made: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)  # when it last answered anything
+    probe: ObjectRef[Place] | None = None  # asked while it has nothing to do
+    probed: float = 0.0
 
     def look(self) -> bool:
         """Has it a place by now? Does not wait. Of an actor that is gone, its tasks tell."""

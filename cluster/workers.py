@@ -10,13 +10,17 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from cluster.errors import BudgetError
+from cluster.errors import BudgetError, ending
 from cluster.meter import Meter
 from cluster.work import Attempt, Patience, Task, Worker, place
 
 NAMESPACE = "branchgrpo"
 FORGIVEN = ("preempted", "scaled")
 """Causes that no budget counts."""
+PROBE_SECONDS = 10.0
+"""A worker that has had nothing to do for so long is asked whether it lives …"""
+PROBE_LIMIT = 30.0
+"""… and must answer in this time."""
 
 
 class Workers:
@@ -66,6 +70,23 @@ class Workers:
                 self._remove(worker, "node")
             elif worker.state != "draining" and worker.place.node in leaving:
                 worker.state, worker.leaving = "draining", "preempted"
+
+    def probe(self, now: float) -> None:
+        """Ask idle workers whether they live, so that one that died or hangs is replaced before work waits for it."""
+        for worker in list(self.workers):
+            if worker.state != "ready" or worker.pending:  # what it works on has its own deadline
+                worker.probe = None
+            elif worker.probe is None:
+                if now - worker.heard > PROBE_SECONDS:
+                    worker.probe, worker.probed = worker.handle.__ray_call__.remote(place), now
+            elif ray.wait([worker.probe], timeout=0)[0]:
+                try:
+                    ray.get(worker.probe)
+                    worker.probe, worker.heard = None, now
+                except ray.exceptions.RayActorError as error:
+                    self._remove(worker, ending(error))
+            elif now - worker.probed > PROBE_LIMIT:
+                self._remove(worker, "unresponsive")
 
     def stand_back(self) -> None:
         """End workers that have no place yet: others are to get the room that comes free now."""

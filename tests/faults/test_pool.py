@@ -16,6 +16,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError
 from small_actors import Unfit, logs, pool, results
 
+from cluster import workers
 from cluster.errors import BudgetError, ending
 from cluster.pool import Pool
 from cluster.work import wait
@@ -180,6 +181,23 @@ def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
     found = results(made, [("once", 0, "die"), ("once", 1, "die"), *(("task", key) for key in range(2, 8))])
     assert sorted(key for key, _, _ in found) == list(range(8))
     assert made.restarts == {"died": 2} and made.made == 4
+    made.stop()
+
+
+@pytest.mark.parametrize(("number", "why"), [(signal.SIGSTOP, "unresponsive"), (signal.SIGKILL, "died")])
+def test_an_idle_worker_that_hangs_or_dies_is_replaced_before_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, why: str
+) -> None:
+    monkeypatch.setattr(workers, "PROBE_SECONDS", 0.5)
+    made = pool(tmp_path, 2)
+    made.wait_ready()
+    first, second = made.workers
+    until(made, lambda: first.probe is not None or first.probed > 0)  # those who answer stay
+    assert first.place
+    os.kill(first.place.process, number)
+    monkeypatch.setattr(workers, "PROBE_LIMIT", 6.0)
+    until(made, lambda: first not in made.workers and [worker.state for worker in made.workers] == ["ready"] * 2)
+    assert made.restarts == {why: 1} and made.workers[0] is second
     made.stop()
 
 
