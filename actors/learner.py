@@ -47,7 +47,8 @@ class Learner:
         torch.set_num_threads(config.learner.compute_threads)
         torch.manual_seed(config.run.seed)
         self.config = config
-        self.model = self.policy = None  # the old ones go before the new ones come
+        for old in ("model", "policy"):  # go before the new ones come
+            vars(self).pop(old, None)
         self.model = config.model.build(config.learner.device, ("denoiser",))
         self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
         if self.sharded and not self.model.adapted and len(set(self.kinds.values())) > 1:

@@ -46,7 +46,7 @@ class RewardWorker:
         """
         each = len(media.pixels) // len(media.subtrees)
         texts = [prompt for prompt in prompts for _ in range(each)]
-        trained, parts = np.full((len(self.scorers), len(texts)), np.nan, np.float32), {}
+        trained, parts = np.full((len(self.scorers), len(texts)), np.nan, np.float32), dict[str, F32]()
         retries, reason = 0, ""
         for row, (title, scorer) in enumerate(self.scorers):
             found: Mapping[str, F32] = {}
@@ -66,7 +66,7 @@ class RewardWorker:
             if found:
                 trained[row] = np.where(finite, found[scorer.trains_on], np.nan)
             parts |= {f"{title}/{score}": found.get(score, trained[row]) for score in scorer.reports}
-        return RewardScores(trained, parts, np.isfinite(trained).all(0), retries, reason)
+        return RewardScores(trained, parts, np.asarray(np.isfinite(trained).all(0)), retries, reason)
 
 
 def checked(scorer: Scorer, scores: Mapping[str, F32], count: int) -> dict[str, F32]:

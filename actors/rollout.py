@@ -27,7 +27,8 @@ class RolloutWorker:
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
         self.config, self.version = config, 0
-        self.model = self.sampler = None  # the old ones go before the new ones come
+        for old in ("model", "sampler"):  # go before the new ones come
+            vars(self).pop(old, None)
         torch.set_num_threads(config.rollout.compute_threads)
         self.encodings = Encodings.open(config.model) if config.model.precomputed else None
         self.model = config.model.build(config.rollout.device, ("denoiser", "decoder") if self.encodings else ALL_PARTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 Reference = Any
@@ -54,10 +54,19 @@ class Gang(Protocol):
 class Service(Protocol):
     """Everything a training run works with."""
 
-    rollouts: Pool
-    rewards: list[Pool]  # one for each of Config.reward_groups
-    learners: Gang
     faults: tuple[type[Exception], ...]  # failures of machines, not of the program: the run goes back to what it has saved
+
+    @property
+    def rollouts(self) -> Pool:
+        """Those that grow trees."""
+
+    @property
+    def rewards(self) -> Sequence[Pool]:
+        """Those that score, a pool for each of Config.reward_groups."""
+
+    @property
+    def learners(self) -> Gang:
+        """Those that train."""
 
     def recover(self, error: Exception) -> bool:
         """Make everything work again after one of `faults`: no task pending, learners formed anew, with the untrained
