@@ -29,7 +29,7 @@ SMALL = {
     "rollout.workers": "2", "rollout.cpus": "0.25", "rollout.prompts": "3", "rollout.fork_depth": "1", "reward_workers.cpus": "0.25",
     "learner.cpus": "0.25", "learner.threads": "1", "learner.timeout_seconds": "60", "learner.learning_rate": "0.001", "learner.warmup": "0",
     "evaluation.prompts": "4", "evaluation.pictures": "4", "evaluation.every": "0", "evaluation.steps": "4",
-    "learner.publish_chunk_mb": "1", "checkpoint.every": "2", "checkpoint.every_minutes": "0",
+    "checkpoint.every": "2", "checkpoint.every_minutes": "0",
     "cluster.straggler_seconds": "2",
 }  # fmt: skip
 
