@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,6 @@ from actors.rollout import probe
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Values behind references."""
-
-PARTS = 8
-"""In which weights are published: workers load one while the next is gathered and put. More would cost more calls than they hide."""
 
 DROPPED = -1
 """Owner of the latents of trees that are not trained on."""
@@ -127,45 +123,27 @@ class Learner:
             self._same_on_all_ranks("parameters after the first update", wire.digest_of(self.model.trainable()))
         return self._stats(trees, credits, tally.reduced(self._sum), norms, skipped, on_policy, store.bytes, topology(plan).stochastic)
 
-    def publish(self, weights: str = "policy", part: int | None = None) -> list[Any]:
-        """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), or of one
-        part of either, as many chunks as `chunks` says. Every rank must call it; all but the first return nothing but None.
+    def publish(self, weights: str = "policy") -> list[Any]:
+        """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), as
+        many chunks as `chunks` says. Every rank must call it; all but the first return nothing but None.
 
         Chunks are views of what `_whole` gives: they are valid until the next update."""
-        parts, counts = self._parts(), self.chunks()
-        tensors = self._whole(weights, None if part is None else parts[part])
+        tensors = self._whole(weights)
         if self.rank:
-            return [None] * (2 + (sum(counts) if part is None else counts[part]))
+            return [None] * (2 + self.chunks())
         update, chunks = wire.pack_weights(self.version, tensors, self.config.learner.publish_chunk_mb << 20)
-        if part is not None:
-            update = replace(update, part=part, parts=len(parts))
         return [(update.version, update.digest), update, *chunks]
 
-    def _whole(self, weights: str, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-        """The trained weights, or their exponential mean, or these of them, in main memory and in the dtypes of rollout workers;
-        {} but on rank 0. Those that lie there already, whole and in that dtype, are not copied."""
+    def _whole(self, weights: str) -> dict[str, torch.Tensor]:
+        """The trained weights, or their exponential mean, in main memory and in the dtypes of rollout workers; {} but on rank 0.
+        Those that lie there already, whole and in that dtype, are not copied."""
         tensors = self.policy.ema if weights == "ema" else self.model.trainable()
-        wanted = tensors if names is None else {name: tensors[name] for name in names}
-        return {name: value.to(self.kinds[name]) for name, value in gathered(wanted, keep=self.rank == 0)}
+        return {name: value.to(self.kinds[name]) for name, value in gathered(tensors, keep=self.rank == 0)}
 
-    def _planned(self) -> dict[str, int]:
-        """The chunk that each of the trained weights is published in."""
-        sizes = {name: value.numel() * self.kinds[name].itemsize for name, value in self.model.trainable().items()}
-        return dict(zip(sizes, wire.plan_chunks(list(sizes.values()), self.config.learner.publish_chunk_mb << 20), strict=True))
-
-    def _parts(self) -> list[list[str]]:
-        """Names of the trained weights by the part that they are published in; a part is whole chunks."""
-        planned = self._planned()
-        chunks = max(planned.values()) + 1
-        found: list[list[str]] = [[] for _ in range(min(PARTS, chunks))]
-        for name, chunk in planned.items():
-            found[chunk * len(found) // chunks].append(name)
-        return found
-
-    def chunks(self) -> list[int]:
-        """How many chunks each part has that `publish` gives."""
-        planned = self._planned()
-        return [len({planned[name] for name in names}) for names in self._parts()]
+    def chunks(self) -> int:
+        """How many chunks `publish` returns."""
+        sizes = [value.numel() * self.kinds[name].itemsize for name, value in self.model.trainable().items()]
+        return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
 
     def checkpoint(self, where: str, iteration: int, epoch: int, driver: dict[str, Any]) -> dict[str, str]:
         """Write what training has reached to the store at `where`, with the driver's own state. Every rank must call it.

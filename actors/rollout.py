@@ -22,7 +22,6 @@ class RolloutWorker:
 
     def __init__(self, config: Config, index: int):
         self.config, self.index, self.version = config, index, 0
-        self.loading: tuple[int, tuple[str, ...]] = (-1, ())  # version and names of the parts that came so far
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
@@ -76,24 +75,14 @@ class RolloutWorker:
         return [header, payload, *rest]
 
     def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
-        """Replace the trained weights, or the part of them that `update` has. Returns the digest of what the model then holds
-        of it. The version is the update's when its last part is there.
+        """Replace the trained weights. Returns the digest of what the model then holds.
 
-        Raises ValueError when bytes were damaged on the way, don't fit the model, or are not the next part; `grow` then refuses
-        every version, until a later call begins again and succeeds: the model may hold anything.
+        Raises ValueError when bytes were damaged on the way or don't fit the model; `grow` then refuses every version,
+        until a later call succeeds: the model may hold anything.
         """
-        self.version, held = -1, self.model.trainable()  # of no update
-        if update.part == 0:
-            self.loading = (update.version, ())
-        version, loaded = self.loading
-        found = wire.load_weights(update, chunks, {name: held[name] for name in update.names if name in held})
-        self.loading = (version, loaded + update.names)
-        if update.part == update.parts - 1:
-            if self.loading != (update.version, tuple(held)):
-                raise ValueError(
-                    f"weights v{update.version}: expected the model's {len(held)} parameters in their order, got {len(self.loading[1])} of v{version}"
-                )
-            self.version = update.version
+        self.version = -1  # of no update
+        found = wire.load_weights(update, chunks, self.model.trainable())
+        self.version = update.version
         return found
 
     def probe(self) -> F32:

@@ -117,7 +117,7 @@ class Learner(Role):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of an exponential mean of the weights; 0 = none")
     max_skips: int = Field(3, ge=1, description="non-finite gradients in a row that end the run")
     timeout_seconds: float = Field(1800, gt=0, description="longest a collective or an update may take")
-    publish_chunk_mb: int = Field(64, ge=1, description="size of one object when weights are published")
+    publish_chunk_mb: int = Field(256, ge=1, description="size of one object when weights are published")
 
 
 class Checkpoint(Section):

@@ -244,16 +244,13 @@ class LearnerShard:
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """Header of one published version, or of a part of it; the bytes travel beside it as lists of numpy arrays, one array for
-    each tensor. Parts are loaded one after the other, from 0."""
+    """Header of one published version; the bytes travel beside it as lists of numpy arrays, one array for each tensor."""
 
     version: int
-    digest: str  # wire.digest_of these tensors
+    digest: str  # wire.digest_of the tensors
     names: tuple[str, ...]
     dtypes: tuple[str, ...]  # torch names
     shapes: tuple[tuple[int, ...], ...]
-    part: int = 0
-    parts: int = 1
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Crew:
         rollout workers as the cluster has room for. request: for how many an autoscaler is asked."""
         self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
         self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
-        self.chunks, self.formed = list[int](), False
+        self.chunks, self.formed = 0, False
         self.looked = 0.0
         self.ending = False  # somebody asked for it
         self.wanted_ranks = gangs[0].count if gangs else 0

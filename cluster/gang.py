@@ -92,12 +92,12 @@ class Gang:
     def finish(self, call: Call) -> list[Any]:
         """Results of all ranks. Raises GangError when a rank died or missed the deadline, LostObjects when what it needed
         is gone, and else what a rank raised; all ranks are ended first."""
-        self.watch(call)
+        self._watch(call)
         results = ray.get(call.references)
         self.meter.count(results)
         return list(results)
 
-    def watch(self, call: Call) -> None:
+    def _watch(self, call: Call) -> None:
         """Wait for all ranks, as `finish` does, without reading what they give."""
         pending = list(call.references)
         while pending:
@@ -135,11 +135,11 @@ class Gang:
                     continue
         return ""
 
-    def lead(self, method: str, *arguments: Any, returns: int) -> tuple[Call, list[ObjectRef[Any]]]:
-        """Run `method`, whose results are several, on all ranks, since it may use collectives; references to those of rank 0,
-        which are there when `watch` has returned."""
+    def leader(self, method: str, *arguments: Any, returns: int = 1) -> list[ObjectRef[Any]]:
+        """References to the results of rank 0; every rank runs the method, since it may use collectives. Raises as `finish`."""
         found = [getattr(rank, method).options(num_returns=returns).remote(*arguments) for rank in self.ranks]
-        return Call(method, [one[0] for one in found], time.monotonic() + self.timeout), found[0]
+        self._watch(Call(method, [one[0] if returns > 1 else one for one in found], time.monotonic() + self.timeout))
+        return found[0] if returns > 1 else found[:1]
 
     def lose(self, why: str) -> None:
         """End all ranks for a cause that is counted; `form` makes new ones."""

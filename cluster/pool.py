@@ -17,7 +17,7 @@ import ray
 from ray import ObjectRef
 
 from cluster.errors import ending, told
-from cluster.work import TICK, Attempt, Broadcast, Calls, Flow, Patience, Task, Worker, wait
+from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, wait
 from cluster.workers import FORGIVEN, NAMESPACE, Workers
 
 __all__ = ["FORGIVEN", "NAMESPACE", "Patience", "Pool"]
@@ -170,34 +170,27 @@ class Pool(Workers):
 
         A worker that dies, or does not answer in time, is removed. Raises what the method raised.
         """
-        return [found for (found,) in self.finish(self.begin([(method, arguments)]))]
-
-    def begin(self, calls: Calls) -> Broadcast:
-        """Broadcast several methods, one after the other; `finish` waits for them."""
-        idle = [worker for worker in self.workers if worker.state == "ready" and not worker.pending]
-        asked = [(worker, [getattr(worker.handle, method).remote(*arguments) for method, arguments in calls]) for worker in idle]
-        return Broadcast(asked, time.monotonic())
-
-    def finish(self, broadcast: Broadcast) -> list[list[Any]]:
-        """Results of all methods, of each worker. Raises as `broadcast`."""
-        ready = self._answers([references[-1] for _, references in broadcast.asked], broadcast.began)
+        asked = [worker for worker in self.workers if worker.state == "ready" and not worker.pending]
+        references = [getattr(worker.handle, method).remote(*arguments) for worker in asked]
+        ready = self._answers(references)
         results = []
-        for worker, references in broadcast.asked:
-            if references[-1] not in ready:
+        for worker, reference in zip(asked, references, strict=True):
+            if reference not in ready:
                 self._remove(worker, "unresponsive")
                 continue
             try:
-                results.append(ray.get(references))  # of several that failed, it raises the first
+                results.append(ray.get(reference))
             except ray.exceptions.RayActorError as error:
                 self._remove(worker, ending(error))
             except ray.exceptions.RayError as error:
-                raise told(error, self.role) from error
+                raise told(error, f"{self.role}.{method}") from error
         return results
 
-    def _answers(self, references: list[ObjectRef[Any]], began: float) -> list[ObjectRef[Any]]:
+    def _answers(self, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
         """Those that come in time: the faster half has the timeout, the others some times as long as that half took."""
         if not references:
             return []
+        began = time.monotonic()
         half: list[ObjectRef[Any]]
         half, late = ray.wait(references, num_returns=(len(references) + 1) // 2, timeout=self.patience.timeout, fetch_local=False)
         limit = 2 * max(self.patience.least, self.patience.straggler * (time.monotonic() - began))

@@ -72,18 +72,6 @@ class Worker:
         return self.place is not None
 
 
-Calls = list[tuple[str, tuple[Any, ...]]]
-"""Methods and their arguments, one after the other."""
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """Methods that run on workers: references to their results by worker, and since when."""
-
-    asked: list[tuple[Worker, list[ObjectRef[Any]]]]
-    began: float
-
-
 @dataclass(eq=False)
 class Attempt:
     """A task on a worker; `task` is None for a greeting."""

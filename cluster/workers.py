@@ -12,7 +12,7 @@ from ray import ObjectRef
 
 from cluster.errors import BudgetError, ending
 from cluster.meter import Meter
-from cluster.work import Attempt, Calls, Patience, Task, Worker, place
+from cluster.work import Attempt, Patience, Task, Worker, place
 
 NAMESPACE = "branchgrpo"
 FORGIVEN = ("preempted", "scaled")
@@ -44,7 +44,7 @@ class Workers:
         self.workers: list[Worker] = []
         self.made = 0
         self.queue: deque[Task] = deque()
-        self.greetings: Calls = []  # behind `ready`: what brings a newcomer up to the others
+        self.greetings: list[tuple[str, tuple[Any, ...]]] = []  # behind `ready`: what brings a newcomer up to the others
         self.greeting, self.version = 0, 0
         self.attempts: dict[ObjectRef[Any], Attempt] = {}
         self.seconds: dict[str, deque[float]] = {}  # of finished tasks for each of their size, by method
@@ -108,7 +108,7 @@ class Workers:
         self.workers.append(worker)
         self._greet(worker, [("ready", ()), *self.greetings])
 
-    def _greet(self, worker: Worker, calls: Calls) -> None:
+    def _greet(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
         worker.state, worker.greeting = "starting", self.greeting
         references = [getattr(worker.handle, method).remote(*arguments) for method, arguments in calls]
         self._watch(Attempt(worker, references, None, time.monotonic()), references[-1])

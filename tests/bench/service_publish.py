@@ -57,14 +57,14 @@ class Receiver(RolloutWorker):
         torch.set_num_threads(1)
         self.model = Weights()
 
-    def parts(self, held: list[list[Any]]) -> dict[str, float]:
+    def parts(self, held: list[Any]) -> dict[str, float]:
         """Seconds of what `load_weights` does, alone."""
-        updates = [ray.get(references) for references in held]
+        update, *chunks = ray.get(held)
         return {
-            "worker: get": timed(lambda: [ray.get(references) for references in held]),
-            "worker: unpack": timed(lambda: [wire.unpack_weights(update, chunks) for update, *chunks in updates]),
+            "worker: get": timed(lambda: ray.get(held)),
+            "worker: unpack": timed(lambda: wire.unpack_weights(update, chunks)),
             "worker: digest": timed(lambda: wire.digest_of(self.model.trainable())),
-            "worker: load_weights": timed(lambda: [self.load_weights(*one) for one in updates]),
+            "worker: load_weights": timed(lambda: self.load_weights(update, *chunks)),
         }
 
 
@@ -106,7 +106,7 @@ def publish() -> dict[str, Any]:
     pairs = [(copies(), published()) for _ in range(REPEATS)]
     limit, measured = median(one for one, _ in pairs), median(one for _, one in pairs)
     fresh = timed(lambda: source.copy())
-    held = [list(references) for _, references in pool.greetings]
+    held = list(pool.greetings[0][1])
     alone = gang.call("parts")[0] | ray.get(pool.workers[0].handle.parts.remote(held))
     pool.stop()
     gang.stop()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from actors.learner import Learner
 from actors.reward import RewardWorker
@@ -73,35 +72,6 @@ def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
             rollout.grow(work[0], version, *work[1:])
     assert rollout.load_weights(update, *chunks) == update.digest
     assert rollout.grow(work[0], 1, *work[1:])[0].policy_version == 1
-
-
-def test_weights_come_in_parts_one_after_the_other() -> None:
-    config = configs.load(QUICKSTART, {"learner.threads": "1", "learner.publish_chunk_mb": "1"})
-    rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
-    rollout.ready(), learner.join(1, "")
-    with torch.no_grad():
-        for value in learner.model.trainable().values():
-            value.mul_(1.5)
-    learner.version = 1
-    counts = learner.chunks()
-    parts = [learner.publish("policy", part) for part in range(len(counts))]
-    assert len(parts) > 2 and [len(part) - 2 for part in parts] == counts and sum(counts) == len(learner.publish()) - 2
-    assert [name for _, update, *_ in parts for name in update.names] == list(learner.model.trainable())
-    for _, update, *chunks in parts:
-        assert rollout.version == (0 if update.part == 0 else -1)  # nobody grows with half of it
-        assert rollout.load_weights(update, *chunks) == update.digest
-    assert rollout.version == 1 and np.array_equal(rollout.probe(), learner.probe())
-
-    learner.version = 2
-    newer = [learner.publish("policy", part) for part in range(len(counts))]
-    for wrong in (parts[:1] + parts[2:], parts[:-1] + newer[-1:], parts[:2] + parts[1:], parts[1:]):  # one missing, of another version, twice, no first
-        with pytest.raises(ValueError, match=r"^weights v\d: expected the model's \d+ parameters in their order, got \d+ of v-?\d$"):
-            for _, update, *chunks in wrong:
-                rollout.load_weights(update, *chunks)
-        assert rollout.version == -1
-    for _, update, *chunks in newer:
-        rollout.load_weights(update, *chunks)
-    assert rollout.version == 2
 
 
 def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
