@@ -16,7 +16,6 @@ KEYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_compare_then_eval(tmp_path: Path) -> None:
     folder = tmp_path / "compared"
