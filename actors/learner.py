@@ -61,7 +61,7 @@ class Learner:
         self.policy = PolicyUpdate(config, self.model, self.ranks)
 
     def __repr__(self) -> str:
-        return f"learner-{self.rank} v{self.version}"
+        return f"learner-{self.rank}"
 
     @property
     def sharded(self) -> bool:
@@ -98,7 +98,7 @@ class Learner:
         headers = [header for header, _ in segments]
         trees = assemble(plan, headers, combine.leaf_rewards(self.config, scores))
         if not 0 <= self.version - trees[0].policy_version <= self.config.async_.max_staleness:
-            raise RuntimeError(f"{self!r}: trees were grown with weights v{trees[0].policy_version}")
+            raise RuntimeError(f"{self!r} has weights v{self.version}: trees were grown with weights v{trees[0].policy_version}")
         credits = credit.assign(self.config, plan, trees, iteration, scores)
         self._same_on_all_ranks("credit", credit.digest(credits))
         options = self.config.learner

@@ -35,7 +35,7 @@ class RolloutWorker:
         self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch, config.loss.needs_shift)
 
     def __repr__(self) -> str:
-        return f"rollout-{self.index} v{self.version}"
+        return f"rollout-{self.index}"
 
     def ready(self) -> None:
         """Load the model."""
@@ -59,7 +59,7 @@ class RolloutWorker:
         """
         begun = perf_counter()
         if version != self.version:
-            raise RuntimeError(f"{self!r}: asked to grow with weights v{version}")
+            raise RuntimeError(f"{self!r} has weights v{self.version}: asked to grow with weights v{version}")
         x = self._stack(roots) if start else self.sampler.roots(plan, subtrees)
         segment = self.sampler.grow(plan, subtrees, x, start, stop, conditioning)
         kept, dtype = wire.to_numpy(segment.kept)

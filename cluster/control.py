@@ -244,7 +244,8 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     if "version" in found:
         row("weights", f"v{found['version']}" + (f", learner epoch {found['epoch']}" if "epoch" in found else ""))
     if found.get("checkpoint"):
-        row("checkpoint", f"iteration {found['checkpoint']['iteration']}: {found['checkpoint']['path']}")
+        newest = found["checkpoint"]
+        row("checkpoint", (f"iteration {newest['iteration']}: " if newest["iteration"] else "none yet, they will be in ") + newest["path"])
     return Group(rows, _workers(status))
 
 

@@ -132,6 +132,11 @@ def test_a_status_on_a_terminal(controller: Controller) -> None:
     assert line_of(text, "learner ") == "1/2, at the next checkpoint demo/learner-0 ready v3 1 node-a"
 
 
+def test_a_status_before_the_first_checkpoint(controller: Controller) -> None:
+    controller.report({**SNAPSHOT, "checkpoint": {"iteration": 0, "path": "/runs/demo"}})
+    assert line_of(text_of(controller.status()), "checkpoint") == "none yet, they will be in /runs/demo"
+
+
 def test_a_status_before_the_first_report(controller: Controller) -> None:
     controller.stop()
     text = text_of(controller.status())

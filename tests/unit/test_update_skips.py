@@ -21,5 +21,5 @@ def test_skips_in_a_row_end_the_run_named() -> None:
         return int(learner.update(*arguments).skipped_steps)
 
     assert [stats(True), stats(True), stats(False), stats(True), stats(True)] == [1, 1, 0, 1, 1]  # a good one between begins the count anew
-    with pytest.raises(RuntimeError, match=r"^learner-0 v0: 3 optimiser steps in a row had a gradient that is not finite$"):
+    with pytest.raises(RuntimeError, match=r"^learner-0: 3 optimiser steps in a row had a gradient that is not finite$"):
         stats(True)
