@@ -83,7 +83,7 @@ class Workers:
                 try:
                     ray.get(worker.probe)
                     worker.probe, worker.heard = None, now
-                except ray.exceptions.RayActorError as error:
+                except ray.exceptions.RayError as error:
                     self._remove(worker, ending(error))
             elif now - worker.probed > PROBE_LIMIT:
                 self._remove(worker, "unresponsive")
