@@ -1,6 +1,6 @@
 """Checkpoints: a step's folder of tensors and state, written whole or not at all, and read only when every byte is right.
 
-    FOLDER/epochs/000003            claimed epochs, empty files: exclusive creation gives each number to one process only
+    FOLDER/epochs/000003            claimed epochs, empty files (of URLs 000003.ID): each number is one process' only
     FOLDER/epoch-0003-iteration-00000120-TIME-HOST-PID/
         manifest.json               version, iteration, epoch, created, sha256 and bytes of each file, and its own digest
         state.json                  what is not a tensor
@@ -78,14 +78,14 @@ class Store:
         while True:
             epoch = self.epoch() + 1
             try:
-                self.epochs.create(f"{epoch:06d}")
-            except FileExistsError:  # another process was faster: ask again
+                self.epochs.claim(f"{epoch:06d}")
+            except FileExistsError:  # another process claims too: ask again
                 continue
             return epoch
 
     def epoch(self) -> int:
         """The newest claimed epoch, 0 = none. Those of checkpoints count too, in case `epochs` was not copied with them."""
-        claimed = [int(name) for name in self.epochs.names() if name.isdecimal()]
+        claimed = [int(number) for number in (name.partition(".")[0] for name in self.epochs.names()) if number.isdecimal()]
         used = [name.epoch for name in map(_Name.parse, self.storage.names()) if name]
         return max(claimed + used, default=0)
 

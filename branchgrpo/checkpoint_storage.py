@@ -14,6 +14,7 @@ from contextlib import suppress
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from branchgrpo.errors import UserError
 
@@ -41,8 +42,9 @@ class Storage(Protocol):
     def open(self, file: str) -> BufferedIOBase:
         """For reading."""
 
-    def create(self, name: str) -> None:
-        """An empty file for good, and the folder; FileExistsError when anyone else has created it."""
+    def claim(self, name: str) -> None:
+        """Take a name that no one else has then, for good; makes the folder, and an empty file of that name, perhaps with more
+        behind a point. FileExistsError when others have it, or want it at the same time."""
 
     def write(self, file: str, data: bytes) -> None:
         """A new file, for good when this returns."""
@@ -93,9 +95,9 @@ class Local:
     def open(self, file: str) -> BufferedIOBase:
         return (self.root / file).open("rb")
 
-    def create(self, name: str) -> None:
+    def claim(self, name: str) -> None:
         self.root.mkdir(exist_ok=True)
-        self.write(name, b"")
+        self.write(name, b"")  # opens it exclusively
         self.sync()
 
     def write(self, file: str, data: bytes) -> None:
@@ -186,9 +188,14 @@ class Remote:
         found: BufferedIOBase = self._ask("open", f"{self.root}/{file}", "rb")
         return found
 
-    def create(self, name: str) -> None:
+    def claim(self, name: str) -> None:
+        """fsspec does not promise exclusive creation: some protocols look first and write then. But what was written is listed: so each
+        writes a file of its own, then looks, and gives up when it sees another's. At most one does not."""
         self._ask("makedirs", self.root, exist_ok=True)
-        self._ask("pipe_file", f"{self.root}/{name}", b"", mode="create")
+        mine = f"{name}.{uuid4().hex}"
+        self.write(mine, b"")
+        if any(other.partition(".")[0] == name and other != mine for other in self.names()):
+            raise FileExistsError(f"{self.where}/{name}")
 
     def write(self, file: str, data: bytes) -> None:
         self._ask("pipe_file", f"{self.root}/{file}", data)

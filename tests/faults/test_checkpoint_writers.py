@@ -149,7 +149,9 @@ def test_claims_at_once_are_all_different(kind: str, tmp_path: Path) -> None:
         children.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
     claimed = [int(text) for index in range(3) for text in (tmp_path / f"claims-{index}").read_text().split()]
-    assert sorted(claimed) == list(range(1, 3 * each + 1))
+    assert len(set(claimed)) == 3 * each
+    if kind == "folder":  # of an URL, all may give up a number that several want
+        assert sorted(claimed) == list(range(1, 3 * each + 1))
 
 
 def test_claims_that_cross(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
