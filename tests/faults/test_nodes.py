@@ -99,7 +99,7 @@ def test_a_node_that_holds_prefixes_is_lost(cluster: Cluster, ground: Ground, un
 
     found = ground.played(tmp_path / "run", config(**STAYING), sabotage)
     same(found, undisturbed)
-    assert sum(found.crew.rollouts.restarts.values()) == 2
+    assert sum(found.crew.rollouts.restarts.values()) >= 2  # a third, started there before it was known, may be lost too
 
 
 @pytest.mark.slow
