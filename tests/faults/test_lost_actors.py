@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,26 @@ def plain(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return stage.played(tmp_path_factory.mktemp("plain") / "plain-run", config(**TWO))
 
 
+class Stopped:
+    """Processes that hang; they end with the test."""
+
+    def __init__(self) -> None:
+        self.processes: list[int] = []
+
+    def stop(self, process: int) -> None:
+        os.kill(process, signal.SIGSTOP)
+        self.processes.append(process)
+
+
+@pytest.fixture
+def stopped() -> Iterator[Stopped]:
+    made = Stopped()
+    yield made
+    for process in made.processes:
+        with suppress(ProcessLookupError):
+            kill(process)
+
+
 # rollout workers
 
 
@@ -46,33 +67,27 @@ def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_p
 
 
 def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> None:
+    first: list[int] = []
+
     def sabotage(made: Crew, iteration: int) -> None:
+        if iteration == 0:
+            first.extend(worker.index for worker in made.rollouts.workers)
         if 1 <= iteration <= 2:
             busy(made, 0, kill)  # the oldest: the newcomer is the last
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert found.crew.rollouts.restarts == {"died": 2}
+    assert found.crew.rollouts.restarts == {"died": 2} and found.crew.rollouts.made == first[-1] + 3
+    assert not set(first) & {worker.index for worker in found.crew.rollouts.workers}
 
 
-def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(stage: Stage, plain: Run, tmp_path: Path) -> None:
-    stopped: list[int] = []
-
-    def stop(process: int) -> None:
-        os.kill(process, signal.SIGSTOP)
-        stopped.append(process)
-
+def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path) -> None:
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 2:
-            busy(made, 1, stop)
+            busy(made, 1, stopped.stop)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
-    for process in stopped:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            time.sleep(0)
-    assert stopped
+    assert stopped.processes
     same(found, plain)
     assert found.crew.rollouts.reissued >= 1
     assert found.summary["iterations"] == ITERATIONS
@@ -113,20 +128,14 @@ def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_at_the_deadline(stage: Stage, plain: Run, tmp_path: Path) -> None:
-    stopped: list[int] = []
-
-    def stop(process: int) -> None:
-        os.kill(process, signal.SIGSTOP)
-        stopped.append(process)
-
+def test_a_rank_that_hangs_ends_at_the_deadline(stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path) -> None:
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 3 and not made.learners.restarts:
-            updating(made, stop, 8.0)
+            updating(made, stopped.stop, 8.0)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert stopped and found.crew.learners.restarts == {"unresponsive": 1}
+    assert stopped.processes and found.crew.learners.restarts == {"unresponsive": 1}
     assert any("ranks [0, 1] missed the deadline" in note for note in found.notes)
 
 

@@ -99,7 +99,9 @@ def test_a_node_that_holds_prefixes_is_lost(cluster: Cluster, ground: Ground, un
 
     found = ground.played(tmp_path / "run", config(**STAYING), sabotage)
     same(found, undisturbed)
-    assert sum(found.crew.rollouts.restarts.values()) >= 2  # a third, started there before it was known, may be lost too
+    lost = found.crew.rollouts.restarts
+    assert sum(lost.values()) >= 2 and set(lost) <= {"node", "unavailable", "died"}  # one that was started there before it was known is lost too
+    assert {worker.place.node for worker in found.crew.rollouts.workers if worker.place} == {ground.node.node_id}
 
 
 @pytest.mark.slow
