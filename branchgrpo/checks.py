@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
-import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import EMBEDDED
+from branchgrpo.safetensors_header import header
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers")
 CODE = ("branchgrpo", "actors", "cluster")
@@ -102,17 +100,10 @@ def trained(config: Config) -> int:
         return 0
     if getattr(config.model, "lora_rank", 0):
         return 0
-    return sum(_numbers(path) for path in (config.model.folder() / "transformer").glob("*.safetensors"))
+    files = (config.model.folder() / "transformer").glob("*.safetensors")
+    return sum(entry.numbers for path in files for entry in header(path).tensors.values())
 
 
 def published(config: Config) -> int:
     """Bytes of one version of the weights, as they go to rollout workers; 0 = not known."""
     return trained(config) * (2 if config.model.dtype == "bfloat16" else 4)
-
-
-def _numbers(path: Path) -> int:
-    """Of a safetensors file: its header begins with its own length and is JSON."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

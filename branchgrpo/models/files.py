@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from branchgrpo.errors import UserError
+from branchgrpo.regular_files import read_json
+from branchgrpo.safetensors_header import BadHeader, header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_TOKENIZER = 256 << 20
+"""Bytes of a JSON file of a model, at most: tokenizers of many languages have 30 MB."""
 _INDEX = ".safetensors.index.json"
 _TOKENIZER = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
 
@@ -17,7 +19,7 @@ _TOKENIZER = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model",
 def json_file(key: str, path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError, naming the config key, for a file that is missing or is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, MAX_TOKENIZER)
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: expected {path}, which {'is missing' if isinstance(error, FileNotFoundError) else f'cannot be read: {error}'}") from error
     if not isinstance(found, dict):
@@ -63,8 +65,9 @@ def check_weights(key: str, folder: Path) -> None:
     """
     for index in sorted(folder.glob(f"*{_INDEX}")):
         shards = json_file(key, index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"{key}: expected a weight_map by name in {index}, got {type(shards).__name__}")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards.values()):
+            got = "names of other folders" if isinstance(shards, dict) else type(shards).__name__
+            raise UserError(f"{key}: expected a weight_map to files beside it in {index}, got {got}")
         for shard in sorted(set(shards.values())):
             if not (folder / shard).is_file():
                 raise UserError(f"{key}: expected {folder / shard}, which {index.name} names and which is missing: is the download complete?")
@@ -81,17 +84,10 @@ def check_weights(key: str, folder: Path) -> None:
 
 
 def check_safetensors(key: str, path: Path) -> None:
-    """The file holds as many bytes as its header says. Raises UserError where it doesn't."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length + 8 > size:
-            raise UserError(f"{key}: expected a safetensors file, {path} is {'empty' if not size else 'truncated or something else'}")
-        try:
-            header = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{key}: expected a safetensors file, the header of {path} cannot be read") from error
-    if size != length + 8 + end:
-        raise UserError(f"{key}: expected {length + 8 + end:,} bytes in {path}, got {size:,}: is the download complete?")
+    """A whole safetensors file, by its header. Raises UserError where it isn't one."""
+    try:
+        header(path)
+    except BadHeader as error:
+        raise UserError(f"{key}: expected a safetensors file, {path} {error}") from error
+    except OSError as error:
+        raise UserError(f"{key}: expected a safetensors file, {path} cannot be read: {error.strerror}") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import check_safetensors
+from branchgrpo.regular_files import opened
 from branchgrpo.rewards.base import existing
 
 if TYPE_CHECKING:
@@ -30,10 +31,11 @@ def check_checkpoint(key: str, path: Path) -> None:
     if path.suffix == ".safetensors":
         check_safetensors(key, path)
         return
-    if not path.is_file():
-        raise UserError(f"{key}: expected a file, got the folder {path}")
-    with path.open("rb") as file:
-        start = file.read(2)
+    try:
+        with opened(path) as file:
+            start = file.read(2)
+    except OSError as error:
+        raise UserError(f"{key}: expected a file, {path}: {error.strerror}") from error
     if start == b"PK" and not zipfile.is_zipfile(path):
         raise UserError(f"{key}: expected a torch checkpoint, {path} is truncated: is the download complete?")
     if start != b"PK" and not start.startswith(b"\x80"):
@@ -52,13 +54,14 @@ def check_processor(key: str, path: str, tokenizer: bool) -> Path:
 def read_state(key: str, path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint by name, from under `state_dict` where it has that, without the prefix of a parallel wrapper.
 
-    Raises UserError for a pickle that holds more than tensors and plain containers.
+    Raises UserError for a file that is not whole, and for a pickle that holds more than tensors and plain containers.
     """
     import pickle
 
     import torch
     from safetensors.torch import load_file
 
+    check_checkpoint(key, path)
     if path.suffix == ".safetensors":
         return load_file(path)
     try:

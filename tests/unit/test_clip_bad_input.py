@@ -75,7 +75,7 @@ def test_files_that_are_no_checkpoint(hps: HpsReward, aesthetic: AestheticReward
         assert all(message in refused(option) for option in options)
     torch.save({"state_dict": 3}, path)
     assert all("expected a state dict" in refused(option, build=True) for option in options)
-    assert "got the folder" in refused(hps.model_copy(update={"path": str(tmp_path)}))
+    assert "it is a folder" in refused(hps.model_copy(update={"path": str(tmp_path)}))
 
 
 def test_weights_of_another_architecture(hps: HpsReward, clip: ClipReward, aesthetic: AestheticReward, tmp_path: Path) -> None:

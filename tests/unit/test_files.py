@@ -43,11 +43,11 @@ def as_pickle(folder: Path) -> None:
     path.with_suffix(".bin").write_bytes(pickle.dumps({"weight": 1}))
 
 
-def in_shards(folder: Path) -> None:
+def in_shards(folder: Path, second: object = "diffusion_pytorch_model-00002-of-00002.safetensors") -> None:
     """An index that names two shards, of which one came."""
     path = weights(folder)
     path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
-    names = {"a": "diffusion_pytorch_model-00001-of-00002.safetensors", "b": "diffusion_pytorch_model-00002-of-00002.safetensors"}
+    names = {"a": "diffusion_pytorch_model-00001-of-00002.safetensors", "b": second}
     (path.parent / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
@@ -67,6 +67,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no weights": (lambda folder: weights(folder).unlink(), ["expected *.safetensors in", "transformer", "got none"]),
     "a pickle": (as_pickle, ["expected *.safetensors in", "transformer", ".bin, a pickle"]),
     "a missing shard": (in_shards, ["00002-of-00002.safetensors", "missing", "download"]),
+    "a shard elsewhere": (lambda folder: in_shards(folder, "../vae/config.json"), ["index.json", "names of other folders"]),
+    "a shard by number": (lambda folder: in_shards(folder, 2), ["index.json", "names of other folders"]),
     "half a file": (lambda folder: weights(folder, "vae").write_bytes(weights(folder, "vae").read_bytes()[:-1000]), ["bytes in", "vae", "download complete"]),
     "a cut header": (lambda folder: weights(folder).write_bytes(weights(folder).read_bytes()[:20]), ["expected a safetensors file", "truncated"]),
     "an empty file": (lambda folder: weights(folder, "text_encoder").write_bytes(b""), ["expected a safetensors file", "empty"]),
