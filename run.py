@@ -98,6 +98,7 @@ def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]
 def check(config: Config) -> None:
     """What can be known to be wrong before anything starts. Raises UserError."""
     config.model.check()
+    config.schedule()
     for reward in config.rewards:
         reward.check()
     check_sinks(config.run.wandb, config.run.mlflow)

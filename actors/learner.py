@@ -192,7 +192,7 @@ class Learner:
             return
         model = self.config.model.build("cpu", ("denoiser",))  # whole and unwrapped, whatever the ranks hold
         model.load(tensors)
-        model.save(folder, self.config.model.folder(), self.config.run.export)
+        model.save(folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift)
 
     def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner disagree."""
