@@ -1,28 +1,23 @@
-"""Files of prompts, read on access: of 10 million lines, only where they begin is kept in memory."""
+"""Lists of prompts, and text files of them that are read on access: of 10 million lines, 16 bytes each are kept in memory."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import gzip
 import os
+import shutil
 import tempfile
 import weakref
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from branchgrpo.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow
-
-FIELDS = ("prompt", "text", "caption")
-"""Where a record keeps its prompt: the first of these that it has."""
 
 LONGEST = 1 << 20
 """Bytes of the longest line that is taken for a prompt; it bounds the memory of reading."""
@@ -30,14 +25,36 @@ LONGEST = 1 << 20
 BLOCK = 1 << 20
 """Bytes read at a time while a file is indexed."""
 
-COPIED = 1 << 14
-"""Rows of a parquet file that are in memory at a time."""
-
 BOM = b"\xef\xbb\xbf"
+
+HEAD = 512
+"""Bytes of a file's beginning that tell what it is, where it is no text."""
+
+MAGIC = {
+    b"\xff\xfe\x00\x00": "UTF-32: save as UTF-8",
+    b"\x00\x00\xfe\xff": "UTF-32: save as UTF-8",
+    b"\xff\xfe": "UTF-16: save as UTF-8",
+    b"\xfe\xff": "UTF-16: save as UTF-8",
+    b"\x1f\x8b": "gzip data: let the file's name end in .gz",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "parquet data: let the file's name end in .parquet",
+}
+
+
+def digest(text: str) -> int:
+    """64 bits that tell texts apart; blanks around a text don't count. Of 10 million texts, two collide once in 370,000 lists."""
+    return xxhash.xxh3_64_intdigest(text.strip().encode())
 
 
 class Prompts(Sequence[str]):
     """Prompts in a fixed order; a slice is a list."""
+
+    format = "list"  # what its file was read as
+    unit = "prompt"  # what `number` counts
+    source = ""  # the file
+    blank = 0  # rows left out: no text, null, or no field with text
+    repeated = 0  # rows left out: their text came before
+    hint = ""  # why there may be no prompt at all
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -51,12 +68,29 @@ class Prompts(Sequence[str]):
     def _at(self, place: int) -> str:
         """The prompt at a place from 0 to len − 1."""
 
+    @property
+    @abstractmethod
+    def digests(self) -> NDArray[np.uint64]:
+        """[len] `digest` of each prompt."""
+
+    def number(self, place: int) -> int:
+        """Which line, item or row of the file holds the prompt at a place, counted from 1."""
+        return place + 1
+
 
 class Listed(Prompts):
-    """Prompts in memory; blank ones are left out."""
+    """Prompts in memory; blank ones are left out and counted."""
 
-    def __init__(self, texts: Iterable[str]):
-        self._texts = [text for text in texts if text.strip()]
+    def __init__(self, texts: Iterable[str], source: str = "", *, form: str = "list", unit: str = "prompt", hint: str = ""):
+        self._texts: list[str] = []
+        self._numbers = array("q")
+        self.source, self.format, self.unit, self.hint = source, form, unit, hint
+        for number, text in enumerate(texts, 1):
+            if text.strip():
+                self._texts.append(text)
+                self._numbers.append(number)
+            else:
+                self.blank += 1
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -64,24 +98,33 @@ class Listed(Prompts):
     def _at(self, place: int) -> str:
         return self._texts[place]
 
+    def number(self, place: int) -> int:
+        return self._numbers[place]
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        return np.array([digest(text) for text in self._texts], np.uint64)
+
 
 class LineFile(Prompts):
-    """Prompts of a file, one a line, indexed once and read from the file on access. Takes 8 bytes of memory a prompt.
+    """Prompts of a file, one a line, indexed once and read from the file on access. Takes 16 bytes of memory a prompt.
 
     Lines end with LF, CR LF or CR. Every line is checked when the file is indexed. The file stays open and must not
-    change. Raises UserError, naming key, file and line, for a line that is not UTF-8, too long or holds no prompt.
+    change; of a .gz, a temporary copy that ends with the process is read. Raises UserError, naming key, file and line,
+    for a line that is not UTF-8, too long or holds no text.
     """
 
+    format, unit = "text", "line"
     expected = "UTF-8 text with one prompt a line"
-    settled: NDArray[np.bool_] = np.array([byte < 128 and not chr(byte).isspace() for byte in range(256)])
-    """[256] first bytes of a line that tell it to hold a prompt."""
 
     def __init__(self, key: str, path: Path):
-        self.key, self.path = key, path
-        self._file = os.open(path, os.O_RDONLY)
+        self.key, self.path, self.source = key, path, str(path)
+        self._file = unpacked(path)
         weakref.finalize(self, os.close, self._file)
         self._identity = identity(os.fstat(self._file))
-        self._starts = self._index()
+        if reason := no_text(os.pread(self._file, HEAD, 0)):
+            raise UserError(f"{key}: expected {self.expected}, got in {path}: {reason}")
+        self._starts, self._digests = self._index()
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -89,9 +132,21 @@ class LineFile(Prompts):
     def __iter__(self) -> Iterator[str]:
         self._check_same()
         for _, block in self._blocks():
-            for line in block.replace(b"\r", b"\n").split(b"\n"):
-                if (text := self._prompt(line)).strip():
+            for line in block.decode().replace("\r", "\n").split("\n"):
+                if text := self._prompt(line):
                     yield text
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        return self._digests
+
+    def number(self, place: int) -> int:
+        start, offset, lines, last = int(self._starts[place]), 0, 1, b""
+        while offset < start:
+            block = os.pread(self._file, min(BLOCK, start - offset), offset)
+            lines += _line_ends(block) - (last == b"\r" and block[:1] == b"\n")
+            offset, last = offset + len(block), block[-1:]
+        return lines
 
     def _check_same(self) -> None:
         if identity(os.fstat(self._file)) != self._identity:
@@ -101,20 +156,23 @@ class LineFile(Prompts):
         self._check_same()
         start, end = self._starts[place : place + 2].tolist()  # up to the next prompt, with what was left out between them
         read = os.pread(self._file, min(end - start, LONGEST), start)
-        return self._prompt(read.replace(b"\r", b"\n").partition(b"\n")[0])
+        return self._prompt(read.replace(b"\r", b"\n").partition(b"\n")[0].decode())
 
-    def _prompt(self, line: bytes) -> str:
-        """The prompt of a line, blank where there is none. Raises ValueError for a line that is wrong."""
-        return line.decode().strip()
+    def _prompt(self, line: str) -> str:
+        """The prompt of a line, empty where it holds none. Raises ValueError for a line that is wrong."""
+        return line.strip()
 
-    def _index(self) -> NDArray[np.int64]:
-        """Where the lines with a prompt begin, and the length of the file."""
-        starts, lines = array("q"), 0  # grows in place: joining arrays in the end would take the memory twice
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Where the lines with a prompt begin, with the length of the file behind, and digests of the prompts."""
+        starts, digests, lines, last = array("q"), array("Q"), 0, b"\n"  # they grow in place: joining in the end would take the memory twice
         for offset, block in self._blocks():
-            starts.frombytes((self._kept(block, lines) + offset).tobytes())
-            lines += _line_ends(block)
+            kept, texts = self._kept(block, lines)
+            starts.frombytes((kept + offset).tobytes())
+            digests.extend(map(digest, texts))
+            lines, last = lines + _line_ends(block), block[-1:]
+        self.blank = lines + (last not in b"\r\n") - len(starts)
         starts.append(os.fstat(self._file).st_size)
-        return np.frombuffer(starts, np.int64)
+        return np.frombuffer(starts, np.int64), np.frombuffer(digests, np.uint64)
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """The file in pieces of whole lines, with the offset of each; a line that is far too long may be cut."""
@@ -131,12 +189,14 @@ class LineFile(Prompts):
         if rest:
             yield offset, rest
 
-    def _kept(self, block: bytes, lines: int) -> NDArray[np.int64]:
-        """Where lines with a prompt begin in a block that comes behind so many other lines."""
+    def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[str]]:
+        """The prompts in a block that comes behind so many other lines, and where their lines begin."""
         try:
-            block.decode()
+            text = block.decode()
         except UnicodeDecodeError as error:
             raise self._wrong(lines + _line_ends(block[: error.start]), f"not UTF-8, {error.reason}") from error
+        if (nul := block.find(b"\0")) >= 0:
+            raise self._wrong(lines + _line_ends(block[:nul]), "a NUL, which no text has")
         data = np.frombuffer(block.replace(b"\r", b"\n"), np.uint8)  # CR LF: an empty line more
         ends = np.flatnonzero(data == ord("\n"))
         if data[-1] != ord("\n"):
@@ -145,112 +205,41 @@ class LineFile(Prompts):
         longest = int(np.argmax(ends - starts))
         if ends[longest] - starts[longest] > LONGEST:
             raise self._wrong(lines + _line_ends(block[: starts[longest]]), f"longer than {LONGEST} bytes")
-        kept: NDArray[np.bool_] = self.settled[data[starts]]
-        for row in np.flatnonzero(~kept & (ends > starts)).tolist():
-            try:
-                kept[row] = bool(self._prompt(block[starts[row] : ends[row]]).strip())
-            except ValueError as error:
-                raise self._wrong(lines + _line_ends(block[: starts[row]]), str(error)) from error
-        return starts[kept]
+        found: list[str] = []
+        try:
+            found.extend(map(self._prompt, text.replace("\r", "\n").split("\n")[: len(starts)]))
+        except ValueError as error:  # of the line behind those that are found
+            raise self._wrong(lines + _line_ends(block[: starts[len(found)]]), str(error)) from error
+        return starts[np.array(list(map(bool, found)))], list(filter(None, found))
 
     def _wrong(self, before: int, reason: str) -> UserError:
         """What to raise for the line behind `before` others."""
         return UserError(f"{self.key}: expected {self.expected}, got at line {before + 1} of {self.path}: {reason}")
 
 
-class JsonLineFile(LineFile):
-    """Prompts of a JSON Lines file: a string, or an object with a key prompt, text or caption, a line; kept as they are."""
-
-    expected = f"a JSON string, or an object with {', '.join(FIELDS[:-1])} or {FIELDS[-1]}, a line"
-    settled = np.zeros(256, bool)
-
-    def _prompt(self, line: bytes) -> str:
-        return text_of(_parsed(line.decode())) if line.strip() else ""
-
-
-class ParquetFile(Prompts):
-    """Prompts of a parquet file's column prompt, text or caption, kept as they are; null and blank ones are left out.
-
-    They are copied once, batch by batch, to a temporary file that ends with the process, and read from there on access:
-    parquet itself gives no row without the row group around it, often a million rows. Takes 8 bytes of memory a prompt.
-    Raises UserError, naming the config key, for a file without such a column of text, and when pyarrow is not installed.
-    """
-
-    def __init__(self, key: str, path: Path):
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError as error:
-            raise UserError(f"{key}: expected the package pyarrow to read {path}, it is not installed: pip install 'branchgrpo[parquet]'") from error
-        self._copy = tempfile.TemporaryFile()
-        weakref.finalize(self, self._copy.close)
-        starts = array("q", [0])
-        try:
-            with parquet.ParquetFile(path, buffer_size=BLOCK, pre_buffer=False) as file:  # else whole row groups are held
-                column, groups = text_column(key, path, file.schema_arrow), range(file.num_row_groups)
-                for batch in itertools.chain.from_iterable(file.iter_batches(COPIED, [group], [column]) for group in groups):
-                    texts = [text.encode() for text in batch.column(0).to_pylist() if text and text.strip()]
-                    self._copy.write(b"".join(texts))
-                    starts.extend(list(itertools.accumulate(map(len, texts), initial=starts[-1]))[1:])
-            self._copy.flush()
-        except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: text that is not UTF-8
-            raise UserError(f"{key}: expected a parquet file, cannot read {path}: {one_line(error)}") from error
-        self._starts = np.frombuffer(starts, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def _at(self, place: int) -> str:
-        start, end = self._starts[place : place + 2].tolist()
-        return os.pread(self._copy.fileno(), end - start, start).decode()
+def unpacked(path: Path) -> int:
+    """A descriptor of the file, or, where it is a .gz, of a temporary file with what it holds."""
+    if path.suffix.lower() != ".gz":
+        return os.open(path, os.O_RDONLY)
+    with gzip.open(path) as packed, tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(packed, copy, BLOCK)
+        copy.flush()
+        return os.dup(copy.fileno())
 
 
-def text_column(key: str, path: Path, schema: pyarrow.Schema) -> str:
-    """The column of a parquet file that holds the prompts. Raises UserError for none, and for one that is not text."""
-    from pyarrow import types
-
-    column = next((name for name in FIELDS if name in schema.names), None)
-    if column is None:
-        raise UserError(f"{key}: expected a column {', '.join(FIELDS[:-1])} or {FIELDS[-1]} in {path}, got {', '.join(schema.names)}")
-    kind = schema.field(column).type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-        raise UserError(f"{key}: expected text in column {column} of {path}, got {kind}")
-    return column
-
-
-def json_file(key: str, path: Path) -> Listed:
-    """Prompts of a JSON list of strings or of objects with a key prompt, text or caption; kept as they are.
-
-    Raises UserError, naming the config key and the file, and the line or item that is wrong.
-    """
-    expected = f"{key}: expected a JSON list of strings, or of objects with {', '.join(FIELDS[:-1])} or {FIELDS[-1]}"
-    try:
-        found = _parsed(path.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{expected}, cannot read {path}: {error}") from error
-    if not isinstance(found, list):
-        raise UserError(f"{expected}, got {_kind(found)} in {path}")
-    texts: list[str] = []
-    for number, item in enumerate(found, 1):
-        try:
-            texts.append(text_of(item))
-        except ValueError as error:
-            raise UserError(f"{expected}, got at item {number} of {path}: {error}") from error
-    return Listed(texts)
-
-
-def text_of(value: object) -> str:
-    """The prompt of a JSON value. Raises ValueError for one without."""
-    if isinstance(value, dict):
-        name = next((name for name in FIELDS if name in value), None)
-        if name is None:
-            raise ValueError(f"an object with {', '.join(map(repr, sorted(value)[:5])) or 'no key'}")
-        value = value[name]
-    if not isinstance(value, str):
-        raise ValueError(_kind(value))
-    value.encode()  # JSON can spell half a surrogate pair, which is no text
-    return value
+def no_text(head: bytes) -> str:
+    """What data is that is not text in UTF-8, by its first bytes; empty where they look like text."""
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return name
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if b"\0" not in head:
+        return ""
+    zeros = sorted((head[::2].count(0), head[1::2].count(0)))
+    if zeros[0] <= len(head) // 20 and zeros[1] >= len(head) // 4:  # every other byte: Latin letters in two bytes each
+        return "UTF-16: save as UTF-8"
+    return f"binary data, with a NUL at byte {head.index(0) + 1}"
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -261,21 +250,6 @@ def identity(status: os.stat_result) -> tuple[int, int, int, int]:
 def one_line(error: Exception) -> str:
     """The text of an error without line ends."""
     return " ".join(str(error).split())
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text else ""
-        raise ValueError(f"not JSON, {error.msg} at {line}column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
-
-
-def _kind(value: object) -> str:
-    """What JSON calls a value's type."""
-    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
 def _line_ends(data: bytes) -> int:

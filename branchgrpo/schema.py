@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from branchgrpo import advantage, loss, methods, models, pruning, rewards
-from branchgrpo.schedule import Schedule
 from branchgrpo.table import union
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Sampling(Section):
     """The denoising schedule."""
 
     steps: int = Field(20, ge=2, description="T, denoising steps")
-    shift: float | None = Field(None, gt=0, description="static shift of the noise levels; unset (null) = the schedule that the model's own pipeline makes")
+    shift: float = Field(3.0, gt=0, description="shift of the noise levels")
 
 
 class Role(Section):
@@ -182,8 +181,8 @@ class Config(Section):
 
     run: Run = Field(default_factory=Run, description="name, folder, seed and length")
     model: Model = Field(description="what is trained")
-    prompts: str = Field(description="training prompts: a text, .jsonl, .json or .parquet file, embedded:NAME, or hpsv2:STYLE")
-    held_out: str = Field(description="held-out prompts, likewise; or split:N = N of the training prompts, the same for every seed")
+    prompts: str = Field(description="training prompts: a text, .jsonl, .json, .csv, .tsv or .parquet file, embedded:NAME, or hpsv2:STYLE")
+    held_out: str = Field(description="held-out prompts, likewise; or split:N = N of the different training prompts, the same for every seed")
     sampling: Sampling = Field(default_factory=Sampling, description="the denoising schedule")
     method: Method = Field(description="where trees branch")
     rewards: tuple[Reward, ...] = Field(min_length=1, description="what is wanted")
@@ -252,10 +251,6 @@ class Config(Section):
         modes = [rule.mode for rule in self.pruning if rule.name == "width"]
         if self.method.name == "chains" and "parent_top1" in modes:
             raise ValueError("pruning: expected width mode `extremes` with chains, which have no splits, got `parent_top1`")
-
-    def schedule(self, steps: int = 0) -> Schedule:
-        """Noise levels of so many denoising steps (0: sampling.steps), as the model's family spaces them; reads its scheduler's config."""
-        return self.model.schedule(steps or self.sampling.steps, self.sampling.shift)
 
     @property
     def reward_groups(self) -> list[tuple[int, ...]]:

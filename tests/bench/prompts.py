@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 FILLING = "a detailed oil painting of a quiet harbour at dawn, soft light, low fog, wide angle, "
 
@@ -29,9 +29,9 @@ def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
     from branchgrpo import prompts
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun = perf_counter()
+    begun, spent = perf_counter(), process_time()
     found = prompts.read("prompts", str(path))
-    indexed = perf_counter()
+    indexed, spent = perf_counter(), process_time() - spent
     prompts.deal(len(found), batch, 0, 0)
     shuffled = perf_counter()
     for iteration in range(iterations):
@@ -43,6 +43,8 @@ def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
         "lines": len(found),
         "bytes": path.stat().st_size,
         "seconds to index": indexed - begun,
+        "of which busy": spent,
+        "bytes of memory a prompt": (found.digests.nbytes + found._starts.nbytes) / len(found),
         "seconds to shuffle an epoch": shuffled - indexed,
         f"seconds per deal and read of {batch}": (dealt - shuffled) / iterations,
         "peak memory MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -15,19 +15,22 @@ import pytest
 from prompt_checks import one_line
 from pyarrow import parquet
 
-from branchgrpo import prompt_files, prompts
+from branchgrpo import prompt_files, prompt_tables, prompts
 from branchgrpo.errors import UserError
 
 # ---- JSON
 
 
 RECORDS = [
+    "null",
     '"a \\u732b"',
     '{"id": 1, "caption": "b"}',
     '{"caption": "no", "prompt": " c\\nd "}',
-    '{"text": "e", "caption": "no"}',
+    '{"PROMPT": null, "Texts": "e", "caption": "no"}',
     '""',
     '{"prompt": "  "}',
+    '{"prompt": null, "Captions": null}',
+    '{"id": 2}',
     '"f"',
 ]
 TEXTS = ["a 猫", "b", " c\nd ", "e", "f"]
@@ -55,10 +58,8 @@ def test_json(tmp_path: Path, bom: str) -> None:
     [
         ('{"prompt": ', "not JSON"),
         ("plain text", "not JSON"),
-        ('{"id": 1, "image": "x"}', "an object with 'id', 'image'"),
-        ("{}", "an object with no key"),
         ('{"prompt": 3}', "a number"),
-        ('{"prompt": null, "text": "a"}', "null"),
+        ('{"prompt": "a\\u0000b"}', "a NUL"),
         ("[1, 2]", "a list"),
         ("true", "true or false"),
         ('{"prompt": "\\ud800"}', "surrogate"),
@@ -109,7 +110,7 @@ def test_parquet(tmp_path: Path, kind: pyarrow.DataType, rows: int) -> None:
 
 
 def test_parquet_is_in_memory_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompt_files, "COPIED", 1000)
+    monkeypatch.setattr(prompt_tables, "COPIED", 1000)
     texts = [f"{number:07d} {'word ' * 100}" for number in range(50_000)]
     table(tmp_path / "list.parquet", texts=texts, rows=50_000)
     tracemalloc.start()
@@ -120,7 +121,7 @@ def test_parquet_is_in_memory_a_batch_at_a_time(tmp_path: Path, monkeypatch: pyt
     finally:
         tracemalloc.stop()
     assert sum(map(len, texts)) > 25e6
-    assert peak < 4e6  # of Python's own memory: 0.4 MB of offsets, 1000 texts thrice
+    assert peak < 5e6  # of Python's own memory: 0.4 MB of offsets and of digests each, 1000 texts thrice
 
 
 def test_parquet_errors(tmp_path: Path) -> None:
@@ -219,10 +220,10 @@ def test_hpsv2_errors(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- errors of any file
 
 
-@pytest.mark.parametrize("suffix", ["txt", "jsonl", "json", "parquet", "prompts", ""])
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "json", "parquet", "prompts", "", "csv", "tsv", "txt.gz", "jsonl.gz", "json.gz", "csv.gz"])
 @pytest.mark.parametrize("what", ["missing", "not UTF-8", "empty", "blank", "folder", "pipe"])
 def test_read_errors_are_one_line_that_names_the_key(tmp_path: Path, what: str, suffix: str) -> None:
-    path = (tmp_path / "list").with_suffix(f".{suffix}" if suffix else "")
+    path = tmp_path / f"list.{suffix}".rstrip(".")
     if what == "folder":
         path.mkdir()
     elif what == "pipe":

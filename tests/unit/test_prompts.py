@@ -65,7 +65,7 @@ def test_what_is_left_over_changes_between_epochs() -> None:
 def test_a_batch_larger_than_the_list() -> None:
     with pytest.raises(UserError) as caught:
         prompts.deal(3, 4, 0, 0)
-    one_line(caught, "rollout.prompts: expected at most 3, the number of training prompts, got 4")
+    one_line(caught, "rollout.prompts: expected at most 3, the number of different training prompts, got 4")
 
 
 # ---- the held-out split
