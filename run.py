@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
-from branchgrpo import prompts
+from branchgrpo import prompt_check, prompts
 from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, StaleEpoch, UserError
@@ -98,17 +98,10 @@ def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]
 def check(config: Config) -> None:
     """What can be known to be wrong before anything starts. Raises UserError."""
     config.model.check()
-    config.schedule()
     for reward in config.rewards:
         reward.check()
     check_sinks(config.run.wandb, config.run.mlflow)
-    train, held_out = prompts.lists(config)
-    prompts.deal(len(train), config.rollout.prompts, 0, config.run.seed)
-    wanted = max(config.evaluation.prompts, config.evaluation.diversity)
-    if len(held_out) < wanted:
-        raise UserError(f"held_out: expected at least {wanted} prompts for evaluation, got {len(held_out)} in {config.held_out}")
-    for reward in config.rewards:
-        reward.check_prompts(chain(train, held_out))
+    prompt_check.check(config)
 
 
 def encode(config: Config, display: Display) -> int:
@@ -145,6 +138,8 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
     wanted = {role: [placement.bundle(_resources(one))] * count for role, (one, count) in roles.items()}
     if session.target(config.cluster.address) == "local":
         placement.require_here(wanted)
+    for line in prompt_check.notes(config):
+        display.note(line)
     display.phase("starting Ray")
     connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
     with ExitStack() as ending:
@@ -180,11 +175,10 @@ def train(config: Config, resume: str = "") -> int:
             from branchgrpo.checkpoint import open_saved
 
             origin = str(open_saved(resume).path)
-    resumed = folder is not None
     folder = folder or Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with Display(f"branchgrpo {config.run.name}", config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
         with started(config, display, run=folder.name) as form:
-            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun, origin=origin, resumed=resumed)
+            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun, origin=origin)
     from rich.console import Console
 
     from branchgrpo.report import table
@@ -323,6 +317,10 @@ def main() -> int:
         config = configs.load(found.config, overrides, found.preset)
         if found.command == "doctor":
             return doctor(config, found.address, found.json)
+        if found.command == "prompts":
+            from branchgrpo.prompt_report import report
+
+            return report(config, found.json)
         if found.command == "encode":
             return encode_alone(config)
         if found.command == "config":

@@ -30,6 +30,7 @@ EPILOG = """examples:
   run.py eval runs/quickstart-20261121-120000               the scores of a saved model
   run.py train my.yaml --run.seed 1 --rollout.workers 8     any key of a config, dotted
   run.py encode my.yaml                                     encode all prompts once, where model.encode is precompute
+  run.py prompts my.yaml                                    what was read of its prompt files: counts, examples, what rewards refuse
   run.py serve-reward ocr --port 8600                       a reward behind HTTP, for another environment or machine
   run.py status                                             what the run on this cluster is doing; --json for programs
   run.py scale --rollout 6 --wait                           more rollout workers while it trains
@@ -49,6 +50,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "compare": "run several methods on the same prompts, seeds, reward and evaluation; the same command again goes on where it stopped",
         "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
         "encode": "encode all prompts once, where model.encode is precompute; goes on where it stopped",
+        "prompts": "what was read of the prompt files, and what a run could not use; exit code 2 then",
         "serve-reward": "score pictures for other environments or machines over HTTP (docs/remote-rewards.md)",
         "status": "what a run that goes on is doing",
         "scale": "change a run's workers while it trains; learners follow at the next checkpoint",
@@ -80,6 +82,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         command.add_argument("--preset", help=preset)
         if name == "doctor":
             _connecting(command)
+        if name == "prompts":
+            command.add_argument("--json", action="store_true", help="for programs")
         if name == "train":
             text = "go on with the newest run of this name that was cut off, if there is one; or with this run folder; or begin at this checkpoint"
             command.add_argument("--resume", default="", metavar="auto|FOLDER|CHECKPOINT", help=text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,14 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.table import Component
 from branchgrpo.types import F32, U8
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a reward cannot score a prompt."""
+
+    kind: str  # "a character that …": the same for all prompts of that fault
+    detail: str  # what it is in this prompt
 
 
 class RewardOptions(Component):
@@ -34,9 +42,13 @@ class RewardOptions(Component):
     def check(self) -> None:
         """Raise UserError for what can be seen to be wrong without loading anything: files that are missing."""
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        """Raise UserError when the reward cannot score one of these prompts."""
-        del prompts
+    def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
+        """Why the reward cannot score pictures of this prompt, asked before anything starts; None where it can.
+
+        height, width: of the pictures, in pixels; 0 where the model doesn't say.
+        """
+        del prompt, height, width
+        return None
 
     def build(self, threads: int, device: str) -> Scorer:
         """Load what scoring needs."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Iterable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import RewardOptions, Scorer, evenly
+from branchgrpo.rewards import ocr_network as network
+from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, evenly
+from branchgrpo.rewards.ocr_targets import QUOTED, find, unlikely
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class OcrReward(RewardOptions):
     name: Literal["ocr"] = Field("ocr", description="the reward")
     train_on: Score = Field("likelihood", description="the score that trains")
     report: tuple[Score, ...] = Field(("exact", "edit", "likelihood"), min_length=1, description="the scores that are reported")
-    target: str = Field('"([^"]+)"', description="regular expression whose first group is the wanted text in the prompt")
+    target: str = Field(
+        QUOTED, description='regular expression whose first group that matches is the wanted text in the prompt; the default finds "…", “…”, „…“, «…», ‘…’'
+    )
     read: Literal["line", "page"] = Field("line", description="the whole picture is one line of text, or text of any length is found anywhere in it")
     fold: bool = Field(False, description="compare without spaces and in lower case, as Flow-GRPO does")
     width: int = Field(0, ge=0, description="width that a line is resized to, its height is 48; 0 = as wide as the picture's shape asks")
@@ -60,33 +62,29 @@ class OcrReward(RewardOptions):
 
     def target_of(self, prompt: str) -> str:
         """The text a prompt asks for. Raises UserError when it names none."""
-        found = re.search(self.target, prompt)
-        if not found or not found.group(1):
-            raise UserError(f"rewards.ocr.target: expected {self.target!r} to find text in every prompt, found none in {prompt!r}")
-        return found.group(1)
+        text, refused = find(self.target, prompt)
+        if refused:
+            raise UserError(f"rewards.ocr.target: expected {self.target!r} to find text in every prompt, got {refused.kind} in {refused.detail}")
+        return text
+
+    @property
+    def wanted(self) -> frozenset[Score]:
+        """Scores that train or are reported; no others are computed."""
+        return frozenset((self.train_on, *self.report))
 
     def reported(self) -> tuple[str, ...]:
         return self.report
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        for prompt in prompts:
-            self.target_of(prompt)
+    def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
+        text, refused = find(self.target, prompt)
+        if refused or "likelihood" not in self.wanted:
+            return refused
+        return unlikely(text, self.width or (network.line_width(height, width) if height else 0))
 
     def build(self, threads: int, device: str) -> Reader:
         """The recogniser runs on the CPU whatever the device: 5 ms a picture."""
         del device
         return OcrPage(self, threads) if self.read == "page" else Ocr(self, threads)
-
-
-def recogniser() -> Path:
-    """The ONNX file of the recogniser."""
-    spec = find_spec("rapidocr_onnxruntime")
-    if spec is None or spec.origin is None:
-        raise UserError("rewards.ocr: expected the package rapidocr-onnxruntime, which is not installed")
-    found = sorted((Path(spec.origin).parent / "models").glob("*rec*.onnx"))
-    if not found:
-        raise UserError(f"rewards.ocr: expected a recogniser (*rec*.onnx) in {Path(spec.origin).parent / 'models'}")
-    return found[0]
 
 
 class Reader(Scorer):
@@ -105,11 +103,18 @@ class Reader(Scorer):
     def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
         """Scores of pictures u8 [B, H, W, 3]."""
 
-    def compare(self, text: str, target: str) -> tuple[float, float]:
-        """(exact, edit) of a text that was read."""
-        if self.options.fold:
-            text, target = ("".join(one.split()).lower() for one in (text, target))
-        return float(text == target), 1.0 - min(1.0, edit_distance(text, target) / len(target))
+    def compare(self, texts: Iterable[str], targets: Iterable[str]) -> dict[str, list[float]]:
+        """exact and edit of texts that were read, those of them that are wanted."""
+        pairs = [tuple(map(self._folded, pair)) for pair in zip(texts, targets, strict=True)]
+        scores: dict[str, list[float]] = {}
+        if "exact" in self.options.wanted:
+            scores["exact"] = [float(text == target) for text, target in pairs]
+        if "edit" in self.options.wanted:
+            scores["edit"] = [1.0 - min(1.0, edit_distance(text, target) / len(target)) for text, target in pairs]
+        return scores
+
+    def _folded(self, text: str) -> str:
+        return "".join(text.split()).lower() if self.options.fold else text
 
 
 class OcrPage(Reader):
@@ -122,8 +127,7 @@ class OcrPage(Reader):
         self.engine = RapidOCR(intra_op_num_threads=threads)
 
     def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
-        both = [self.compare(self.read(picture), target) for picture, target in zip(pictures, targets, strict=True)]
-        return {"exact": [exact for exact, _ in both], "edit": [edit for _, edit in both]}
+        return self.compare(map(self.read, pictures), targets)
 
     def read(self, picture: U8) -> str:
         """All text of a picture u8 [H, W, 3]."""
@@ -135,26 +139,21 @@ class Ocr(Reader):
     """The recogniser alone."""
 
     def __init__(self, options: OcrReward, threads: int):
-        import onnxruntime
-
         super().__init__(options)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-        self.session = onnxruntime.InferenceSession(str(recogniser()), settings, providers=["CPUExecutionProvider"])
-        characters = self.session.get_modelmeta().custom_metadata_map["character"].splitlines()
-        self.alphabet = ["", *characters, " "]  # index 0 is CTC's blank
-        self.index = {character: i for i, character in enumerate(self.alphabet)}
+        self.session = network.session(threads)
+        self.alphabet = network.alphabet_of(self.session)
+        self.index = {character: code for code, character in enumerate(self.alphabet)}
 
     def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
-        scores: dict[str, list[float]] = {"exact": [], "edit": [], "likelihood": []}
+        scores: dict[str, list[float]] = {name: [] for name in self.options.wanted}
         for first in range(0, len(targets), self.options.batch):
             rows = slice(first, first + self.options.batch)
             probability = self._read(pictures[rows])
-            scores["likelihood"] += self.likelihood(probability, targets[rows])
-            for text, target in zip(self.decode(probability), targets[rows], strict=True):
-                exact, edit = self.compare(text, target)
-                scores["exact"].append(exact)
-                scores["edit"].append(edit)
+            if "likelihood" in scores:
+                scores["likelihood"] += self.likelihood(probability, targets[rows])
+            if scores.keys() & {"exact", "edit"}:
+                for name, values in self.compare(self.decode(probability), targets[rows]).items():
+                    scores[name] += values
         return scores
 
     def _read(self, pictures: U8) -> F32:
@@ -162,8 +161,8 @@ class Ocr(Reader):
         import torch
 
         x = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2)
-        width = self.options.width or max(16, round(48 * pictures.shape[2] / pictures.shape[1]))
-        x = torch.nn.functional.interpolate(x, size=(48, width), mode="bilinear", align_corners=False) / 127.5 - 1.0
+        width = self.options.width or network.line_width(*pictures.shape[1:3])
+        x = torch.nn.functional.interpolate(x, size=(network.HEIGHT, width), mode="bilinear", align_corners=False) / 127.5 - 1.0
         out: F32 = self.session.run(None, {self.session.get_inputs()[0].name: x.flip(1).numpy()})[0]  # BGR
         return out
 

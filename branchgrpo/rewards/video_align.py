@@ -14,7 +14,6 @@ breaks, into a file and name it in `template`.**
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +22,7 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import check_weights, json_file
-from branchgrpo.rewards.base import RewardOptions, Scorer, existing
+from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, existing
 from branchgrpo.rewards.checkpoints import check_checkpoint, check_processor, given, network, read_state
 from branchgrpo.types import F32, U8
 
@@ -35,6 +34,7 @@ Score = Literal["overall", "vq", "mq", "ta"]
 TOKENS = {"vq": "<|VQ_reward|>", "mq": "<|MQ_reward|>", "ta": "<|TA_reward|>"}
 NORMAL = {"vq": (3.6757, 2.2476), "mq": (1.1646, 1.3811), "ta": (2.8105, 2.5121)}  # mean, std of the published checkpoint
 PROMPT = "{text_prompt}"
+SPECIAL = re.compile(r"<\|\w+\|>")
 MIN_PIXELS = 128 * 28 * 28
 MIN_FRAMES, MAX_FRAMES, PAIR = 4, 768, 2  # Qwen2-VL sees frames in pairs
 
@@ -83,9 +83,10 @@ class VideoAlignReward(RewardOptions):
         qwen_config(base)
         self.text()
 
-    def check_prompts(self, prompts: Iterable[str]) -> None:
-        for prompt in prompts:
-            checked_prompt(prompt)
+    def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
+        del height, width
+        found = SPECIAL.search(prompt)
+        return Refusal("a special token, which the network would take for ours", f"{found.group()} in {prompt!r}") if found else None
 
     def folders(self) -> tuple[Path, Path]:
         """The checkpoint's folder and the base's. Raises UserError for one that is missing."""
@@ -109,8 +110,7 @@ class VideoAlignReward(RewardOptions):
 
 def checked_prompt(prompt: str) -> str:
     """The prompt. Raises UserError for one that holds a special token, which the network would take for ours."""
-    found = re.search(r"<\|\w+\|>", prompt)
-    if found:
+    if found := SPECIAL.search(prompt):
         raise UserError(f"{KEY}: expected prompts without special tokens, got {found.group()} in {prompt!r}")
     return prompt
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from branchgrpo.errors import UserError
+from branchgrpo.rewards import ocr, ocr_targets
 from branchgrpo.rewards.ocr import Ocr, OcrReward, Reader, edit_distance
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
@@ -26,7 +28,7 @@ def picture(text: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def ocr() -> Ocr:
+def numbers() -> Ocr:
     return OcrReward(target=TARGET).build(1, "cpu")
 
 
@@ -38,18 +40,18 @@ def bare() -> Ocr:
     return scorer
 
 
-def test_drawn_numbers_are_read_exactly(ocr: Ocr) -> None:
+def test_drawn_numbers_are_read_exactly(numbers: Ocr) -> None:
     pixels = np.stack([picture(number) for number in NUMBERS])
-    scores = ocr.score(pixels, [f"the number {number} in black on white" for number in NUMBERS])
+    scores = numbers.score(pixels, [f"the number {number} in black on white" for number in NUMBERS])
     assert scores["exact"].tolist() == [1.0] * 5
     assert scores["edit"].tolist() == [1.0] * 5
     assert scores["likelihood"].min() > 0.5
     assert all(values.dtype == np.float32 for values in scores.values())
 
 
-def test_a_wrong_number_scores_lower(ocr: Ocr) -> None:
+def test_a_wrong_number_scores_lower(numbers: Ocr) -> None:
     pixels = np.stack([picture("38")] * 4)
-    scores = ocr.score(pixels, [f"number {number}" for number in ("38", "39", "97", "3")])
+    scores = numbers.score(pixels, [f"number {number}" for number in ("38", "39", "97", "3")])
     assert scores["exact"].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert scores["edit"] == pytest.approx([1.0, 0.5, 0.0, 0.0])
     assert scores["likelihood"][0] > 10 * scores["likelihood"][1:].max()
@@ -115,19 +117,99 @@ def test_unknown_characters() -> None:
         bare().likelihood(np.full((1, 3, 3), 1 / 3, np.float32), ["z"])
 
 
+def refused(prompt: str, size: int = 0, **options: Any) -> tuple[str, str] | None:
+    found = OcrReward(**options).refusal(prompt, size, size)
+    return (found.kind, found.detail) if found else None
+
+
 def test_prompts_without_a_target() -> None:
-    reward = OcrReward(target=TARGET)
-    reward.check_prompts(["the number 12", "number 3 in red"])
+    assert refused("number 3 in red", target=TARGET) is None
+    assert refused("a red circle", target=TARGET) == (ocr_targets.NO_TEXT, "'a red circle'")
     with pytest.raises(UserError, match="a red circle") as caught:
-        reward.check_prompts(["the number 12", "a red circle"])
+        OcrReward(target=TARGET).target_of("a red circle")
     assert "rewards.ocr.target" in str(caught.value) and "\n" not in str(caught.value)
-    assert reward.target_of("the number 47 in red, not 11") == "47"
+    assert OcrReward(target=TARGET).target_of("the number 47 in red, not 11") == "47"
 
 
-@pytest.mark.parametrize("target", [r"number (\d*)", r"number(?: (\d+))?"])
-def test_prompts_with_an_empty_target(target: str) -> None:
-    with pytest.raises(UserError):
-        OcrReward(target=target).check_prompts(["the number "])
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize(("target", "prompt"), [(r"number (\d*)", "the number "), (r"number(?: (\d+))?", "the number "), ('"([^"]*)"', 'a "\u3000 " sign')])
+def test_prompts_with_an_empty_target(target: str, prompt: str, fold: bool) -> None:
+    options = {"target": target, "fold": fold, "train_on": "edit", "report": ("edit",)}
+    assert refused(prompt, **options) == (ocr_targets.EMPTY, repr(prompt))
+    with pytest.raises(UserError, match="an empty text"):
+        OcrReward(**options).target_of(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ('a sign that says "HELLO"', "HELLO"),
+        ("a sign that says “HELLO”", "HELLO"),
+        ("ein Schild „HALLO“ am Tor", "HALLO"),
+        ("une affiche « OUI » et « NON »", " OUI "),
+        ("a sign ‘Don’t walk’ at night", "Don’t walk"),
+        ("the dog’s sign “NO”", "NO"),
+        ('a page “He said "hi" to me”', 'He said "hi" to me'),
+        ('a page "He said “hi” to me"', "He said “hi” to me"),
+        ("""a page "it's 'fine'" here""", "it's 'fine'"),
+        ('signs "A" and "B"', "A"),
+    ],
+)
+def test_quotes_that_the_default_target_understands(prompt: str, text: str) -> None:
+    assert OcrReward().target_of(prompt) == text
+    assert refused(prompt, train_on="edit", report=("edit",)) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "kind"),
+    [
+        ('a page "He said "hi" to me"', ocr_targets.QUOTED, ocr_targets.NESTED),
+        ('a 5" pipe with "OIL" on it', ocr_targets.QUOTED, ocr_targets.NESTED),
+        ("a page “He said “hi” to me”", ocr_targets.QUOTED, ocr_targets.NESTED),
+        ("a sign 'HELLO' on a dog's house", ocr_targets.QUOTED, ocr_targets.OTHER_QUOTES),
+        ("a sign “HELLO”", '"([^"]+)"', ocr_targets.OTHER_QUOTES),
+        ("the dogs' and the cats' house", ocr_targets.QUOTED, ocr_targets.NO_TEXT),
+        ("it's the dog's house", ocr_targets.QUOTED, ocr_targets.NO_TEXT),
+    ],
+)
+def test_quotes_that_leave_the_text_open_are_refused(prompt: str, target: str, kind: str) -> None:
+    assert refused(prompt, target=target) == (kind, repr(prompt))
+
+
+def test_characters_are_asked_for_only_where_likelihood_is() -> None:
+    prompt = 'a menu with "naïve" on it'
+    for options in ({}, {"train_on": "edit"}, {"report": ("edit", "likelihood"), "train_on": "edit"}):
+        kind, detail = refused(prompt, **options) or ("", "")
+        assert kind == ocr_targets.UNKNOWN and detail == "'ï' in 'naïve'"
+    assert refused(prompt, train_on="edit", report=("edit", "exact")) is None
+
+
+def test_scores_that_nobody_asked_for_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.stack([picture("38")])
+    scorer = OcrReward(train_on="edit", report=("edit",)).build(1, "cpu")
+    assert scorer.score(pixels, ['a menu with "naïve" on it']).keys() == {"edit"}  # no likelihood, which it has not
+    monkeypatch.setattr(ocr, "edit_distance", None)
+    scorer = OcrReward(train_on="likelihood", report=("exact",), target=TARGET).build(1, "cpu")
+    assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood", "exact"}
+    monkeypatch.setattr(Ocr, "decode", None)
+    scorer = OcrReward(train_on="likelihood", report=("likelihood",), target=TARGET).build(1, "cpu")
+    assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood"}
+
+
+@pytest.mark.parametrize(("size", "width"), [((32, 32), 0), ((32, 96), 0), ((32, 32), 96)])
+def test_text_is_too_long_where_its_likelihood_is_0_and_only_there(size: tuple[int, int], width: int) -> None:
+    options = OcrReward(target="(.+)", width=width)
+    scorer = options.build(1, "cpu")
+    frames = scorer._read(np.full((1, *size, 3), 255, np.uint8))
+    even = np.full_like(frames, 1 / frames.shape[2])  # whatever the picture shows: any text that fits is possible
+    seen = set()
+    for text in ("38", "388", "111", "1111", "123456", "1234567", "112233", "1" * 9, "1" * 10, "123456789012345678", "1234567890123456789"):
+        possible = scorer.likelihood(even, [text])[0] > 0
+        found = options.refusal(text, *size)
+        assert (found is None) == possible, text
+        assert found is None or found.kind == ocr_targets.TOO_LONG
+        seen.add(possible)
+    assert seen == {True, False}
 
 
 @pytest.mark.parametrize("target", ["number", "(", "[a"])

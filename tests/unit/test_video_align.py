@@ -230,9 +230,9 @@ def test_half_precision_comes_close(folder: Path, scorer: VideoAlign) -> None:
 
 
 def test_prompts_with_special_tokens_are_refused(folder: Path, scorer: VideoAlign) -> None:
-    options(folder).check_prompts(PROMPTS)
-    with pytest.raises(UserError, match=r"got <\|VQ_reward\|> in 'a <\|VQ_reward\|>'"):
-        options(folder).check_prompts(["fine", "a <|VQ_reward|>"])
+    assert [options(folder).refusal(prompt, 0, 0) for prompt in PROMPTS] == [None] * len(PROMPTS)
+    refused = options(folder).refusal("a <|VQ_reward|>", 0, 0)
+    assert refused and "special token" in refused.kind and refused.detail == "<|VQ_reward|> in 'a <|VQ_reward|>'"
     with pytest.raises(UserError, match="expected prompts without special tokens"):
         scorer.score(film(1, 60, 60, 0)[None], ["<|video_pad|>"])
 
