@@ -51,7 +51,7 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
         resources = _resources(scorer, config.rewards[group[0]].runtime_env)
         rewards.append(Pool(RewardWorker, f"reward{index or ''}", scorer.workers, resources, (config, group), meter, patience, run))
     make = partial(_learner_arguments, config, ray.get)
-    gangs = [Gang(Learner, "learner", learner.ranks, _resources(learner), make, meter, learner.timeout_seconds, run)] if learning else []
+    gangs = [Gang(Learner, "learner", learner.ranks, _resources(learner), make, meter, learner.deadlines, run)] if learning else []
     ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)  # their number changes at checkpoints
     limits = {"rollout": (rollout.min_workers, rollout.max_workers), "reward": (scorer.min_workers, scorer.max_workers), "learner": ranks}
     auto = rollout.workers == "auto"
@@ -152,7 +152,7 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
         display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
         made = crew(config, learning, run)
         ending.callback(made.stop)
-        made.form()
+        made.form(display.note)
         yield lambda other: made if other == config else configure(made, other)
 
 

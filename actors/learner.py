@@ -34,6 +34,9 @@ DROPPED = -1
 class Learner:
     """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process group."""
 
+    storage_bound = frozenset(("configure", "restore", "checkpoint", "save"))
+    """Methods that wait for files, perhaps of a slow or stalled storage: how long they took says little of the next time."""
+
     def __init__(self, config: Config, rank: int, fetch: Fetch):
         self.config, self.rank, self.ranks, self.fetch = config, rank, 1, fetch
         self.version = 0

@@ -40,6 +40,10 @@ class Harvest:
     dropped: dict[int, str] = field(default_factory=dict)  # prompt rows without rewards, whose trees are left out; and why
     seconds: dict[str, float] = field(default_factory=dict)  # encode, grow, score: when the last task of each ended
 
+    def edges(self, plan: BranchPlan) -> int:
+        """Stochastic edges of all trees: as many as an update may train on, at least 1."""
+        return max(1, len(self.scores) * int(topology(plan).stochastic.sum()))
+
     def part(self, name: str) -> F32:
         """Scores of all leaves under one name, by (prompt row, tree, leaf)."""
         scores = self.parts[name]

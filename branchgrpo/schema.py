@@ -117,7 +117,14 @@ class Learner(Role):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of an exponential mean of the weights; 0 = none")
     max_skips: int = Field(3, ge=1, description="non-finite gradients in a row that end the run")
     timeout_seconds: float = Field(1800, gt=0, description="longest a collective or an update may take")
+    stall_factor: float = Field(10, gt=1, description="an update that takes so many times the median of its like counts as hung: learners begin again")
+    stall_seconds: float = Field(60, gt=0, description="… but never before so many seconds")
     publish_chunk_mb: int = Field(256, ge=1, description="size of one object when weights are published")
+
+    @property
+    def deadlines(self) -> tuple[float, float, float]:
+        """Of calls: at most, times the median, at least."""
+        return self.timeout_seconds, self.stall_factor, self.stall_seconds
 
 
 class Checkpoint(Section):

@@ -44,8 +44,8 @@ class Gang(Protocol):
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Run a method on every rank; results in rank order."""
 
-    def begin(self, method: str, *arguments: Any) -> Any:
-        """The same without waiting."""
+    def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Any:
+        """The same without waiting. size: of the work beside other calls of the method: how long it may take."""
 
     def finish(self, call: Any) -> list[Any]:
         """Wait for what `begin` began; results in rank order."""

@@ -110,9 +110,9 @@ class Trainer:
         outcome, started = self.outcome, perf_counter()
         grown = self._next()
         self._tell(grown)
-        ready, harvest = perf_counter(), grown.harvest
+        ready, plan, harvest = perf_counter(), grown.plan, grown.harvest
         self.updating = True
-        call = self.service.learners.begin("update", grown.plan, grown.iteration, harvest.segments, harvest.conditioning, harvest.scores)
+        call = self.service.learners.begin("update", plan, grown.iteration, harvest.segments, harvest.conditioning, harvest.scores, size=harvest.edges(plan))
         self._grow_ahead()
         stats = self.service.learners.finish(call)[0]
         updated = perf_counter()

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.errors import PlacementError, cause
+from cluster.errors import DIED, PlacementError, cause
 from cluster.pool import NAMESPACE
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def ask(handle: ActorHandle[Any], method: str, *arguments: Any) -> Any:
         if isinstance(refused := cause(error), ValueError):
             raise PlacementError(str(refused)) from error
         raise
-    except ray.exceptions.RayActorError as error:
+    except DIED as error:
         raise PlacementError("the run has ended: its controller is gone") from error
     except ray.exceptions.GetTimeoutError as error:
         raise PlacementError(f"the run's controller gave no answer in {ANSWER_SECONDS:g} s") from error

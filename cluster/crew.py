@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.autoscaler.sdk import request_resources
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from cluster import nodes, placement
+from cluster import avoid, nodes, placement
 from cluster.errors import GangError, LostObjects
 from cluster.gang import Gang
 from cluster.meter import Meter
-from cluster.pool import FORGIVEN, Pool
+from cluster.pool import Pool
 from cluster.publish import publish
 from cluster.reporter import TELL_SECONDS, Reporter
 from cluster.work import Place
@@ -60,6 +60,8 @@ class Crew:
         self.reporter = Reporter(run, rollouts, rewards, gangs, limits) if run else None
         for pool in self.pools:
             pool.tick = self.look
+        for gang in gangs:
+            gang.allowed = forgiven
         if request:
             self._ask_autoscaler(request)
 
@@ -78,8 +80,10 @@ class Crew:
         """The gang that trains."""
         return self.gangs[0]
 
-    def form(self) -> None:
-        """Wait until every actor has loaded what it needs."""
+    def form(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Wait until every actor has loaded what it needs. note: hears of each loss and what replaces it, in one line."""
+        for one in self.everyone:
+            one.note = note
         self.report({"phase": "loading models"})
         for gang in self.gangs:
             gang.start()
@@ -98,7 +102,7 @@ class Crew:
         try:
             return publish(self.learners, self.rollouts, self.chunks, weights)
         except LostObjects:  # what comes next would build on an update that nobody saw: the gang goes back too
-            self.learners.lose("lost")
+            self.learners.lose("lost", "weights that were published are gone with a node")
             raise
 
     def driver_bytes(self) -> int:
@@ -113,7 +117,7 @@ class Crew:
         if self.learners.ranks:
             self.learners.call("chunks")  # a rank may have gone with the same node
             return False
-        if sum(count for why, count in self.learners.restarts.items() if why not in FORGIVEN) > self.forgiven:
+        if self.learners.spent > self.forgiven:
             raise error
         self._make_room()
         self.learners.form(elsewhere=bool(self.leavers))
@@ -185,11 +189,15 @@ class Crew:
             return ""
         why = f"{going} of {gang.count} ranks are on nodes that will go" if going else f"{gang.count} → {self.wanted_ranks} ranks"
         gang.restarts["preempted" if going else "scaled"] += 1
-        gang.count = self.wanted_ranks
+        before, gang.count = gang.count, self.wanted_ranks
         for pool in self.pools:
             pool.stand_back()  # what is released is for the gang
         self._release()
-        gang.form(elsewhere=bool(going))
+        try:
+            gang.form(elsewhere=bool(going))
+        except GangError:
+            gang.count = before  # as many as are known to work
+            raise
         self.chunks = gang.call("chunks")[0]
         return why
 
@@ -205,7 +213,8 @@ class Crew:
             return
         self._release()
         if bundle := placement.bundle(self.learners.resources):
-            self.reserve, self.reserved = (placement_group([bundle] * wanted, strategy="PACK"), wanted) if wanted else (None, 0)
+            avoided = self.learners.avoided.nodes()
+            self.reserve, self.reserved = (avoid.group(bundle, wanted, avoided), wanted) if wanted else (None, 0)
 
     def _waiting(self) -> bool:
         """Is there no room yet for what is reserved?"""

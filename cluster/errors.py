@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import ray
+
+DIED = (
+    ray.exceptions.RayActorError,  # died, or cannot be reached
+    ray.exceptions.OutOfMemoryError,  # ended by Ray's memory monitor
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.RuntimeEnvSetupError,  # the rest: an actor that was never made, and will not be
+    ray.exceptions.ActorUnschedulableError,
+    ray.exceptions.ActorPlacementGroupRemoved,
+)
+"""What Ray raises for a call to an actor that is gone. Ask `died`."""
 
 
 class PlacementError(Exception):
@@ -19,6 +33,17 @@ class LostObjects(RuntimeError):
 
 class BudgetError(RuntimeError):
     """Workers died, or a task failed with its workers, more often than is allowed; the message says of what."""
+
+
+def died(error: BaseException) -> bool:
+    """Is the actor gone? What its own code raised is no death, even where that is of another actor's death."""
+    return isinstance(error, DIED) and not isinstance(error, ray.exceptions.RayTaskError)
+
+
+def never_began(error: BaseException) -> bool:
+    """Was the actor never there: neither made nor able to be?"""
+    failed = isinstance(error, ray.exceptions.RuntimeEnvSetupError | ray.exceptions.ActorUnschedulableError)
+    return failed or bool(getattr(error, "actor_init_failed", False))
 
 
 def cause(error: BaseException) -> BaseException:
@@ -43,6 +68,39 @@ def ending(error: BaseException) -> str:
         return "preempted"
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):  # Ray's memory monitor
         return "memory"
-    if "node has died" in str(error):
+    if isinstance(error, ray.exceptions.NodeDiedError | ray.exceptions.LocalRayletDiedError) or "node has died" in str(error):
         return "node"
     return "unavailable" if isinstance(error, ray.exceptions.ActorUnavailableError) else "died"
+
+
+WORDS = {
+    "preempted": "its node was preempted",
+    "memory": "out of memory: ended by Ray's memory monitor",
+    "node": "its node is gone",
+    "unavailable": "cannot be reached",
+    "lost": "what it needed went with a node",
+    "unresponsive": "gave no answer",
+}
+"""Endings, for people."""
+
+
+def reason(error: BaseException) -> str:
+    """Why an actor is gone or could not start, for people: in a few words where Ray knows, else its last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not died(error):
+        inner = cause(error)
+        return f"{type(inner).__name__}: {' '.join(str(inner).split())}"
+    if never_began(error):
+        return lines[-1]
+    why, text = ending(error), str(error)
+    if why in WORDS:
+        return WORDS[why]
+    if "receives a SIGTERM" in text:
+        return "told to end by SIGTERM"
+    if found := re.search(r"exit code (\d+)", text):
+        return f"exit code {found[1]}"
+    if found := re.search(r"signal (\d+)", text):
+        return f"killed by signal {found[1]}"
+    if "End of file" in text:  # all that Ray knows of SIGKILL, of a crash, and of os._exit
+        return "killed or crashed: its process ended without a word"
+    return lines[-1].rpartition("Worker exit detail: ")[2]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 # Ray Train asks for draining nodes in the same way; there is no public call for either.
 from ray._private.state import available_resources_per_node, state
+from ray.actor import ActorHandle
 
 from cluster.placement import bundle
-from cluster.pool import Pool
+
+if TYPE_CHECKING:
+    from cluster.pool import Pool
 
 PLACING_SECONDS = 600.0
 """In which a new worker gets its place and its process has come up, if there is room for it."""
@@ -35,6 +38,22 @@ def addresses() -> dict[str, str]:
     return {node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})" for node in ray.nodes()}
 
 
+def address(node: str) -> str:
+    """How people know a node, by its id; of one that nobody knows: "an unknown node"."""
+    return addresses().get(node, node[:6] or "an unknown node")
+
+
+def of(actor: ActorHandle[Any]) -> str:
+    """Id of the node where an actor is, was, or was to be; empty while nobody knows. Dead actors are known, too."""
+    return str(state.actor_table(actor._actor_id.hex()).get("Address", {}).get("NodeID", ""))
+
+
+def fits(resources: Mapping[str, float], without: Collection[str]) -> bool:
+    """Is there a node, other than these, that could hold as much if it were free?"""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in without]
+    return any(all(one.get(name, 0.0) >= amount for name, amount in resources.items()) for one in there)
+
+
 def room(pool: Pool, waiting: Sequence[Mapping[str, Any]] = ()) -> int | None:
     """Workers of this pool that the cluster has room for: those that have a place, and as many as fit beside everything
     else. None when the workers need nothing that Ray counts.
@@ -44,7 +63,7 @@ def room(pool: Pool, waiting: Sequence[Mapping[str, Any]] = ()) -> int | None:
     A worker whose place is not known yet may or may not hold its resources: while there are such, a number as near to the
     present one as is possible, so that it does not swing.
     """
-    need, leaving = bundle(pool.resources), draining()
+    need, leaving = bundle(pool.resources), draining() | pool.avoided.nodes()
     if not need:
         return None
     every = [dict(free) for node, free in available_resources_per_node().items() if node not in leaving]

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from cluster.errors import ending, told
+from cluster.errors import died, ending, lost, never_began, reason, told
 from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, wait
 from cluster.workers import FORGIVEN, NAMESPACE, Workers
 
@@ -41,6 +41,7 @@ class Pool(Workers):
                 raise TimeoutError(f"{self.role}: {enough} workers were not ready in {self.patience.timeout:g} s")
             self.tend()
             wait(self)
+        self.formed = True
 
     def tend(self) -> None:
         """Start and end workers as wanted, give them tasks, and look for tasks that take too long."""
@@ -50,6 +51,7 @@ class Pool(Workers):
             self.tick()
             self._overdue(now)
             self.probe(now)
+            self._look_elsewhere()
         active = [worker for worker in self.workers if worker.state != "draining"]
         for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
             worker.state = "draining"
@@ -57,6 +59,9 @@ class Pool(Workers):
             self._remove(worker, "scaled")
         for _ in range(self.desired - len(active)):
             self._start()
+        for gone, budget in self.losses:
+            self.note(f"{gone}, {budget}")
+        self.losses.clear()
         for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:
             if self.greetings:
                 self._greet(worker, self.greetings)
@@ -99,17 +104,28 @@ class Pool(Workers):
                 if not worker.look():
                     first.began = now  # it waits for room, however long that takes
                 elif took > self.patience.timeout:
-                    self._remove(worker, "unresponsive")
+                    self._remove(worker, "unresponsive", f"not ready after {took:.0f} s")
                 continue
             limit = self._patience(first.task) * 2**first.task.failures  # what is slow everywhere must end somewhere
+            if took <= limit:
+                continue
+            words = f"{first.task.method} takes {took:.0f} s ({self._usual(first.task)})"
             if took > 2 * limit:
-                self._remove(worker, "unresponsive")
-            elif took > limit:
+                self._remove(worker, "unresponsive", words)
+            else:
                 for attempt in [one for one in worker.pending if one.task and not one.task.done and len(one.task.attempts) == 1]:
                     others = [one for one in self.workers if one is not worker and one.state == "ready" and one.greeting == self.greeting]
                     if others and attempt.task:
                         self.reissued += 1
-                        self._issue(attempt.task, min(others, key=lambda one: len(one.pending)))
+                        other = min(others, key=lambda one: len(one.pending))
+                        what = words if attempt is first else f"{attempt.task.method} waits behind it"
+                        self.note(f"{self.role}-{worker.index}: {what}: given to {self.role}-{other.index} as well")
+                        self._issue(attempt.task, other)
+
+    def _usual(self, task: Task) -> str:
+        """How long its like takes, for people."""
+        known = self.seconds.get(task.method)
+        return f"median {task.size * statistics.median(known):.2g} s" if known else "the first of its kind"
 
     # tasks
 
@@ -136,22 +152,15 @@ class Pool(Workers):
         try:
             worker.look()
             ray.get([reference] if task else attempt.references)  # of a greeting, what failed first
-        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError) as error:
-            self._remove(worker, ending(error), str(error).strip().splitlines()[0])  # it may live on, but is not waited for
-            return
         except ray.exceptions.RayError as error:
-            worker.pending.remove(attempt)
-            if task is None:  # to be greeted again
-                worker.state, worker.greeting = "ready" if worker.state == "starting" else worker.state, -1
-            elif task.done:
-                return
-            raise told(error, f"{self.role}.{task.method if task else 'ready'}") from error
+            return self._failed(worker, attempt, error)
         worker.pending.remove(attempt)
         worker.heard = now
         if worker.pending:
             worker.pending[0].began = now  # it waited until now
         if task is None:
             worker.state, worker.began = "ready" if worker.state == "starting" else worker.state, now
+            worker.new, self.unfit = False, 0
             if worker.greeting == self.greeting:
                 worker.version = self.version
             return
@@ -165,6 +174,23 @@ class Pool(Workers):
         task.flow.finished(self)
         task.then(attempt.references)
 
+    def _failed(self, worker: Worker, attempt: Attempt, error: ray.exceptions.RayError) -> None:
+        """What it worked on has failed, or it is gone. Raises what is no fault of a machine."""
+        task = attempt.task
+        if task is None and worker.new and not lost(error) and (never_began(error) or not died(error)):
+            self._unfit(worker, error)
+            return
+        if died(error):
+            self._remove(worker, ending(error), reason(error))  # it may live on, but is not waited for
+            return
+        worker.pending.remove(attempt)
+        if task is None:  # to be greeted again
+            worker.state, worker.greeting = "ready" if worker.state == "starting" else worker.state, -1
+            worker.new = False
+        elif task.done:
+            return
+        raise told(error, f"{self.role}.{task.method if task else 'ready'}") from error
+
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
         """Run `method` on every worker that is ready and idle; their results. Others are greeted before their next task.
 
@@ -176,14 +202,14 @@ class Pool(Workers):
         results = []
         for worker, reference in zip(asked, references, strict=True):
             if reference not in ready:
-                self._remove(worker, "unresponsive")
+                self._remove(worker, "unresponsive", f"no answer to {method}, while others gave it")
                 continue
             try:
                 results.append(ray.get(reference))
-            except ray.exceptions.RayActorError as error:
-                self._remove(worker, ending(error))
             except ray.exceptions.RayError as error:
-                raise told(error, f"{self.role}.{method}") from error
+                if not died(error):
+                    raise told(error, f"{self.role}.{method}") from error
+                self._remove(worker, ending(error), reason(error))
         return results
 
     def _answers(self, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:

@@ -12,6 +12,7 @@ import ray
 from ray import ObjectRef
 
 from cluster import control, nodes
+from cluster.errors import died
 from cluster.gang import Gang
 from cluster.monitor import Monitor
 from cluster.pool import Pool
@@ -47,7 +48,9 @@ class Reporter:
         wish, self.wish = self.wish, None
         try:
             found: tuple[bool, dict[str, int]] = ray.get(wish)
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayError as error:
+            if not died(error):
+                raise
             return None
         return found
 

@@ -54,6 +54,8 @@ class Worker:
     placed: ObjectRef[Place]
     place: Place | None = None  # None: it waits for room, or its process is being started
     state: str = "starting"  # starting, ready, draining
+    avoiding: frozenset[str] = frozenset()  # nodes where it must not be
+    new: bool = True  # it was never ready
     greeting: int = -1  # which greeting it had; older ones must be greeted again
     version: int = -1  # of what the greeting brought
     leaving: str = "scaled"  # why it drains

@@ -10,8 +10,11 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from cluster.errors import BudgetError, ending
+from cluster import nodes
+from cluster.avoid import Avoided, labels
+from cluster.errors import WORDS, BudgetError, ending, reason, told
 from cluster.meter import Meter
+from cluster.placement import bundle
 from cluster.work import Attempt, Patience, Task, Worker, place
 
 NAMESPACE = "branchgrpo"
@@ -21,6 +24,8 @@ PROBE_SECONDS = 10.0
 """A worker that has had nothing to do for so long is asked whether it lives …"""
 PROBE_LIMIT = 30.0
 """… and must answer in this time."""
+VERBS = {"start": "could not start", "unresponsive": "was ended"}
+"""What became of a worker, by cause; of all others: it died."""
 
 
 class Workers:
@@ -51,6 +56,11 @@ class Workers:
         self.restarts: Counter[str] = Counter()  # by cause
         self.nodes = set[str]()  # lost with workers on them
         self.reissued = 0
+        self.formed = False  # all were ready once: who cannot start later is a newcomer
+        self.avoided = Avoided()  # nodes where newcomers could not start
+        self.unfit = 0  # newcomers in a row that could not start, while nobody else was there
+        self.note: Callable[[str], None] = lambda text: None  # hears of losses, in one line each
+        self.losses: list[tuple[str, str]] = []  # not told yet: who is gone, and how the budget stands
         self.tended = 0.0
         self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
 
@@ -70,6 +80,7 @@ class Workers:
                 self._remove(worker, "node")
             elif worker.state != "draining" and worker.place.node in leaving:
                 worker.state, worker.leaving = "draining", "preempted"
+                self.note(f"{self._name(worker)}: that node will go; another worker takes its place when it has done its work")
 
     def probe(self, now: float) -> None:
         """Ask idle workers whether they live, so that one that died or hangs is replaced before work waits for it."""
@@ -84,9 +95,9 @@ class Workers:
                     ray.get(worker.probe)
                     worker.probe, worker.heard = None, now
                 except ray.exceptions.RayError as error:
-                    self._remove(worker, ending(error))
+                    self._remove(worker, ending(error), reason(error))
             elif now - worker.probed > PROBE_LIMIT:
-                self._remove(worker, "unresponsive")
+                self._remove(worker, "unresponsive", f"no answer in {PROBE_LIMIT:g} s, while it had nothing to do")
 
     def stand_back(self) -> None:
         """End workers that have no place yet: others are to get the room that comes free now."""
@@ -102,9 +113,14 @@ class Workers:
 
     def _start(self) -> None:
         options = self.resources | ({"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE} if self.run else {})
+        avoiding = self._avoiding()
+        options |= {"label_selector": labels(avoiding)} if avoiding else {}
         handle = self.actor.options(**options).remote(*self.arguments, self.made)
-        worker = Worker(self.made, handle, handle.__ray_call__.remote(place))
+        worker = Worker(self.made, handle, handle.__ray_call__.remote(place), avoiding=avoiding)
         self.made += 1
+        if self.losses:
+            gone, budget = self.losses.pop(0)
+            self.note(f"{gone}; {self.role}-{worker.index} replaces it, {budget}")
         self.workers.append(worker)
         self._greet(worker, [("ready", ()), *self.greetings])
 
@@ -117,12 +133,41 @@ class Workers:
         attempt.worker.pending.append(attempt)
         self.attempts[reference] = attempt
 
-    def _remove(self, worker: Worker, why: str, reason: str = "") -> None:
-        """The worker is gone: its tasks go to others. Raises BudgetError when that was once too often; workers that go with
-        their node count once."""
+    def _avoiding(self) -> frozenset[str]:
+        """Nodes where newcomers are not to be; none when nobody is there and no other node could hold one."""
+        found = frozenset(self.avoided.nodes())
+        alone = bool(found) and all(worker.new for worker in self.workers)
+        return frozenset() if alone and not nodes.fits(bundle(self.resources), found) else found
+
+    def _look_elsewhere(self) -> None:
+        """Workers that wait for room are made again when the nodes that they must avoid are others by now."""
+        if self.avoided.until:
+            now = self._avoiding()
+            for worker in [one for one in self.workers if one.new and one.avoiding != now and not one.look()]:
+                self._remove(worker, "scaled")
+
+    def _unfit(self, worker: Worker, error: ray.exceptions.RayError) -> None:
+        """It could not start. Raises why, while the pool is formed; later only when nobody is left and several in a row could
+        not: until then others are started, elsewhere."""
+        alone = all(one.new for one in self.workers)
+        self.unfit = self.unfit + 1 if alone else 0
+        if not self.formed or self.unfit >= self.patience.attempts:
+            raise told(error, f"{self.role}.ready") from error
+        if worker.state != "draining" and (node := worker.place.node if worker.place else nodes.of(worker.handle)):
+            self.avoided.add(node)
+        self._remove(worker, "start", reason(error))
+
+    def _name(self, worker: Worker) -> str:
+        return f"{self.role}-{worker.index} on {nodes.address(worker.place.node if worker.place else nodes.of(worker.handle))}"
+
+    def _remove(self, worker: Worker, why: str, words: str = "") -> None:
+        """The worker is gone: its tasks go to others. words: why, for people. Raises BudgetError when that was once too often;
+        workers that go with their node count once."""
         if worker not in self.workers:
             return
+        lost = worker.state != "draining" and why != "scaled"
         why = worker.leaving if worker.state == "draining" else why
+        gone = f"{self._name(worker)} {VERBS.get(why, 'died')} ({words or WORDS.get(why, why)})" if lost else why
         if why == "node" and worker.place:
             self.nodes.add(worker.place.node)
         self.workers.remove(worker)
@@ -140,9 +185,11 @@ class Workers:
         spent = len(self.nodes) + sum(count for cause, count in self.restarts.items() if cause not in (*FORGIVEN, "node"))
         if spent > self.patience.restarts:
             counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
-            raise BudgetError(f"{self.role}: {spent} losses of workers, {self.patience.restarts} are allowed: {counts}; last: {reason or why}")
+            raise BudgetError(f"{self.role}: {spent} losses of workers, {self.patience.restarts} are allowed: {counts}; last: {gone}")
         if at and at.failures >= self.patience.attempts:
-            raise BudgetError(f"{self.role}.{at.method}: {at.failures} workers were lost with this task ({why}): {reason or why}")
+            raise BudgetError(f"{self.role}.{at.method}: {at.failures} workers were lost with this task ({why}): {gone}")
+        if lost:
+            self.losses.append((gone, "which no budget counts" if why in FORGIVEN else f"restart {spent} of {self.patience.restarts}"))
 
     def states(self) -> list[dict[str, Any]]:
         """What each worker is and does, see cluster.control.WorkerState; `node` is its id."""

@@ -66,7 +66,7 @@ class Gang:
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return [getattr(self.learner, method)(*arguments)]
 
-    def begin(self, method: str, *arguments: Any) -> Callable[[], list[Any]]:
+    def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Callable[[], list[Any]]:
         return lambda: self.call(method, *arguments)
 
     def finish(self, call: Callable[[], list[Any]]) -> list[Any]:

@@ -82,7 +82,7 @@ def hidden() -> dict[str, Any]:
     which grows twice, and the last one, which grows nothing."""
     meter = Meter()
     pool = Pool(Sleeper, "rollout", 2, {"num_cpus": 0.01}, (), meter, Patience(timeout=300.0))
-    gang = Gang(SleepingLearner, "learner", 1, {"num_cpus": 0.01}, lambda rank: (), meter, 300.0)
+    gang = Gang(SleepingLearner, "learner", 1, {"num_cpus": 0.01}, lambda rank: (), meter, (300.0, 10.0, 60.0))
     crew = Crew(pool, [], [gang], meter, {"rollout": (1, 8)}, 0, "", False)
     crew.form()
     found: dict[int, list[dict[str, float]]] = {0: [], 1: []}

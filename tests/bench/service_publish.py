@@ -82,7 +82,7 @@ def publish() -> dict[str, Any]:
     """Limit: one thread copies 500 MB five times, once for the sender and once for each worker, into memory that was used before."""
     config, meter = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {}), Meter()
     pool = Pool(Receiver, "rollout", WORKERS, {"num_cpus": 0.01}, (config,), meter, Patience(timeout=300.0))
-    gang = Gang(Sender, "learner", 1, {"num_cpus": 0.01}, lambda rank: (config, rank, ray.get), meter, 300.0)
+    gang = Gang(Sender, "learner", 1, {"num_cpus": 0.01}, lambda rank: (config, rank, ray.get), meter, (300.0, 10.0, 60.0))
     pool.tend()
     gang.form()
     pool.wait_ready()

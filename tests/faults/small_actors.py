@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray import cloudpickle
 
 from cluster.meter import Meter
 from cluster.pool import Patience, Pool
+from cluster.work import wait
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors have no path to this folder
 
@@ -64,13 +66,80 @@ class Worker:
         self.log(f"task {key}")
         os._exit(1)
 
+    def leaves(self, code: int) -> None:
+        sys.exit(code)
+
     def hangs(self) -> None:
         """A task that never ends."""
         self.log("hangs")
         time.sleep(600)
 
+    def swell(self) -> None:
+        """Takes memory until it is ended."""
+        swell()
+
     def raises(self, message: str) -> None:
         raise ZeroDivisionError(message)
+
+
+def swell() -> None:
+    """Memory, touched, until somebody ends this process."""
+    held = []
+    while True:
+        held.append(bytearray(b"x") * (64 << 20))
+        time.sleep(0.02)
+
+
+class Rank:
+    """A rank of a gang, which is told what to do."""
+
+    def __init__(self, folder: str, rank: int):
+        self.folder, self.rank = Path(folder), rank
+
+    def rendezvous(self, ranks: int) -> str:
+        return f"nowhere, for {ranks}"
+
+    def join(self, ranks: int, address: str) -> None:
+        """Fails as often as there are files for it."""
+        for path in sorted(self.folder.glob(f"unfit-{self.rank}-*"))[:1]:
+            path.unlink()
+            raise ModuleNotFoundError("No module named 'broken'")
+
+    def update(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return self.rank
+
+    def swell(self) -> None:
+        """Rank 1 takes memory until it is ended; the others wait, as in a collective."""
+        if self.rank == 1:
+            swell()
+        time.sleep(60)
+
+
+class UnfitHere(Worker):
+    """Cannot get ready on the nodes that a file names, if there is one."""
+
+    def ready(self) -> int:
+        self.look("unfit")
+        return super().ready()
+
+    def look(self, name: str) -> None:
+        import ray
+
+        path = self.folder / name
+        if path.exists() and ray.get_runtime_context().get_node_id() in path.read_text().split():
+            raise ModuleNotFoundError("No module named 'broken'")
+
+
+class UnmadeHere(UnfitHere):
+    """Cannot even be made there."""
+
+    def __init__(self, folder: str, index: int):
+        super().__init__(folder, index)
+        self.look("unfit")
+
+    def ready(self) -> int:
+        return os.getpid()
 
 
 class Unfit(Worker):
@@ -95,6 +164,15 @@ def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
         made.submit(flow, method, *arguments, then=lambda references: found.append(made.fetch(references[0])))
     flow.run()
     return found
+
+
+def until(made: Pool, condition: Callable[[], bool]) -> None:
+    """Tend the pool until it is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, made.states()
+        made.tend()
+        wait(made)
 
 
 def logs(folder: Path) -> dict[int, list[str]]:

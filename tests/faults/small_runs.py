@@ -103,13 +103,14 @@ def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, i
     begin = made.learners.begin
     for one in made.everyone:
         one.restarts.clear()
+        one.note = display.note
     for pool in made.pools:
         pool.reissued = 0
 
-    def spy(method: str, *arguments: Any) -> Any:
+    def spy(method: str, *arguments: Any, **options: Any) -> Any:
         if method == "update":
             rewards.update({(arguments[1], *key): values.tobytes() for key, values in arguments[4].items()})
-        return begin(method, *arguments)
+        return begin(method, *arguments, **options)
 
     def between() -> bool:
         done[0] += 1

@@ -64,6 +64,7 @@ def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_p
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
     assert found.crew.rollouts.restarts == {"died": 1} and not found.crew.learners.restarts
+    assert [note for note in found.notes if " died (" in note and ", restart 1 of 20" in note and "; rollout-" in note]
 
 
 def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def updating(made: Crew, act: Any, deadline: float = 60.0) -> None:
     """Act on rank 1's process soon after the next update has begun, which has so many seconds."""
     begin = made.learners.begin
 
-    def begun(method: str, *arguments: Any) -> Any:
-        call = begin(method, *arguments)
+    def begun(method: str, *arguments: Any, **options: Any) -> Any:
+        call = begin(method, *arguments, **options)
         if method == "update":
             made.learners.begin = begin  # type: ignore[method-assign]
             call.deadline = time.monotonic() + deadline
@@ -124,6 +125,7 @@ def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path
     same(found, plain)
     assert sum(found.crew.learners.restarts.values()) == 1 and found.records[-2]["service/recoveries"] == 1
     assert any("recovering: GangError" in note for note in found.notes)
+    assert any("): learners begin again from the checkpoint, restart 1 of 20" in note for note in found.notes)
     assert any("checkpoint of iteration 2" in note for note in found.notes) == (at == 3)
 
 
@@ -142,7 +144,7 @@ def test_a_rank_that_hangs_ends_at_the_deadline(stage: Stage, plain: Run, stoppe
 def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: Path) -> None:
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 1:  # credit that differs between ranks stops both before a collective of the update
-            made.learners.begin = lambda method, *arguments: damaged(made, method, *arguments)  # type: ignore[method-assign]
+            made.learners.begin = lambda method, *arguments, **_: damaged(made, method, *arguments)  # type: ignore[method-assign]
 
     def damaged(made: Crew, method: str, *arguments: Any) -> Any:
         from cluster.gang import Call

@@ -15,11 +15,13 @@ from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNE
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.experimental.internal_kv import _internal_kv_get
-from small_actors import Worker
+from small_actors import Rank, UnfitHere, Worker, until
 from small_runs import Run, Stage, busy, carried, config, same
 
 from cluster import nodes, session
 from cluster.crew import Crew
+from cluster.errors import GangError
+from cluster.gang import Gang
 from cluster.meter import Meter
 from cluster.pool import Patience, Pool
 from cluster.work import wait
@@ -202,3 +204,47 @@ def test_auto_follows_nodes_that_come_and_go(cluster: Cluster, tmp_path: Path, m
         crew.stop()
         assert asked() == []
         cluster.remove_node(first)
+
+
+def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(cluster: Cluster, tmp_path: Path) -> None:
+    first, bad = node(cluster, **{"slot": 1}), None
+    pool = Pool(UnfitHere, "rollout", 1, {"num_cpus": 0, "resources": {"slot": 1}}, (str(tmp_path),), Meter(), Patience(timeout=60.0))
+    told = list[str]()
+    pool.note = told.append
+    try:
+        pool.wait_ready()
+        bad = node(cluster, **{"slot": 1})
+        (tmp_path / "unfit").write_text(bad.node_id)
+        pool.desired = 2
+        until(pool, lambda: bool(pool.restarts))
+        good = node(cluster, **{"slot": 1})
+        until(pool, lambda: [worker.state for worker in pool.workers] == ["ready", "ready"])
+        assert {worker.place.node for worker in pool.workers if worker.place} == {first.node_id, good.node_id}
+        assert pool.restarts == {"start": 1} and pool.avoided.nodes() == {bad.node_id}
+        (line,) = told
+        said = "could not start (ModuleNotFoundError: No module named 'broken'); rollout-2 replaces it, restart 1 of 20"
+        assert line == f"rollout-1 on {nodes.address(bad.node_id)} {said}"
+        cluster.remove_node(good)
+    finally:
+        pool.stop()
+        for one in (first, bad):
+            if one:
+                cluster.remove_node(one)
+
+
+def test_a_gang_starts_on_another_node_than_one_where_it_could_not(cluster: Cluster, tmp_path: Path) -> None:
+    first = node(cluster, **{"slot": 1})
+    gang = Gang(Rank, "learner", 1, {"num_cpus": 0, "resources": {"slot": 1}}, lambda rank: (str(tmp_path), rank), Meter(), (60.0, 10.0, 5.0))
+    gang.form()
+    other = node(cluster, **{"slot": 1})
+    try:
+        (tmp_path / "unfit-0-a").touch()
+        with pytest.raises(GangError, match="rank 0 could not start: ModuleNotFoundError"):
+            gang.form()
+        assert gang.avoided.nodes() == {first.node_id} and gang.restarts == {"start": 1}
+        gang.form()
+        assert gang.places[0].node == other.node_id
+    finally:
+        gang.stop()
+        for one in (first, other):
+            cluster.remove_node(one)

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,12 @@ import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError
-from small_actors import Unfit, logs, pool, results
+from small_actors import Unfit, logs, pool, results, until
 
 from cluster import workers
 from cluster.errors import BudgetError, ending
-from cluster.pool import Pool
-from cluster.work import wait
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def until(made: Pool, condition: Callable[[], bool]) -> None:
-    """Tend the pool until it is so."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, made.states()
-        made.tend()
-        wait(made)
 
 
 # results and errors

@@ -1,0 +1,262 @@
+"""Tiny workers and ranks on a Ray whose memory monitor has a low threshold: they die, hang or cannot start, and it is said in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+from small_actors import Rank, UnfitHere, UnmadeHere, pool, results, until
+
+from cluster import avoid, nodes, workers
+from cluster.errors import GangError
+from cluster.gang import Gang
+from cluster.meter import Meter
+
+MARGIN = 2 << 30
+"""Bytes beside what is used now, above which the monitor ends actors: these take less until they swell."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    from cluster import session
+
+    memory = {line.split()[0]: int(line.split()[1]) << 10 for line in Path("/proc/meminfo").read_text().splitlines()}
+    total, used = memory["MemTotal:"], memory["MemTotal:"] - memory["MemAvailable:"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_memory_usage_threshold", f"{(used + MARGIN) / total:.5f}")
+        patched.setenv("RAY_memory_monitor_refresh_ms", "50")
+        session.start("local", 128, dashboard=False)
+    yield
+    session.stop()
+
+
+@pytest.fixture
+def gang(tmp_path: Path) -> Iterator[Gang]:
+    made = Gang(Rank, "learner", 2, {"num_cpus": 0}, lambda rank: (str(tmp_path), rank), Meter(), (60.0, 4.0, 1.0))
+    made.allowed = 20
+    made.form()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def notes(gang: Gang) -> list[str]:
+    told = list[str]()
+    gang.note = told.append
+    return told
+
+
+def here() -> str:
+    """How notes call the only node."""
+    return nodes.address(ray.get_runtime_context().get_node_id())
+
+
+# the memory monitor
+
+
+def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_path: Path) -> None:
+    made, told = pool(tmp_path, 2), list[str]()
+    made.note = told.append
+    made.wait_ready()
+    assert made.broadcast("swell") == []
+    assert set(made.restarts) == {"memory"} and sum(made.restarts.values()) == 2
+    made.wait_ready()
+    first, second = sorted(told)
+    assert "rollout-0 on " in first and "rollout-1 on " in second
+    assert all(" died (out of memory: ended by Ray's memory monitor); rollout-" in line and " replaces it, restart " in line for line in told)
+    assert made.broadcast("task", 1) == [(1, 2, "none"), (1, 3, "none")]
+    made.stop()
+
+
+def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PROBE_SECONDS", 0.0)
+    made = pool(tmp_path, 1)
+    made.wait_ready()
+    swelling = made.workers[0].handle.swell.remote()
+    deadline = time.monotonic() + 60
+    while not made.restarts:
+        assert time.monotonic() < deadline
+        made.probe(time.monotonic())
+        time.sleep(0.05)
+    assert made.restarts == {"memory": 1}
+    del swelling
+    made.stop()
+
+
+def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed(gang: Gang, notes: list[str]) -> None:
+    with pytest.raises(GangError, match=r"^learner\.swell: rank [01] died: out of memory"):
+        gang.call("swell")
+    assert gang.restarts == {"memory": 1} and gang.spent == 1 and not gang.ranks
+    (line,) = notes
+    assert line in [
+        f"learner-{rank} on {here()} died (out of memory: ended by Ray's memory monitor): learners begin again from the checkpoint, restart 1 of 20"
+        for rank in (0, 1)  # Ray ends several at once
+    ]
+    gang.form()
+    assert gang.call("update", 0.0) == [0, 1]
+
+
+# what is said
+
+
+def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
+    made, told = pool(tmp_path, 2, restarts=9), list[str]()
+    made.note = told.append
+    made.wait_ready()
+    first = made.workers[0]
+    assert first.place
+    os.kill(first.place.process, signal.SIGKILL)
+    results(made, [("task", key) for key in range(4)])
+    until(made, lambda: sum(worker.state == "ready" for worker in made.workers) == 2)
+    made.broadcast("leaves", 3)
+    made.tend()
+    assert told == [
+        f"rollout-0 on {here()} died (killed or crashed: its process ended without a word); rollout-2 replaces it, restart 1 of 9",
+        f"rollout-1 on {here()} died (exit code 3); rollout-3 replaces it, restart 2 of 9",
+        f"rollout-2 on {here()} died (exit code 3); rollout-4 replaces it, restart 3 of 9",
+    ]
+    made.stop()
+
+
+def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
+    made, told = pool(tmp_path, 2, least=0.5), list[str]()
+    made.note = told.append
+    made.wait_ready()
+    results(made, [("task", key, 0.1) for key in range(4)])
+    results(made, [("once", 9, "dawdle")])
+    assert told == []  # its like was never measured
+    made.seconds["once"] = deque([0.1])
+    results(made, [("once", 10, "dawdle")])
+    (line,) = told
+    assert re.fullmatch(r"rollout-([01]): once takes 1 s \(median 0\.1 s\): given to rollout-[01] as well", line)
+    made.stop()
+
+
+# newcomers that cannot start
+
+
+@pytest.mark.parametrize("cls", [UnfitHere, UnmadeHere])
+def test_a_newcomer_that_cannot_start_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type) -> None:
+    """Its node is left alone, since others work; in the end it is tried again."""
+    made, told = pool(tmp_path, 1, cls), list[str]()
+    made.note = told.append
+    made.wait_ready()
+    (tmp_path / "unfit").write_text(ray.get_runtime_context().get_node_id())
+    made.desired = 2
+    until(made, lambda: bool(made.restarts))
+    assert made.restarts == {"start": 1} and len(results(made, [("task", key) for key in range(4)])) == 4
+    assert told == [f"rollout-1 on {here()} could not start (ModuleNotFoundError: No module named 'broken'); rollout-2 replaces it, restart 1 of 20"]
+    assert [state["state"] for state in made.states()] == ["ready", "waiting"]
+    (tmp_path / "unfit").unlink()
+    monkeypatch.setattr(made.avoided, "nodes", set)  # it was left alone long enough
+    until(made, lambda: [worker.state for worker in made.workers] == ["ready"] * 2)
+    assert {why: count for why, count in made.restarts.items() if why != "scaled"} == {"start": 1}
+    made.stop()
+
+
+def test_when_nobody_is_left_some_are_tried_and_the_reason_ends_it(tmp_path: Path) -> None:
+    made = pool(tmp_path, 1, UnfitHere, attempts=3)
+    made.wait_ready()
+    (tmp_path / "unfit").write_text(ray.get_runtime_context().get_node_id())
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'broken'$"):
+        made.broadcast("leaves", 1)
+        results(made, [("task", 0)])
+    assert made.restarts == {"died": 1, "start": 2}
+    made.stop()
+
+
+def test_at_the_start_it_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "unfit").write_text(ray.get_runtime_context().get_node_id())
+    for cls, error in ((UnfitHere, ModuleNotFoundError), (UnmadeHere, ActorDiedError)):
+        made = pool(tmp_path, 2, cls)
+        with pytest.raises(error, match="No module named 'broken'"):
+            made.wait_ready()
+        assert not made.restarts
+        made.stop()
+
+
+def test_how_long_a_node_is_left_alone() -> None:
+    made = avoid.Avoided()
+    for seconds in (600, 1200, 2400):
+        made.add("a")
+        assert made.until["a"] - time.monotonic() == pytest.approx(seconds, abs=1) and made.nodes() == {"a"}
+    made.until["a"] = 0.0
+    assert made.nodes() == set()
+
+
+# deadlines
+
+
+def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(gang: Gang, notes: list[str]) -> None:
+    assert gang.limit("update", True) == gang.limit("update") == 60.0  # nothing is known
+    for _ in range(4):
+        gang.call("update", 0.1)
+    assert gang.limit("update") == 1.0  # the least
+    assert gang.limit("update", size=100.0) == pytest.approx(40.0, rel=0.5)  # by the size, and not above the timeout
+    assert gang.limit("update", size=1e6) == 60.0 == gang.limit("save")
+    stopped = gang.places[1].process
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(GangError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"):
+        gang.call("update", 0.1)
+    assert time.monotonic() - began < 6.0 and gang.restarts == {"unresponsive": 1}
+    assert notes[0].startswith("learner-1 on ") and ": update not finished in 1 s: learners begin again from the checkpoint, restart 1 of 20" in notes[0]
+
+
+def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(gang: Gang) -> None:
+    for _ in range(3):
+        gang.call("update", 0.5)
+    assert 2.0 <= gang.limit("update") < 4.0
+    assert gang.call("update", 1.5) == [0, 1]  # three times the median
+    first, second, third = (gang.begin("update", 1.5) for _ in range(3))
+    assert gang.finish(third) == [0, 1]  # 4.5 s: each has its own time
+    assert first.alone and not second.alone and not gang.running and not gang.restarts
+    assert sorted(gang.seconds["update", False])[-1] < 4.0  # what waited is no measure
+
+
+def test_first_calls_of_new_ranks_are_measured_apart(gang: Gang) -> None:
+    """They warm up: load kernels, compile."""
+    gang.call("update", 1.0)
+    for _ in range(3):
+        gang.call("update", 0.0)
+    assert gang.limit("update") == 1.0 < 4.0 <= gang.limit("update", first=True) < 8.0
+    gang.form()
+    assert gang.call("update", 2.0) == [0, 1] and not gang.restarts
+
+
+def test_methods_that_wait_for_storage_have_the_whole_timeout(gang: Gang, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rank, "storage_bound", ("update",), raising=False)
+    for _ in range(3):
+        gang.call("update", 0.0)
+    assert gang.limit("update") == 60.0
+
+
+# ranks that cannot start
+
+
+def test_a_new_gang_that_cannot_start_is_made_again(gang: Gang, notes: list[str], tmp_path: Path) -> None:
+    (tmp_path / "unfit-1-a").touch()
+    with pytest.raises(GangError, match=r"^learner\.join: rank 1 could not start: ModuleNotFoundError: No module named 'broken'$"):
+        gang.form()
+    assert gang.restarts == {"start": 1} and len(gang.avoided.nodes()) == 1
+    assert notes == [
+        f"learner-1 on {here()} could not start (ModuleNotFoundError: No module named 'broken'): learners begin again from the checkpoint, restart 1 of 20"
+    ]
+    gang.form()  # on the same node: there is no other
+    assert gang.call("update", 0.0) == [0, 1]
+
+
+def test_the_first_gang_refuses_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "unfit-0-a").touch()
+    made = Gang(Rank, "learner", 1, {"num_cpus": 0}, lambda rank: (str(tmp_path), rank), Meter(), (60.0, 4.0, 1.0))
+    with pytest.raises(ModuleNotFoundError, match="No module named 'broken'"):
+        made.form()
+    made.stop()
