@@ -98,6 +98,7 @@ def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]
 def check(config: Config) -> None:
     """What can be known to be wrong before anything starts. Raises UserError."""
     config.model.check()
+    config.schedule()
     for reward in config.rewards:
         reward.check()
     check_sinks(config.run.wandb, config.run.mlflow)
@@ -175,10 +176,11 @@ def train(config: Config, resume: str = "") -> int:
             from branchgrpo.checkpoint import open_saved
 
             origin = str(open_saved(resume).path)
+    resumed = folder is not None
     folder = folder or Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with Display(f"branchgrpo {config.run.name}", config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
         with started(config, display, run=folder.name) as form:
-            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun, origin=origin)
+            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun, origin=origin, resumed=resumed)
     from rich.console import Console
 
     from branchgrpo.report import table

@@ -16,7 +16,8 @@ from branchgrpo.checkpoint import Store, open_saved
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, UserError
 from branchgrpo.parallel import gathered, shard_weights
-from branchgrpo.policy_state import FILES, capture, restore
+from branchgrpo.policy_state import capture, restore
+from branchgrpo.saved_state import loaded
 from branchgrpo.tree import assemble, topology
 from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
 from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
@@ -167,7 +168,7 @@ class Learner:
     def restore(self, where: str, origin: str = "") -> dict[str, Any]:
         """Go back to the newest valid checkpoint at `where`, or to the beginning when there is none: the checkpoint `origin`,
         or the untrained model. Returns the driver's state, {} for the latter, with `damaged`: what was passed over, and
-        why."""
+        why. Raises UserError for a checkpoint that does not fit the policy, which then stays as it begins."""
         store = Store(where, self.config.checkpoint.keep)
         saved = store.newest()
         self.configure(self.config)
@@ -178,8 +179,8 @@ class Learner:
             saved = open_saved(origin)
         if saved is None:
             return {"damaged": damaged}
-        state = saved.state()
-        restore(self.policy, state, {file: saved.tensors(f"{file}.safetensors") for file in FILES})
+        state, tensors = loaded(saved, self.policy)
+        restore(self.policy, state, tensors)
         self.version, self.skips = int(state["version"]), int(state["skips"])
         return dict(state["driver"]) | {"damaged": damaged}
 
@@ -194,7 +195,7 @@ class Learner:
             return
         model = self.config.model.build("cpu", ("denoiser",))  # whole and unwrapped, whatever the ranks hold
         model.load(tensors)
-        model.save(folder, self.config.model.folder(), self.config.run.export)
+        model.save(folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift)
 
     def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner disagree."""

@@ -25,7 +25,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from branchgrpo.checkpoint_files import STATE, Damaged, Named, Saved, check_name, encode_state, encode_tensors, sealed, verified
+from branchgrpo.checkpoint_files import Named, Saved, encode_state, encode_tensors, verified
+from branchgrpo.checkpoint_manifest import STATE, Damaged, Manifest, check_name, sealed
 from branchgrpo.checkpoint_storage import storage_at
 from branchgrpo.errors import StaleEpoch, UserError
 
@@ -33,7 +34,8 @@ __all__ = ["Damaged", "Saved", "StaleEpoch", "Store", "open_saved"]
 
 KEY = "checkpoint.folder"
 
-_NAME = re.compile(r"epoch-(\d+)-iteration-(\d+)-([0-9a-f]+)-([0-9a-f]+)-(\d+)")
+_NAME = re.compile(r"epoch-([0-9]{4,12})-iteration-([0-9]{8,15})-([0-9a-f]{1,16})-([0-9a-f]{8})-([0-9]{1,9})")
+_EPOCH = re.compile(r"[0-9]{6,12}")
 
 
 class _Name(NamedTuple):
@@ -85,7 +87,7 @@ class Store:
 
     def epoch(self) -> int:
         """The newest claimed epoch, 0 = none. Those of checkpoints count too, in case `epochs` was not copied with them."""
-        claimed = [int(number) for number in (name.partition(".")[0] for name in self.epochs.names()) if number.isdecimal()]
+        claimed = [int(number) for number in (name.partition(".")[0] for name in self.epochs.names()) if _EPOCH.fullmatch(number)]
         used = [name.epoch for name in map(_Name.parse, self.storage.names()) if name]
         return max(claimed + used, default=0)
 
@@ -128,7 +130,7 @@ class Store:
             for file, data in contents:
                 draft.write(file, data)
                 files[file] = (hashlib.sha256(data).hexdigest(), len(data))
-            self.storage.commit(text, sealed(iteration, epoch, created, files), lambda: self._fence(epoch))
+            self.storage.commit(text, sealed(Manifest(iteration, epoch, created, files)), lambda: self._fence(epoch))
         except BaseException as error:
             self.storage.discard(text)
             if isinstance(error, OSError):

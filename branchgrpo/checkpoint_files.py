@@ -1,38 +1,30 @@
-"""One checkpoint's files: what they hold, how they are sealed, and how they are checked before anything is loaded."""
+"""One checkpoint's files: what they hold, and how they are checked before anything is loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from branchgrpo.checkpoint_storage import MANIFEST, Storage
+from branchgrpo.checkpoint_manifest import MAX_STATE, STATE, Damaged, read, reading, unsealed
+from branchgrpo.checkpoint_storage import Storage
+from branchgrpo.regular_files import parse_json
+from branchgrpo.safetensors_header import BadHeader, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
-"""Of the format; other versions are not read."""
-
-STATE = "state.json"
-READERS = 8
-"""Files that are digested at the same time."""
-
-_FILE = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")
+READERS, BLOCK = 8, 1 << 20
+"""Files that are digested at the same time, and bytes of each that are in memory."""
 
 Named = Iterable[tuple[str, "Tensor"]] | Mapping[str, "Tensor"]
 """Named tensors of one file."""
-
-
-class Damaged(RuntimeError):
-    """A checkpoint, or a file of one, that is not what was written. One line."""
 
 
 @dataclass(frozen=True)
@@ -48,54 +40,65 @@ class Saved:
 
     def state(self) -> dict[str, Any]:
         """What was saved, tuples as lists, numpy scalars as Python's. Raises Damaged."""
-        found: dict[str, Any] = json.loads(self._read(STATE))
+        try:
+            found = parse_json(self._read(STATE), once=True)
+        except ValueError as error:
+            raise Damaged(f"{self.path}: {STATE} is not JSON: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(found, dict):
+            raise Damaged(f"{self.path}: {STATE} holds no object, but {type(found).__name__}")
         return found
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """A file's tensors, on the CPU; takes memory for two copies of the file. Raises Damaged."""
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        return load(self._read(file))
+        data = self._read(file)
+        try:
+            read_header(BytesIO(data), len(data))
+            return load(data)
+        except (BadHeader, SafetensorError) as error:
+            raise Damaged(f"{self.path}: {file} {' '.join(str(error).split())[:300]}") from error
 
     def _read(self, file: str) -> bytes:
         """Its bytes, checked as they are now: this may be another machine than the one that opened the checkpoint."""
         if file not in self.files:
             raise ValueError(f"{self.path} holds {', '.join(self.files)}, not {file}")
-        with _reading(f"{self.path}: {file}"), self.storage.open(file) as source:
-            data = source.read()
-        if hashlib.sha256(data).hexdigest() != self.files[file][0]:
+        sha256, size = self.files[file]
+        try:
+            _check_size(self.storage, file, size)
+            data = read(self.storage, file, size)
+        except Damaged as damage:
+            raise Damaged(f"{self.path}: {damage}") from damage
+        if hashlib.sha256(data).hexdigest() != sha256:
             raise Damaged(f"{self.path}: {file} has another sha256 than when it was saved")
         return data
 
 
 def verified(folder: Storage) -> Saved:
     """The checkpoint in a folder, all its bytes read. Raises Damaged for the first thing that is not as it was written."""
-    body = _unsealed(folder)
-    files = {name: (sha256, size) for name, (sha256, size) in body["files"].items()}
+    manifest = unsealed(folder)
+    files = manifest.files
     for name, (_, size) in files.items():
-        with _reading(name):
-            found = folder.size(name)
-        if found != size:
-            raise Damaged(f"{name} has {found:,} bytes, {size:,} were saved")
+        _check_size(folder, name, size)
     with ThreadPoolExecutor(READERS) as readers:
-        digests = list(readers.map(lambda name: _digest(folder, name), files))
+        digests = list(readers.map(lambda name: _digest(folder, name, files[name][1]), files))
     for name, digest in zip(files, digests, strict=True):
         if digest != files[name][0]:
             raise Damaged(f"{name} has another sha256 than when it was saved")
-    return Saved(body["iteration"], body["epoch"], folder.where, body["created"], files, folder)
-
-
-def sealed(iteration: int, epoch: int, created: str, files: Mapping[str, tuple[str, int]]) -> bytes:
-    """manifest.json."""
-    return _seal({"version": VERSION, "iteration": iteration, "epoch": epoch, "created": created, "files": files})
+    return Saved(manifest.iteration, manifest.epoch, folder.where, manifest.created, files, folder)
 
 
 def encode_state(state: Mapping[str, Any]) -> bytes:
     """state.json; numbers that are not finite are written NaN, Infinity and -Infinity, as Python's json reads them.
 
-    Raises TypeError, saying where, for what would come back as something else; numpy scalars become Python's.
+    Raises TypeError, saying where, for what would come back as something else; numpy scalars become Python's. ValueError when
+    it is more than would be read.
     """
-    return (json.dumps(_plain(state, "state"), indent=1) + "\n").encode()
+    data = (json.dumps(_plain(state, "state"), indent=1) + "\n").encode()
+    if len(data) > MAX_STATE:
+        raise ValueError(f"state: expected at most {MAX_STATE:,} bytes as JSON, got {len(data):,}")
+    return data
 
 
 def encode_tensors(file: str, named: Named) -> bytes:
@@ -109,49 +112,21 @@ def encode_tensors(file: str, named: Named) -> bytes:
     return save(tensors)
 
 
-def check_name(file: str) -> None:
-    """Raises ValueError for a name that a checkpoint's file cannot have."""
-    if not _FILE.fullmatch(file):
-        raise ValueError(f"expected a file name of letters, digits, '_', '-' and '.' that ends in .safetensors, got {file!r}")
+def _check_size(folder: Storage, file: str, size: int) -> None:
+    with reading(file):
+        found = folder.size(file)
+    if found != size:
+        raise Damaged(f"{file} has {found:,} bytes, {size:,} were saved")
 
 
-def _digest(folder: Storage, file: str) -> str:
-    with _reading(file), folder.open(file) as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def _seal(body: dict[str, Any]) -> bytes:
-    """`body` and its digest."""
-    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    return (json.dumps(body | {"digest": digest}, indent=1) + "\n").encode()
-
-
-def _unsealed(folder: Storage) -> dict[str, Any]:
-    """A manifest's body. Valid are exactly the bytes that `_seal` makes: a flipped bit anywhere is found."""
-    with _reading(MANIFEST), folder.open(MANIFEST) as source:
-        raw = source.read()
-    try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise Damaged(f"{MANIFEST} is not JSON: {error}") from error
-    version = body.get("version") if isinstance(body, dict) else None
-    if version != VERSION:
-        raise Damaged(f"{MANIFEST} has format version {version!r}, this program reads {VERSION}")
-    body.pop("digest", None)
-    if _seal(body) != raw:
-        raise Damaged(f"{MANIFEST} is not as it was saved: its digest is another one")
-    return dict(body)
-
-
-@contextmanager
-def _reading(file: str) -> Iterator[None]:
-    """Errors of the storage become a reason."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise Damaged(f"{file} is missing") from error
-    except OSError as error:
-        raise Damaged(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+def _digest(folder: Storage, file: str, size: int) -> str:
+    """sha256 of the file; of not much more than `size` bytes, however many there are by now."""
+    digest, left = hashlib.sha256(), size + 1
+    with reading(file), folder.open(file) as source:
+        while left > 0 and (block := source.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
 
 
 def _plain(value: object, where: str) -> Any:

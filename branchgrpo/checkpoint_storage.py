@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
-from io import BufferedIOBase
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from uuid import uuid4
 
 from branchgrpo.errors import UserError
+from branchgrpo.regular_files import opened
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft-"
@@ -37,10 +37,10 @@ class Storage(Protocol):
         """Of everything in it; none when it doesn't exist."""
 
     def size(self, file: str) -> int:
-        """In bytes."""
+        """In bytes. OSError for what is no regular file, symbolic links too."""
 
-    def open(self, file: str) -> BufferedIOBase:
-        """For reading."""
+    def open(self, file: str) -> AbstractContextManager[BinaryIO]:
+        """For reading, at once: OSError for what is no regular file, symbolic links too, and when reading fails."""
 
     def claim(self, name: str) -> None:
         """Take a name that no one else has then, for good; makes the folder, and an empty file of that name, perhaps with more
@@ -90,10 +90,11 @@ class Local:
         return os.listdir(self.root) if self.root.is_dir() else []
 
     def size(self, file: str) -> int:
-        return (self.root / file).stat().st_size
+        with self.open(file) as source:
+            return os.fstat(source.fileno()).st_size
 
-    def open(self, file: str) -> BufferedIOBase:
-        return (self.root / file).open("rb")
+    def open(self, file: str) -> BinaryIO:
+        return opened(self.root / file, follow=False)
 
     def claim(self, name: str) -> None:
         self.root.mkdir(exist_ok=True)
@@ -182,11 +183,18 @@ class Remote:
             return []
 
     def size(self, file: str) -> int:
-        return int(self._ask("size", f"{self.root}/{file}"))
+        found = self._ask("info", f"{self.root}/{file}")
+        if found.get("type") != "file" or found.get("islink"):
+            raise OSError(errno.EINVAL, f"it is {'a symbolic link' if found.get('islink') else found.get('type')}, not a regular file")
+        if not isinstance(found.get("size"), int):  # some web servers
+            raise OSError(errno.EINVAL, "its size is not known")
+        return int(found["size"])
 
-    def open(self, file: str) -> BufferedIOBase:
-        found: BufferedIOBase = self._ask("open", f"{self.root}/{file}", "rb")
-        return found
+    @contextmanager
+    def open(self, file: str) -> Iterator[BinaryIO]:
+        self.size(file)  # opening a FIFO would wait for ever
+        with self._ask("open", f"{self.root}/{file}", "rb") as source, _own_errors(f"read {self.root}/{file}"):
+            yield source
 
     def claim(self, name: str) -> None:
         """fsspec does not promise exclusive creation: some protocols look first and write then. But what was written is listed: so each
@@ -225,13 +233,20 @@ class Remote:
         self.discard(name)
 
     def _ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """A call of fsspec's. Each protocol's package has error classes of its own: they become OSError."""
-        try:
+        """A call of fsspec's."""
+        with _own_errors(f"{method} {args[0]}"):
             return getattr(self.fs, method)(*args, **options)
-        except OSError:
-            raise
-        except Exception as error:
-            raise OSError(f"{method} {args[0]}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _own_errors(what: str) -> Iterator[None]:
+    """Each protocol's package has error classes of its own: they become OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def storage_at(key: str, where: str | Path) -> Storage:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ModelOptions
+from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import PipelineModel, pair
+from branchgrpo.safetensors_header import BadHeader, header
 from branchgrpo.service import Pool, Reference
 from branchgrpo.types import Conditioning
 
@@ -31,12 +34,14 @@ SHARD = 64
 """Prompts of one shard: 256 MB where each has 512 rows of 4,096 numbers in bfloat16."""
 
 SAMPLE = 1 << 16
+SHARD_NAME = re.compile(r"shard-[A-Za-z0-9_.-]{1,100}\.safetensors")
+DIGEST_BYTES = 16
 _DIGESTS, _TOO_LONG = "digests", "too_long"
 
 
 def digest(text: str) -> bytes:
-    """16 bytes that name a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    """DIGEST_BYTES that name a text."""
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def folder_of(model: PipelineModel) -> Path:
@@ -82,12 +87,12 @@ class Encodings:
 
     def _manifest(self) -> dict[str, Any]:
         path = self.folder / MANIFEST
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"model.encodings: expected a JSON manifest, cannot read {path}: {error}") from error
+        found = json_file("model.encodings", path)
         if found.get("version") != VERSION:
-            raise UserError(f"model.encodings: expected version {VERSION} in {path}, got {found.get('version')}")
+            raise UserError(f"model.encodings: expected version {VERSION} in {path}, got {str(found.get('version'))[:60]!r}")
+        shards = found.get("shards")
+        if not isinstance(shards, dict) or not all(SHARD_NAME.fullmatch(name) and type(count) is int and count >= 0 for name, count in shards.items()):
+            raise UserError(f"model.encodings: expected shards in {path}, shard-NAME.safetensors and their counts")
         return found
 
     def _add(self, shard: str, count: int) -> None:
@@ -103,11 +108,26 @@ class Encodings:
 
         if shard not in self.files:
             path = self.folder / self.shards[shard]
+            self._check_shard(path)
             try:
                 self.files[shard] = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
                 raise UserError(f"model.encodings: expected the safetensors file {path}, which cannot be read: {error}") from error
         return self.files[shard]
+
+    @staticmethod
+    def _check_shard(path: Path) -> None:
+        """Raises UserError unless it has digests, which texts were too long, and arrays of as many rows."""
+        try:
+            tensors = header(path).tensors
+        except (OSError, BadHeader) as error:
+            what = getattr(error, "strerror", None) or error
+            raise UserError(f"model.encodings: expected the safetensors file {path}, which cannot be read: {what}") from error
+        rows = tensors[_DIGESTS].shape[0] if _DIGESTS in tensors and tensors[_DIGESTS].shape else -1
+        shapes = {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
+        fits = (shapes.get(_DIGESTS), shapes.get(_TOO_LONG)) == (("U8", (rows, DIGEST_BYTES)), ("U8", (rows,)))
+        if not fits or any(shape[:1] != (rows,) for _, shape in shapes.values()):
+            raise UserError(f"model.encodings: expected {_DIGESTS} [n, {DIGEST_BYTES}], {_TOO_LONG} [n] and arrays of n rows in {path}")
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         """Texts that are not here yet, each once, in their order."""
@@ -185,7 +205,7 @@ def write_shard(path: Path, texts: Sequence[str], arrays: dict[str, Any], too_lo
     import torch
     from safetensors.torch import save_file
 
-    digests = torch.from_numpy(np.frombuffer(b"".join(digest(text) for text in texts), np.uint8).reshape(-1, 16).copy())
+    digests = torch.from_numpy(np.frombuffer(b"".join(digest(text) for text in texts), np.uint8).reshape(-1, DIGEST_BYTES).copy())
     tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

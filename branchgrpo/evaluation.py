@@ -44,7 +44,7 @@ class Evaluator:
         averaged = options.weights == "ema" and version > 0
         if averaged:
             self.service.publish("ema")
-        plan = ode_plan(options.steps or self.config.sampling.steps, self.config.sampling.shift)
+        plan = ode_plan(self.config.schedule(options.steps))
         harvest = self.forest.grow(plan, EVALUATION, version, list(range(len(texts))), texts, trees)
         found: dict[tuple[int, int], U8] = {}
         for subtrees, reference in harvest.media:

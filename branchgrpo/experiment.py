@@ -29,14 +29,14 @@ def carry_out(
     start_up: float = 0.0,
     before: Scores | None = None,
     origin: str = "",
+    resumed: bool = False,
 ) -> dict[str, Any]:
-    """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json. A folder that exists is one of
-    a run that was not finished: it goes on from its newest checkpoint.
+    """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json.
 
     start_up: seconds that went before. before: scores of the untrained model, where they are known already. origin: a
-    checkpoint that a new run begins at, in place of the untrained model.
+    checkpoint that a new run begins at, in place of the untrained model. resumed: the folder is of a run that was not
+    finished, which goes on from its newest checkpoint.
     """
-    resumed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
     if resumed and before is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from branchgrpo import advantage, loss, methods, models, pruning, rewards
+from branchgrpo.schedule import Schedule
 from branchgrpo.table import union
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Sampling(Section):
     """The denoising schedule."""
 
     steps: int = Field(20, ge=2, description="T, denoising steps")
-    shift: float = Field(3.0, gt=0, description="shift of the noise levels")
+    shift: float | None = Field(None, gt=0, description="static shift of the noise levels; unset (null) = the schedule that the model's own pipeline makes")
 
 
 class Role(Section):
@@ -258,6 +259,10 @@ class Config(Section):
         modes = [rule.mode for rule in self.pruning if rule.name == "width"]
         if self.method.name == "chains" and "parent_top1" in modes:
             raise ValueError("pruning: expected width mode `extremes` with chains, which have no splits, got `parent_top1`")
+
+    def schedule(self, steps: int = 0) -> Schedule:
+        """Noise levels of so many denoising steps (0: sampling.steps), as the model's family spaces them; reads its scheduler's config."""
+        return self.model.schedule(steps or self.sampling.steps, self.sampling.shift)
 
     @property
     def reward_groups(self) -> list[tuple[int, ...]]:

@@ -68,7 +68,7 @@ class Trainer:
         self.evaluator = Evaluator(config, service, self.forest)
         self.outcome = Outcome()
         self.told: set[str] = set()
-        self.method = config.method
+        self.method, self.schedule = config.method, config.schedule()
         self.chooser: SplitChooser | None = None
         if isinstance(config.method, BranchMethod) and config.method.adapt_every:
             self.begun_with = config.method
@@ -172,7 +172,7 @@ class Trainer:
 
     def _grow(self, iteration: int) -> Grown:
         config, version = self.config, self.outcome.version
-        plan = self.method.plan(iteration, config.sampling.steps, config.sampling.shift, config.run.seed)
+        plan = self.method.plan(iteration, self.schedule, config.run.seed)
         chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
         texts = [self.train_prompts[index] for index in chosen]
         harvest = self.forest.grow(plan, iteration, version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)

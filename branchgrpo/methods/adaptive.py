@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from branchgrpo.errors import UserError
 from branchgrpo.methods.branch import BranchMethod
 from branchgrpo.types import F32, BranchPlan
 
@@ -41,7 +42,13 @@ class SplitChooser:
         return {"iterations": self.iterations, "worth": worth, "tried": self.tried.tolist(), "splits": list(self.method.splits)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there. Raises UserError for what `state` does not return, for so many steps."""
+        counts, worth = [state.get("iterations"), *_list(state.get("tried"))], _list(state.get("worth"))
+        splits = _list(state.get("splits"))
+        fits = all(type(one) is int and -1 <= one < 1 << 53 for one in counts) and all(one is None or type(one) is float for one in worth)
+        fits = fits and len(worth) == len(counts) - 1 == len(self.worth) and bool(splits)
+        if not fits or not all(type(one) is int and 0 <= one < len(worth) for one in splits) or sorted(set(splits)) != splits:
+            raise UserError(f"checkpoint: state.json: driver.chooser: expected splits, and what was measured at {len(self.worth)} steps")
         self.iterations = int(state["iterations"])
         self.worth = np.array([np.nan if value is None else value for value in state["worth"]])
         self.tried = np.array(state["tried"])
@@ -71,3 +78,7 @@ def variance_components(leaves: F32, fanout: int) -> list[float]:
         means = siblings.mean(axis=2)
     found = [max(0.0, here - below / fanout) for here, below in zip(between, [0.0, *between], strict=False)]
     return found[::-1]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from branchgrpo.schedule import Schedule
 from branchgrpo.table import Component
 from branchgrpo.types import BranchPlan
 
@@ -25,6 +26,6 @@ class MethodOptions(Component):
         if self.kernel == "cps" and self.eta > 1:
             raise ValueError(f"eta: expected at most 1 with the kernel cps, got {self.eta:g}")
 
-    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
+    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         """The plan of one iteration, a pure function of its arguments."""
         raise NotImplementedError

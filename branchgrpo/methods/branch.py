@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from branchgrpo.methods.base import MethodOptions
 from branchgrpo.methods.window import Window
-from branchgrpo.plan import sigmas, with_tail
+from branchgrpo.plan import with_tail
+from branchgrpo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
 
@@ -50,7 +51,8 @@ class BranchMethod(MethodOptions):
         if self.train_last_edge and (self.kernel == "cps" or self.stochastic == "splits" or self.tail == "dpm"):
             raise ValueError("train_last_edge: expected the kernel dance or flow, stochastic: all or window, and tail: ode")
 
-    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
+    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+        steps = schedule.steps
         fanout = tuple(self.fanout if step in self.splits else 1 for step in range(steps))
         random = set(self.splits)
         if self.stochastic == "all":
@@ -63,5 +65,5 @@ class BranchMethod(MethodOptions):
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))
         scale = tuple(self.eta if step in random else 0.0 for step in range(steps))
-        plan = BranchPlan(sigmas(steps, shift), fanout, kernel, scale, self.branch_noise, self.branch_scale, last_edge=self.train_last_edge)
-        return with_tail(plan, self.tail_ratio, shift) if self.tail == "dpm" else plan
+        plan = BranchPlan(schedule.levels, fanout, kernel, scale, self.branch_noise, self.branch_scale, last_edge=self.train_last_edge)
+        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from branchgrpo.methods.base import MethodOptions
 from branchgrpo.methods.window import Window
-from branchgrpo.plan import sigmas, with_tail
+from branchgrpo.plan import with_tail
+from branchgrpo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
 
@@ -29,13 +30,12 @@ class ChainMethod(MethodOptions):
         if self.train_last_edge and (self.kernel == "cps" or self.stochastic != "all" or self.tail == "dpm"):
             raise ValueError("train_last_edge: expected the kernel dance or flow, stochastic: all, and tail: ode")
 
-    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
+    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+        steps = schedule.steps
         random = set(range(steps - 1)) if self.stochastic == "all" else set(self.window.at(iteration, steps, seed))
         if self.train_last_edge:
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))
         scale = tuple(self.eta if step in random else 0.0 for step in range(steps))
-        plan = BranchPlan(
-            sigmas(steps, shift), (1,) * steps, kernel, scale, chains=self.chains, shared_root=self.root == "shared", last_edge=self.train_last_edge
-        )
-        return with_tail(plan, self.tail_ratio, shift) if self.tail == "dpm" else plan
+        plan = BranchPlan(schedule.levels, (1,) * steps, kernel, scale, chains=self.chains, shared_root=self.root == "shared", last_edge=self.train_last_edge)
+        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

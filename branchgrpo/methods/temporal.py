@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from branchgrpo.methods.base import MethodOptions
-from branchgrpo.plan import sigmas, with_tail
+from branchgrpo.plan import with_tail
+from branchgrpo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
 
@@ -22,13 +23,14 @@ class TemporalMethod(MethodOptions):
     eta: float = Field(0.7, gt=0, description="noise level of the kernel")
     noise_weight: float = Field(2.25, ge=0, description="noise-aware weighting: a step's loss counts this times its std; 0 = all steps alike")
 
-    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
+    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         from branchgrpo.kernels import stds
 
         del iteration, seed
+        steps = schedule.steps
         kernel, scale = (self.kernel,) * (steps - 1) + ("ode",), (self.eta,) * (steps - 1) + (0.0,)
         fanout = (self.children,) * (steps - 1) + (1,)
-        plan = BranchPlan(sigmas(steps, shift), fanout, kernel, scale, "independent", spine=True, chains=self.seeds, shared_root=False)
+        plan = BranchPlan(schedule.levels, fanout, kernel, scale, "independent", spine=True, chains=self.seeds, shared_root=False)
         if self.noise_weight:
             plan = replace(plan, weight=tuple(self.noise_weight * std if random else 1.0 for std, random in zip(stds(plan), plan.stochastic, strict=True)))
-        return with_tail(plan, self.tail_ratio, shift) if self.tail == "dpm" else plan
+        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from branchgrpo.methods.base import MethodOptions
 from branchgrpo.methods.window import Window
-from branchgrpo.plan import sigmas, with_tail
+from branchgrpo.plan import with_tail
+from branchgrpo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
 
@@ -26,10 +27,11 @@ class TrunkMethod(MethodOptions):
         if not self.window.size:
             raise ValueError("window.size: expected at least 1 random step, got 0: all leaves would be equal")
 
-    def plan(self, iteration: int, steps: int, shift: float, seed: int = 0) -> BranchPlan:
+    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+        steps = schedule.steps
         window = self.window.at(iteration, steps, seed)
         fanout = tuple(self.children if step == window[0] else 1 for step in range(steps))
         kernel = tuple(self.kernel if step in window else "ode" for step in range(steps))
         scale = tuple(self.eta if step in window else 0.0 for step in range(steps))
-        plan = BranchPlan(sigmas(steps, shift), fanout, kernel, scale, branch_noise="independent")
-        return with_tail(plan, self.tail_ratio, shift) if self.tail == "dpm" else plan
+        plan = BranchPlan(schedule.levels, fanout, kernel, scale, branch_noise="independent")
+        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from branchgrpo.errors import UserError
+from branchgrpo.schedule import Schedule, static
 from branchgrpo.table import Component
 from branchgrpo.types import U8, Conditioning
 
@@ -50,6 +51,13 @@ class ModelOptions(Component):
         """Raise UserError for what the folder's files tell to be wrong; loads no weights."""
         self.folder()
 
+    def schedule(self, steps: int, shift: float | None = None) -> Schedule:
+        """Noise levels of so many denoising steps: those that the family's pipeline makes of its default call.
+
+        shift: a static shift in place of the model's own. Raises UserError where the model's scheduler is not known.
+        """
+        return static(steps, shift or 1.0)
+
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Adapter:
         """Load these parts of the model."""
         raise NotImplementedError
@@ -83,9 +91,10 @@ class Adapter(ABC):
         """Fixed pseudo-random conditioning of the right shapes, so that weights can be compared without prompts."""
 
     @abstractmethod
-    def save(self, folder: Path, source: Path, form: str) -> None:
-        """Write the present weights: `pipeline`, a whole folder, with what is not trained copied from `source`;
-        `transformer`, the denoiser alone; or `lora`, the adapters alone."""
+    def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
+        """Write the present weights: `pipeline`, a whole folder, with what is not trained copied from `source` and this
+        static shift in its scheduler's config (None: as it is there); `transformer`, the denoiser alone; or `lora`, the
+        adapters alone."""
 
     @property
     def evaluation_shape(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ A family is a subclass of `PipelineModel` (its options and the names of its clas
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
@@ -15,17 +16,22 @@ from shutil import copytree
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from branchgrpo.errors import UserError
+from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
+from branchgrpo.schedule import Schedule
 from branchgrpo.types import U8, Conditioning
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 class PipelineModel(ModelOptions):
@@ -37,6 +43,7 @@ class PipelineModel(ModelOptions):
     optional_parts: ClassVar[tuple[str, ...]] = ()  # those of them that a folder may lack (null in model_index.json)
     attention_layers: ClassVar[tuple[str, ...]]  # where LoRA adapters go unless told otherwise
     unit: ClassVar[int]  # height and width must be multiples of this many pixels of a latent: the patch
+    schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)  # diffusers' classes whose schedules are known
     decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
 
     height: int = Field(720, ge=16, description="picture height in pixels")
@@ -63,9 +70,31 @@ class PipelineModel(ModelOptions):
         wanted, found = self.transformer, self.denoiser_config().get("_class_name")
         if found != wanted:
             raise UserError(f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}")
+        self.scheduler_config()
         unit = self.unit * self.scale()
         if self.height % unit or self.width % unit:
             raise UserError(f"model.height, model.width: expected multiples of {unit}, got {self.height}×{self.width}")
+
+    def scheduler_config(self, shift: float | None = None) -> dict[str, Any]:
+        """scheduler_config.json; with a number, that static shift in place of the model's own. Raises UserError for one that is not known."""
+        path = self.folder() / SCHEDULER
+        found = json_file("model.path", path)
+        scheduler.check(found, path, self.schedulers)
+        return found if shift is None else found | {"use_dynamic_shifting": False, scheduler.shift_key(found): shift}
+
+    def schedule(self, steps: int, shift: float | None = None) -> Schedule:
+        found = self.scheduler_config(shift)
+        return Schedule(self.times(found, steps), scheduler.shift(found, self.picture_tokens()), float(found.get("shift_terminal") or 0.0))
+
+    def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
+        """[T] the schedule before its shift: what the family's pipeline gives its scheduler, or leaves to it."""
+        del config
+        return scheduler.even_times(steps)
+
+    def picture_tokens(self) -> int:
+        """Tokens of a picture, by which a dynamic shift is chosen; 0 where the pipeline tells its scheduler no size."""
+        unit = self.unit * self.scale()
+        return (self.height // unit) * (self.width // unit)
 
     def denoiser_config(self) -> dict[str, Any]:
         """config.json of the denoiser. Raises UserError where it cannot be read."""
@@ -219,7 +248,7 @@ class PipelineAdapter(Adapter):
         found = {name: array.to(self.device) for name, array in self.probe_texts(rows, torch.Generator().manual_seed(1)).items()}
         return found if not self.options.guided else {name: torch.stack([array, array.flip(0)], 1) for name, array in found.items()}
 
-    def save(self, folder: Path, source: Path, form: str) -> None:
+    def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
         if form == "lora":
             self._save_lora(folder)
             return
@@ -231,6 +260,9 @@ class PipelineAdapter(Adapter):
         if form == "pipeline":
             kept = {"model_index.json", *json_file("model.path", source / "model_index.json")} - {"transformer"}  # others are single-file copies of the weights
             copytree(source, folder, ignore=lambda at, names: [name for name in names if Path(at) == source and name not in kept], dirs_exist_ok=True)
+            if shift is not None:  # so that the stock pipeline's own call has the schedule of training
+                (folder / SCHEDULER).unlink()
+                (folder / SCHEDULER).write_text(json.dumps(self.options.scheduler_config(shift), indent=2) + "\n", encoding="utf-8")
             folder = folder / "transformer"
         module.save_pretrained(folder)
 

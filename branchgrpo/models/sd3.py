@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from branchgrpo.errors import UserError
+from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -38,6 +41,9 @@ class SD3Model(PipelineModel):
         largest = int(self.denoiser_config()["pos_embed_max_size"]) * self.unit * self.scale()
         if max(self.height, self.width) > largest:
             raise UserError(f"model.height, model.width: expected at most {largest}, as many positions as the model knows, got {self.height}×{self.width}")
+
+    def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
+        return scheduler.own_times(config, steps)  # StableDiffusion3Pipeline gives its scheduler none
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> SD3:
         return SD3(self, device, parts)

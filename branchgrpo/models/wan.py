@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.errors import UserError
+from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
-
-TRAIN_TIMESTEPS = 1000
-"""The denoiser takes σ on this scale."""
 
 
 class WanModel(PipelineModel):
@@ -30,6 +30,7 @@ class WanModel(PipelineModel):
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     unit: ClassVar[int] = 2
+    schedulers: ClassVar[tuple[str, ...]] = (scheduler.UNIPC, scheduler.EULER)
     decoder_dtype: ClassVar[str] = "float32"  # as diffusers' documentation has it for this autoencoder
 
     name: Literal["wan"] = Field("wan", description="the model family")
@@ -65,6 +66,12 @@ class WanModel(PipelineModel):
     def _autoencoder(self) -> dict[str, Any]:
         return json_file("model.path", self.folder() / "vae" / "config.json")
 
+    def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
+        return scheduler.own_times(config, steps)  # WanPipeline gives its scheduler none
+
+    def picture_tokens(self) -> int:
+        return 0
+
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Wan:
         return Wan(self, device, parts)
 
@@ -76,6 +83,7 @@ class Wan(PipelineAdapter):
 
     def prepare(self) -> None:
         options = self.options
+        self.whole_timesteps = options.scheduler_config()["_class_name"] == scheduler.UNIPC
         self.latent_shape, self._evaluation_shape = options.shape(options.frames), options.shape(options.evaluation_frames or options.frames)
 
     @property
@@ -99,9 +107,12 @@ class Wan(PipelineAdapter):
         return (patches + cond["text"].shape[-2]) * (2 if self.options.guided else 1)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        timestep = scheduler.TRAIN_TIMESTEPS * sigma
+        if self.whole_timesteps:  # that scheduler's begin below σ = 1 and are cut to integers
+            timestep = timestep.clamp(max=scheduler.TRAIN_TIMESTEPS - 1).floor()
         out: Tensor = self.denoiser(
             hidden_states=x.to(self.dtype),
-            timestep=TRAIN_TIMESTEPS * sigma,
+            timestep=timestep,
             encoder_hidden_states=cond["text"].to(self.dtype),
             return_dict=False,
         )[0]

@@ -27,7 +27,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all"})
     model = config.model.build("cpu")
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     conditioning = model.encode(["the number 38 in black on yellow"])
     subtrees = (Subtree(TreeKey("bench", 0, 0, 0), 0, 0),)
     samplers = {"batched": Sampler(model, 0, torch.float32, 64), "one node per forward": Sampler(model, 0, torch.float32, 1)}

@@ -11,12 +11,13 @@ import torch
 from branchgrpo.errors import UserError
 from branchgrpo.methods.branch import BranchMethod
 from branchgrpo.sampler import Sampler, Segment
+from branchgrpo.schedule import static
 from branchgrpo.types import Conditioning, Subtree, TreeKey
 from tests.reference.linear_model import LinearModel
 
 PROMPTS = ["the red circle", "the number 7 in blue"]
 TREES = tuple(Subtree(TreeKey("run", 2, 30 + prompt, 0), prompt, 0) for prompt in (0, 1))
-PLAN = BranchMethod(splits=(0, 2), leaves=4).plan(2, 5, 3.0)
+PLAN = BranchMethod(splits=(0, 2), leaves=4).plan(2, static(5, 3.0))
 
 
 class Narrow(LinearModel):

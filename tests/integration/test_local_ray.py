@@ -17,6 +17,7 @@ from in_process import Service as InProcess
 from branchgrpo import config as configs
 from branchgrpo.config import Config
 from branchgrpo.forest import Forest
+from branchgrpo.schedule import static
 from branchgrpo.service import Service
 from branchgrpo.tree import assemble, topology
 from branchgrpo.types import SegmentHeader
@@ -82,7 +83,7 @@ def ray_session() -> Iterator[None]:
 
 def one_iteration(config: Config, service: Service) -> tuple[dict[str, object], list[tuple[SegmentHeader, Any]]]:
     """Grow, score, update and publish once; what every variant of the service must agree on, and the segments."""
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
     harvest = Forest(config, service, "test").grow(plan, 0, 0, [5, 9], texts, trees=1)
     trees = assemble(plan, [header for header, _ in harvest.segments], harvest.rewards)
@@ -115,7 +116,7 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
         assert all(place["node_ids"] for place in places.values())  # payloads live in the object store, not in the driver
     finally:
         service.stop()
-    topo = topology(configs.load(QUICKSTART).method.plan(0, 20, 3.0))
+    topo = topology(configs.load(QUICKSTART).method.plan(0, static(20, 3.0)))
     assert whole["segments"] == [(0, 20, 2)]
     assert {(start, stop) for start, stop, _ in cut["segments"]} == {(0, 7), (7, 20)}  # type: ignore[union-attr]  # behind the split at step 6
     assert sum(count for start, _, count in cut["segments"] if start == 7) == 2 * 4  # type: ignore[union-attr]

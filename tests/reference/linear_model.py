@@ -57,6 +57,6 @@ class LinearModel(Adapter):
     def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
         return {"prompt": torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))}
 
-    def save(self, folder: Path, source: Path, form: str) -> None:
+    def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.denoiser.state_dict(), folder / "denoiser.pt")

@@ -43,7 +43,7 @@ def batch() -> tuple[Any, ...]:
     options = config(1)
     worker = RolloutWorker(options, 0)
     worker.ready()
-    plan = options.method.plan(0, options.sampling.steps, options.sampling.shift)
+    plan = options.method.plan(0, options.schedule())
     _, conditioning = worker.encode(PROMPTS)
     trees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS)))
     trunk, payload, *frontier = worker.grow(plan, 0, trees, 0, 1, conditioning)

@@ -8,7 +8,7 @@ import numpy as np
 
 from branchgrpo import config
 from branchgrpo.methods.branch import BranchMethod
-from branchgrpo.plan import sigmas
+from branchgrpo.schedule import static
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
 
@@ -23,12 +23,12 @@ def quickstart(overrides: dict[str, str] | None = None) -> config.Config:
 def plan_of(*fanout: int) -> BranchPlan:
     """Every step but the last is random."""
     steps = len(fanout)
-    return BranchPlan(sigmas(steps, 3.0), fanout, ("dance",) * (steps - 1) + ("ode",), (0.3,) * (steps - 1) + (0.0,))
+    return BranchPlan(static(steps, 3.0).levels, fanout, ("dance",) * (steps - 1) + ("ode",), (0.3,) * (steps - 1) + (0.0,))
 
 
 def paper_plan() -> BranchPlan:
     """T = 20, splits 0, 3, 6, 9: 16 leaves."""
-    return BranchMethod(splits=(0, 3, 6, 9)).plan(0, 20, 3.0)
+    return BranchMethod(splits=(0, 3, 6, 9)).plan(0, static(20, 3.0))
 
 
 def header(plan: BranchPlan, rewards: list[float], prompt: int = 0, tree: int = 0, log_prob: list[float] | None = None) -> TreeHeader:

@@ -23,7 +23,7 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"})
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
     cut, conditioning = rollout.encode([PROMPT])
     assert cut == 0
@@ -54,7 +54,7 @@ def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
     learner.version = 1
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     _, conditioning = rollout.encode([PROMPT])
     work = plan, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, 1, conditioning
     _, update, *chunks = learner.publish()
@@ -78,7 +78,7 @@ def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     config = configs.load(QUICKSTART, {"learner.threads": "1"})
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     _, conditioning = rollout.encode([PROMPT])
     header, payload, _ = rollout.grow(plan, 0, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, plan.steps, conditioning)
     header.log_prob[0, 3] += 1e-3

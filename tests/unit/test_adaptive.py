@@ -10,6 +10,7 @@ from small_trees import quickstart
 
 from branchgrpo.methods.adaptive import SplitChooser, variance_components
 from branchgrpo.methods.branch import BranchMethod
+from branchgrpo.schedule import static
 from branchgrpo.trainer import Trainer
 
 STEPS = 12
@@ -32,7 +33,7 @@ def chosen(worth: np.ndarray, iterations: int, count: int = 3, seed: int = 0, ev
     """A chooser fed with trees whose splits add exactly `worth` [T−1], and the splits of every iteration."""
     chooser, used = SplitChooser(method(tuple(range(count)), every=every), STEPS, seed), []
     for iteration in range(iterations):
-        plan = chooser.method.plan(iteration, STEPS, 3.0)
+        plan = chooser.method.plan(iteration, static(STEPS, 3.0))
         used.append(plan.splits)
         chooser.observe(plan, exact_leaves([float(worth[step]) for step in plan.splits]))
     return chooser, used
@@ -114,7 +115,7 @@ def test_the_choice_follows_a_change() -> None:
     assert {1, 2} < set(chooser.method.splits)
     worth[[1, 2]], worth[[8, 9]] = 0.0, 4.0
     for iteration in range(60):
-        plan = chooser.method.plan(iteration, STEPS, 3.0)
+        plan = chooser.method.plan(iteration, static(STEPS, 3.0))
         chooser.observe(plan, exact_leaves([float(worth[step]) for step in plan.splits]))
     assert {8, 9} < set(chooser.method.splits)
 
@@ -127,14 +128,14 @@ def test_splits_are_always_valid(count: int) -> None:
         splits = chooser.method.splits
         assert len(splits) == count and list(splits) == sorted(set(splits)) and 0 <= splits[0] and splits[-1] <= STEPS - 2
         chooser.method.check(STEPS)
-        plan = chooser.method.plan(iteration, STEPS, 3.0)
+        plan = chooser.method.plan(iteration, static(STEPS, 3.0))
         assert plan.splits == splits
         chooser.observe(plan, draw.normal(size=(1, 2**count)))
 
 
 def test_splits_stay_for_adapt_every_iterations_and_measurements_are_averaged() -> None:
     chooser = SplitChooser(method((0, 3), every=3), STEPS, 0)
-    plan = chooser.method.plan(0, STEPS, 3.0)
+    plan = chooser.method.plan(0, static(STEPS, 3.0))
     for values in ([1.0, 2.0], [3.0, 0.0]):
         chooser.observe(plan, exact_leaves(values))
         assert chooser.method.splits == (0, 3)

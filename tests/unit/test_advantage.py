@@ -12,6 +12,7 @@ from branchgrpo.advantage.depthwise import DepthWise
 from branchgrpo.advantage.fusion import fuse
 from branchgrpo.advantage.group import GroupRelative
 from branchgrpo.methods.temporal import TemporalMethod
+from branchgrpo.schedule import static
 from branchgrpo.tree import topology
 from tests.reference.node_tree import build
 
@@ -212,7 +213,7 @@ def test_depthwise_of_each_tree_alone() -> None:
 def test_on_a_spine_only_the_random_children_of_a_step_are_compared(group: str) -> None:
     """TempFlow: the leaf of child k of step i has reward leaves[seed][i][k]; nothing else may enter its advantage."""
     steps, children, seeds = 4, 3, 2
-    plan = TemporalMethod(children=children, seeds=seeds).plan(0, steps, 3.0)
+    plan = TemporalMethod(children=children, seeds=seeds).plan(0, static(steps, 3.0))
     topo, leaves = topology(plan), np.random.default_rng(6).normal(size=(seeds, steps - 1, children))
     trees, edge_of = [], {}
     for seed in range(seeds):

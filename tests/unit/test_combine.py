@@ -19,7 +19,7 @@ def config(**options: str) -> Config:
 
 
 def plan_of(loaded: Config) -> BranchPlan:
-    return loaded.method.plan(0, loaded.sampling.steps, loaded.sampling.shift)
+    return loaded.method.plan(0, loaded.schedule())
 
 
 def scores(prompts: int = 2, trees: int = 1) -> dict[tuple[int, int], F32]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import in_process
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_trees import quickstart
 
 from actors.encoder import Encoder
@@ -119,8 +121,31 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected 7 prompts in .*, got 6"):
         store_of(loaded)
     path.write_text("{")
-    with pytest.raises(UserError, match="expected a JSON manifest"):
+    with pytest.raises(UserError, match=r"expected .*manifest.json, which cannot be read"):
         store_of(loaded)
+
+
+def test_encodings_of_strangers(tmp_path: Path) -> None:
+    """A manifest names shards beside it alone, and a shard must hold what one holds: one line, and nothing waits for ever."""
+    loaded = config(tmp_path)
+    folder = folder_of(loaded.model)
+    folder.mkdir(parents=True)
+    path, shard = folder / encodings.MANIFEST, folder / "shard-a.safetensors"
+    for shards in (None, [], {"../shard-a.safetensors": 1}, {"/dev/zero": 1}, {"shard-a.safetensors": "1"}, {"shard-a.safetensors": True}):
+        path.write_text(json.dumps({"version": 1, "shards": shards}))
+        with pytest.raises(UserError, match=r"expected shards in .*, shard-NAME.safetensors and their counts"):
+            store_of(loaded)
+    path.write_text(json.dumps({"version": 1, "shards": {shard.name: 2}}))
+    os.mkfifo(shard)
+    with pytest.raises(UserError, match=r"it is a FIFO, not a regular file"):
+        store_of(loaded)
+    shard.unlink()
+    digests, too_long = torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
+    for tensors in ({}, {"digests": digests}, {"digests": digests.int(), "too_long": too_long}, {"digests": too_long, "too_long": too_long.clone()},
+                    {"digests": digests, "too_long": too_long, "text": torch.zeros(3, 4)}):  # fmt: skip
+        save_file(tensors, shard)
+        with pytest.raises(UserError, match=r"expected digests \[n, 16\], too_long \[n\] and arrays of n rows in"):
+            store_of(loaded)
 
 
 def test_bfloat16_survives(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import model_checks as checks
+import numpy as np
 import pytest
 import torch
 
@@ -18,10 +20,24 @@ def family() -> checks.Family:
     return checks.Family(FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16)
 
 
+@pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float) -> None:
-    checks.draws_the_pipelines_pictures(family, height, width, scale)
+def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float, steps: int) -> None:
+    checks.draws_the_pipelines_pictures(family, height, width, scale, steps=steps)
+
+
+def test_a_schedule_that_follows_the_size_is_the_pipelines(family: checks.Family, tmp_path: Path) -> None:
+    """FLUX.1-dev's scheduler shifts by the number of the picture's tokens; the embedded one does not."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    shutil.copytree(family.folder, tmp_path / "dynamic")
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=64, base_image_seq_len=4).save_pretrained(tmp_path / "dynamic" / "scheduler")
+    sized = replace(family, folder=tmp_path / "dynamic")
+    small, large = (sized.make(height=side, width=side).schedule(7).levels for side in (32, 64))
+    assert np.abs(small - large).max() > 0.05
+    for side, steps in ((32, 7), (64, 4)):
+        checks.draws_the_pipelines_pictures(sized, side, side, 1.0, steps=steps)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

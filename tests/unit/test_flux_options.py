@@ -21,6 +21,7 @@ from branchgrpo.credit import assign
 from branchgrpo.models.flux import Flux, FluxModel
 from branchgrpo.plan import ode_plan
 from branchgrpo.sampler import Sampler
+from branchgrpo.schedule import static
 from branchgrpo.tree import assemble, topology
 from branchgrpo.types import Subtree, TreeKey
 from branchgrpo.update import PolicyUpdate, Rows, Tally
@@ -59,7 +60,7 @@ def test_the_guided_ode_path_is_diffusers_pipeline(scale: float, negative: str) 
 
     model, steps = build(true_cfg=scale, negative_prompt=negative), 8
     trees = tuple(Subtree(TreeKey("run", 0, prompt, tree), prompt, 0) for prompt, tree in ((0, 0), (1, 0), (1, 1)))
-    sampler, plan = Sampler(model, 5, torch.float32, 2), ode_plan(steps, 3.0)
+    sampler, plan = Sampler(model, 5, torch.float32, 2), ode_plan(static(steps, 3.0))
     roots = sampler.roots(plan, trees)
     found = sampler.grow(plan, trees, roots, 0, steps, model.encode(PROMPTS)).frontier
 
@@ -191,7 +192,7 @@ def test_what_is_saved_is_a_stock_pipeline_with_the_trained_velocity(rank: int, 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_kl_to_the_base_is_0_at_the_start_and_has_a_gradient_later(rank: int) -> None:
     config = quickstart({"model.lora_rank": str(rank), "loss.kl_beta": "1.0", "method.stochastic": "all"})
-    model, plan = build(lora_rank=rank), config.method.plan(0, 20, 3.0)
+    model, plan = build(lora_rank=rank), config.method.plan(0, static(20, 3.0))
     model.freeze_base()
     policy = PolicyUpdate(config, model, 1)
     x, _, cond = inputs(model, 3)
@@ -219,7 +220,7 @@ class Case:
     def __init__(self, **options: str):
         self.config = quickstart(SMALL | options)
         self.worker, self.learner = RolloutWorker(self.config, 0), Learner(self.config, 0, list)
-        self.plan = self.config.method.plan(0, 5, 3.0)
+        self.plan = self.config.method.plan(0, static(5, 3.0))
         self.worker.ready(), self.learner.join(1, "")
         _, self.conditioning = self.worker.encode(PROMPTS)
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from branchgrpo import kernels
-from branchgrpo.plan import ode_plan, sigmas, with_tail
+from branchgrpo.plan import ode_plan, with_tail
+from branchgrpo.schedule import static
 from branchgrpo.types import BranchPlan
 from tests.reference import closed_forms
 
@@ -32,14 +33,14 @@ def column(value: float) -> torch.Tensor:
 def mixed_plan(branch_noise: str = "correlated") -> BranchPlan:
     """Six steps of both kernels, different η and fanouts."""
     kernel = ("dance", "ode", "dance", "dance", "ode", "ode")
-    return BranchPlan(sigmas(6, 3.0), (2, 1, 4, 1, 1, 1), kernel, (0.3, 0.0, 0.7, 0.25, 0.0, 0.0), branch_noise, 4.0)
+    return BranchPlan(static(6, 3.0).levels, (2, 1, 4, 1, 1, 1), kernel, (0.3, 0.0, 0.7, 0.25, 0.0, 0.0), branch_noise, 4.0)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("eta", [0.25, 0.3, 1.0])
 def test_dance_against_its_float64_formula(shift: float, eta: float) -> None:
     steps = 20
-    levels = sigmas(steps, shift)
+    levels = static(steps, shift).levels
     plan = BranchPlan(levels, (1,) * steps, ("dance",) * (steps - 1) + ("ode",), (eta,) * steps)
     x, v = batch(steps - 1)
     mean, std = kernels.transition(plan, torch.arange(steps - 1), x, v)
@@ -84,7 +85,7 @@ def test_dance_without_noise_is_the_ode() -> None:
 
 
 def test_the_last_ode_step_gives_the_clean_picture() -> None:
-    plan = ode_plan(20, 3.0)
+    plan = ode_plan(static(20, 3.0))
     x, v = batch(4)
     mean, std = kernels.transition(plan, torch.full((4,), 19), x, v)
     np.testing.assert_allclose(mean.numpy(), x.numpy() - plan.sigmas[19] * v.numpy(), rtol=1e-6, atol=1e-6)
@@ -93,7 +94,7 @@ def test_the_last_ode_step_gives_the_clean_picture() -> None:
 
 def test_ode_follows_a_straight_path_exactly() -> None:
     """With the velocity ε − x0 of one pair, x stays (1 − σ)·x0 + σ·ε at every level."""
-    plan = ode_plan(20, 3.0)
+    plan = ode_plan(static(20, 3.0))
     noise, clean = batch(2)
     x = noise
     for step in range(20):
@@ -171,7 +172,7 @@ def test_low_precision_inputs_are_computed_in_float32() -> None:
 
 def whole_schedule(kernel: str, level: float, steps: int, shift: float) -> BranchPlan:
     """Every step but the last is random."""
-    return BranchPlan(sigmas(steps, shift), (1,) * steps, (kernel,) * (steps - 1) + ("ode",), (level,) * (steps - 1) + (0.0,))
+    return BranchPlan(static(steps, shift).levels, (1,) * steps, (kernel,) * (steps - 1) + ("ode",), (level,) * (steps - 1) + (0.0,))
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -236,7 +237,7 @@ def test_cps_keeps_the_noise_of_the_schedule_exactly(level: float, sigma: float,
 
 
 def test_stds_of_every_step() -> None:
-    levels = sigmas(6, 3.0)
+    levels = static(6, 3.0).levels
     kernel = ("flow", "ode", "dance", "cps", "flow", "ode")
     plan = BranchPlan(levels, (2, 1, 4, 1, 1, 1), kernel, (0.7, 0.0, 0.3, 0.8, 0.9, 0.0), "correlated", 4.0)
     s = levels.astype(float)
@@ -251,14 +252,14 @@ def test_stds_of_every_step() -> None:
     np.testing.assert_allclose(kernels.stds(plan), expected, rtol=1e-5)
     scaled = [4.0 * expected[0], 0.0, 4.0 * expected[2], *expected[3:]]  # steps 0 and 2 split
     np.testing.assert_allclose(kernels.stds(replace(plan, branch_noise="scaled")), scaled, rtol=1e-5)
-    assert kernels.stds(ode_plan(6, 3.0)) == [0.0] * 6
-    tailed = with_tail(replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, 3.0)
+    assert kernels.stds(ode_plan(static(6, 3.0))) == [0.0] * 6
+    tailed = with_tail(replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, static(6, 3.0))
     np.testing.assert_allclose(kernels.stds(tailed), [expected[0], 0.0, 0.0], rtol=1e-5)
 
 
 def tail_plan(random_steps: int, steps: int, ratio: float, shift: float = 3.0) -> BranchPlan:
     kernel = ("dance",) * random_steps + ("ode",) * (steps - random_steps)
-    return with_tail(BranchPlan(sigmas(steps, shift), (1,) * steps, kernel, (0.3,) * steps), ratio, shift)
+    return with_tail(BranchPlan(static(steps, shift).levels, (1,) * steps, kernel, (0.3,) * steps), ratio, static(steps, shift))
 
 
 def curved(x: Tensor, sigma: float) -> Tensor:
@@ -331,6 +332,6 @@ def test_the_tail_is_spaced_like_the_schedule(ratio: float) -> None:
     plan, shift = tail_plan(4, 25, ratio, 2.0), 2.0
     t = np.linspace(21 / 25, 0.0, {0.2: 4, 0.4: 8, 1.0: 21}[ratio] + 1)
     np.testing.assert_allclose(plan.sigmas[4:], shift * t / (1 + (shift - 1) * t), rtol=0, atol=1e-7)
-    np.testing.assert_array_equal(plan.sigmas[:5], sigmas(25, shift)[:5])
+    np.testing.assert_array_equal(plan.sigmas[:5], static(25, shift).levels[:5])
     if ratio == 1.0:
-        np.testing.assert_allclose(plan.sigmas, sigmas(25, shift), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(plan.sigmas, static(25, shift).levels, rtol=0, atol=1e-7)

@@ -11,7 +11,7 @@ from small_trees import QUICKSTART, header
 
 from branchgrpo import config, credit
 from branchgrpo.errors import UserError
-from branchgrpo.plan import sigmas
+from branchgrpo.schedule import static
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan, TreeHeader
 
@@ -70,7 +70,7 @@ def load(preset: str, overrides: dict[str, str] | None = None) -> config.Config:
 
 
 def plan_at(loaded: config.Config, iteration: int = 0) -> BranchPlan:
-    return loaded.method.plan(iteration, loaded.sampling.steps, loaded.sampling.shift, loaded.run.seed)
+    return loaded.method.plan(iteration, loaded.schedule(), loaded.run.seed)
 
 
 def group(plan: BranchPlan) -> list[TreeHeader]:
@@ -168,7 +168,7 @@ def test_mixgrpo_flash_compresses_what_lies_behind_the_window() -> None:
         assert frozen.kernel == ("flow",) * 4 + ("dpm",) * 4
         for one in (plan, frozen):
             assert one.sigmas[0] == 1.0 and one.sigmas[-1] == 0.0 and one.kernel[-1] == "dpm"
-        np.testing.assert_array_equal(plan.sigmas[: start + 5], sigmas(25, 3.0)[: start + 5])
+        np.testing.assert_array_equal(plan.sigmas[: start + 5], static(25, 3.0).levels[: start + 5])
 
 
 def test_roots_and_kernels_of_the_presets() -> None:
@@ -244,4 +244,4 @@ def test_options_that_cannot_be_are_one_line(preset: str, overrides: dict[str, s
 )
 def test_plans_that_cannot_be(fanout: tuple[int, ...], kernel: tuple[str, ...], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        BranchPlan(sigmas(3, 3.0), fanout, kernel, (0.7,) * 3)
+        BranchPlan(static(3, 3.0).levels, fanout, kernel, (0.7,) * 3)

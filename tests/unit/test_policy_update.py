@@ -17,11 +17,12 @@ from torch import Tensor
 
 from branchgrpo.loss.base import Edges
 from branchgrpo.methods.temporal import TemporalMethod
+from branchgrpo.schedule import static
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan
 from branchgrpo.update import Latents, Tally, rate_factor
 
-SPINE = TemporalMethod(children=3, seeds=1, kernel="dance", eta=0.3).plan(0, 4, 3.0)
+SPINE = TemporalMethod(children=3, seeds=1, kernel="dance", eta=0.3).plan(0, static(4, 3.0))
 EdgeLoss = Callable[[int, int, Tensor, float], Tensor]
 """(tree, node, mean under the present policy [S], std) → loss of the edge into the node."""
 

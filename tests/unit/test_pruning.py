@@ -13,6 +13,7 @@ from branchgrpo.methods.window import Window
 from branchgrpo.pruning.depth import DepthPruning
 from branchgrpo.pruning.steps import StepPruning
 from branchgrpo.pruning.width import WidthPruning
+from branchgrpo.schedule import static
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan, TreeHeader
 
@@ -111,7 +112,7 @@ def test_window_wider_than_what_is_behind_the_last_split() -> None:
 
 def test_window_of_a_tree_that_trains_splits_only_drops_nothing() -> None:
     config = quickstart()
-    plan = config.method.plan(0, 20, 3.0)
+    plan = config.method.plan(0, static(20, 3.0))
     for iteration in (0, 30, 900):
         mask = DepthPruning().keep(plan, [header(plan, [0.0] * 16)], iteration)[0]
         assert mask[topology(plan).stochastic].all()
@@ -166,14 +167,14 @@ def steps_kept(plan: BranchPlan, mask: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.6, 12), (0.01, 1), (0.33, 7), (0.9, 18), (0.95, 19), (1.0, 19)])
 def test_steps_keep_a_fraction_of_all_steps_as_far_as_they_can_be_trained(fraction: float, count: int) -> None:
-    plan = ChainMethod().plan(0, 20, 3.0)
+    plan = ChainMethod().plan(0, static(20, 3.0))
     for mask in StepPruning(fraction=fraction).keep(plan, chain_trees(plan, 8), 3):
         found = steps_kept(plan, mask)
         assert len(found) == count and max(found) <= 18  # the last step is not random
 
 
 def test_steps_are_drawn_from_the_random_ones() -> None:
-    plan = ChainMethod(stochastic="window", window=Window(size=4)).plan(60, 20, 3.0)
+    plan = ChainMethod(stochastic="window", window=Window(size=4)).plan(60, static(20, 3.0))
     window = [step for step in range(20) if plan.stochastic[step]]
     assert window[0] > 0
     for fraction, count in ((0.1, 2), (0.6, 4)):
@@ -188,7 +189,7 @@ def test_steps_drop_a_tree_s_steps_at_full_width() -> None:
 
 
 def test_drawn_steps_are_a_function_of_seed_iteration_and_tree() -> None:
-    plan, rule = ChainMethod().plan(0, 20, 3.0), StepPruning()
+    plan, rule = ChainMethod().plan(0, static(20, 3.0)), StepPruning()
     trees = chain_trees(plan, 4, 3)
 
     def drawn(order: list[TreeHeader], iteration: int = 0, seed: int = 0) -> dict[tuple[int, int], tuple[int, ...]]:
@@ -205,7 +206,7 @@ def test_drawn_steps_are_a_function_of_seed_iteration_and_tree() -> None:
 
 
 def test_every_step_is_drawn_equally_often() -> None:
-    plan, trees = ChainMethod().plan(0, 20, 3.0), 4000
+    plan, trees = ChainMethod().plan(0, static(20, 3.0)), 4000
     counts = np.sum(StepPruning().keep(plan, chain_trees(plan, trees), 0), 0)[1:20]
     share = 12 / 19  # sum of 4000 independent draws: six standard deviations
     assert np.abs(counts - trees * share).max() <= 6 * np.sqrt(trees * share * (1 - share))
@@ -214,7 +215,7 @@ def test_every_step_is_drawn_equally_often() -> None:
 
 @pytest.mark.parametrize(("ratio", "best", "worst"), [(0.5, 3, 3), (0.25, 2, 1), (0.01, 1, 1), (1.0, 6, 6)])
 def test_extremes_of_chains_are_best_of_n(ratio: float, best: int, worst: int) -> None:
-    plan, draw = ChainMethod(chains=12).plan(0, 6, 3.0), np.random.default_rng(8)
+    plan, draw = ChainMethod(chains=12).plan(0, static(6, 3.0)), np.random.default_rng(8)
     rewards = [draw.normal(5.0 * prompt, size=12) for prompt in range(2)]
     trees = [header(plan, [value], prompt, tree) for prompt, values in enumerate(rewards) for tree, value in enumerate(values)]
     masks = WidthPruning(mode="extremes", ratio=ratio).keep(plan, trees, 0)
@@ -224,7 +225,7 @@ def test_extremes_of_chains_are_best_of_n(ratio: float, best: int, worst: int) -
 
 
 def test_parent_top1_needs_a_tree() -> None:
-    plan = ChainMethod().plan(0, 6, 3.0)
+    plan = ChainMethod().plan(0, static(6, 3.0))
     with pytest.raises(ValueError, match="parent_top1"):
         WidthPruning().keep(plan, chain_trees(plan, 2), 0)
 
@@ -245,5 +246,5 @@ def test_stop_depth_is_where_the_window_ends(stop: int, lowest: int) -> None:
 
 
 def test_on_chains_the_window_slides_to_the_first_depth() -> None:
-    plan = ChainMethod().plan(0, 20, 3.0)
+    plan = ChainMethod().plan(0, static(20, 3.0))
     assert [DepthPruning(interval=1).window_at(plan, iteration) for iteration in (0, 14, 99)] == [tuple(range(15, 20)), *[tuple(range(1, 6))] * 2]

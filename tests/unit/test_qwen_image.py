@@ -29,10 +29,11 @@ def test_the_small_tokenizer_reads_the_pipelines_instruction_as_the_real_one(fam
     assert len(pipe.tokenizer(pipe.prompt_template_encode.split("{}")[0])["input_ids"]) == pipe.prompt_template_encode_start_idx == 34
 
 
+@pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
 @pytest.mark.parametrize(("scale", "negative"), [(1.0, " "), (4.0, " "), (2.5, checks.NEGATIVE)])
-def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float, negative: str) -> None:
-    checks.draws_the_pipelines_pictures(family, height, width, scale, negative)
+def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float, negative: str, steps: int) -> None:
+    checks.draws_the_pipelines_pictures(family, height, width, scale, negative, steps)
 
 
 def test_text_and_the_negative_text_matter(family: checks.Family) -> None:

@@ -99,7 +99,7 @@ def service(script: list[str], **options: str) -> tuple[Config, in_process.Servi
 
 
 def grow(config: Config, made: Any, iteration: int = 0) -> Harvest:
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     return Forest(config, made, "test").grow(plan, iteration, 0, [0, 1, 2], PROMPTS, 1)
 
 
@@ -111,7 +111,7 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     harvest = grow(config, made)
     assert sorted(harvest.rewards) == sorted(harvest.scores) == sorted(harvest.parts["ocr/score"]) == [(0, 0), (2, 0)]
     assert harvest.dropped == {1: "ocr: ConnectionError: no route to the scorer"}
-    plan = config.method.plan(0, config.sampling.steps, config.sampling.shift)
+    plan = config.method.plan(0, config.schedule())
     draw = np.random.default_rng(1)
     scores = {key: draw.normal(size=(1, 4)).astype(np.float32) for key in harvest.scores}
     stats = made.learners.call("update", plan, 0, harvest.segments, harvest.conditioning, scores)[0]

@@ -16,8 +16,9 @@ from branchgrpo.methods.trunk import TrunkMethod
 from branchgrpo.methods.window import Window
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.tiny_flux import TinyFluxSizes, build_tiny_flux
-from branchgrpo.plan import ode_plan, sigmas
+from branchgrpo.plan import ode_plan
 from branchgrpo.sampler import Sampler, Segment
+from branchgrpo.schedule import static
 from branchgrpo.tree import fork_level, topology
 from branchgrpo.types import BranchPlan, Conditioning, Subtree, TreeKey
 from tests.reference.linear_model import LinearModel
@@ -31,11 +32,11 @@ Name = tuple[int, int, int]  # prompt, tree, node
 
 
 def paper_plan(form: str = "correlated", stochastic: str = "all") -> BranchPlan:
-    return BranchMethod(branch_noise=form, stochastic=stochastic).plan(2, 20, 3.0)
+    return BranchMethod(branch_noise=form, stochastic=stochastic).plan(2, static(20, 3.0))
 
 
 def small_plan(form: str = "correlated") -> BranchPlan:
-    return BranchMethod(splits=(0, 2), leaves=4, branch_noise=form).plan(2, 5, 3.0)
+    return BranchMethod(splits=(0, 2), leaves=4, branch_noise=form).plan(2, static(5, 3.0))
 
 
 def named(subtree: Subtree, node: int) -> Name:
@@ -100,18 +101,18 @@ PLANS = {
     "correlated": small_plan(),
     "scaled": small_plan("scaled"),
     "antithetic": small_plan("antithetic"),
-    "last edge": BranchMethod(splits=(0, 2), leaves=4, train_last_edge=True).plan(2, 5, 3.0),
-    "last edge, flow": ChainMethod(chains=2, kernel="flow", eta=0.7, train_last_edge=True).plan(2, 5, 3.0),
-    "dpm tail of 3": BranchMethod(splits=(0, 2), leaves=4, stochastic="splits", tail="dpm", tail_ratio=0.5).plan(2, 9, 3.0),
-    "dpm tail of 1": BranchMethod(splits=(0, 2), leaves=4, stochastic="splits", tail="dpm", tail_ratio=0.01).plan(2, 9, 3.0),
-    "shared chains": ChainMethod(chains=2, kernel="flow", eta=0.7).plan(2, 5, 3.0),
-    "private chains": ChainMethod(chains=2, root="private", kernel="cps", eta=0.8).plan(2, 5, 3.0),
-    "chains with a window and a tail": ChainMethod(chains=2, stochastic="window", window=Window(size=2, interval=1), tail="dpm").plan(2, 12, 3.0),
-    "trunk": TrunkMethod(children=3).plan(2, 6, 3.0),
-    "spine": TemporalMethod(children=3, seeds=2).plan(2, 5, 3.0),
-    "spine, dance": TemporalMethod(children=2, seeds=2, kernel="dance", eta=0.3).plan(2, 4, 3.0),
+    "last edge": BranchMethod(splits=(0, 2), leaves=4, train_last_edge=True).plan(2, static(5, 3.0)),
+    "last edge, flow": ChainMethod(chains=2, kernel="flow", eta=0.7, train_last_edge=True).plan(2, static(5, 3.0)),
+    "dpm tail of 3": BranchMethod(splits=(0, 2), leaves=4, stochastic="splits", tail="dpm", tail_ratio=0.5).plan(2, static(9, 3.0)),
+    "dpm tail of 1": BranchMethod(splits=(0, 2), leaves=4, stochastic="splits", tail="dpm", tail_ratio=0.01).plan(2, static(9, 3.0)),
+    "shared chains": ChainMethod(chains=2, kernel="flow", eta=0.7).plan(2, static(5, 3.0)),
+    "private chains": ChainMethod(chains=2, root="private", kernel="cps", eta=0.8).plan(2, static(5, 3.0)),
+    "chains with a window and a tail": ChainMethod(chains=2, stochastic="window", window=Window(size=2, interval=1), tail="dpm").plan(2, static(12, 3.0)),
+    "trunk": TrunkMethod(children=3).plan(2, static(6, 3.0)),
+    "spine": TemporalMethod(children=3, seeds=2).plan(2, static(5, 3.0)),
+    "spine, dance": TemporalMethod(children=2, seeds=2, kernel="dance", eta=0.3).plan(2, static(4, 3.0)),
     "spine with two split steps": BranchPlan(  # the trunk goes through steps without a split; siblings share noise
-        sigmas(6, 3.0), (1, 2, 1, 3, 1, 1), ("ode", "flow", "ode", "flow", "ode", "ode"), (0.7,) * 6, "correlated", spine=True, shared_root=False
+        static(6, 3.0).levels, (1, 2, 1, 3, 1, 1), ("ode", "flow", "ode", "flow", "ode", "ode"), (0.7,) * 6, "correlated", spine=True, shared_root=False
     ),
 }
 
@@ -165,17 +166,17 @@ def test_chains_of_a_group_share_their_root_and_groups_do_not() -> None:
     """trees_per_prompt: 2 of 3 chains are trees 0 … 5; a tree alone finds the same root."""
     sampler, _ = setup()
     subtrees = tuple(Subtree(TreeKey("run", 2, 30 + prompt, tree), prompt, 0) for prompt in (0, 1) for tree in range(6))
-    shared = sampler.roots(ChainMethod(chains=3).plan(2, 5, 3.0), subtrees).reshape(4, 3, -1)
+    shared = sampler.roots(ChainMethod(chains=3).plan(2, static(5, 3.0)), subtrees).reshape(4, 3, -1)
     assert torch.equal(shared, shared[:, :1].expand_as(shared))
     assert len(torch.unique(shared[:, 0], dim=0)) == 4
     for method in (ChainMethod(chains=3, root="private"), TemporalMethod(seeds=3)):
-        assert len(torch.unique(sampler.roots(method.plan(2, 5, 3.0), subtrees).flatten(1), dim=0)) == 12
-    alone = sampler.roots(ChainMethod(chains=3).plan(2, 5, 3.0), subtrees[4:5])
+        assert len(torch.unique(sampler.roots(method.plan(2, static(5, 3.0)), subtrees).flatten(1), dim=0)) == 12
+    alone = sampler.roots(ChainMethod(chains=3).plan(2, static(5, 3.0)), subtrees[4:5])
     assert torch.equal(alone.flatten(), shared[1, 0])
 
 
 def test_chains_with_one_root_go_apart() -> None:
-    plan, (sampler, cond) = ChainMethod(chains=4).plan(2, 5, 3.0), setup()
+    plan, (sampler, cond) = ChainMethod(chains=4).plan(2, static(5, 3.0)), setup()
     subtrees = tuple(Subtree(TreeKey("run", 2, 30, tree), 0, 0) for tree in range(4))
     leaves = sampler.grow(plan, subtrees, sampler.roots(plan, subtrees), 0, plan.steps, cond).frontier.flatten(1)
     assert torch.pdist(leaves).min() > 0.1
@@ -291,7 +292,7 @@ def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
         folder = build_tiny_flux(tmp_path / "model", OTHER_SIZES, seed=3)
         options = FluxModel(path=str(folder), height=24, width=40, guidance=4.0, max_sequence_length=16)
     model, steps = options.build("cpu"), 20
-    sampler, plan = Sampler(model, SEED, torch.float32, 2), ode_plan(steps, 3.0)
+    sampler, plan = Sampler(model, SEED, torch.float32, 2), ode_plan(static(steps, 3.0))
     roots = sampler.roots(plan, TREES)
     segment = sampler.grow(plan, TREES, roots, 0, steps, model.encode(PROMPTS))
     assert segment.kept.shape == (0, *model.latent_shape)

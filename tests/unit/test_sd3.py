@@ -26,10 +26,11 @@ def without_t5(tmp_path_factory: pytest.TempPathFactory) -> checks.Family:
     return checks.Family(partial(SD3Model), folder, "guidance_scale", {"text_encoder_3": None, "tokenizer_3": None})
 
 
+@pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
 @pytest.mark.parametrize("scale", [1.0, 4.5])
-def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float) -> None:
-    checks.draws_the_pipelines_pictures(family, height, width, scale)
+def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float, steps: int) -> None:
+    checks.draws_the_pipelines_pictures(family, height, width, scale, steps=steps)
 
 
 def test_the_ode_path_with_an_empty_negative_prompt_and_no_t5(family: checks.Family, without_t5: checks.Family) -> None:

@@ -274,7 +274,7 @@ def test_a_resumed_run_folder_is_that_of_one_run(tmp_path: Path) -> None:
     asked = [False, True, False, False, False]
     carry_out(config(), Service(config()), tmp_path / "cut", Quiet(), lambda: asked.pop(0))
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["stopped_by"] == "interrupted"
-    carry_out(config(), Service(config()), tmp_path / "cut", Quiet(), lambda: False)
+    carry_out(config(), Service(config()), tmp_path / "cut", Quiet(), lambda: False, resumed=True)
     one, other = (json.loads((tmp_path / name / "held_out.json").read_text()) for name in ("whole", "cut"))
     assert one == other
     assert [record["iteration"] for record in read(tmp_path / "cut" / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]  # 2: the check at the end of the first part

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from branchgrpo.methods.branch import BranchMethod
 from branchgrpo.methods.temporal import TemporalMethod
-from branchgrpo.plan import sigmas
+from branchgrpo.schedule import static
 from branchgrpo.tree import assemble, auto_fork_depth, fork_level, topology
 from branchgrpo.types import BranchPlan, SegmentHeader, Subtree, TreeKey
 from tests.reference.node_tree import build, build_spine, size_of_levels
@@ -20,7 +20,7 @@ from tests.reference.node_tree import build, build_spine, size_of_levels
 def plan_of(fanout: tuple[int, ...], random: tuple[bool, ...]) -> BranchPlan:
     """A plan whose split steps, and those that `random` names, are stochastic; the last never is."""
     kernel = tuple("dance" if children > 1 or noisy else "ode" for children, noisy in zip(fanout, random, strict=True))
-    return BranchPlan(sigmas(len(fanout), 3.0), fanout, kernel, tuple(0.3 if name == "dance" else 0.0 for name in kernel))
+    return BranchPlan(static(len(fanout), 3.0).levels, fanout, kernel, tuple(0.3 if name == "dance" else 0.0 for name in kernel))
 
 
 @st.composite
@@ -75,7 +75,7 @@ def spines(draw: st.DrawFn) -> BranchPlan:
     random = (*draw(st.tuples(*[st.booleans()] * (steps - 1))), False)
     fanout = tuple(draw(st.integers(1, 3)) if noisy else 1 for noisy in random)
     kernel = tuple("flow" if noisy else "ode" for noisy in random)
-    return BranchPlan(sigmas(steps, 3.0), fanout, kernel, (0.7,) * steps, "independent", spine=True, shared_root=False)
+    return BranchPlan(static(steps, 3.0).levels, fanout, kernel, (0.7,) * steps, "independent", spine=True, shared_root=False)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,7 +121,7 @@ def test_every_path_of_a_spine_has_one_random_edge(plan: BranchPlan) -> None:
 
 def test_counts_of_tempflows_spine() -> None:
     """T = 10, K = 6: a trunk node on levels 0 … 8, and behind the children of step i, 9 − i steps of each: 9 + 6·(9 + … + 1)."""
-    plan = TemporalMethod().plan(0, 10, 3.0)
+    plan = TemporalMethod().plan(0, static(10, 3.0))
     topo = topology(plan)
     forwards = int((topo.child_count > 0).sum())
     assert forwards == 9 + 6 * 45 == 279
@@ -140,7 +140,7 @@ def test_arrays_cannot_be_written() -> None:
 
 
 def test_published_node_counts() -> None:
-    plan = BranchMethod().plan(0, 20, 3.0)
+    plan = BranchMethod().plan(0, static(20, 3.0))
     topo, sizes = topology(plan), size_of_levels(plan.fanout)
     assert sum(sizes[:-1]) == 203
     assert topo.nodes - 1 == sum(sizes[1:]) == 218
@@ -151,7 +151,7 @@ def test_published_node_counts() -> None:
 
 
 def test_node_counts_of_the_split_only_form() -> None:
-    topo = topology(BranchMethod(stochastic="splits").plan(0, 20, 3.0))
+    topo = topology(BranchMethod(stochastic="splits").plan(0, static(20, 3.0)))
     edges = np.flatnonzero(topo.stochastic)
     assert len(edges) == 30
     assert len(np.unique(topo.parent[edges])) == 15
@@ -159,7 +159,7 @@ def test_node_counts_of_the_split_only_form() -> None:
 
 
 def test_fork_level_is_behind_the_chosen_split() -> None:
-    plan = BranchMethod().plan(0, 20, 3.0)
+    plan = BranchMethod().plan(0, static(20, 3.0))
     assert [fork_level(plan, depth) for depth in range(7)] == [0, 1, 4, 7, 10, 10, 10]
     chain = plan_of((1, 1, 1), (True, True, False))
     assert fork_level(chain, 3) == 0
@@ -172,7 +172,7 @@ def test_fork_level_is_behind_the_chosen_split() -> None:
     [(1, 1, 0), (8, 8, 0), (9, 8, 0), (7, 8, 1), (4, 8, 1), (3, 8, 2), (1, 8, 3), (1, 16, 4), (1, 17, 4), (2, 1000, 4)],
 )
 def test_auto_fork_depth_is_the_shallowest_that_feeds_every_worker(trees, workers, depth) -> None:
-    assert auto_fork_depth(BranchMethod().plan(0, 20, 3.0), trees, workers) == depth
+    assert auto_fork_depth(BranchMethod().plan(0, static(20, 3.0)), trees, workers) == depth
 
 
 def segments_of(plan: BranchPlan, fork: int, trees: int = 2) -> tuple[list[SegmentHeader], dict, dict]:
@@ -194,7 +194,7 @@ def segments_of(plan: BranchPlan, fork: int, trees: int = 2) -> tuple[list[Segme
 
 @pytest.mark.parametrize("form", ["all", "splits"])
 def test_assemble_does_not_depend_on_the_order_of_segments(form) -> None:
-    plan = BranchMethod(splits=(0, 2), leaves=4, stochastic=form).plan(0, 5, 3.0)
+    plan = BranchMethod(splits=(0, 2), leaves=4, stochastic=form).plan(0, static(5, 3.0))
     segments, truth, rewards = segments_of(plan, fork_level(plan, 1))
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(segments))
@@ -209,7 +209,7 @@ def test_assemble_does_not_depend_on_the_order_of_segments(form) -> None:
 
 
 def test_assemble_misses_an_edge() -> None:
-    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
+    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, static(5, 3.0))
     segments, _, rewards = segments_of(plan, fork_level(plan, 1))
     for lost in range(len(segments)):
         with pytest.raises(ValueError, match="log-prob"):
@@ -217,7 +217,7 @@ def test_assemble_misses_an_edge() -> None:
 
 
 def test_assemble_misses_a_tree() -> None:
-    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
+    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, static(5, 3.0))
     segments = [segment for segment in segments_of(plan, 0)[0] if segment.stop == plan.steps]
     rewards = segments_of(plan, 0)[2]
     with pytest.raises(ValueError, match="every reward must belong to a grown tree"):
@@ -225,7 +225,7 @@ def test_assemble_misses_a_tree() -> None:
 
 
 def test_plans_refuse_noise_forms_that_cannot_be() -> None:
-    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
+    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, static(5, 3.0))
     with pytest.raises(ValueError, match="branch_noise"):
         replace(plan, branch_noise="corelated")
     with pytest.raises(ValueError, match="antithetic"):
@@ -233,7 +233,7 @@ def test_plans_refuse_noise_forms_that_cannot_be() -> None:
 
 
 def test_assemble_refuses_mixed_versions() -> None:
-    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, 5, 3.0)
+    plan = BranchMethod(splits=(0, 2), leaves=4).plan(0, static(5, 3.0))
     segments, _, rewards = segments_of(plan, fork_level(plan, 1))
     last = segments[-1]
     segments[-1] = SegmentHeader(last.subtrees, last.start, last.stop, 8, last.log_prob, 0, 0, 0.0)

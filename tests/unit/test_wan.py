@@ -15,7 +15,7 @@ import torch
 from in_process import Service
 from rich.console import Console
 from safetensors.torch import load_file
-from small_wan import NEGATIVE, PROMPTS, SHIFT, TOKENS, build, drawn, inputs, move, options, sampled, save_small_wan, stock
+from small_wan import NEGATIVE, PROMPTS, TOKENS, build, drawn, inputs, move, options, sampled, save_small_wan, stock
 from torch import Tensor
 
 from branchgrpo import config as configs
@@ -33,12 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small_wan(tmp_path_factory.mktemp("wan"))
 
 
+@pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize(("frames", "height", "width"), [(5, 32, 48), (9, 48, 32)])
-def test_the_ode_video_is_diffusers(folder: Path, frames: int, height: int, width: int, scale: float) -> None:
+def test_the_ode_video_is_diffusers(folder: Path, frames: int, height: int, width: int, scale: float, steps: int) -> None:
     model = build(folder, frames=frames, height=height, width=width, true_cfg=scale, negative_prompt=NEGATIVE)
-    roots, found = sampled(model)
-    wanted, made = drawn(stock(folder), model, roots)
+    roots, found = sampled(model, steps)
+    wanted, made = drawn(stock(folder), model, roots, steps)
     assert roots.shape == (3, 16, (frames - 1) // 4 + 1, height // 8, width // 8) and made.shape == (3, frames, height, width, 3)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     pixels = model.decode(found)
@@ -46,6 +47,20 @@ def test_the_ode_video_is_diffusers(folder: Path, frames: int, height: int, widt
         exact = torch.cat([model.pixels(one[None]) for one in found]).permute(0, 2, 3, 4, 1).numpy() / 2 + 0.5
     assert np.abs(exact - made).max() <= 1e-4 and np.abs(pixels - made * 255).max() <= 0.5 + 0.03
     assert made.std() > 0.05 and np.ptp(made[:, 1:] - made[:, :-1]) > 0.1  # there is something to see, and it moves
+
+
+def test_a_folder_with_an_euler_scheduler_has_that_ones_schedule(folder: Path, tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    copytree(folder, tmp_path / "euler")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "euler" / "scheduler")
+    index = tmp_path / "euler" / "model_index.json"
+    index.write_text(index.read_text().replace("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"))
+    model = build(tmp_path / "euler", true_cfg=1.0)
+    roots, found = sampled(model, 7)
+    wanted, _ = drawn(stock(tmp_path / "euler"), model, roots, 7)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    assert np.abs(model.options.schedule(7).levels - options(folder).schedule(7).levels).max() > 0.1
 
 
 def test_rows_do_not_feel_their_neighbours(folder: Path) -> None:
@@ -137,7 +152,7 @@ def test_large_frames_are_decoded_in_tiles(folder: Path) -> None:
 
 def test_evaluation_draws_its_own_shape(folder: Path) -> None:
     model = options(folder, frames=5, evaluation_frames=9).build("cpu", ("denoiser",))
-    sampler, plan = Sampler(model, 5, torch.float32, 2), plans.ode_plan(2, SHIFT)
+    sampler, plan = Sampler(model, 5, torch.float32, 2), plans.ode_plan(model.options.schedule(2))
     for iteration, shape in ((0, model.latent_shape), (EVALUATION, model.evaluation_shape)):
         trees = tuple(Subtree(TreeKey("run", iteration, prompt, 0), prompt, 0) for prompt in range(2))
         assert sampler.roots(plan, trees).shape == (2, *shape)
@@ -167,8 +182,9 @@ def test_saved_weights_draw_the_policys_video(folder: Path, tmp_path: Path, form
 
     model = build(folder, lora_rank=rank, lora_alpha=7, lora_targets=("to_q", "ffn.net.0.proj", "ffn.net.2") if rank else (), true_cfg=1.0)
     move(model, 0.2 if rank else 0.01)
-    roots, found = sampled(model)
-    model.save(tmp_path / "out", folder, form)
+    shift = 2.0 if form == "pipeline" else None
+    roots, found = sampled(model, shift=shift)
+    model.save(tmp_path / "out", folder, form, shift)
     pipe = stock(tmp_path / "out" if form == "pipeline" else folder)
     untrained = pipe.transformer
     if form == "transformer":
