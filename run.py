@@ -189,12 +189,12 @@ def train(config: Config, resume: str = "") -> int:
     return 0
 
 
-def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: dict[str, str], folder: Path | None) -> int:
+def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: dict[str, str], folder: Path | None, gain: float | None) -> int:
     """Run methods one after another on one cluster, and write the tables and pictures."""
     from branchgrpo.compare import Budget, Comparison
     from branchgrpo.display import Display
 
-    comparison = Comparison(base, methods, seeds, Budget.parse(budget), overrides, folder)
+    comparison = Comparison(base, methods, seeds, Budget.parse(budget), overrides, folder, gain)
     for config in comparison.configs.values():
         check(config)
     interrupted, finished = Interruption(), True
@@ -306,7 +306,7 @@ def main() -> int:
             print(json.dumps(Config.model_json_schema(), indent=1))
             return 0
         if found.command == "compare":
-            return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder)
+            return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder, found.gain)
         if found.command == "eval":
             weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
             return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": json.dumps(str(weights))}))

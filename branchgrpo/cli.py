@@ -71,6 +71,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             command.add_argument("methods", nargs="+", metavar="METHOD", help=preset)
             command.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, … (default: 1)")
             command.add_argument("--budget", default="50", help="training of each run: iterations (50), seconds (240s) or minutes (4m) (default: 50)")
+            text = "gain of the held-out reward whose time counts, named before the runs (default: half of the best method's)"
+            command.add_argument("--gain", type=float, help=text)
             command.add_argument("--folder", type=Path, help="where it is kept (default: runs/compare-DIGEST of the request)")
             command.add_argument("--config", type=Path, default=QUICKSTART, help="model, prompts and rewards (default: the quick start's)")
             continue

@@ -60,13 +60,34 @@ def _shared(config: Config) -> dict[str, Any]:
     found = {f"{name}.{key}": getattr(role, key) for name, role in roles.items() for key in ("cpus", "gpus", "threads")}
     found |= {"rollout.workers": config.rollout.workers, "reward_workers.workers": config.reward_workers.workers, "learner.ranks": config.learner.ranks}
     found |= {f"model.{key}": value for key, value in config.model if not key.startswith("lora_")}
-    return found | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "evaluation", "cluster")} | {"shift": config.sampling.shift}
+    found |= {f"evaluation.{key}": value for key, value in config.evaluation if key != "weights"}  # a mean of its weights is a method's own choice
+    return found | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "cluster")} | {"shift": config.sampling.shift}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts under dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 class Comparison:
     """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods take turns."""
 
-    def __init__(self, base: Path, methods: list[str], seeds: int, budget: Budget, overrides: dict[str, str], folder: Path | None = None):
+    def __init__(
+        self,
+        base: Path,
+        methods: list[str],
+        seeds: int,
+        budget: Budget,
+        overrides: dict[str, str],
+        folder: Path | None = None,
+        gain: float | None = None,
+    ):
+        if gain is not None and not 0 < gain < math.inf:
+            raise UserError(f"--gain: expected a gain of the held-out reward above 0, got {gain:g}")
+        self.gain = gain
         presets = {Path(method).name.removesuffix(".yaml"): method for method in methods}  # what a run is called → a preset's name or file
         if len(presets) != len(methods):
             raise UserError(f"compare: expected different methods, got {' '.join(methods)}")
@@ -100,14 +121,18 @@ class Comparison:
             raise UserError(f"compare: expected a comparison, or nothing, at {self.folder}, found something else; give another --folder")
         if request.is_file():
             try:
-                known = json.loads(request.read_text(encoding="utf-8"))["digest"]
-            except (ValueError, KeyError, TypeError):
-                known = None
-            if known != self.digest:
+                known = json.loads(request.read_text(encoding="utf-8"))
+                digest, gain = known["digest"], known.get("gain")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                digest, gain = None, None
+            if digest != self.digest:
                 raise UserError(f"compare: {self.folder} holds another comparison; expected the same methods, seeds, budget and keys, or another --folder")
+            if gain != self.gain:
+                begun = f"--gain {gain:g}" if gain is not None else "no --gain"
+                raise UserError(f"compare: {self.folder} was begun with {begun}; the gain whose time counts is named before the runs, got {self.gain}")
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(request, json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds}, indent=1) + "\n")
+            write_whole(request, json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds, "gain": self.gain}, indent=1) + "\n")
         return [run for run in self.configs if not self.done(*run)]
 
     def run(self, form: Callable[[Config], Service], display: Display, interrupted: Callable[[], bool]) -> bool:
@@ -137,6 +162,16 @@ class Comparison:
         """Where the untrained model's row is kept."""
         return self.folder / f"untrained-seed{seed}.json"
 
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Of each method its keys, dotted, that are not the same for all; what the method itself is left out."""
+        found = {}
+        for method in self.methods:
+            tree = self.configs[method, self.seeds[0]].model_dump(mode="json", by_alias=True)
+            found[method] = _flat({key: value for key, value in tree.items() if key not in configs.METHOD_SECTIONS})
+            del found[method]["run.name"]
+        keys = [key for key in next(iter(found.values())) if len({repr(one.get(key)) for one in found.values()}) > 1]
+        return {method: {key: one.get(key) for key in keys} for method, one in found.items()}
+
     def complete(self, method: str) -> list[int]:
         """Seeds whose run is done."""
         return [seed for seed in self.seeds if self.done(method, seed)]
@@ -156,6 +191,6 @@ class Comparison:
         if path.is_file():
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return {name: np.array(values, np.float32) for name, values in kept["scores"].items()}
-        row, scores = measure(config, service, display)
+        row, scores = measure(config, service, display, path.with_suffix(".png"))
         write_whole(path, json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}}) + "\n")
         return scores

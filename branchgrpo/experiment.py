@@ -171,4 +171,6 @@ def _sheet(config: Config, trainer: Trainer, path: Path, scores: Scores, pixels:
     """A contact sheet of the first held-out prompts."""
     path.parent.mkdir(exist_ok=True)
     values = np.asarray(scores[config.metric][: len(pixels)])
-    sheet.pictures(path, pixels, trainer.evaluator.held_out[: len(pixels)], values, config.metric, title)
+    texts = trainer.evaluator.held_out[: len(pixels)]
+    sheet.pictures(path, pixels, texts, values, config.metric, title)
+    sheet.keep(path.with_suffix(".npz"), pixels, texts, values)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from branchgrpo.metrics import PHASES, smooth
+from branchgrpo.student import quantile
 from branchgrpo.types import F32
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ Record = dict[str, Any]
 
 
 def paired(before: F32, after: F32) -> dict[str, float]:
-    """Means of the same prompts' scores [P] before and after, and the 95 % interval [low, high] of their difference.
+    """Means of the same prompts' scores [P] before and after, and the 95 % t interval [low, high] of their difference.
 
     Raises ValueError for fewer than two prompts and for unequal lengths.
     """
     if before.shape != after.shape or before.ndim != 1 or len(before) < 2:
         raise ValueError(f"paired: expected two equally long arrays of at least 2 scores, got shapes {before.shape} and {after.shape}")
     differences = after.astype(np.float64) - before.astype(np.float64)
-    mean, half = float(differences.mean()), 1.959964 * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    mean, half = float(differences.mean()), quantile(len(differences) - 1) * float(differences.std(ddof=1)) / math.sqrt(len(differences))
     return {
         "before": float(before.mean(dtype=np.float64)),
         "after": float(after.mean(dtype=np.float64)),
@@ -41,9 +42,9 @@ def paired(before: F32, after: F32) -> dict[str, float]:
 
 
 def interval(values: F32) -> dict[str, float]:
-    """Mean of scores [P] and its 95 % interval [low, high]."""
-    mean = float(values.mean(dtype=np.float64))
-    half = 1.959964 * float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    """Mean of scores [P] and its 95 % t interval [low, high]; NaN for one score."""
+    mean, count = float(values.mean(dtype=np.float64)), len(values)
+    half = quantile(count - 1) * float(values.std(ddof=1, dtype=np.float64)) / math.sqrt(count) if count > 1 else math.nan
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
 
 

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from branchgrpo.rewards.base import evenly
 from branchgrpo.types import F32, U8
 
@@ -22,6 +24,9 @@ MOVING = 12
 MOVING_FRAMES = 41
 """Frames of the animation at most; it then plays fewer of them a second, as long as the video is."""
 
+KEPT = 8
+"""Prompts whose pictures a run keeps as they are, so that sheets of several runs can be drawn."""
+
 GAP, LINE = 18, 17  # between tiles, and from line to line of small text
 
 
@@ -36,17 +41,29 @@ def pictures(path: Path, pixels: U8, captions: list[str], scores: F32, metric: s
     if not len(pixels) == len(captions) == len(scores) > 0:
         raise ValueError(f"pictures: expected as many captions and scores as pictures, got {len(pixels)}, {len(captions)}, {len(scores)}")
     frames = pixels.shape[1]
-    size = _tile(pixels.shape[2], pixels.shape[3], 384 if frames == 1 else 192)
-    strips = [_strip(one[evenly(frames, STRIP)], size) for one in pixels]
+    size = tile_size(pixels.shape[2], pixels.shape[3], 384 if frames == 1 else 192)
+    strips = [strip(one[evenly(frames, STRIP)], size) for one in pixels]
     what = "pictures" if frames == 1 else "videos"
     sheet, _ = _sheet(strips, captions, scores, metric, title, what)
     sheet.save(path)
     if frames > 1:
         shown = slice(MOVING)
         times = evenly(frames, MOVING_FRAMES)
-        tiles = [[_strip(one[[time]], size) for one in pixels[shown]] for time in times]
+        tiles = [[strip(one[[time]], size) for one in pixels[shown]] for time in times]
         base, corners = _sheet(tiles[0], captions[shown], scores[shown], metric, title, what)
         _animate(path.with_suffix(".webp"), base, corners, tiles, 1000 * frames / fps / len(times))
+
+
+def keep(path: Path, pixels: U8, captions: list[str], scores: F32) -> None:
+    """The first pictures [P, F, H, W, 3] without loss, of videos a few frames, with caption and score: an .npz file."""
+    few = pixels[:KEPT, evenly(pixels.shape[1], STRIP)]
+    np.savez_compressed(path, pixels=few, captions=np.array(captions[:KEPT]), scores=np.asarray(scores[:KEPT]))
+
+
+def kept(path: Path) -> tuple[U8, list[str], F32]:
+    """(pixels, captions, scores) of `keep`."""
+    with np.load(path, allow_pickle=False) as found:
+        return found["pixels"], found["captions"].tolist(), found["scores"]
 
 
 def _animate(path: Path, base: Image, corners: list[tuple[int, int]], tiles: list[list[Image]], milliseconds: float) -> None:
@@ -60,7 +77,7 @@ def _animate(path: Path, base: Image, corners: list[tuple[int, int]], tiles: lis
     whole[0].save(path, save_all=True, append_images=whole[1:], duration=round(milliseconds), loop=0, quality=60, method=2)
 
 
-def _strip(frames: U8, size: tuple[int, int]) -> Image:
+def strip(frames: U8, size: tuple[int, int]) -> Image:
     """Frames [k, H, W, 3], each drawn at `size` (height, width), side by side."""
     from PIL import Image
 
@@ -80,11 +97,11 @@ def _sheet(tiles: list[Image], captions: list[str], scores: F32, metric: str, ti
     width, height = tiles[0].size
     columns = min(len(tiles), 8 if width <= 160 else 4 if width <= 384 else 2)
     rows = math.ceil(len(tiles) / columns)
-    small, bold, large = _font(13), _font(13, bold=True), _font(20, bold=True)
-    wrapped = [_wrap(caption, small, width) for caption in captions]
+    small, bold, large = font(13), font(13, bold=True), font(20, bold=True)
+    wrapped = [wrap(caption, small, width) for caption in captions]
     pitch = height + 6 + LINE * (max(map(len, wrapped)) + 1) + GAP
     total = max(420, columns * (width + GAP) + GAP)  # room for the title over a single picture
-    head = [*_wrap(title, large, total - 2 * GAP, most=2), f"mean {metric} {scores.mean():.3f} of {len(scores)} {what}"]
+    head = [*wrap(title, large, total - 2 * GAP, most=2), f"mean {metric} {scores.mean():.3f} of {len(scores)} {what}"]
     top = GAP + 26 * (len(head) - 1) + LINE + GAP
     sheet = Image.new("RGB", (total, top + rows * pitch), "white")
     draw = ImageDraw.Draw(sheet)
@@ -103,7 +120,7 @@ def _sheet(tiles: list[Image], captions: list[str], scores: F32, metric: str, ti
     return sheet, corners
 
 
-def _tile(height: int, width: int, most: int) -> tuple[int, int]:
+def tile_size(height: int, width: int, most: int) -> tuple[int, int]:
     """Height and width at which a picture is drawn: the longer side is at least 128 and at most `most` pixels."""
     longer = max(height, width)
     if longer < 128:
@@ -113,7 +130,7 @@ def _tile(height: int, width: int, most: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _font(size: int, bold: bool = False) -> FreeTypeFont:
+def font(size: int, bold: bool = False) -> FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and so is there on every machine."""
     import matplotlib
     from PIL import ImageFont
@@ -121,7 +138,7 @@ def _font(size: int, bold: bool = False) -> FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
 
 
-def _wrap(text: str, font: FreeTypeFont, width: int, most: int = 3) -> list[str]:
+def wrap(text: str, font: FreeTypeFont, width: int, most: int = 3) -> list[str]:
     """Lines of at most `width` pixels; what does not fit into `most` lines becomes an ellipsis. Long words are cut."""
     lines, rest = [""], " ".join(text.split())
     for character in rest:

@@ -17,7 +17,7 @@ from rich.console import Console
 from small_comparison import METHODS, SMALL, compared
 from small_trees import QUICKSTART
 
-from branchgrpo import compare_report, config
+from branchgrpo import compare_report, config, sheet
 from branchgrpo.compare import Budget, Comparison
 from branchgrpo.display import Display
 from branchgrpo.errors import UserError
@@ -85,7 +85,7 @@ def test_methods_differ_in_nothing_but_the_method(tmp_path: Path) -> None:
             assert (tree["run"].pop("name"), tree["run"]["seed"]) == (method, seed)
             assert tree["evaluation"]["steps"] == 20  # though flowgrpo samples with 10
             tree["sampling"].pop("steps")
-            tree["learner"].pop("optimiser_steps")  # flow-dppo's 2 are the method's
+            tree["learner"].pop("optimiser_steps")  # the method's
             rest.append({key: value for key, value in tree.items() if key not in config.METHOD_SECTIONS})
         assert all(one == rest[0] for one in rest)
 
@@ -118,6 +118,33 @@ def test_a_folder_keeps_one_comparison(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("first", "then"), [(None, 0.1), (0.1, None), (0.1, 0.2)])
+def test_the_gain_is_named_before_the_runs(tmp_path: Path, first: float | None, then: float | None) -> None:
+    def named(gain: float | None) -> Comparison:
+        return Comparison(QUICKSTART, METHODS, 2, Budget(2), SMALL, tmp_path / "x", gain)
+
+    named(first).open()
+    named(first).open()
+    with pytest.raises(UserError, match="named before the runs") as caught:
+        named(then).open()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.1, float("nan"), float("inf")])
+def test_gains_that_are_none(tmp_path: Path, gain: float) -> None:
+    with pytest.raises(UserError, match="--gain: expected a gain of the held-out reward above 0"):
+        Comparison(QUICKSTART, METHODS, 2, Budget(2), SMALL, tmp_path / "x", gain)
+
+
+def test_settings_that_differ_are_named(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("preset: dancegrpo\nlearner: {learning_rate: 7.0e-5, optimiser_steps: 5, ema: 0.9}\nevaluation: {weights: ema}\n")
+    found = compared(tmp_path / "x", ["branchgrpo-splits", str(mine)]).settings()
+    keys = ["learner.learning_rate", "learner.optimiser_steps", "learner.ema", "evaluation.weights"]
+    assert found["mine"] == dict(zip(keys, [7e-5, 5, 0.9, "ema"], strict=True))
+    assert list(found["branchgrpo-splits"]) == keys and found["branchgrpo-splits"]["learner.ema"] == 0
+
+
 @pytest.mark.parametrize("content", ["", '{"held_out": {"total"', "{}", '{"stopped_by": "interrupted"}', "\N{NULL}"])
 def test_a_summary_that_is_not_whole_counts_as_not_done(tmp_path: Path, content: str) -> None:
     comparison = compared(tmp_path / "x")
@@ -132,7 +159,7 @@ def test_a_summary_that_is_not_whole_counts_as_not_done(tmp_path: Path, content:
 # Resuming
 
 
-TIMES = {"elapsed", "seconds", "training_seconds", "seconds_per_iteration", "seconds_ratio", "share"}
+TIMES = {"elapsed", "seconds", "training_seconds", "seconds_per_iteration", "seconds_ratio", "time_to_gain"}
 
 
 def timeless(value: Any) -> Any:
@@ -161,7 +188,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 
 def test_an_undisturbed_comparison(whole: Comparison) -> None:
-    compare, *_ = results(whole)
+    found, *_ = results(whole)
+    compare = found["rows"]
     assert list(compare) == ["untrained", *METHODS]
     for seed in (0, 1):  # every run starts from the same scores
         kept = json.loads(whole.untrained_path(seed).read_text())["scores"]
@@ -172,7 +200,23 @@ def test_an_undisturbed_comparison(whole: Comparison) -> None:
     assert compare["dancegrpo"]["nfe_old"] == {"forwards": 14.0, "edges": 14.0}
     assert compare["dancegrpo"]["nfe_new"] == {"forwards": 13.0, "edges": 13.0}
     assert split["iterations"] == [2, 2] and split["seeds"] == [0, 1]
+    assert [compare[method]["leaves"] for method in METHODS] == [16, 16] and [compare[method]["optimiser_steps"]["taken"] for method in METHODS] == [[2, 2]] * 2
+    assert compare["dancegrpo"]["difference"] is None and compare["branchgrpo-splits"]["difference"]["total"]["n"] == 2
     assert (whole.folder / "compare.png").stat().st_size > 0 and "| dancegrpo |" in (whole.folder / "compare.md").read_text()
+
+
+def test_pictures_are_kept_as_they_are(whole: Comparison) -> None:
+    """Of the untrained model and of every run, so that the sheet can be drawn again."""
+    compare_report.write(whole, "ocr/exact")
+    before = (whole.folder / "compare-samples.png").read_bytes()
+    files = [whole.untrained_path(0).with_suffix(".npz"), *(whole.path(method, 0) / "samples" / "after.npz" for method in METHODS)]
+    for file in files:
+        pixels, captions, scores = sheet.kept(file)
+        assert pixels.shape == (1, 1, 32, 32, 3) and pixels.std() > 1 and captions[0].startswith("the number") and len(scores) == 1
+    assert json.loads((whole.path("dancegrpo", 0) / "held_out.json").read_text())["after"]["ocr/exact"][0] == sheet.kept(files[-1])[2][0]
+    (whole.folder / "compare-samples.png").unlink()
+    compare_report.write(compared(whole.folder), "ocr/exact")
+    assert (whole.folder / "compare-samples.png").read_bytes() == before
 
 
 def test_an_interrupted_comparison_ends_with_the_same_numbers(whole: Comparison, tmp_path: Path) -> None:
@@ -215,3 +259,17 @@ def test_methods_that_would_not_be_compared_fairly_are_refused(tmp_path: Path) -
     comparison = compared(tmp_path / "x", ["dancegrpo", str(other)])
     rates = {name: config.learner.learning_rate for (name, _), config in comparison.configs.items()}
     assert rates["easier"] == 1e-3 != rates["dancegrpo"]
+
+
+def test_the_fair_comparison_differs_in_what_its_files_say(tmp_path: Path) -> None:
+    """docs/benchmarks/fair: rates and steps, nothing else but the method."""
+    files = sorted((Path(__file__).parents[2] / "docs" / "benchmarks" / "fair").glob("*.yaml"))
+    comparison = Comparison(QUICKSTART, [str(file) for file in files], 3, Budget(seconds=150), {}, tmp_path)
+    learners = {name: one.learner for (name, seed), one in comparison.configs.items() if seed == 0}
+    chosen = {name: (one.optimiser_steps, one.learning_rate, one.warmup, one.schedule) for name, one in learners.items()}
+    assert chosen == {
+        "branchgrpo-flash-1e-4": (1, 1e-4, 10, "constant"),
+        "dancegrpo-1step": (1, 2e-4, 10, "constant"),
+        "dancegrpo-3steps": (3, 7e-5, 10, "constant"),
+    }
+    assert {key for one in comparison.settings().values() for key in one} == {"learner.learning_rate", "learner.optimiser_steps"}

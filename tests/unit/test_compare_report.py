@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,147 +11,197 @@ import pytest
 from PIL import Image
 from small_comparison import compared
 
-from branchgrpo import compare_report
+from branchgrpo import compare_pictures, compare_report, sheet
 from branchgrpo.compare import Comparison
-from branchgrpo.compare_report import _curve, _reaches
 from branchgrpo.metrics import read
 
 
 def finish(
-    comparison: Comparison, method: str, seed: int, pace: float, checks: dict[int, float], iterations: int = 4, after: tuple[float, ...] = (0, 1)
+    comparison: Comparison,
+    method: str,
+    seed: int,
+    pace: float,
+    checks: list[float],
+    after: tuple[float, ...] = (0, 1),
+    taken: int = 1,
 ) -> None:
-    """A finished run whose iterations take `pace` seconds; checks: iteration → held-out reward, the last one after training."""
+    """A finished run of an iteration a check, of `pace` seconds each; checks: held-out reward before training and behind each iteration."""
     folder = comparison.path(method, seed)
-    folder.mkdir(parents=True)
-    last = max(checks)
+    (folder / "samples").mkdir(parents=True)
     records: list[dict[str, Any]] = [{"iteration": 0, "held_out/total": checks[0], "held_out/ocr/exact": 0.0}]
-    for iteration in range(1, iterations + 1):
+    count = len(checks) - 1
+    for iteration in range(1, count + 1):
         record = {
-            "iteration": iteration,
-            "time/iteration": pace,
-            "time/grow": pace / 2,
-            "time/training": pace * iteration,
-            "tree/forwards": 30,
-            "update/forwards": 10,
-        }
-        records.append(record | ({"held_out/total": checks[iteration]} if iteration in checks and iteration != last else {}))
-    records.append({"iteration": iterations, "time/training": pace * iterations, "held_out/total": checks[last], "held_out/ocr/exact": 0.5})
+            "iteration": iteration, "time/iteration": pace, "time/grow": pace / 2, "time/training": pace * iteration,
+            "tree/leaves": 64, "tree/forwards": 30, "update/forwards": 10, "update/optimiser_steps": taken,
+        }  # fmt: skip
+        records.append(record | ({"held_out/total": checks[iteration]} if iteration < count else {}))
+    records.append({"iteration": count, "time/training": pace * count, "held_out/total": checks[-1], "held_out/ocr/exact": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    scores = {name: list(after) for name in ("total", "ocr/exact")}
-    (folder / "held_out.json").write_text(json.dumps({"before": scores, "after": scores}))
+    scores = {when: {name: list(values) for name in ("total", "ocr/exact")} for when, values in (("before", [0.0] * len(after)), ("after", after))}
+    (folder / "held_out.json").write_text(json.dumps(scores))
     summary = {
-        "stopped_by": "iterations", "iterations": iterations, "diversity": {"mean": 0.25 * (seed + 1)},
+        "stopped_by": "iterations", "iterations": count, "diversity": {"mean": 0.25 * (seed + 1)},
         "forwards_per_leaf": {"rollout": 5.0 + seed, "training": None}, "edges_per_leaf": {"all": 4.0, "stochastic": 3.0, "trained": 2.5},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
+def untrained(comparison: Comparison, *values: list[float]) -> None:
+    for seed, one in enumerate(values):
+        row = {"scores": {"total": one, "ocr/exact": one}, "diversity": {"mean": seed / 2}}
+        comparison.untrained_path(seed).write_text(json.dumps(row))
+
+
+RISING = [0.1, 0.3, 0.5, 0.7, 0.9]
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Comparison:
     """branchgrpo at 1 and 3 s an iteration against dancegrpo at 4 s; tempflow has not been run."""
-    comparison = compared(tmp_path / "made", ["branchgrpo", "dancegrpo", "tempflow"])
-    finish(comparison, "branchgrpo", 0, 1.0, {0: 0.1, 2: 0.6, 4: 0.7}, after=(0, 0, 1, 1))
-    finish(comparison, "branchgrpo", 1, 3.0, {0: 0.1, 2: 0.2, 4: 0.3}, after=(0, 1, 1, 1), iterations=5)
-    finish(comparison, "dancegrpo", 0, 4.0, {0: 0.1, 2: 0.3, 4: 0.5}, after=(0, 0, 0, 0))
-    finish(comparison, "dancegrpo", 1, 4.0, {0: 0.1, 2: 0.6, 4: 0.4}, after=(0, 0, 0, 2))
-    for seed, values in ((0, [0.0, 0.2]), (1, [0.4, 0.6])):
-        row = {"scores": {"total": values, "ocr/exact": values}, "diversity": {"mean": seed / 2}}
-        comparison.untrained_path(seed).write_text(json.dumps(row))
+    quick = tmp_path / "quick.yaml"
+    quick.write_text("preset: branchgrpo\nlearner: {learning_rate: 1.0e-3, warmup: 3, optimiser_steps: 2}\n")
+    comparison = compared(tmp_path / "made", [str(quick), "dancegrpo", "tempflow"])
+    finish(comparison, "quick", 0, 1.0, RISING, after=(0, 0, 1, 1), taken=2)
+    finish(comparison, "quick", 1, 3.0, RISING, after=(0, 1, 1, 1), taken=2)
+    finish(comparison, "dancegrpo", 0, 4.0, [0.1, 0.2, 0.3, 0.4, 0.5], after=(0, 0, 0, 0))
+    finish(comparison, "dancegrpo", 1, 4.0, [0.3, 0.4, 0.5, 0.6, 0.7], after=(0, 0, 0, 2))
+    untrained(comparison, [0.0, 0.2], [0.4, 0.6])
     return comparison
 
 
+T1 = 12.706205
+"""Student's t for two seeds."""
+
+
 def test_rows(made: Comparison) -> None:
-    found = compare_report.rows(made)
-    assert list(found) == ["untrained", "branchgrpo", "dancegrpo"]
-    # prompts' means over seeds 0.2 and 0.4: mean 0.3, std 0.1·√2, divided by √2
-    half = 1.959964 * 0.1
-    assert found["untrained"]["held_out"]["total"] == pytest.approx({"mean": 0.3, "low": 0.3 - half, "high": 0.3 + half, "n": 2})
-    assert found["untrained"]["diversity"] == 0.25
+    found = compare_report.figures(made, "ocr/exact")
+    assert (found["metric"], found["seeds"], found["reference"]) == ("ocr/exact", 2, "dancegrpo")
+    rows = found["rows"]
+    assert list(rows) == ["untrained", "quick", "dancegrpo"]
+    half = T1 * 0.2  # 0.1 and 0.5 by seed: std 0.4/√2, divided by √2
+    assert rows["untrained"]["held_out"]["total"] == pytest.approx({"mean": 0.3, "low": 0.3 - half, "high": 0.3 + half, "n": 2})
+    assert rows["untrained"]["diversity"] == 0.25
 
-    row = found["branchgrpo"]
-    assert (row["seeds"], row["iterations"], row["training_seconds"]) == ([0, 1], [4, 5], [4.0, 15.0])
-    assert row["seconds_per_iteration"]["median"] == 3.0  # of 1, 1, 1, 1, 3, 3, 3, 3, 3: the iterations of all seeds
-    assert row["seconds_per_iteration"]["phases"] == {"encode": None, "grow": 1.5, "score": None, "update": None, "publish": None}
-    assert (row["seconds_ratio"], found["dancegrpo"]["seconds_ratio"], row["reference"]) == (0.75, 1.0, "dancegrpo")
+    row = rows["quick"]
+    assert (row["seeds"], row["iterations"], row["training_seconds"]) == ([0, 1], [4, 4], [4.0, 12.0])
+    assert row["seconds_per_iteration"]["median"] == 2.0  # of 1, 1, 1, 1, 3, 3, 3, 3: the iterations of all seeds
+    assert row["seconds_per_iteration"]["phases"] == {"encode": None, "grow": 1.0, "score": None, "update": None, "publish": None}
+    assert (row["seconds_ratio"], rows["dancegrpo"]["seconds_ratio"]) == (0.5, 1.0)
     assert row["nfe_old"] == {"forwards": 5.5, "edges": 4.0} and row["nfe_new"] == {"forwards": None, "edges": 2.5}
-    assert row["diversity"] == 0.375
-    # 0, ½, 1, 1 by prompt: mean 0.625, squared differences (25 + 1 + 9 + 9)/64, divided by 3, and by √4
-    half = 1.959964 * (44 / 64 / 3) ** 0.5 / 2
-    assert row["held_out"]["ocr/exact"] == pytest.approx({"mean": 0.625, "low": 0.625 - half, "high": 0.625 + half, "n": 4})
-    assert row["held_out_by_seed"]["total"] == [0.5, 0.75]
+    assert (row["learning_rate"], row["leaves"], row["optimiser_steps"]) == (1e-3, 64, {"per_rollout": 2, "taken": [8, 8]})
+    assert row["settings"]["learner.warmup"] == 3 and rows["dancegrpo"]["settings"]["learner.warmup"] == 10
+    assert "run.name" not in row["settings"] and "method.name" not in row["settings"]
+    assert row["diversity"] == 0.375 and row["held_out_by_seed"]["total"] == [0.5, 0.75]
+    assert row["held_out"]["ocr/exact"] == pytest.approx({"mean": 0.625, "low": 0.625 - T1 / 8, "high": 0.625 + T1 / 8, "n": 2})
+
+    # paired by seed: 0.5 − 0 and 0.75 − 0.5
+    differs = row["difference"]["total"]
+    assert (differs["mean"], differs["low"], differs["n"], differs["different"]) == pytest.approx((0.375, 0.375 - T1 / 8, 2, False))
+    assert rows["dancegrpo"]["difference"] is None
 
 
-def test_without_dancegrpo_ratios_refer_to_the_first_method(made: Comparison) -> None:
-    shutil.rmtree(made.path("dancegrpo", 0))
-    shutil.rmtree(made.path("dancegrpo", 1))
-    found = compare_report.rows(made)
-    assert list(found) == ["untrained", "branchgrpo"] and found["branchgrpo"]["reference"] == "branchgrpo" and found["branchgrpo"]["seconds_ratio"] == 1.0
+def test_time_to_half_of_the_best_gain(made: Comparison) -> None:
+    found = compare_report.figures(made, "ocr/exact")
+    assert found["level"] == {"gain": pytest.approx(0.4), "named": False, "best": "quick"}
+    # quick gains 0.2 an iteration of 1 or 3 s, so 0.4 after 2 and 6; dancegrpo 0.1 of 4 s: at the last check, which none confirms
+    time = found["rows"]["quick"]["time_to_gain"]
+    assert time["seconds"] == pytest.approx(4) and time["by_seed"] == pytest.approx([2, 6]) and time["ratio"] is None
+    assert found["rows"]["dancegrpo"]["time_to_gain"] == {"seconds": None, "by_seed": [None, None], "ratio": None}
 
 
-def test_time_to_the_reference(made: Comparison) -> None:
-    # seed 0: dancegrpo ends with 0.5 after 16 s; branchgrpo has 0.6 at 2 s and 0.7 at the end. Seed 1: 0.4 is never reached
-    first, second = _reaches(made, "branchgrpo", "dancegrpo")
-    goal = {"reward": 0.5, "seconds": 2.0, "share": 2 / 16}
-    assert first == {"seed": 0, "end": goal, "best": goal}
-    goal = {"reward": 0.4, "seconds": None, "share": None}  # its 0.6 did not hold
-    assert second == {"seed": 1, "end": goal, "best": goal}
-    # the reference itself: seed 0 at its end; seed 1 was there at 8 s already and stayed
-    assert [one["end"]["share"] for one in _reaches(made, "dancegrpo", "dancegrpo")] == [1.0, 0.5]
+def test_time_to_a_named_gain(made: Comparison) -> None:
+    made.gain = 0.2
+    found = compare_report.figures(made, "ocr/exact")
+    assert found["level"] == {"gain": 0.2, "named": True, "best": None}
+    ratio = found["rows"]["quick"]["time_to_gain"]["ratio"]
+    # 1 and 3 s against 8: 2 s of the mean curve; logarithms ln ⅛ and ln ⅜, their mean ± t·½·ln 3
+    half = T1 * np.log(3) / 2
+    assert ratio["mean"] == pytest.approx(0.25) and ratio["n"] == 2
+    assert (np.log(ratio["low"]), np.log(ratio["high"])) == pytest.approx((np.log(3**0.5 / 8) - half, np.log(3**0.5 / 8) + half))
 
 
-@pytest.mark.parametrize(
-    ("checks", "seconds"),
-    [
-        ({0: 0.6, 1: 0.6, 4: 0.6}, 2.0),  # the check before training does not count
-        ({0: 0.1, 1: 0.9, 2: 0.1, 3: 0.6, 4: 0.6}, 6.0),  # the first crossing did not hold
-        ({0: 0.1, 1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1}, 2.0),  # it held at the next check, equality counts
-        ({0: 0.1, 1: 0.9, 2: 0.1, 3: 0.9, 4: 0.1}, None),  # it never held
-        ({0: 0.1, 4: 0.6}, 8.0),  # the last check has no next
-    ],
-)
-def test_a_crossing_must_hold_at_the_next_check(tmp_path: Path, checks: dict[int, float], seconds: float | None) -> None:
-    comparison = compared(tmp_path / "x", ["branchgrpo", "dancegrpo"])
-    finish(comparison, "branchgrpo", 0, 2.0, checks)
-    finish(comparison, "branchgrpo", 1, 2.0, checks)  # dancegrpo's second run is missing: nothing to reach
-    finish(comparison, "dancegrpo", 0, 2.5, {0: 0.1, 4: 0.5})
-    (found,) = _reaches(comparison, "branchgrpo", "dancegrpo")
-    assert found["end"] == {"reward": 0.5, "seconds": seconds, "share": None if seconds is None else seconds / 10}
+def test_only_common_seeds_are_paired(made: Comparison) -> None:
+    (made.path("dancegrpo", 1) / "summary.json").unlink()
+    found = compare_report.figures(made, "ocr/exact")["rows"]
+    assert found["dancegrpo"]["seeds"] == [0] and found["dancegrpo"]["held_out"]["total"]["low"] is None
+    assert found["quick"]["held_out"]["total"]["n"] == 2
+    assert found["quick"]["difference"]["total"] == {"mean": 0.5, "low": None, "high": None, "n": 1, "bootstrap": None, "different": None}
 
 
-def test_the_reference_at_its_best(tmp_path: Path) -> None:
-    comparison = compared(tmp_path / "x", ["branchgrpo", "dancegrpo"])
-    finish(comparison, "branchgrpo", 0, 2.0, {0: 0.1, 1: 0.5, 2: 0.65, 3: 0.7, 4: 0.9})
-    finish(comparison, "dancegrpo", 0, 2.5, {0: 0.9, 1: 0.8, 2: 0.2, 3: 0.7, 4: 0.6})  # 0.9 was before training, 0.8 a lucky check
-    (found,) = _reaches(comparison, "branchgrpo", "dancegrpo")
-    assert found["end"] == found["best"] == {"reward": 0.6, "seconds": 4.0, "share": 0.4}
+def test_without_dancegrpo_differences_refer_to_the_first_method(made: Comparison) -> None:
+    for seed in (0, 1):
+        (made.path("dancegrpo", seed) / "summary.json").unlink()
+    found = compare_report.figures(made, "ocr/exact")
+    assert list(found["rows"]) == ["untrained", "quick"] and found["reference"] == "quick" and found["rows"]["quick"]["seconds_ratio"] == 1.0
 
 
-def test_markdown(made: Comparison) -> None:
-    text = compare_report.write(made, "ocr/exact")
-    assert text == (made.folder / "compare.md").read_text(encoding="utf-8")
-    assert json.loads((made.folder / "compare.json").read_text()) == compare_report.rows(made)
-    head, rule, *lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert head.count("|") == rule.count("|") == 11 and {line.count("|") for line in lines} == {11}
-    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines}
-    assert list(cells) == ["untrained", "branchgrpo", "dancegrpo"]
-    assert cells["untrained"] == ["–", "–", "–", "–", *["0.300 [0.104, 0.496]"] * 2, "0.250", "–", "–"]
-    scores = ["0.625 [0.156, 1.094]"] * 2
-    assert cells["branchgrpo"] == ["5.5 (4)", "– (2.5)", "3.00: –, 1.50, –, –, –", "0.75", *scores, "0.375", "4 (4 s), 5 (15 s)", "0.12 (0.12), never (never)"]
-    assert cells["dancegrpo"][-1] == "1.00 (1.00), 0.50 (0.50)"
+def test_markdown_and_terminal(made: Comparison) -> None:
+    shown = compare_report.write(made, "ocr/exact")
+    text = (made.folder / "compare.md").read_text(encoding="utf-8")
+    assert json.loads((made.folder / "compare.json").read_text()) == json.loads(json.dumps(compare_report.figures(made, "ocr/exact")))
+    results, costs = [[line for line in part.splitlines() if line.startswith("|")] for part in text.split("\n\n")[:2]]
+    heads = [[cell.strip() for cell in table[0].split("|")[1:-1]] for table in (results, costs)]
+    cells = [{line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table[2:]} for table in (results, costs)]
+    assert heads[0] == ["method", "n", "reward", "− dancegrpo", "ocr/exact", "− dancegrpo", "diversity", "s to +0.400", "÷ dancegrpo"]
+    assert cells[0]["untrained"] == ["2", "0.300 ± 2.541", "–", "0.300 ± 2.541", "–", "0.250", "–", "–"]
+    assert cells[0]["quick"] == ["2", *["0.625 ± 1.588", "+0.375 ± 1.588"] * 2, "0.375", "4", "– (2 of 2)"]
+    assert cells[0]["dancegrpo"][-2:] == ["–", "–"]
+    for key, value in (("rate", "0.001"), ("leaves", "64"), ("steps", "2"), ("learner.warmup", "3"), ("iterations (optimiser steps)", "4 (8), 4 (8)")):
+        assert cells[1]["quick"][heads[1].index(key) - 1] == value, key
+    assert "half of quick's gain" in text and "n seeds" in text and "One seed" not in text
+    assert max(map(len, shown.splitlines())) <= 100
+    for part in ("0.625 ± 1.588", "+0.375 ± 1.588", "0.001", "quick: learner.warmup 3", "Student's t", "4–12", "5.5/–"):
+        assert part in shown, part
     with Image.open(made.folder / "compare.png") as image:
         assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 10  # not blank
+
+
+def test_one_seed_claims_nothing_and_says_so(tmp_path: Path) -> None:
+    comparison = compared(tmp_path / "x", ["branchgrpo", "dancegrpo"], seeds=1)
+    finish(comparison, "branchgrpo", 0, 1.0, RISING, after=(1, 1))
+    finish(comparison, "dancegrpo", 0, 1.0, [0.1] * 5, after=(0, 0))
+    shown = compare_report.write(comparison, "ocr/exact")
+    text = (comparison.folder / "compare.md").read_text(encoding="utf-8")
+    for told in (text, shown):
+        assert "One seed" in told and "+1.000 *" not in told
+    assert "| branchgrpo | 1 | 1.000 | +1.000 |" in text and all(line.endswith("| – | – |") for line in text.split("\n")[2:4])
 
 
 def test_before_any_run_is_done_there_is_no_picture(tmp_path: Path) -> None:
     comparison = compared(tmp_path / "x")
     comparison.open()
-    assert compare_report.write(comparison, "ocr/exact").count("\n") == 2  # the head of the table
-    assert not (comparison.folder / "compare.png").exists()
+    assert compare_report.write(comparison, "ocr/exact")
+    assert (comparison.folder / "compare.md").read_text().count("\n") == 2  # the head of the table
+    assert not list(comparison.folder.glob("*.png"))
 
 
 def test_curves_are_cumulative(made: Comparison) -> None:
-    records = read(made.path("branchgrpo", 0) / "metrics.jsonl")
-    for x, expected in (("seconds", [0.0, 2.0, 4.0]), ("forwards", [0.0, 80.0, 160.0])):  # 30 + 10 forwards an iteration
-        found, values = _curve(records, "total", x)
-        assert found.tolist() == expected and values.tolist() == [0.1, 0.6, 0.7]
-    assert [part.tolist() for part in _curve(records, "ocr/exact", "seconds")] == [[0.0, 4.0], [0.0, 0.5]]
+    records = read(made.path("quick", 0) / "metrics.jsonl")
+    for x, expected in (("seconds", [0.0, 1.0, 2.0, 3.0, 4.0]), ("forwards", [0.0, 40.0, 80.0, 120.0, 160.0])):  # 30 + 10 forwards an iteration
+        found, values = compare_pictures.course(records, "total", x)
+        assert found.tolist() == expected and values.tolist() == RISING
+    assert [part.tolist() for part in compare_pictures.course(records, "ocr/exact", "seconds")] == [[0.0, 4.0], [0.0, 0.5]]
+
+
+def test_samples_beside_each_other(made: Comparison) -> None:
+    """Rows are prompts, columns the untrained model and each method that kept pictures; every pixel is where it belongs."""
+    colours = {"untrained": (255, 0, 0), "quick": (0, 200, 0), "dancegrpo": (0, 0, 255)}
+    files = {name: made.path(name, 0) / "samples" / "after.npz" for name in ("quick", "dancegrpo")}
+    files["untrained"] = made.untrained_path(0).with_suffix(".npz")
+    captions = [f"the number {row}" for row in range(10)]
+    for name, file in files.items():
+        pixels = np.zeros((10, 1, 32, 32, 3), np.uint8) + np.array(colours[name], np.uint8)
+        sheet.keep(file, pixels, captions, np.linspace(0, 1, 10, dtype=np.float32))
+    compare_report.write(made, "ocr/exact")
+    pixels, kept, scores = sheet.kept(files["quick"])
+    assert pixels.shape == (8, 1, 32, 32, 3) and kept == captions[:8] and scores.tolist() == np.linspace(0, 1, 10, dtype=np.float32).tolist()[:8]
+    with Image.open(made.folder / "compare-samples.png") as image:
+        drawn = np.asarray(image.convert("RGB"))
+    left = {}
+    for name, colour in colours.items():
+        there = (drawn == colour).all(axis=-1)
+        rows, columns = there.sum(1).nonzero()[0], there.sum(0).nonzero()[0]
+        assert there.sum() == 8 * 128 * 128 and np.ptp(columns) == 127 and (np.diff(rows) > 1).sum() == 7  # 32 pixels drawn four times as large
+        left[name] = int(columns[0])
+    assert left["untrained"] < left["quick"] < left["dancegrpo"]  # the order of the request

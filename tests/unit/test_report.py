@@ -34,8 +34,14 @@ def records(count: int) -> list[dict[str, Any]]:
 def test_paired_interval() -> None:
     # differences 1, 2, 3, 6: mean 3, variance (4 + 1 + 0 + 9) / 3
     found = report.paired(scores(0, 0, 0, 0), scores(1, 2, 3, 6))
-    half = 1.959964 * (14 / 3) ** 0.5 / 2
+    half = 3.182446 * (14 / 3) ** 0.5 / 2  # Student's t of 3 degrees of freedom
     assert found == pytest.approx({"before": 0, "after": 3, "difference": 3, "low": 3 - half, "high": 3 + half, "n": 4})
+
+
+def test_interval_is_students() -> None:
+    # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2; t of 2 degrees of freedom
+    half = 4.302653 * (7 / 3) ** 0.5
+    assert report.interval(scores(1, 2, 6)) == pytest.approx({"mean": 3, "low": 3 - half, "high": 3 + half, "n": 3})
 
 
 def test_paired_takes_out_what_prompts_have_in_common() -> None:
@@ -97,5 +103,5 @@ def test_table_has_the_figures() -> None:
     sides = {"ocr/exact": scores(0, 0, 0, 0)}, {"ocr/exact": scores(1, 2, 3, 6)}
     found = report.summary("quickstart", 0, *sides, "ocr/exact", records(3), {"training": 6.0}, "iterations")
     Console(file=file, width=100).print(report.table(found))
-    for part in ("ocr/exact", "+3", "[+0.883, +5.117]", "rollout 10, training 1", "stochastic 2, trained 1", "grow 1,", "ended by: iterations"):
+    for part in ("ocr/exact", "+3", "[-0.4374, +6.437]", "rollout 10, training 1", "stochastic 2, trained 1", "grow 1,", "ended by: iterations"):
         assert part in file.getvalue()

@@ -41,13 +41,13 @@ def test_pictures_need_a_caption_and_a_score_each(tmp_path: Path) -> None:
 
 
 def test_wrap_keeps_words_together_and_cuts_what_is_too_much() -> None:
-    font = sheet._font(13)
+    font = sheet.font(13)
     text = "a lighthouse at dusk with supercalifragilisticexpialidocious clouds"
-    lines = sheet._wrap(text, font, 100, most=99)
+    lines = sheet.wrap(text, font, 100, most=99)
     assert all(font.getlength(one) <= 100 for one in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert lines[0] == "a lighthouse at"
-    cut = sheet._wrap(text, font, 100, most=2)
+    cut = sheet.wrap(text, font, 100, most=2)
     assert len(cut) == 2 and cut[-1].endswith("…") and font.getlength(cut[-1]) <= 100
 
 
