@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from branchgrpo.metrics import PHASES, smooth
+from branchgrpo.secrets import masked_text
 
 RECENT = 50
 """Iterations that the pace, the trend and the sparkline look back on."""
@@ -97,7 +98,7 @@ class Display:
             self._print(f"{phase[0]}: {'stopped after ' if broken else ''}{perf_counter() - phase[1]:.1f} s", style="red" if broken else "dim")
 
     def _print(self, text: str, style: str = "") -> None:
-        encoding = self.console.encoding
+        encoding, text = self.console.encoding, masked_text(text)
         text = text.encode(encoding, "replace").decode(encoding)  # a log in ASCII is no reason to stop training
         self.console.print(Text(text, style=style if self._live else ""), soft_wrap=True)
 
@@ -106,7 +107,7 @@ class Display:
             parts: list[RenderableType] = [panel(self.title, self.progress)] if self.progress.values else []
             if self._phase:
                 (text, begun), (done, total) = self._phase, self._part
-                parts.append(Text(f"{text}{f' {done}/{total}' if total else ''} … {perf_counter() - begun:.0f} s", style="bold cyan"))
+                parts.append(Text(f"{masked_text(text)}{f' {done}/{total}' if total else ''} … {perf_counter() - begun:.0f} s", style="bold cyan"))
                 if total:
                     parts.append(ProgressBar(total=total, completed=done))
             return Group(*parts)

@@ -129,7 +129,7 @@ class WandbSink:
                 dir=str(folder),
                 config=dict(config),
                 allow_val_change=True,
-                settings={"finish_timeout": FLUSH_SECONDS},
+                settings={"finish_timeout": FLUSH_SECONDS, "x_disable_meta": True},  # the metadata hold the command line, with its secrets
             )
         except wandb.Error as error:
             raise UserError(f"run.wandb: cannot start a run in project {project!r}: {_first_line(error)}") from error
