@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
@@ -15,10 +15,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
-from branchgrpo import prompt_check, prompts
+from branchgrpo import prompt_check, prompts, secrets
 from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
-from branchgrpo.errors import GateError, StaleEpoch, UserError
+from branchgrpo.errors import UserError
+from branchgrpo.exits import exit_code
 from branchgrpo.interruption import Interruption
 from branchgrpo.metrics import check_sinks
 
@@ -48,7 +49,7 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
     rollouts = Pool(RolloutWorker, "rollout", _rollouts(config), _resources(rollout), (config,), meter, patience, run)
     rewards = []
     for index, group in enumerate(config.reward_groups):
-        resources = _resources(scorer, config.rewards[group[0]].runtime_env)
+        resources = _resources(scorer, secrets.given(config.rewards[group[0]].runtime_env, f"rewards.{group[0]}.runtime_env"))
         rewards.append(Pool(RewardWorker, f"reward{index or ''}", scorer.workers, resources, (config, group), meter, patience, run))
     make = partial(_learner_arguments, config, ray.get)
     gangs = [Gang(Learner, "learner", learner.ranks, _resources(learner), make, meter, learner.deadlines, run)] if learning else []
@@ -72,7 +73,7 @@ def configure(made: Crew, config: Config) -> Crew:
     return made
 
 
-def _resources(role: Any, runtime_env: dict[str, Any] | None = None) -> dict[str, Any]:
+def _resources(role: Any, runtime_env: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A role's resources as Ray's actor options."""
     options: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus}
     options |= {"resources": {role.resource: MARK}} if role.resource else {}
@@ -99,8 +100,9 @@ def check(config: Config) -> None:
     """What can be known to be wrong before anything starts. Raises UserError."""
     config.model.check()
     config.schedule()
-    for reward in config.rewards:
+    for index, reward in enumerate(config.rewards):
         reward.check()
+        secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
     check_sinks(config.run.wandb, config.run.mlflow)
     prompt_check.check(config)
 
@@ -279,14 +281,13 @@ def doctor(config: Config, address: str, as_json: bool) -> int:
 
 def serve_reward(found: Any, overrides: dict[str, str]) -> int:
     """The server behind `run.py serve-reward`; runs until it is told to end."""
-    from branchgrpo.rewards.server import reward_options, serve
+    from branchgrpo.rewards.server import serve
 
     strange = [key for key in overrides if not key.startswith(REWARD_KEYS)]
     if strange:
         raise UserError(f"--{strange[0]}: expected --{REWARD_KEYS}KEY, a key of the reward")
-    options = reward_options(found.name, {key.removeprefix(REWARD_KEYS): configs.value(key, text) for key, text in overrides.items()})
     serve(
-        options,
+        configs.reward(found.name, {key.removeprefix(REWARD_KEYS): text for key, text in overrides.items()}, REWARD_KEYS),
         found.host,
         found.port,
         found.token_env,
@@ -299,46 +300,39 @@ def serve_reward(found: Any, overrides: dict[str, str]) -> int:
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 internal failure (with its trace), 2 bad input or missing resources (one line), 130 interrupted."""
-    try:
-        found, overrides = parse(sys.argv[1:])
-        if found.command == "config" and found.schema:
-            print(json.dumps(Config.model_json_schema(), indent=1))
-            return 0
-        if found.command == "compare":
-            return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder, found.gain)
-        if found.command == "eval":
-            weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
-            return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": json.dumps(str(weights))}))
-        if found.command == "serve-reward":
-            return serve_reward(found, overrides)
-        if found.command in WATCHING:
-            from cluster.watch import watch
+    """Exit codes: see branchgrpo/exits.py."""
+    return exit_code(_command)
 
-            return watch(found)
-        config = configs.load(found.config, overrides, found.preset)
-        if found.command == "doctor":
-            return doctor(config, found.address, found.json)
-        if found.command == "prompts":
-            from branchgrpo.prompt_report import report
 
-            return report(config, found.json)
-        if found.command == "encode":
-            return encode_alone(config)
-        if found.command == "config":
-            print(configs.dump(config), end="")
-            return 0
-        return train(config, found.resume)
-    except (UserError, GateError, StaleEpoch) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if type(error).__name__ != "PlacementError":  # named, not imported: cluster needs Ray, which `config` must not load
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def _command() -> int:
+    found, overrides = parse(sys.argv[1:])
+    if found.command == "config" and found.schema:
+        print(json.dumps(Config.model_json_schema(), indent=1))
+        return 0
+    if found.command == "compare":
+        return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder, found.gain)
+    if found.command == "eval":
+        weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
+        return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": str(weights)}))
+    if found.command == "serve-reward":
+        return serve_reward(found, overrides)
+    if found.command in WATCHING:
+        from cluster.watch import watch
+
+        return watch(found)
+    config = configs.load(found.config, overrides, found.preset)
+    if found.command == "doctor":
+        return doctor(config, found.address, found.json)
+    if found.command == "prompts":
+        from branchgrpo.prompt_report import report
+
+        return report(config, found.json)
+    if found.command == "encode":
+        return encode_alone(config)
+    if found.command == "config":
+        print(configs.dump(config), end="")
+        return 0
+    return train(config, found.resume)
 
 
 if __name__ == "__main__":

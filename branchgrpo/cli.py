@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from branchgrpo import config as configs
 from branchgrpo import rewards
 from branchgrpo.config import Config
+from branchgrpo.config_kinds import closest, fields, suggestion
+from branchgrpo.config_tree import Node
 from branchgrpo.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+CONFIG_KEYS = list(fields(Config))
+"""Keys of a config at its top."""
 
 REWARD_KEYS = "reward."
 """Begins the overrides of serve-reward, which name keys of the reward itself."""
@@ -28,7 +35,7 @@ EPILOG = """examples:
   run.py train --preset branchgrpo                          another method: the paper's full tree
   run.py compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
   run.py eval runs/quickstart-20261121-120000               the scores of a saved model
-  run.py train my.yaml --run.seed 1 --rollout.workers 8     any key of a config, dotted
+  run.py train my.yaml --run.seed 1 rollout.workers=8       any key of a config, dotted; lists: --method.splits 3,6,9,12
   run.py encode my.yaml                                     encode all prompts once, where model.encode is precompute
   run.py prompts my.yaml                                    what was read of its prompt files: counts, examples, what rewards refuse
   run.py serve-reward ocr --port 8600                       a reward behind HTTP, for another environment or machine
@@ -66,7 +73,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         if name in WATCHING:
             _watching(name, commands.add_parser(name, help=text, description=text))
             continue
-        command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE")
+        command = commands.add_parser(name, help=text, description=text, epilog="any key of the config can be set: --dotted.key VALUE, or dotted.key=VALUE")
         if name == "compare":
             command.add_argument("methods", nargs="+", metavar="METHOD", help=preset)
             command.add_argument("--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, … (default: 1)")
@@ -92,8 +99,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         if name == "config":
             command.add_argument("--schema", action="store_true", help="print the JSON schema instead: every key, its meaning and default")
     watching = next((argument for argument in arguments if not argument.startswith("-")), "") in WATCHING
-    plain, overrides = (arguments, {}) if watching else _overrides(arguments)
-    found = parser.parse_args(plain or ["train"])
+    plain, overrides = (arguments, {}) if watching else _overrides(arguments, _valued(commands.choices.values()))
+    found, strange = parser.parse_known_args(plain or ["train"])
+    if strange:
+        hint = "" if watching else suggestion(strange[0].lstrip("-").partition("=")[0], Node({}, ""), Config, "--")
+        parser.error(f"unrecognized arguments: {' '.join(strange)}{hint}")
     if found.command is None:
         parser.error(f"expected a command: {', '.join(texts)}")
     if found.command == "scale" and found.rollout is found.reward is found.learner is None:
@@ -128,19 +138,40 @@ def _serve_reward(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="torch device (default: cpu)")
 
 
-def _overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take `--dotted.key value` and `--dotted.key=value` out of the arguments."""
+def _valued(commands: Iterable[argparse.ArgumentParser]) -> set[str]:
+    """Options of these commands that take a value."""
+    return {name for command in commands for action in command._actions if action.nargs != 0 for name in action.option_strings}
+
+
+def _overrides(arguments: list[str], valued: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--dotted.key value`, `--dotted.key=value` and `dotted.key=value` out of the arguments; `valued` are the other options with a value."""
     plain: list[str] = []
     overrides: dict[str, str] = {}
     rest = list(arguments)
     while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if not key.startswith("--") or not ("." in key or key[2:] in Config.model_fields):
-            plain.append(key + equals + value)
+        first = rest.pop(0)
+        key, equals, value = first.partition("=")
+        if first in valued and rest:
+            plain += [first, rest.pop(0)]
+            continue
+        if equals and _names_key(key) and not Path(first).exists():
+            overrides[key] = value
+            continue
+        if not key.startswith("--") or not ("." in key or key[2:] in CONFIG_KEYS):
+            plain.append(first)
             continue
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise UserError(f"command line: expected a value after {key}")
+                begins = f" ({key}=VALUE where it begins with --)" if rest else ""
+                raise UserError(f"command line: expected a value after {key}{begins}")
             value = rest.pop(0)
         overrides[key[2:]] = value
     return plain, overrides
+
+
+def _names_key(text: str) -> bool:
+    """Is this, without dashes, meant as a key of the config, or of a reward that is served?"""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", text):
+        return False
+    first, dot, _ = text.partition(".")
+    return first in CONFIG_KEYS or bool(dot and (first + dot == REWARD_KEYS or closest(first, CONFIG_KEYS)))

@@ -105,10 +105,10 @@ class Comparison:
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):
             for name, preset in presets.items():
-                self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": json.dumps(name)}, preset)
+                self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": name}, preset)
         self.methods, self.seeds = list(presets), list(range(seeds))
         one = next(iter(self.configs.values()))
-        digest = hashlib.sha256("\n".join(configs.dump(one) for one in self.configs.values()).encode())
+        digest = hashlib.sha256("\n".join(one.model_dump_json() for one in self.configs.values()).encode())
         for text in chain(*prompts.lists(one)):
             digest.update(b"\n" + text.encode())
         self.digest = digest.hexdigest()

@@ -5,20 +5,24 @@ Loading one imports neither torch nor Ray.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
 
+from branchgrpo import config_errors, overrides, rewards, secrets
+from branchgrpo import config_kinds as kinds
+from branchgrpo.config_tree import Node, merge, read
 from branchgrpo.errors import UserError
+from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.schema import Config as Config
+from branchgrpo.table import load as component
 
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "methods"
 """Where presets are: a method by one line."""
-
-COMPONENTS = ("model", "method", "advantage", "loss")
-"""Sections whose `name` picks one of several."""
 
 METHOD_SECTIONS = ("method", "advantage", "pruning", "loss")
 """What a preset decides in full."""
@@ -29,96 +33,72 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: a date that is none, bytes that are not UTF-8
-        raise UserError(f"config: expected a YAML file, cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config: expected a mapping of sections in {path}, got {type(tree).__name__}")
-    return tree
-
-
-def _preset(name: Any) -> dict[str, Any]:
+def _preset(name: Any) -> Node:
     """A preset's keys: one of ours, or a YAML file, which may itself be based on one of ours."""
     if name in presets():
-        return _yaml(PRESETS / f"{name}.yaml")
+        return read(PRESETS / f"{name}.yaml")
     if not str(name).endswith((".yaml", ".yml")):
-        raise UserError(f"preset: expected a YAML file or one of {', '.join(presets())}, got {name!r}")
-    tree = _yaml(Path(name).expanduser())
-    own = tree.pop("preset", None)
-    if own is not None and own not in presets():
-        raise UserError(f"{name}: preset: expected one of {', '.join(presets())}, got {own!r}")
-    found: dict[str, Any] = _merge(_preset(own), tree) if own is not None else tree
+        raise UserError(f"preset: expected a YAML file or one of {', '.join(presets())}, got {name!r}{kinds.closest(name, presets())}")
+    tree, own = _own(read(Path(name).expanduser()))
+    if own is not None and own.value not in presets():
+        raise UserError(f"{own.origin}: preset: expected one of {', '.join(presets())}, got {_shown(own)!r}{kinds.closest(own.value, presets())}")
+    return merge(_preset(own.value), tree) if own is not None else tree
+
+
+def _own(tree: Node) -> tuple[Node, Node | None]:
+    """A file's own keys, and the preset that it names."""
+    own = tree.value.get("preset")
+    if own is not None and own.value is None:
+        own = None
+    return replace(tree, value={key: value for key, value in tree.value.items() if key != "preset"}), own
+
+
+def _shown(node: Node) -> Any:
+    return kinds.plain(node, Any)
+
+
+def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None = None) -> Config:
+    """Read and check a config. Raises UserError with a line for each mistake: where it was written, the key, what was expected, what came.
+
+    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces what the file
+    says about the method; `texts`, the command line's dotted keys, go on top of all.
+    """
+    tree, own = _own(read(path))
+    if preset is not None:
+        kept = {key: value for key, value in tree.value.items() if key not in METHOD_SECTIONS}
+        tree = merge(replace(tree, value=kept), _preset(preset))
+    elif own is not None:
+        name = _shown(own)
+        tree = merge(_preset(name), tree)
+    return cast(Config, _checked(replace(tree, origin=str(path)), Config, texts or {}))
+
+
+def reward(name: str, texts: Mapping[str, str], prefix: str = "reward.") -> RewardOptions:
+    """Options of the reward `name` with these keys of the command line, which name them behind `prefix`. Raises UserError as `load` does."""
+    if name not in rewards.TABLE:
+        raise UserError(f"serve-reward: expected one of {', '.join(rewards.TABLE)}, got {name!r}{kinds.closest(name, list(rewards.TABLE))}")
+    tree = Node({"name": Node(name, "serve-reward", name)}, "serve-reward")
+    return cast(RewardOptions, _checked(tree, component(rewards.TABLE[name]), texts, prefix))
+
+
+def _checked(tree: Node, kind: Any, texts: Mapping[str, str], prefix: str = "") -> Any:
+    tree, problems = overrides.apply(tree, kind, texts, f"--{prefix}")
+    problems += secrets.missing(tree)
+    try:
+        found = kind.model_validate(kinds.plain(tree, kind))
+    except ValidationError as error:
+        problems += config_errors.lines(error, tree, kind, prefix)
+    if problems:
+        raise UserError("\n".join(problems))
     return found
 
 
-def _merge(below: Any, above: Any) -> Any:
-    """`above` on top of `below`, mapping by mapping; sections that name different components don't mix."""
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _replaced(below.get(key), value) if key in COMPONENTS else _merge(below.get(key), value) for key, value in above.items()}
-
-
-def _replaced(below: Any, above: Any) -> Any:
-    same = isinstance(below, dict) and isinstance(above, dict) and below.get("name") == above.get("name", below.get("name"))
-    return _merge(below, above) if same else above
-
-
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a.b.c in nested dicts and lists; a number names a list's entry."""
-    *path, last = dotted.split(".")
-    node: Any = tree
-    try:
-        for part in path:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        if isinstance(node, list):
-            node[int(last)] = value
-        else:
-            node[last] = value
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"--{dotted}: there is no such key") from error
-
-
-def value(key: str, text: str) -> Any:
-    """An override's text as YAML reads it; nothing is an empty string. Raises UserError that names the key."""
-    try:
-        return yaml.safe_load(text) if text else ""
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--{key}: expected a YAML value, got {text!r}") from error
-
-
-def load(path: Path, overrides: dict[str, str] | None = None, preset: str | None = None) -> Config:
-    """Read and check a config. Raises UserError with one line that names the key.
-
-    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces what the file
-    says about the method; overrides go on top of all.
-    """
-    tree = _yaml(path)
-    own = tree.pop("preset", None)
-    if preset is not None:
-        tree = _merge({key: value for key, value in tree.items() if key not in METHOD_SECTIONS}, _preset(preset))
-    elif own is not None:
-        tree = _merge(_preset(own), tree)
-    for key, text in (overrides or {}).items():
-        _set(tree, key, value(key, text))
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_one_line(path, error)) from error
-
-
-def _one_line(path: Path, error: ValidationError) -> str:
-    first, *rest = error.errors()
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-    got = "" if first["type"] in ("extra_forbidden", "missing", "value_error") else f", got {first['input']!r}"
-    more = f" (and {len(rest)} more)" if rest else ""
-    return f"{path}: {where + ': ' if where else ''}{message}{got}{more}"
+def plain(config: Config) -> dict[str, Any]:
+    """The whole config as mappings, lists and scalars, without its secrets: what may be written and sent."""
+    found: dict[str, Any] = secrets.masked(config.model_dump(mode="json", by_alias=True))
+    return found
 
 
 def dump(config: Config) -> str:
-    """The whole config as YAML, every default written out; `load` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    """The whole config as YAML, every default written out, secrets masked; `load` reads it back, where it had none."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -42,7 +42,7 @@ def carry_out(
     if resumed and before is None:
         before = _known(folder)
     experiment = _Experiment(config, service, folder, display, interrupted, start_up)
-    sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, config.model_dump(mode="json", by_alias=True))
+    sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, configs.plain(config))
     with MetricsLog(folder, sinks) as log:
         if before is None:
             before = experiment.before(log)

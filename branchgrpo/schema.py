@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,7 +26,7 @@ else:
 class Section(BaseModel):
     """Unknown keys are errors; every key has a description and is read somewhere (tests see to both)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -33,7 +34,7 @@ class Run(Section):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run; its folder is NAME-DATE-TIME")
     folder: str = Field("runs", description="where run folders are made")
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
     iterations: int = Field(100, ge=0, description="iterations to train; 0 = until max_minutes")
     max_minutes: float = Field(0, ge=0, description="stop after this many minutes of training, held-out checks not counted; 0 = no limit")
     export: Literal["pipeline", "transformer", "lora", "none"] = Field(
@@ -211,29 +212,33 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        self.method.check(self.sampling.steps)
-        if not self.run.iterations and not self.run.max_minutes:
-            raise ValueError("run.iterations: expected a number of iterations, or run.max_minutes above 0, got 0 for both")
-        if not self.run.iterations and self.learner.schedule != "constant":
-            raise ValueError(f"learner.schedule: {self.learner.schedule} needs run.iterations, got 0")
-        if self.evaluation.diversity == 1:
-            raise ValueError("evaluation.diversity: expected 0 or at least 2 prompts, got 1: one has no interval")
-        if self.evaluation.weights == "ema" and not self.learner.ema:
-            raise ValueError("evaluation.weights: ema needs learner.ema above 0")
-        if self.run.export == "lora" and not getattr(self.model, "lora_rank", 0):
-            raise ValueError("run.export: lora needs model.lora_rank above 0")
-        self._counts()
-        self._suits()
-        titles = [reward.title for reward in self.rewards]
-        if len(set(titles)) < len(titles):
-            raise ValueError(f"rewards: expected different labels (rewards.N.label) where a reward comes twice, got {titles}")
-        reported = [f"{reward.title}/{score}" for reward in self.rewards for score in reward.reported()]
-        if self.evaluation.metric and self.evaluation.metric not in reported:
-            raise ValueError(f"evaluation.metric: expected one of {reported}, got {self.evaluation.metric!r}")
+        problems = [problem for check in (self._method, self._length, self._counts, self._suits, self._scores) for problem in check()]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
-    def _counts(self) -> None:
-        """Raise ValueError where a role begins with a number of actors that it may not have."""
+    def _method(self) -> Iterator[str]:
+        """What of the method does not go with the schedule."""
+        try:
+            self.method.check(self.sampling.steps)
+        except ValueError as error:
+            yield f"method.{error}"
+
+    def _length(self) -> Iterator[str]:
+        """What needs another key, of those about the run's course."""
+        if not self.run.iterations and not self.run.max_minutes:
+            yield "run.iterations: expected a number of iterations, or run.max_minutes above 0, got 0 for both"
+        elif not self.run.iterations and self.learner.schedule != "constant":
+            yield f"learner.schedule: {self.learner.schedule} needs run.iterations, got 0"
+        if self.evaluation.diversity == 1:
+            yield "evaluation.diversity: expected 0 or at least 2 prompts, got 1: one has no interval"
+        if self.evaluation.weights == "ema" and not self.learner.ema:
+            yield "evaluation.weights: ema needs learner.ema above 0"
+        if self.run.export == "lora" and not getattr(self.model, "lora_rank", 0):
+            yield "run.export: lora needs model.lora_rank above 0"
+
+    def _counts(self) -> Iterator[str]:
+        """Roles that begin with a number of actors that they may not have."""
         rollout, reward, learner = self.rollout, self.reward_workers, self.learner
         begin = rollout.min_workers if rollout.workers == "auto" else rollout.workers
         for key, count, least, most in (
@@ -242,23 +247,32 @@ class Config(Section):
             ("learner.ranks", learner.ranks, 1, learner.max_ranks),
         ):
             if not least <= count <= most:
-                raise ValueError(f"{key}: expected {least} … {most} (least and most of that role), got {count}")
+                yield f"{key}: expected {least} … {most} (least and most of that role), got {count}"
         if rollout.request_workers and rollout.workers != "auto":
-            raise ValueError(f"rollout.request_workers: needs rollout.workers: auto, got {rollout.workers}")
+            yield f"rollout.request_workers: needs rollout.workers: auto, got {rollout.workers}"
 
-    def _suits(self) -> None:
-        """Raise ValueError where a part does not go with the method's shape of tree."""
+    def _suits(self) -> Iterator[str]:
+        """Parts that do not go with the method's shape of tree."""
         rules = [rule.name for rule in self.pruning]
         if self.method.name == "tempflow":
             if self.rollout.fork_depth not in ("auto", 0):
-                raise ValueError("rollout.fork_depth: expected auto or 0 with tempflow, whose trees are not cut")
+                yield "rollout.fork_depth: expected auto or 0 with tempflow, whose trees are not cut"
             if {"width", "depth"} & set(rules):
-                raise ValueError(f"pruning: expected only `steps` with tempflow, whose random edges all lie on one trunk, got {rules}")
+                yield f"pruning: expected only `steps` with tempflow, whose random edges all lie on one trunk, got {rules}"
         if self.method.name == "chains" and "tree" in (getattr(self.advantage, "group", ""), getattr(self.advantage, "std", "")):
-            raise ValueError("advantage: expected no comparison within a tree with chains, which have one leaf each")
+            yield "advantage: expected no comparison within a tree with chains, which have one leaf each"
         modes = [rule.mode for rule in self.pruning if rule.name == "width"]
         if self.method.name == "chains" and "parent_top1" in modes:
-            raise ValueError("pruning: expected width mode `extremes` with chains, which have no splits, got `parent_top1`")
+            yield "pruning: expected width mode `extremes` with chains, which have no splits, got `parent_top1`"
+
+    def _scores(self) -> Iterator[str]:
+        """Names of scores that are taken twice, or that there are not."""
+        titles = [reward.title for reward in self.rewards]
+        if len(set(titles)) < len(titles):
+            yield f"rewards: expected different labels (rewards.N.label) where a reward comes twice, got {titles}"
+        reported = [f"{reward.title}/{score}" for reward in self.rewards for score in reward.reported()]
+        if self.evaluation.metric and self.evaluation.metric not in reported:
+            yield f"evaluation.metric: expected one of {reported}, got {self.evaluation.metric!r}"
 
     def schedule(self, steps: int = 0) -> Schedule:
         """Noise levels of so many denoising steps (0: sampling.steps), as the model's family spaces them; reads its scheduler's config."""

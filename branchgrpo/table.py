@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Component(BaseModel):
     """Base of everything that a config section names; `name` is its key in the table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def load(target: str) -> type[Component]:

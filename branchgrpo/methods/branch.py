@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from branchgrpo.methods.base import MethodOptions
 from branchgrpo.methods.window import Window
@@ -19,7 +19,7 @@ class BranchMethod(MethodOptions):
     name: Literal["branchgrpo"] = Field("branchgrpo", description="the method family")
     splits: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 3, 6, 9), min_length=1, description="denoising steps at which every node splits, rising")
     fanout: int = Field(2, ge=2, description="children per node at a split")
-    leaves: int = Field(16, ge=2, description="leaves per tree; must be fanout to the power of the number of splits")
+    leaves: int = Field(0, ge=0, validate_default=True, description="leaves per tree: fanout to the power of the number of splits; 0 = just that")
     stochastic: Literal["all", "window", "splits"] = Field(
         "all", description="random steps: all but the last (the paper's tree); the splits and a window that moves over training (Mix); the splits alone"
     )
@@ -31,13 +31,21 @@ class BranchMethod(MethodOptions):
     train_last_edge: bool = Field(False, description="make the last step random and train it, though its noise cannot reach the picture (the paper's count)")
     adapt_every: int = Field(0, ge=0, description="iterations between choices of new splits by measured reward variance; 0 = the splits stay")
 
+    @field_validator("leaves")
+    @classmethod
+    def _reached(cls, leaves: int, info: ValidationInfo) -> int:
+        if not {"splits", "fanout"} <= info.data.keys():  # one of them is wrong itself
+            return leaves
+        splits, fanout = len(info.data["splits"]), info.data["fanout"]
+        reached: int = fanout**splits
+        if leaves not in (0, reached):
+            raise ValueError(f"{splits} splits of fanout {fanout} give {reached} leaves, expected {leaves}")
+        return reached
+
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if list(self.splits) != sorted(set(self.splits)):
             raise ValueError(f"splits: expected rising steps without duplicates, got {list(self.splits)}")
-        reached = self.fanout ** len(self.splits)
-        if reached != self.leaves:
-            raise ValueError(f"leaves: {len(self.splits)} splits of fanout {self.fanout} give {reached} leaves, expected {self.leaves}")
         if self.branch_noise == "antithetic" and self.fanout % 2:
             raise ValueError(f"fanout: antithetic noise pairs children, expected an even number, got {self.fanout}")
         return self

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from branchgrpo.errors import UserError
 from branchgrpo.table import Component
@@ -23,12 +24,22 @@ class Refusal:
     detail: str  # what it is in this prompt
 
 
+class RuntimeEnv(TypedDict, total=False):
+    """A Ray runtime_env; Ray checks its other keys."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    env_vars: dict[str, str]
+
+
 class RewardOptions(Component):
     """Options every reward has."""
 
     label: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="what its scores are called in figures, as label/score; empty: the reward's name")
     weight: float = Field(1.0, description="factor of its trained score, see combine")
-    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray runtime_env of its workers, which then score nothing else; empty: none")
+    runtime_env: RuntimeEnv = Field(
+        default_factory=RuntimeEnv,
+        description="Ray runtime_env of its workers, which then score nothing else; empty: none. In env_vars, ${NAME} is the variable NAME of the driver",
+    )
 
     @property
     def title(self) -> str:

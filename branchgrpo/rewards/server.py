@@ -15,16 +15,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ipaddress import ip_address
-from typing import Any, cast
 
 from aiohttp import web
-from pydantic import ValidationError
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import TABLE, protocol
+from branchgrpo.rewards import protocol
 from branchgrpo.rewards.base import RewardOptions, Scorer
 from branchgrpo.rewards.protocol import MB, Offer, ProtocolError
-from branchgrpo.table import load
 
 QUEUE = 16
 """Requests being read, waiting or scored; more are refused. They bound the memory: each holds up to the size limit."""
@@ -36,22 +33,6 @@ GRACE_SECONDS = 30.0
 """How long requests in hand may take once the server was asked to end."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def reward_options(name: str, keys: dict[str, Any]) -> RewardOptions:
-    """Options of the reward `name` with these keys. Raises UserError for a name or a key that there is not, and for bad values."""
-    if name not in TABLE:
-        raise UserError(f"serve-reward: expected one of {', '.join(TABLE)}, got {name!r}")
-    try:
-        found = load(TABLE[name]).model_validate({**keys, "name": name})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"--reward.{where}: unknown key of {name}") from error
-        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise UserError(f"--reward.{where}: {message}{got}") from error
-    return cast(RewardOptions, found)
 
 
 class RewardServer:

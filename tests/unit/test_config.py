@@ -117,7 +117,11 @@ def test_dump_is_read_back_as_the_same_config(tmp_path: Path, overrides: dict[st
         ({"prompts.deeper": "x"}, ["prompts.deeper"]),
         ({"prompts.deeper.still": "x"}, ["prompts.deeper.still"]),
         ({"run.name": "[unclosed"}, ["run.name", "[unclosed"]),
-        ({"run.name": "2024-13-45"}, ["run.name", "2024-13-45"]),
+        ({"run.name": "2024:13:45"}, ["run.name", "2024:13:45"]),
+        ({"run.seed": str(2**63)}, ["run.seed", "less than", str(2**63)]),  # more than the noise takes
+        ({"rewards.0.weight": "nan"}, ["rewards.0.weight", "finite"]),
+        ({"learner.learning_rate": "inf"}, ["learner.learning_rate", "finite"]),
+        ({"run.name": ""}, ["run.name", "expected text that matches"]),
         ({"run.iterations": "0", "run.max_minutes": "0"}, ["run.iterations", "run.max_minutes", "0"]),
         ({"run.iterations": "0", "learner.schedule": "cosine"}, ["learner.schedule", "cosine", "run.iterations"]),
         ({"evaluation.weights": "ema"}, ["evaluation.weights", "learner.ema"]),
@@ -129,7 +133,9 @@ def test_mistakes_are_one_line_that_names_the_key(overrides: dict[str, str], par
         assert part in message, message
 
 
-@pytest.mark.parametrize("content", [None, b"run: [unclosed\nmodel: {", b"- a\n- b", b"", b"just text", b"\xff\xfe\x00", b"run: {name: 2024-13-45}"])
+@pytest.mark.parametrize(
+    "content", [None, b"run: [unclosed\nmodel: {", b"- a\n- b", b"", b"just text", b"\xff\xfe\x00", b"run: {name: !!python/name:os.system x}", b"? [a]\n: b"]
+)
 def test_files_that_are_no_config(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "bad.yaml"
     if content is not None:

@@ -16,8 +16,8 @@ from remote_peers import PIXELS, PROMPTS, TOKEN, Failing, Plain, Stub, client, o
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import protocol, remote
+from branchgrpo.rewards.ocr import OcrReward
 from branchgrpo.rewards.protocol import MB
-from branchgrpo.rewards.server import reward_options
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_ocr_behind_http_scores_bit_for_bit_as_here() -> None:
     from test_ocr import NUMBERS, TARGET, picture
 
-    local = reward_options("ocr", {"target": TARGET, "train_on": "edit"}).build(1, "cpu")
+    local = OcrReward(target=TARGET, train_on="edit").build(1, "cpu")
     pixels, prompts = np.stack([picture(number) for number in NUMBERS]), [f"number {number}" for number in NUMBERS[1:] + NUMBERS[:1]]
     with running(local) as url:
         far = client(url, report=("likelihood", "exact"))

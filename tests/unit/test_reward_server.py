@@ -23,7 +23,8 @@ from remote_peers import PIXELS, PROMPTS, TOKEN, Blocked, Plain, client, one_lin
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import protocol
 from branchgrpo.rewards.protocol import MB, Offer, ProtocolError
-from branchgrpo.rewards.server import RewardServer, reward_options, serve
+from branchgrpo.rewards.remote import RemoteReward
+from branchgrpo.rewards.server import RewardServer, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,14 +193,14 @@ def test_a_client_that_gave_up_waiting_costs_no_scoring() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
 def test_an_open_address_needs_a_token(host: str) -> None:
-    options = reward_options("remote", {"url": "http://127.0.0.1:1"})
+    options = RemoteReward(url="http://127.0.0.1:1")
     with pytest.raises(UserError, match="--host: expected --token-env with an address that others can reach") as caught:
         serve(options, host, 0)
     assert one_line(str(caught.value))
 
 
 def test_addresses_and_limits_that_cannot_be() -> None:
-    options = reward_options("remote", {"url": "http://127.0.0.1:1"})  # never asked: the address is taken first
+    options = RemoteReward(url="http://127.0.0.1:1")  # never asked: the address is taken first
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -212,21 +213,6 @@ def test_addresses_and_limits_that_cannot_be() -> None:
             serve(options, **{key: 0})
     with pytest.raises(UserError, match="--token-env: expected the token in the environment variable MISSING"):
         serve(options, token_env="MISSING")
-
-
-def test_reward_options() -> None:
-    found = reward_options("ocr", {"batch": 3, "target": "(a)"})
-    assert (found.name, found.batch, found.target) == ("ocr", 3, "(a)")
-    for name, keys, line in [
-        ("beauty", {}, "serve-reward: expected one of .*ocr.*, got 'beauty'"),
-        ("ocr", {"size": 3}, "--reward.size: unknown key of ocr"),
-        ("ocr", {"batch": 0}, "--reward.batch: .*greater than or equal to 1, got 0"),
-        ("ocr", {"target": "("}, "--reward.target: expected a regular expression"),
-        ("remote", {}, "--reward.url: Field required"),
-    ]:
-        with pytest.raises(UserError, match=line) as caught:
-            reward_options(name, keys)
-        assert one_line(str(caught.value))
 
 
 PROGRAM = """
