@@ -54,6 +54,11 @@ def rate_factor(options: Learner, step: int, total: int) -> float:
     return 1.0 - (1.0 - options.final_rate) * fall
 
 
+def ema_decay(decay: float, taken: int) -> float:
+    """Decay of the weights' mean after so many optimiser steps: warms up, or the mean would be the untrained model for long."""
+    return min((1 + taken) / (10 + taken), decay)
+
+
 class PolicyUpdate:
     """Trains one adapter; the same on every rank."""
 
@@ -119,10 +124,11 @@ class PolicyUpdate:
         norm = float(full(torch.nn.utils.clip_grad_norm_(self.masters, self.config.learner.max_grad_norm)))
         if np.isfinite(norm):
             self.learning_rate = float(self.scheduler.get_last_lr()[0])
+            taken = int(self.scheduler.last_epoch)  # before this one
             self.optimiser.step()
             self.scheduler.step()
             self.follow()
-            self._average()
+            self._average(taken)
         return norm
 
     def named_masters(self) -> dict[str, Tensor]:
@@ -153,11 +159,14 @@ class PolicyUpdate:
         tally.edges += float(real.sum())
         tally.forwards += float(real.any(1).sum())
 
-    def _average(self) -> None:
-        """Move the exponential mean of the weights a step."""
-        decay = self.config.learner.ema
+    def _average(self, taken: int) -> None:
+        """Move the exponential mean of the weights, every `ema_every` steps; `taken`: optimiser steps before this one."""
+        options = self.config.learner
+        if not self.ema or (taken + 1) % options.ema_every:
+            return
+        decay = ema_decay(options.ema, taken)
         with torch.no_grad():
-            for mean, value in zip(self.ema.values(), self.masters, strict=bool(self.ema)):
+            for mean, value in zip(self.ema.values(), self.masters, strict=True):
                 mean.lerp_(value, 1.0 - decay)
 
 

@@ -28,7 +28,7 @@ class SplitChooser:
 
     def observe(self, plan: BranchPlan, leaves: F32) -> None:
         """Take note of the rewards [trees, L] of an iteration; every `adapt_every` of them choose new splits."""
-        for step, value in zip(plan.splits, variance_components(leaves, plan.fanout[plan.splits[0]]), strict=True):
+        for step, value in zip(plan.splits, variance_components(leaves, plan.fanout[plan.splits[0]], plan.branch_noise, plan.branch_scale), strict=True):
             known = np.isfinite(self.worth[step])
             self.worth[step] = (1 - _MEMORY) * self.worth[step] + _MEMORY * value if known else value
             self.tried[step] = self.iterations
@@ -64,19 +64,27 @@ class SplitChooser:
         return tuple(sorted([*best, fresh]))
 
 
-def variance_components(leaves: F32, fanout: int) -> list[float]:
+def variance_components(leaves: F32, fanout: int, noise: str = "independent", scale: float = 4.0) -> list[float]:
     """What each split adds to the variance between its children, from leaf rewards [trees, fanout^splits].
 
-    V_j, the mean unbiased variance of siblings' mean rewards at split j, is C_j + V_{j+1} / fanout: what the split
-    itself does, plus what the splits below leave in a mean over `fanout` children. So C_j = V_j − V_{j+1} / fanout
-    (components of variance of a balanced nested design), not below 0.
+    V_j, the mean unbiased variance of siblings' mean rewards at split j, is C_j + R_{j+1}: what the split itself does,
+    plus what the splits below leave in the mean reward of a child. So C_j = V_j − R_{j+1}, not below 0, and R_{j+1}
+    follows from the noise of siblings (components of variance of a balanced nested design):
+
+    independent, scaled: V_{j+1} / fanout.
+    correlated: the siblings' common part, too, which V_{j+1} does not see: V_{j+1} / fanout + C_{j+1} / scale².
+    antithetic: 0, since opposite noises cancel in the mean of a pair (where the reward is linear in the noise).
     """
     between, means = [], leaves.astype(np.float64)
     while means.shape[1] > 1:
         siblings = means.reshape(len(means), -1, fanout)
         between.append(float(siblings.var(axis=2, ddof=1).mean()))
         means = siblings.mean(axis=2)
-    found = [max(0.0, here - below / fanout) for here, below in zip(between, [0.0, *between], strict=False)]
+    found, left = [], 0.0
+    for here in between:  # from the last split to the first
+        own = here - left
+        found.append(max(0.0, own))
+        left = 0.0 if noise == "antithetic" else here / fanout + (own / scale**2 if noise == "correlated" else 0.0)
     return found[::-1]
 
 

@@ -22,7 +22,7 @@ def test_compare_then_eval(tmp_path: Path) -> None:
     request = ["compare", "branchgrpo-splits", "dancegrpo", "--budget", "1", "--folder", str(folder), *KEYS]
     done = run(*request, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = done.stdout[done.stdout.index("\nmethod ") : done.stdout.index("written to ")]
+    told = done.stdout[done.stdout.index("\n method ") : done.stdout.index("written to ")]
     assert "One seed" in told and max(map(len, told.splitlines())) <= 100 and str(folder) in done.stdout
     assert "| dancegrpo | 1 |" in (folder / "compare.md").read_text()
     for name in ("compare.png", "compare-samples.png"):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from small_trees import quickstart
 
+from branchgrpo import noise
 from branchgrpo.methods.adaptive import SplitChooser, variance_components
 from branchgrpo.methods.branch import BranchMethod
 from branchgrpo.schedule import static
 from branchgrpo.trainer import Trainer
+from branchgrpo.types import TreeKey
 
 STEPS = 12
 
@@ -26,7 +28,7 @@ def nested(draw: np.random.Generator, components: list[float], trees: int, fanou
 
 
 def method(splits: tuple[int, ...] = (0, 3, 6), fanout: int = 2, every: int = 1) -> BranchMethod:
-    return BranchMethod(splits=splits, fanout=fanout, leaves=fanout ** len(splits), stochastic="splits", adapt_every=every)
+    return BranchMethod(splits=splits, fanout=fanout, leaves=fanout ** len(splits), stochastic="splits", adapt_every=every, branch_noise="independent")
 
 
 def chosen(worth: np.ndarray, iterations: int, count: int = 3, seed: int = 0, every: int = 1) -> tuple[SplitChooser, list[tuple[int, ...]]]:
@@ -88,6 +90,41 @@ def test_components_of_a_nested_design(components: list[float], fanout: int) -> 
     error = np.sqrt(2 / (fanout - 1) / trees)
     for place, component in enumerate(components):
         assert abs(found[place] - component) <= 5 * error * (between[place] + between[place + 1] / fanout)
+
+
+def linear(form: str, slopes: list[float], trees: int, fanout: int, scale: float) -> np.ndarray:
+    """Leaf rewards [trees, L] that are linear in the noises of all splits: the sampler's own noises, a number of each for every tree."""
+    key, values, node = TreeKey("run", 0, 0, 0), np.zeros((1, trees)), 0
+    for slope in slopes:
+        first = node + len(values)  # breadth first
+        below = []
+        for parent in range(len(values)):
+            children = [first + parent * fanout + child for child in range(fanout)]
+            below.append(values[parent] + slope * noise.branch(form, scale, 0, key, node + parent, children, (trees,)).numpy())
+        node, values = first, np.concatenate(below)
+    return values.T
+
+
+@pytest.mark.parametrize(("form", "fanout"), [("independent", 2), ("correlated", 2), ("correlated", 3), ("antithetic", 2), ("antithetic", 4)])
+def test_components_of_a_linear_reward_under_each_branch_noise(form: str, fanout: int) -> None:
+    """Children a·ξ from their parent: unbiased variance a² of independent noises, a²·s²/(1+s²) of correlated ones; of f
+    children in opposite pairs the squares sum to 2·Σξ² over f/2 pairs with mean 0, so f·a²/(f−1)."""
+    slopes, scale, trees = [1.0, 0.8, 1.5], 1.5, 100_000
+    part = {"independent": 1.0, "correlated": scale**2 / (1 + scale**2), "antithetic": fanout / (fanout - 1)}[form]
+    found = variance_components(linear(form, slopes, trees, fanout, scale), fanout, form, scale)
+    assert found == pytest.approx([part * slope**2 for slope in slopes], rel=0.08)
+
+
+def test_opposite_noises_leave_nothing_to_a_split_above() -> None:
+    """±1 at the first split, ±3 at the second: pairs' means are exact, so 2·1² and 2·3²; subtracting would give nothing to the first."""
+    leaves = np.array([[1 + 3, 1 - 3, -1 + 3, -1 - 3]], np.float32)
+    assert variance_components(leaves, 2, "antithetic") == [2.0, 18.0]
+
+
+def test_the_chooser_knows_its_trees_noise() -> None:
+    chooser = SplitChooser(method((0, 3)).model_copy(update={"branch_noise": "antithetic"}), STEPS, 0)
+    chooser.observe(chooser.method.plan(0, static(STEPS, 3.0)), np.array([[4.0, -2.0, 2.0, -4.0]], np.float32))
+    assert (chooser.worth[0], chooser.worth[3]) == (2.0, 18.0)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -218,7 +218,7 @@ def test_the_command_lines_preset_replaces_what_the_file_says_of_the_method(tmp_
     for section in (*config.METHOD_SECTIONS, "sampling"):
         assert getattr(found, section) == getattr(alone, section), section
     assert found.pruning == () and (found.method.name, found.method.eta) == ("chains", 0.3)
-    assert (found.learner.optimiser_steps, found.learner.learning_rate) == (1, 0.5)  # of flow-dppo nothing is left; the file's own stays
+    assert (found.learner.optimiser_steps, found.learner.learning_rate) == (3, 0.5)  # of flow-dppo nothing is left; the file's own stays
     assert config.load(written(tmp_path, keys), preset="flow-dppo").learner.optimiser_steps == 2
     assert config.load(written(tmp_path, keys), {"method.chains": "8"}, "dancegrpo").method.chains == 8
 

@@ -20,7 +20,7 @@ from branchgrpo.methods.temporal import TemporalMethod
 from branchgrpo.schedule import static
 from branchgrpo.tree import topology
 from branchgrpo.types import BranchPlan
-from branchgrpo.update import Latents, Tally, rate_factor
+from branchgrpo.update import Latents, Tally, ema_decay, rate_factor
 
 SPINE = TemporalMethod(children=3, seeds=1, kernel="dance", eta=0.3).plan(0, static(4, 3.0))
 EdgeLoss = Callable[[int, int, Tensor, float], Tensor]
@@ -217,19 +217,44 @@ def test_noise_aware_weights_multiply_the_loss_of_each_step() -> None:
     assert not close(plain.gradient() * float(wanted.norm() / plain.gradient().norm()), wanted, 0.01)  # or the weights would not matter
 
 
-@pytest.mark.parametrize("decay", [0.3, 0.9])
-def test_ema_is_the_geometric_mean_of_all_weights(decay: float) -> None:
-    case = Case(**{"learner.ema": str(decay), "learner.learning_rate": "0.01"})
+@pytest.mark.parametrize(("decay", "every"), [(0.3, 1), (0.9, 1), (0.9, 2)])
+def test_ema_is_the_weighted_mean_of_all_weights(decay: float, every: int) -> None:
+    """Step k (from 0) multiplies what went before by min((1 + k)/(10 + k), decay), where it counts."""
+    case = Case(**{"learner.ema": str(decay), "learner.ema_every": str(every), "learner.learning_rate": "0.01"})
     names = list(case.model.trainable())
     history = [[value.detach().clone().double() for value in case.policy.parameters]]
-    batches, steps = case.batches(case.shards()[0]), 5
+    batches, steps = case.batches(case.shards()[0]), 6
     for _ in range(steps):
         case.policy.step(PLAN, batches, Tally())
         history.append([value.detach().clone().double() for value in case.policy.parameters])
+    shares = np.zeros(steps + 1)  # of each of the weights in the mean
+    shares[0] = 1
+    for k in range(every - 1, steps, every):
+        kept = min((1 + k) / (10 + k), decay)
+        shares *= kept
+        shares[k + 1] = 1 - kept
+    assert shares.sum() == pytest.approx(1)
     for place, name in enumerate(names):
-        wanted = decay**steps * history[0][place] + sum((1 - decay) * decay ** (steps - k) * history[k][place] for k in range(1, steps + 1))
+        wanted = sum(float(share) * weights[place] for share, weights in zip(shares, history, strict=True))
         assert torch.allclose(case.policy.ema[name].double(), wanted, atol=1e-6)
         assert not torch.allclose(case.policy.ema[name].double(), history[-1][place], atol=1e-4)
+
+
+def test_the_mean_soon_forgets_the_untrained_model() -> None:
+    """What is left of it after n steps is 1·2·…·n / (10·…·(9 + n)) while it warms up; a constant 0.999 kept 0.82 of 200 steps."""
+    left = np.cumprod([ema_decay(0.999, taken) for taken in range(200)])
+    assert left[-1] < 1e-12 and left[0] == 0.1 and left[2] == pytest.approx(1 * 2 * 3 / (10 * 11 * 12))
+    # weights that move evenly: the mean is behind them by a tenth of the way, at the end of which it has 91 % of it
+    mean = 0.0
+    for taken in range(200):
+        mean += (1 - ema_decay(0.999, taken)) * (taken + 1 - mean)
+    assert mean / 200 == pytest.approx(0.905, abs=0.005)
+    # and of weights that have settled after 100 steps it has all but a thousandth
+    mean = 0.0
+    for taken in range(200):
+        mean += (1 - ema_decay(0.999, taken)) * (min(taken + 1, 100) - mean)
+    assert mean / 100 == pytest.approx(1, abs=0.002)
+    assert ema_decay(0.999, 8990) == 0.999 > ema_decay(0.999, 8000) and ema_decay(0.5, 100) == 0.5
 
 
 def test_a_skipped_step_moves_neither_the_ema_nor_the_schedule() -> None:
