@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 
+from cluster import local
 from cluster.reach import greet, token_path
-
-INLINE_BYTES = 1024
-"""Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
-object store. Ray's default of 100 KB would carry small latents through the driver."""
 
 HEAD_SECONDS = 20
 """How long a driver tries to reach a head that is gone before Ray ends it with exit code 1, if the environment does not say. Ray's
@@ -34,23 +32,19 @@ def target(address: str) -> str:
     return os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
 
 
-def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
-    """Connect to the Ray at `address`, or start one, see `target`."""
+def start(address: str, object_store_mb: int, dashboard: bool, told: Callable[[str], None] = lambda text: None) -> Session:
+    """Connect to the Ray at `address`, or start one, see `target`. `told` hears of starts that failed and are tried again.
+
+    Raises PlacementError, in one line.
+    """
     # Ray warns unless told whether actors without GPUs may see them; they may, and this is its future default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(HEAD_SECONDS))
     found = target(address)
-    local = found == "local"
+    own = found == "local"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if local:
-        context = ray.init(
-            address="local",
-            include_dashboard=dashboard,
-            object_store_memory=object_store_mb << 20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _system_config={"max_direct_call_object_size": INLINE_BYTES},
-        )
+    if own:
+        context = local.start(object_store_mb, dashboard, told)
         if (secret := token_path()).is_file() and secret.stat().st_uid == os.getuid():
             secret.chmod(0o600)  # Ray writes it readable for all
     else:
@@ -59,7 +53,7 @@ def start(address: str, object_store_mb: int, dashboard: bool) -> Session:
     for number, handler in handlers.items():  # Ray sets its own, which exit at once: a run could not save
         signal.signal(number, handler)
     url = str(context.dashboard_url or "")
-    return Session(str(context.address_info["address"]), f"http://{url}" if url else "", local)
+    return Session(str(context.address_info["address"]), f"http://{url}" if url else "", own)
 
 
 def stop() -> None:

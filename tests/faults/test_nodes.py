@@ -18,7 +18,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from small_actors import Rank, UnfitHere, Worker, until
 from small_runs import Run, Stage, busy, carried, config, same
 
-from cluster import nodes, session
+from cluster import local, nodes, session
 from cluster.crew import Crew
 from cluster.errors import GangError
 from cluster.gang import Gang
@@ -39,7 +39,7 @@ def cluster() -> Iterator[Cluster]:
         initialize_head=True,
         head_node_args={
             "num_cpus": 1, "object_store_memory": 128 << 20, "resources": {"stay": 1},
-            "_system_config": quick | {"max_direct_call_object_size": session.INLINE_BYTES},
+            "_system_config": quick | {"max_direct_call_object_size": local.INLINE_BYTES},
         },
     )  # fmt: skip
     session.start(made.address, 128, dashboard=False)

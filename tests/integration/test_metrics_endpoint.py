@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -66,6 +69,29 @@ def wait_for(read: Callable[[], list[str]], holds: Callable[[Samples], bool]) ->
     while not holds(samples := scrape(read())):
         assert time.monotonic() < deadline, samples
         time.sleep(0.5)
+
+
+@pytest.mark.usefixtures("targets")
+def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
+    """Whoever reaches Ray's ports can run code: on a laptop nobody else does."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def process(self) -> int:
+            return os.getpid()
+
+    actor = Actor.remote()
+    started = psutil.Process().children(recursive=True)
+    assert ray.get(actor.process.remote()) in {process.pid for process in started}
+    listening: dict[str, set[str]] = {}
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            for one in process.net_connections("tcp"):
+                if one.status == psutil.CONN_LISTEN:
+                    listening.setdefault(process.name(), set()).add(one.laddr.ip.removeprefix("::ffff:"))
+    assert {"gcs_server", "raylet"} <= listening.keys() and len(listening) >= 5
+    assert set().union(*listening.values()) == {"127.0.0.1"}, listening
 
 
 def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(targets: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

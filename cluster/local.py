@@ -1,0 +1,109 @@
+"""A Ray of this process's own: on loopback alone, and with the time that a busy machine needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants
+
+from cluster.errors import PlacementError
+
+INLINE_BYTES = 1024
+"""Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
+object store. Ray's default of 100 KB would carry small latents through the driver."""
+
+TRIES = 3
+"""A raylet gives its dashboard agent 15 s to start, which no setting of Ray 2.60 changes, and dies; the next try finds the
+files in memory."""
+
+WAITS = {
+    "RAY_gcs_server_port_wait_time_s": "120",  # the head's own server; Ray's default: 30
+    "RAY_agent_register_timeout_ms": "120000",  # an agent; 30000
+    "RAY_worker_register_timeout_seconds": "180",  # an actor's process; 60
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # 60
+}
+"""What Ray waits for while it starts, where the environment does not say."""
+
+CLUSTERS = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+"""Without clusters, as on Windows and macOS, every process of Ray takes 127.0.0.1 for its node's address and listens there alone."""
+
+
+def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) -> Any:
+    """Ray's context. `told` hears of tries that failed. Raises PlacementError, in one line that names the logs."""
+    begun, here = time.monotonic(), _children()
+    for tries in range(1, TRIES + 1):
+        try:
+            with _settings():
+                return ray.init(
+                    address="local",
+                    include_dashboard=dashboard,
+                    object_store_memory=object_store_mb << 20,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    _system_config={"max_direct_call_object_size": INLINE_BYTES},
+                )
+        except Exception as error:  # Ray raises plain Exception where a process of it did not come up
+            took = f"{time.monotonic() - begun:.0f} s"
+            ray.shutdown()
+            _end(_children() - here)
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if isinstance(error, (ValueError, TypeError, OSError)) and not isinstance(error, (ConnectionError, TimeoutError)):
+                raise PlacementError(f"Ray cannot start on this machine: {why}") from error
+            if tries == TRIES:
+                raise PlacementError(f"Ray did not start in {took} and {tries} tries; its logs are in {logs()}: {why}") from error
+            told(f"Ray did not start in {took}, as happens on a busy machine: trying again ({why})")
+    raise AssertionError("unreachable")
+
+
+def logs() -> Path:
+    """Of the Ray that this process started last."""
+    found = Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}")
+    return max(found, default=Path(get_default_ray_temp_dir()), key=lambda path: path.stat().st_mtime) / "logs"
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """The environment and constants that Ray's processes take over, while they start."""
+    kept, constants = dict(os.environ), (ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S)
+    for name, value in WAITS.items():
+        os.environ.setdefault(name, value)
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = int(os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"])
+    if CLUSTERS not in os.environ:
+        os.environ[CLUSTERS] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = constants
+        for name in (*WAITS, CLUSTERS):
+            os.environ.pop(name, None)
+            if name in kept:
+                os.environ[name] = kept[name]
+
+
+def _children() -> set[int]:
+    """Ray's processes that this one has started."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            _, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and b"/ray/" in (entry.parent / "cmdline").read_bytes():
+                found.add(int(entry.parent.name))
+    return found
+
+
+def _end(processes: set[int]) -> None:
+    """What a start that failed has left."""
+    for process in processes:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
