@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +22,7 @@ from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, Segmen
 from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
 from torch.nn.parallel import DistributedDataParallel
 
+from actors.meeting import free_address, use_interface
 from actors.rollout import probe
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
@@ -72,16 +72,9 @@ class Learner:
         """Weights are spread over the ranks."""
         return self.ranks > 1 and self.config.learner.parallel == "fsdp"
 
-    def rendezvous(self, ranks: int) -> str:
-        """A free address of this host, for rank 0 to be met at by so many ranks."""
-        host = "127.0.0.1"
-        if ranks > 1:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:  # sends nothing: asks which address leads out of this host
-                route.connect(("192.0.2.1", 9))
-                host = route.getsockname()[0]
-        with socket.socket() as probe_socket:
-            probe_socket.bind((host, 0))
-            return f"tcp://{host}:{probe_socket.getsockname()[1]}"
+    def rendezvous(self, host: str) -> str:
+        """A free address of this host, for rank 0 to be met at. host: its IPv4 or IPv6 address, which the others reach."""
+        return free_address(host)
 
     def join(self, ranks: int, address: str) -> None:
         """Form the process group of so many ranks, if there are several; load the model and wrap or shard it."""
@@ -90,6 +83,7 @@ class Learner:
             options = self.config.learner
             backend = options.backend if options.backend != "auto" else ("nccl" if options.gpus else "gloo")
             timeout = timedelta(seconds=options.timeout_seconds)
+            use_interface(address)
             dist.init_process_group(backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout)
         self.configure(self.config)
 

@@ -123,7 +123,8 @@ class Gang:
         """Wait for the actors, and let them meet and load what they need. Raises, once there has been a gang, GangError for
         whatever a rank cannot start of: the next one is made elsewhere."""
         self.places = self.finish(self._starting("place", [rank.__ray_call__.remote(place) for rank in self.ranks]))
-        (address,) = self.finish(self._starting("rendezvous", [self.ranks[0].rendezvous.remote(self.count)]))
+        host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == self.places[0].node)  # where other nodes reach it
+        (address,) = self.finish(self._starting("rendezvous", [self.ranks[0].rendezvous.remote(host)]))
         self.finish(self._starting("join", [rank.join.remote(self.count, address) for rank in self.ranks]))
         self.formed = True
 

@@ -33,7 +33,7 @@ class SleepingLearner:
     def __init__(self) -> None:
         self.version = 0
 
-    def rendezvous(self, ranks: int) -> str:
+    def rendezvous(self, host: str) -> str:
         return ""
 
     def join(self, ranks: int, address: str) -> None: ...
