@@ -1,4 +1,4 @@
-"""Connecting to a Ray that runs already, in time that a person waits."""
+"""Reaching a Ray that runs already, in time that a person waits: as a driver, or only the board in its head."""
 
 from __future__ import annotations
 
@@ -7,38 +7,59 @@ import os
 
 import ray
 
+from cluster.board import Board
 from cluster.errors import PlacementError
+from cluster.local import joining
 from cluster.pool import NAMESPACE
 from cluster.reach import greet
 from cluster.session import Session
 
 
 def connect(address: str) -> Session:
-    """Connect to a Ray that runs: at `address`; or, with "auto" or nothing, at RAY_ADDRESS, else the one on this machine.
+    """Become a driver of a Ray that runs: at `address`; or, with "auto" or nothing, at RAY_ADDRESS, else the one on this machine.
 
     Never starts one. Raises PlacementError, in one line.
     """
-    target = os.environ.get("RAY_ADDRESS", "") if address in ("", "auto") else address
-    if target in ("", "auto"):
-        target = _on_this_machine()
-    if target == "local" or "://" in target:
-        hint = ": that is the dashboard's, for ray job submit; run this on a node of the cluster, or submit it" if target.startswith("http") else ""
-        raise PlacementError(f"Ray address: expected HOST:PORT of a cluster that runs, got {target}{hint}")
+    found = _addresses(address)
+    if len(found) > 1:
+        raise PlacementError(f"no Ray found: expected RAY_ADDRESS or --address, got several on this machine: {', '.join(found)}")
+    (target,) = found
     greet(target)
     try:
-        context = ray.init(address=target, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        with joining(target):
+            context = ray.init(address=target, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
         raise PlacementError(f"cannot connect to Ray at {target}: {' '.join(str(error).split())}") from error
     url = str(context.dashboard_url or "")
     return Session(target, f"http://{url}" if url else "", local=False)
 
 
-def _on_this_machine() -> str:
-    """The address of the only Ray that has a process here."""
-    from ray._private.services import find_gcs_addresses  # what ray.init(address="auto") asks, which takes any of several
+def boards(address: str) -> list[Board]:
+    """Of the Ray at `address`, see `connect`; where no address is given, of every Ray on this machine that lets us in. Raises
+    PlacementError, in one line, where there is none."""
+    found, refused = [], []
+    for target in _addresses(address):
+        try:
+            greet(target)
+        except PlacementError as error:
+            refused.append(error)
+        else:
+            found.append(Board.at(target))
+    if not found:
+        raise refused[0]
+    return found
 
-    found = sorted(find_gcs_addresses())
-    if len(found) == 1:
-        return str(found[0])
-    several = f", got several on this machine: {', '.join(found)}" if found else ", and none runs on this machine"
-    raise PlacementError(f"no Ray found: expected RAY_ADDRESS or --address{several}")
+
+def _addresses(address: str) -> list[str]:
+    """HOST:PORT of the one Ray that is meant; of all that have a process on this machine where none is named."""
+    target = os.environ.get("RAY_ADDRESS", "") if address in ("", "auto") else address
+    if target in ("", "auto"):
+        from ray._private.services import find_gcs_addresses  # what ray.init(address="auto") asks, which takes any of several
+
+        if here := sorted(find_gcs_addresses()):
+            return [str(one) for one in here]
+        raise PlacementError("no Ray found: expected RAY_ADDRESS or --address, and none runs on this machine")
+    if target == "local" or "://" in target:
+        hint = ": that is the dashboard's, for ray job submit; run this on a node of the cluster, or submit it" if target.startswith("http") else ""
+        raise PlacementError(f"Ray address: expected HOST:PORT of a cluster that runs, got {target}{hint}")
+    return [target]

@@ -1,27 +1,22 @@
-"""Watching and scaling a run from outside: one named actor a run, and what finds, asks and shows it."""
+"""Watching and scaling a run from outside: what finds, asks and shows it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-import ray
-from ray.actor import ActorHandle
-from ray.util import list_named_actors
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from cluster.errors import DIED, PlacementError, cause
-from cluster.pool import NAMESPACE
+from cluster.board import STOP, Board
+from cluster.errors import PlacementError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-PREFIX = "controller:"
 AT_CHECKPOINT = ("learner",)
 """Roles that change only where the whole state is written anyway."""
-ANSWER_SECONDS = 30.0
 POLL_SECONDS = 0.5
 
 
@@ -44,6 +39,7 @@ class Snapshot(TypedDict, total=False):
     reward: float  # mean of the last iteration
     held_out: dict[str, float]  # the last held-out check, by reward/score
     seconds: dict[str, float]  # of the last iteration, by phase
+    trained: float  # seconds in iterations, of all parts of the run
     workers: dict[str, list[WorkerState]]  # by role
     version: int  # of the published weights
     epoch: int  # of the learner gang
@@ -56,65 +52,50 @@ class Snapshot(TypedDict, total=False):
     updated: float  # seconds since 1970, on the driver's clock
 
 
-class Controller:
-    """Holds what is wanted of a run and what it last said of itself. Ends with the driver that started it."""
+@dataclass(frozen=True)
+class Watched:
+    """A run that goes on, as people see it."""
 
-    def __init__(self, run: str, desired: Mapping[str, int], limits: Mapping[str, tuple[int, int]]):
-        """desired: workers by role. limits: fewest and most of each."""
-        self.run, self.wanted, self.limits = run, dict(desired), dict(limits)
-        self.snapshot: Snapshot = {}
-        self.heard, self.asked = time.monotonic(), False
-
-    def __repr__(self) -> str:
-        return f"{PREFIX}{self.run}"  # its name on Ray's dashboard
-
-    def scale(self, counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-        """Set the wanted counts of some roles: all or, where one cannot be had, none. Twice is as good as once.
-
-        Returns for each of these roles `from`, `to` and `when`. Raises ValueError, in one line.
-        """
-        for role, count in counts.items():
-            if role in self.snapshot.get("following", {}):
-                raise ValueError(f"scale: {role} workers follow the cluster by themselves ({role}.workers: auto), got {count}")
-            if role not in self.wanted:
-                raise ValueError(f"scale: expected a role of {', '.join(self.wanted)}, got {role!r}")
-            fewest, most = self.limits[role]
-            if not fewest <= count <= most:
-                raise ValueError(f"scale: expected {fewest} … {most} {role} workers, got {count}")
-        changed = {role: {"from": self.wanted[role], "to": count, "when": when(role)} for role, count in counts.items()}
-        self.wanted |= counts
-        return changed
-
-    def desired(self) -> dict[str, int]:
-        """Wanted workers by role."""
-        return self.wanted | self.snapshot.get("following", {})
-
-    def wishes(self) -> tuple[bool, dict[str, int]]:
-        """What the driver follows: shall the run end, and wanted workers by role."""
-        return self.asked, self.desired()
-
-    def report(self, snapshot: Snapshot) -> None:
-        """The driver says how the run is."""
-        self.snapshot, self.heard = snapshot, time.monotonic()
+    board: Board
+    run: str
 
     def status(self) -> dict[str, Any]:
-        """The last report, and beside it run, desired, limits, ready and pending by role, stopping, and age: seconds since that report."""
-        refused = self.snapshot.get("refused", {})
-        ready = dict.fromkeys(self.wanted, 0) | self.snapshot.get("ready", {})
+        """The last report, and beside it run, desired, limits, ready and pending by role, stopping, and age: seconds since that
+        report, by the clocks of its machine and this one. Raises PlacementError, in one line, when the run has ended."""
+        told = self.board.read(self.run)
+        wishes = self.board.wishes(self.run, (*told["wanted"], STOP))
+        desired = told["wanted"] | {role: count for role, count in wishes.items() if role != STOP} | told.get("following", {})
+        refused, ready = told.get("refused", {}), dict.fromkeys(told["wanted"], 0) | told.get("ready", {})
         return {
-            **self.snapshot,
-            "run": self.run,
-            "desired": self.desired(),
-            "limits": {role: list(pair) for role, pair in self.limits.items()},
+            **{key: value for key, value in told.items() if key not in ("job", "wanted")},
+            "desired": desired,
             "ready": ready,
-            "pending": {role: refused.get(role, when(role)) for role, count in self.desired().items() if ready[role] != count},
-            "stopping": self.asked,
-            "age": time.monotonic() - self.heard,
+            "pending": {role: refused.get(role, when(role)) for role, count in desired.items() if ready[role] != count},
+            "stopping": STOP in wishes or told.get("stopping", False),
+            "age": max(0.0, time.time() - told["updated"]),
         }
 
+    def scale(self, counts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """Wish for other numbers of some roles: all or, where one cannot be had, none.
+
+        Returns for each of these roles `from`, `to` and `when`. Raises PlacementError, in one line.
+        """
+        status = self.status()
+        for role, count in counts.items():
+            if role in status.get("following", {}):
+                raise PlacementError(f"scale: {role} workers follow the cluster by themselves ({role}.workers: auto), got {count}")
+            if role not in status["limits"]:
+                raise PlacementError(f"scale: expected a role of {', '.join(status['limits'])}, got {role!r}")
+            fewest, most = status["limits"][role]
+            if not fewest <= count <= most:
+                raise PlacementError(f"scale: expected {fewest} … {most} {role} workers, got {count}")
+        self.board.wish(self.run, counts)
+        return {role: {"from": status["desired"][role], "to": count, "when": when(role)} for role, count in counts.items()}
+
     def stop(self) -> None:
-        """A person wants the run to end behind the present iteration."""
-        self.asked = True
+        """Wish that the run ends behind the present iteration."""
+        self.board.read(self.run)
+        self.board.wish(self.run, {STOP: 1})
 
 
 def when(role: str) -> str:
@@ -122,62 +103,30 @@ def when(role: str) -> str:
     return "at the next checkpoint" if role in AT_CHECKPOINT else "now"
 
 
-def start(run: str, desired: Mapping[str, int], limits: Mapping[str, tuple[int, int]]) -> ActorHandle[Any]:
-    """The controller of a new run, on the driver's node. Raises PlacementError when a run of this name is there already."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor = ray.remote(Controller).options(name=PREFIX + run, namespace=NAMESPACE, num_cpus=0, max_restarts=0, scheduling_strategy=here)
-    try:
-        handle = actor.remote(run, dict(desired), dict(limits))
-    except ValueError as error:
-        raise PlacementError(f"run.name: expected one that no run of this cluster has, got {run}") from error
-    ask(handle, "desired")
-    return handle
+def find(boards: Sequence[Board], run: str) -> Watched:
+    """The run of this name or run folder, or the only one whose name begins so; "": the only run.
 
-
-def runs() -> list[str]:
-    """Names of all runs on this cluster."""
-    names = [found["name"] for found in list_named_actors(all_namespaces=True) if found["namespace"] == NAMESPACE]
-    return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
-
-
-def find(run: str) -> ActorHandle[Any]:
-    """The controller of a run: by its name, or by a beginning that only one has; "": the only run. Raises PlacementError, in one line."""
-    known = runs()
+    boards: of the Rays that may have it. Raises PlacementError, in one line that names all runs.
+    """
+    known = [Watched(board, name) for board in boards for name in board.runs()]
     if not known:
-        raise PlacementError(f"--run: expected a run on the Ray at {ray.get_runtime_context().gcs_address}, there is none")
-    found = [run] if run in known else [name for name in known if name.startswith(run)]
-    if len(found) != 1:
-        raise PlacementError(
-            f"--run: expected one of {', '.join(known)}, got {repr(run) if run else 'none'}{', which begins several' if run and found else ''}"
-        )
-    try:
-        return ray.get_actor(PREFIX + found[0], namespace=NAMESPACE)
-    except ValueError as error:
-        raise PlacementError(f"--run: expected a run that goes on, {found[0]} has just ended") from error
+        raise PlacementError(f"--run: expected a run on the Ray at {' or '.join(board.address for board in boards)}, there is none")
+    wanted = Path(run).name if run else ""
+    found = [one for one in known if one.run == wanted] or [one for one in known if one.run.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(f"{one.run} (--address {one.board.address})" if len(boards) > 1 else one.run for one in known)
+    raise PlacementError(f"--run: expected one of {names}, got {repr(run) if run else 'none'}{', which begins several' if run and found else ''}")
 
 
-def ask(handle: ActorHandle[Any], method: str, *arguments: Any) -> Any:
-    """What the controller answers. Raises PlacementError, in one line, when it refuses or is gone."""
-    try:
-        return ray.get(getattr(handle, method).remote(*arguments), timeout=ANSWER_SECONDS)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(refused := cause(error), ValueError):
-            raise PlacementError(str(refused)) from error
-        raise
-    except DIED as error:
-        raise PlacementError("the run has ended: its controller is gone") from error
-    except ray.exceptions.GetTimeoutError as error:
-        raise PlacementError(f"the run's controller gave no answer in {ANSWER_SECONDS:g} s") from error
-
-
-def wait(handle: ActorHandle[Any], counts: Mapping[str, int], timeout: float, told: Callable[[str], None]) -> None:
+def wait(watched: Watched, counts: Mapping[str, int], timeout: float, told: Callable[[str], None]) -> None:
     """Until the run reports exactly as many ready workers; `told` hears each step of the way.
 
     Raises PlacementError, in one line, after `timeout` seconds, or when somebody wants other counts meanwhile.
     """
     deadline, before = time.monotonic() + timeout, ""
     while True:
-        status = ask(handle, "status")
+        status = watched.status()
         text = ", ".join(_progress(status, role, count) for role, count in counts.items())
         if text != before:
             told(text)
@@ -235,12 +184,14 @@ def render(status: Mapping[str, Any]) -> RenderableType:
         row("running for", f"{(found['updated'] - found['started']) / 60:.1f} min")
     if "iteration" in found:
         row("iterations", f"{found['iteration']}" + (f" of {found['planned']}" if found.get("planned") else ""))
-    if "reward" in found:
+    if "trained" in found:
+        row("trained for", f"{found['trained'] / 60:.1f} min")
+    if found.get("reward") is not None:  # JSON knows no NaN
         row("reward", f"{found['reward']:.4f}")
     for key, form in (("held_out", "{:.4f}"), ("seconds", "{:.2f}"), ("restarts", "{}")):
         entries = cast(Mapping[str, Any], found.get(key) or {})
         if entries:
-            row(key.replace("_", " "), ", ".join(f"{name} {form.format(value)}" for name, value in entries.items()))
+            row(key.replace("_", " "), ", ".join(f"{name} {form.format(value)}" for name, value in entries.items() if value is not None))
     if "version" in found:
         row("weights", f"v{found['version']}" + (f", learner epoch {found['epoch']}" if "epoch" in found else ""))
     if found.get("checkpoint"):

@@ -155,14 +155,13 @@ class Crew:
             if now - self.reporter.told > TELL_SECONDS:
                 self.reporter.tell(self._standing())
 
-    def _heed(self, wishes: tuple[bool, dict[str, int]] | None) -> None:
-        if wishes:
-            self.ending, wanted = wishes
-            self.wanted_ranks = wanted["learner"]
-            if not self.auto:
-                self.rollouts.desired = wanted["rollout"]
-            for pool in self.rewards:
-                pool.desired = wanted["reward"]
+    def _heed(self, wishes: tuple[bool, dict[str, int]]) -> None:
+        self.ending, wanted = wishes
+        self.wanted_ranks = wanted["learner"]
+        if not self.auto:
+            self.rollouts.desired = wanted["rollout"]
+        for pool in self.rewards:
+            pool.desired = wanted["reward"]
 
     def stopping(self) -> bool:
         """Did somebody ask for the run to end behind the present iteration?"""

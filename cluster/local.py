@@ -7,15 +7,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
+from ray._private.services import get_node_ip_address
 
 from cluster.errors import PlacementError
+from cluster.reach import reachable
 
 INLINE_BYTES = 1024
 """Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
@@ -73,21 +75,42 @@ def logs() -> Path:
 @contextmanager
 def _settings() -> Iterator[None]:
     """The environment and constants that Ray's processes take over, while they start."""
-    kept, constants = dict(os.environ), (ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S)
+    kept, seconds = dict(os.environ), ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
     for name, value in WAITS.items():
         os.environ.setdefault(name, value)
     ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = int(os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"])
-    if CLUSTERS not in os.environ:
-        os.environ[CLUSTERS] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with loopback():
+            yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER, ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = constants
-        for name in (*WAITS, CLUSTERS):
+        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = seconds
+        for name in WAITS:
             os.environ.pop(name, None)
             if name in kept:
                 os.environ[name] = kept[name]
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Ray's processes that begin meanwhile take 127.0.0.1 for their address; nothing changes where the environment says otherwise."""
+    if CLUSTERS in os.environ:
+        yield
+        return
+    before, os.environ[CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[CLUSTERS]
+
+
+def joining(address: str) -> AbstractContextManager[None]:
+    """For ray.init at the address of a Ray that runs: it takes 127.0.0.1 for this host's address outside, where a Ray that was
+    started here does not listen."""
+    host, _, port = address.rpartition(":")
+    if host in ("127.0.0.1", "localhost") and not reachable(f"{get_node_ip_address()}:{port}"):
+        return loopback()
+    return nullcontext()
 
 
 def _children() -> set[int]:

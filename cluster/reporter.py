@@ -1,67 +1,67 @@
-"""What a run says of itself: to its controller, whom people ask, and as metrics."""
+"""What a run says of itself: on the board that people read, and as metrics."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import ray
-from ray import ObjectRef
 
 from cluster import control, nodes
-from cluster.errors import died
+from cluster.board import STOP, Board
+from cluster.errors import PlacementError
 from cluster.gang import Gang
 from cluster.monitor import Monitor
 from cluster.pool import Pool
 
 TELL_SECONDS = 5.0
 """How often workers and queues are told between reports."""
+BOARD_SECONDS = 2.0
+"""The longest that a run waits for the board; it takes about a millisecond."""
+TRAINED = "time/training"
+"""The figure that is of the whole run, among those of an iteration."""
 
 
 class Reporter:
-    """Holds the newest report of each kind, and adds what the actors do. Makes the controller."""
+    """Holds the newest report of each kind, and adds what the actors do. Wishes that were heard stay here, whatever becomes of
+    the board in the cluster's head."""
 
     def __init__(self, run: str, rollouts: Pool, rewards: list[Pool], gangs: list[Gang], limits: Mapping[str, tuple[int, int]]):
         self.rollouts, self.rewards, self.gangs = rollouts, rewards, gangs
         self.everyone: list[Pool | Gang] = [rollouts, *rewards, *gangs]
         self.last: dict[str, Any] = {"started": time.time()}
-        self.told = self.asked = 0.0
-        self.wish: ObjectRef[Any] | None = None
+        self.told = 0.0
         self.counted: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()  # what the metrics know of
         self.versions: set[str] = set()  # workers whose weights they know of
-        desired = {"rollout": rollouts.desired, "reward": rewards[0].desired, "learner": sum(gang.count for gang in gangs)}
-        self.controller, self.monitor = control.start(run, desired, limits), Monitor(run)
+        self.ending = False  # somebody asked for it
+        self.wanted = {"rollout": rollouts.desired, "reward": rewards[0].desired, "learner": sum(gang.count for gang in gangs)}
+        self.known = {"run": run, "job": ray.get_runtime_context().get_job_id(), "limits": {role: list(pair) for role, pair in limits.items()}}
+        self.board, self.monitor = Board.at(ray.get_runtime_context().gcs_address, BOARD_SECONDS), Monitor(run)
+        self.board.claim(run, self._notice())
 
-    def wishes(self) -> tuple[bool, dict[str, int]] | None:
-        """What people want: shall the run end, and actors by role; None when there is nothing to hear now. Does not wait.
+    def wishes(self) -> tuple[bool, dict[str, int]]:
+        """What people want: shall the run end, and actors by role. Where the head gives no answer: as before."""
+        with suppress(PlacementError):
+            found = self.board.wishes(self.known["run"], (*self.wanted, STOP))
+            self.ending |= STOP in found
+            self.wanted |= {role: count for role, count in found.items() if role != STOP}
+        return self.ending, dict(self.wanted)
 
-        The controller may be gone with its node, or an answer lost: the run goes on as it is.
-        """
-        now = time.monotonic()
-        if self.wish is None or now - self.asked > control.ANSWER_SECONDS:
-            self.wish, self.asked = self.controller.wishes.remote(), now
-        if not ray.wait([self.wish], timeout=0)[0]:
-            return None
-        wish, self.wish = self.wish, None
-        try:
-            found: tuple[bool, dict[str, int]] = ray.get(wish)
-        except ray.exceptions.RayError as error:
-            if not died(error):
-                raise
-            return None
-        return found
+    def _notice(self) -> dict[str, Any]:
+        notice = {**self.last, **self.known, "wanted": self.wanted, "stopping": self.ending, "updated": time.time()}
+        return cast(dict[str, Any], control.plain(notice))
 
     def report(self, values: Mapping[str, Any], standing: Mapping[str, Any]) -> None:
         """`values` as the trainer gives them. standing: see `tell`."""
         figures: Mapping[str, float] = values.get("figures", {})
         self.last |= {key: value for key, value in values.items() if key != "figures"}
-        if "reward/total" in figures:
-            self.last["reward"] = figures["reward/total"]
+        self.last |= {key: figures[name] for key, name in (("reward", "reward/total"), ("trained", TRAINED)) if name in figures}
         for key, prefix in (("seconds", "time/"), ("held_out", "held_out/")):
-            if found := {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}:
+            if found := {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix) and name != TRAINED}:
                 self.last[key] = found
         self.monitor.iteration(figures)
         self.tell(standing)
@@ -72,8 +72,9 @@ class Reporter:
         restarts: Counter[str] = Counter()
         for one in self.everyone:
             restarts.update(one.restarts)
-        self.last |= {**standing, "workers": self._states(), "ready": self._ready(), "restarts": dict(restarts), "updated": time.time()}
-        self.controller.report.remote(dict(self.last))
+        self.last |= {**standing, "workers": self._states(), "ready": self._ready(), "restarts": dict(restarts)}
+        with suppress(PlacementError):  # the run goes on; the next report comes soon
+            self.board.tell(self.known["run"], self._notice())
         self._measure()
 
     def _ready(self) -> dict[str, int]:
@@ -122,5 +123,7 @@ class Reporter:
         self.counted[key] = count
 
     def close(self) -> None:
-        """Stop the metrics."""
+        """Stop the metrics; the run is no longer known."""
         self.monitor.close()
+        with suppress(PlacementError):
+            self.board.forget(self.known["run"])

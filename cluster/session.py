@@ -49,7 +49,8 @@ def start(address: str, object_store_mb: int, dashboard: bool, told: Callable[[s
             secret.chmod(0o600)  # Ray writes it readable for all
     else:
         greet(found)  # ray.init would retry for minutes where nobody answers
-        context = ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+        with local.joining(found):
+            context = ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
     for number, handler in handlers.items():  # Ray sets its own, which exit at once: a run could not save
         signal.signal(number, handler)
     url = str(context.dashboard_url or "")

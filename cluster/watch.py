@@ -9,27 +9,26 @@ import sys
 from rich.console import Console
 
 from cluster import control
-from cluster.connect import connect
+from cluster.connect import boards
 
 
 def watch(found: argparse.Namespace) -> int:
-    """status, scale and stop: ask the controller of a run that goes on. Returns the exit code."""
-    connect(found.address)
-    handle = control.find(found.run)
+    """status, scale and stop: of a run that goes on. Returns the exit code."""
+    watched = control.find(boards(found.address), found.run)
     if found.command == "status":
-        status = control.ask(handle, "status")
-        print(json.dumps(control.plain(status), indent=1)) if found.json else Console().print(control.render(status))
+        status = watched.status()
+        print(json.dumps(status, indent=1)) if found.json else Console().print(control.render(status))
         return 0
     if found.command == "stop":
-        control.ask(handle, "stop")
+        watched.stop()
         print(json.dumps({"stopping": True}) if found.json else "the run ends behind the present iteration")
         return 0
     counts = {role: getattr(found, role) for role in ("rollout", "reward", "learner") if getattr(found, role) is not None}
-    changed = control.ask(handle, "scale", counts)
+    changed = watched.scale(counts)
     if found.json:
         print(json.dumps(changed, indent=1))
     else:
         print("\n".join(f"{role}: {change['from']} → {change['to']}, {change['when']}" for role, change in changed.items()))
     if found.wait:
-        control.wait(handle, counts, found.timeout, told=lambda text: print(text, file=sys.stderr, flush=True))
+        control.wait(watched, counts, found.timeout, told=lambda text: print(text, file=sys.stderr, flush=True))
     return 0

@@ -37,7 +37,7 @@ SECONDS = 2.0
 NOTABLE = 0.02
 """Drifts up to this part of the mean are passed over."""
 
-ACTORS = {"ray::RolloutWorker": "rollout", "ray::RewardWorker": "reward", "ray::Learner": "learner", "ray::Controller": "controller"}
+ACTORS = {"ray::RolloutWorker": "rollout", "ray::RewardWorker": "reward", "ray::Learner": "learner"}
 DAEMONS = {"/raylet/raylet": "raylet", "/gcs/gcs_server": "gcs", "dashboard": "dashboard, agents", "Agent": "dashboard, agents"}
 ROLES = ("driver", *ACTORS.values(), "raylet", "gcs", "dashboard, agents", "other")
 MEMORY = {"Rss": "RSS MB", "Pss_Anon": "own MB"}

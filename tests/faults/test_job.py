@@ -16,7 +16,7 @@ from test_drivers import arguments
 from branchgrpo.metrics import read
 
 GRACE = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}
-ACTORS = ("ray::rollout", "ray::reward", "ray::learner", "ray::controller", "ray::Rollout", "ray::Reward", "ray::Learner", "ray::Controller")
+ACTORS = ("ray::rollout", "ray::reward", "ray::learner", "ray::Rollout", "ray::Reward", "ray::Learner")
 
 
 def job(cluster: Head, *options: str) -> subprocess.CompletedProcess[str]:

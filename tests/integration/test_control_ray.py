@@ -9,16 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from cluster import control
+from cluster.board import Board
 from cluster.errors import PlacementError
+from cluster.gang import Gang
+from cluster.meter import Meter
+from cluster.pool import Patience, Pool
+from cluster.reporter import Reporter
 from cluster.session import Session
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"rollout": (1, 8), "reward": (1, 4), "learner": (1, 2)}
@@ -26,16 +28,15 @@ LIMITS = {"rollout": (1, 8), "reward": (1, 4), "learner": (1, 2)}
 COMMAND = """
 import json, sys
 from cluster import control
-from cluster.connect import connect
+from cluster.connect import boards
 from cluster.errors import PlacementError
-connect("")
 for name, arguments in json.loads(sys.argv[1]):
     try:
-        handle = control.find(arguments.pop(0))
+        watched = control.find(boards(""), arguments.pop(0))
         if name == "wait":
-            control.wait(handle, *arguments, told=lambda text: print(json.dumps(text), flush=True))
+            control.wait(watched, *arguments, told=lambda text: print(json.dumps(text), flush=True))
         else:
-            print(json.dumps(control.plain(control.ask(handle, name, *arguments))), flush=True)
+            print(json.dumps(getattr(watched, name)(*arguments)), flush=True)
     except PlacementError as error:
         print(json.dumps(["error", str(error)]), flush=True)
 """
@@ -78,19 +79,11 @@ def answers(process: subprocess.Popen[str]) -> list[Any]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def end(handle: ActorHandle[Any]) -> str:
-    """Kill a controller and wait until it is gone, which ray.kill does not; what a question then gets."""
-    import ray
-
-    ray.kill(handle)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            control.ask(handle, "desired")
-        except PlacementError as error:
-            return str(error)
-        time.sleep(0.05)
-    raise TimeoutError("the controller lives on")
+def reporter(run: str) -> Reporter:
+    """Of a driver that has no actors yet."""
+    patience = Patience()
+    rollouts, rewards = (Pool(object, role, count, {}, (), Meter(), patience, run) for role, count in (("rollout", 2), ("reward", 1)))
+    return Reporter(run, rollouts, [rewards], [Gang(object, "learner", 1, {}, tuple, Meter(), 1.0, run)], LIMITS)
 
 
 def workers(role: str, ready: int, starting: int = 0) -> list[control.WorkerState]:
@@ -98,20 +91,22 @@ def workers(role: str, ready: int, starting: int = 0) -> list[control.WorkerStat
     return [{"name": f"demo/{role}-{index}", "state": state, "version": 4, "node": "here", "busy": 0} for index, state in enumerate(states)]
 
 
-def test_a_run_is_found_watched_scaled_and_waited_for(ray_session: Session) -> None:
-    handle = control.start("demo-1", {"rollout": 2, "reward": 1, "learner": 1}, LIMITS)
+def test_a_run_is_found_watched_scaled_and_waited_for_and_no_job_appears(ray_session: Session) -> None:
+    made = reporter("demo-1")
     present = {"rollout": 2, "reward": 1, "learner": 1}
 
     def report(starting: int = 0) -> None:
         found = {role: workers(role, count, starting if role == "rollout" else 0) for role, count in present.items()}
-        control.ask(handle, "report", {"iteration": 5, "phase": "training", "reward": float("nan"), "workers": found, "ready": dict(present)})
+        made.last |= {"iteration": 5, "phase": "training", "reward": float("nan"), "workers": found, "ready": dict(present)}
+        made.board.tell("demo-1", made._notice())
 
     report()
-    steps = [["status", [""]], ["scale", ["demo", {"rollout": 4}]], ["wait", ["demo-1", {"rollout": 4}, 60]], ["stop", [""]]]
+    before = made.board._jobs()
+    steps = [["status", [""]], ["scale", ["demo", {"rollout": 4}]], ["wait", ["/some/runs/demo-1", {"rollout": 4}, 60]], ["stop", [""]]]
     process = begin(ray_session.address, COMMAND, json.dumps(steps))
     deadline = time.monotonic() + 100
     while present["rollout"] < 4 and time.monotonic() < deadline:  # as a driver reconciles
-        if control.ask(handle, "desired")["rollout"] > present["rollout"]:
+        if made.wishes()[1]["rollout"] > present["rollout"]:
             report(starting=1)
             time.sleep(2 * control.POLL_SECONDS)
             present["rollout"] += 1
@@ -122,14 +117,38 @@ def test_a_run_is_found_watched_scaled_and_waited_for(ray_session: Session) -> N
     assert status["ready"] == present | {"rollout": 2} and status["pending"] == {}
     assert changed == {"rollout": {"from": 2, "to": 4, "when": "now"}}
     assert progress[-1] == "rollout 4/4 ready" and "rollout 3/4 ready" in " ".join(progress) and "1 starting" in " ".join(progress)
-    assert stopped is None and control.ask(handle, "wishes")[0]
-    end(handle)
+    assert stopped is None and made.wishes() == (True, {"rollout": 4, "reward": 1, "learner": 1})
+    jobs = made.board.client.get_all_job_info()
+    assert {job.hex() for job in jobs} == before  # people who ask are no drivers
+    made.close()
+    assert made.board.runs() == []
+
+
+def test_a_board_that_is_lost_comes_back_with_what_was_wished_for(ray_session: Session) -> None:
+    made = reporter("demo-2")
+    watched = control.find([Board.at(ray_session.address)], "demo")
+    watched.scale({"rollout": 5, "learner": 2})
+    assert made.wishes() == (False, {"rollout": 5, "reward": 1, "learner": 2})
+    made.board.forget("demo-2")  # as when the head comes back without its memory
+    assert made.wishes() == (False, {"rollout": 5, "reward": 1, "learner": 2})
+    with pytest.raises(PlacementError, match="demo-2 has ended"):
+        watched.status()
+    made.tell({})
+    status = watched.status()
+    assert status["desired"] == {"rollout": 5, "reward": 1, "learner": 2} and not status["stopping"]
+    watched.stop()
+    assert made.wishes()[0]
+    made.board.forget("demo-2")
+    made.report({"phase": "training", "figures": {"time/grow": 1.5, "time/training": 90.0, "reward/total": 0.5}}, {})
+    status = watched.status()
+    assert status["stopping"] and status["seconds"] == {"grow": 1.5} and status["trained"] == 90.0 and status["reward"] == 0.5
+    made.close()
 
 
 def test_what_cannot_be_is_said_in_one_line(ray_session: Session) -> None:
-    one, two = (control.start(f"many-{number}", {"rollout": 2, "learner": 1}, LIMITS) for number in (1, 2))
+    one, two = (reporter(f"many-{number}") for number in (1, 2))
     with pytest.raises(PlacementError, match=r"run\.name: .* many-1"):
-        control.start("many-1", {}, {})
+        reporter("many-1")
     steps = [
         ["status", [""]], ["status", ["nobody"]], ["status", ["many"]], ["scale", ["many-1", {"rollout": 99}]], ["scale", ["many-1", {"critic": 1}]],
         ["scale", ["many-1", {"rollout": 3, "learner": 2}]], ["wait", ["many-1", {"rollout": 3, "learner": 2}, 1]], ["wait", ["many-1", {"rollout": 5}, 60]],
@@ -139,21 +158,20 @@ def test_what_cannot_be_is_said_in_one_line(ray_session: Session) -> None:
     assert nobody == ["error", "--run: expected one of many-1, many-2, got 'nobody'"]
     assert both[1].startswith("--run: expected one of many-1, many-2, got 'many', which begins several")
     assert large == ["error", "scale: expected 1 … 8 rollout workers, got 99"]
-    assert critic == ["error", "scale: expected a role of rollout, learner, got 'critic'"]
+    assert critic == ["error", "scale: expected a role of rollout, reward, learner, got 'critic'"]
     assert told == "rollout 0/3 ready, learner 0/2 ready (at the next checkpoint)" and again == "rollout 0/5 ready"
     assert late[1].startswith(f"scale: expected 3 rollout and 2 learner within 1 s, got {told} (reported ")
     assert overruled == ["error", "scale: expected 5 rollout, but somebody has asked for 3 rollout meanwhile"]
-    assert [end(handle) for handle in (one, two)] == ["the run has ended: its controller is gone"] * 2
+    one.close()
+    two.close()
     with pytest.raises(PlacementError, match=f"on the Ray at {ray_session.address}, there is none"):
-        control.find("")
+        control.find([Board.at(ray_session.address)], "")
 
 
 def test_a_wrong_token_is_one_line_at_once(ray_session: Session) -> None:
-    process = begin(ray_session.address, COMMAND, "[]", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef")
-    _, trouble = process.communicate(timeout=60)
-    assert process.returncode == 1
-    line = trouble.splitlines()[-1]
-    assert f"PlacementError: the Ray at {ray_session.address} asks for a token" in line and "0123456789abcdef" not in trouble
+    process = begin(ray_session.address, COMMAND, '[["status", [""]]]', RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef")
+    ((kind, line),) = answers(process)
+    assert kind == "error" and line.startswith(f"the Ray at {ray_session.address} asks for a token") and "0123456789abcdef" not in line
 
 
 def test_the_doctor_looks_at_every_node(ray_session: Session, tmp_path: Path) -> None:

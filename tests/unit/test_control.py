@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,17 +17,60 @@ import pytest
 from rich.console import Console
 
 from cluster import control, reach
-from cluster.connect import connect
-from cluster.control import Controller, Snapshot, plain, render
+from cluster.board import Board
+from cluster.connect import boards, connect
+from cluster.control import Snapshot, Watched, plain, render
 from cluster.errors import PlacementError
 
 DESIRED = {"rollout": 2, "reward": 1, "learner": 1}
-LIMITS = {"rollout": (1, 8), "reward": (1, 4), "learner": (1, 2)}
+LIMITS = {"rollout": [1, 8], "reward": [1, 4], "learner": [1, 2]}
+ROLES = (*DESIRED, "stop")
+
+
+class Head:
+    """The part of Ray's GcsClient that a board uses: keys, and jobs that live or not."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, bytes] = {}
+        self.jobs = {b"\1": False}
+
+    def internal_kv_put(self, key: bytes, value: bytes, overwrite: bool, space: bytes, timeout: float) -> int:
+        new = key not in self.kept
+        if new or overwrite:
+            self.kept[key] = value
+        return int(new)
+
+    def internal_kv_keys(self, begin: bytes, space: bytes, timeout: float) -> list[bytes]:
+        return [key for key in self.kept if key.startswith(begin)]
+
+    def internal_kv_multi_get(self, keys: list[bytes], space: bytes, timeout: float) -> dict[bytes, bytes]:
+        return {key: self.kept[key] for key in keys if key in self.kept}
+
+    def internal_kv_del(self, key: bytes, by_beginning: bool, space: bytes, timeout: float) -> None:
+        self.kept = {one: value for one, value in self.kept.items() if one != key and not (by_beginning and one.startswith(key))}
+
+    def get_all_job_info(self, timeout: float, **_: bool) -> dict[bytes, Any]:
+        return {job: SimpleNamespace(is_dead=dead) for job, dead in self.jobs.items()}
 
 
 @pytest.fixture
-def controller() -> Controller:
-    return Controller("demo", DESIRED, LIMITS)
+def head() -> Head:
+    return Head()
+
+
+def notice(**told: Any) -> dict[str, Any]:
+    return {"run": "demo", "job": "01", "wanted": DESIRED, "limits": LIMITS, "updated": time.time(), **told}
+
+
+@pytest.fixture
+def watched(head: Head) -> Watched:
+    board = Board(head, "127.0.0.1:1")
+    board.claim("demo", notice())
+    return Watched(board, "demo")
+
+
+def report(watched: Watched, told: Snapshot, **changed: Any) -> None:
+    watched.board.tell("demo", notice(**{**told, "updated": time.time()} | changed))
 
 
 def worker(name: str, state: str = "ready", version: int = 3) -> control.WorkerState:
@@ -37,17 +82,17 @@ SNAPSHOT: Snapshot = {
     "phase": "training", "iteration": 7, "planned": 20, "reward": 0.5, "held_out": {"ocr/exact": 0.25}, "seconds": {"grow": 1.5, "update": 0.25},
     "workers": {"rollout": [worker("demo/rollout-0"), worker("demo/rollout-1", "starting", -1)], "reward": [worker("demo/reward-0")],
                 "learner": [worker("demo/learner-0")]},
-    "version": 3, "epoch": 1, "restarts": {"died": 2}, "checkpoint": {"iteration": 6, "path": "/runs/[demo]/6"}, "started": 100.0, "updated": 220.0,
+    "version": 3, "epoch": 1, "restarts": {"died": 2}, "checkpoint": {"iteration": 6, "path": "/runs/[demo]/6"}, "started": 100.0, "trained": 90.0,
 }  # fmt: skip
 
 
-def test_scaling_sets_what_is_wanted_and_says_when(controller: Controller) -> None:
-    changed = controller.scale({"rollout": 6, "learner": 2})
+def test_scaling_sets_what_is_wanted_and_says_when(watched: Watched) -> None:
+    changed = watched.scale({"rollout": 6, "learner": 2})
     assert changed == {"rollout": {"from": 2, "to": 6, "when": "now"}, "learner": {"from": 1, "to": 2, "when": "at the next checkpoint"}}
-    assert controller.desired() == {"rollout": 6, "reward": 1, "learner": 2}
-    again = controller.scale({"rollout": 6, "learner": 2})
+    assert watched.status()["desired"] == {"rollout": 6, "reward": 1, "learner": 2}
+    again = watched.scale({"rollout": 6, "learner": 2})
     assert {role: (change["from"], change["to"]) for role, change in again.items()} == {"rollout": (6, 6), "learner": (2, 2)}
-    assert controller.desired() == {"rollout": 6, "reward": 1, "learner": 2}
+    assert watched.board.wishes("demo", ROLES) == {"rollout": 6, "learner": 2}
 
 
 @pytest.mark.parametrize(
@@ -58,48 +103,72 @@ def test_scaling_sets_what_is_wanted_and_says_when(controller: Controller) -> No
         ({"rollout": 4, "reward": 0}, ["1 … 4 reward", "got 0"]),
     ],
 )
-def test_a_refusal_is_one_line_and_changes_nothing(controller: Controller, counts: dict[str, int], words: list[str]) -> None:
-    with pytest.raises(ValueError) as caught:
-        controller.scale(counts)
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)
-    assert controller.desired() == DESIRED
+def test_a_refusal_is_one_line_and_changes_nothing(watched: Watched, counts: dict[str, int], words: list[str]) -> None:
+    line = refusal(watched.scale, counts)
+    assert all(word in line for word in words)
+    assert watched.status()["desired"] == DESIRED and not watched.board.wishes("demo", ROLES)
 
 
-def test_wanted_counts_are_the_controllers_own(controller: Controller) -> None:
-    controller.desired()["rollout"] = 99
-    assert controller.desired() == DESIRED
-
-
-def test_status_counts_ready_workers_and_what_is_to_come(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [10.0]
-    monkeypatch.setattr(control.time, "monotonic", lambda: now[0])
-    controller.report(SNAPSHOT)
-    now[0] = 15.0
-    status = controller.status()
-    assert status["age"] == 5.0 and status["iteration"] == 7
+def test_status_counts_ready_workers_and_what_is_to_come(watched: Watched) -> None:
+    report(watched, SNAPSHOT, updated=time.time() - 5)
+    status = watched.status()
+    assert 5 <= status["age"] < 8 and status["iteration"] == 7
     assert status["ready"] == {"rollout": 1, "reward": 1, "learner": 1} and status["pending"] == {"rollout": "now"}
-    controller.scale({"rollout": 1, "learner": 2})
-    assert controller.status()["pending"] == {"learner": "at the next checkpoint"}
+    watched.scale({"rollout": 1, "learner": 2})
+    assert watched.status()["pending"] == {"learner": "at the next checkpoint"}
+    report(watched, SNAPSHOT, updated=time.time() + 60)  # a clock that is ahead
+    assert watched.status()["age"] == 0
 
 
-def test_stopping_is_asked_once_and_for_all(controller: Controller) -> None:
-    assert controller.wishes() == (False, {"rollout": 2, "reward": 1, "learner": 1})
-    controller.stop()
-    assert controller.wishes()[0] and controller.status()["stopping"]
+def test_stopping_is_asked_once_and_for_all(watched: Watched) -> None:
+    assert not watched.status()["stopping"]
+    watched.stop()
+    assert watched.board.wishes("demo", ROLES) == {"stop": 1} and watched.status()["stopping"]
 
 
-def test_a_role_that_follows_the_cluster_is_not_scaled(controller: Controller) -> None:
-    controller.report({"following": {"rollout": 5}})
-    with pytest.raises(ValueError, match=r"^scale: rollout workers follow the cluster by themselves \(rollout\.workers: auto\), got 3$"):
-        controller.scale({"rollout": 3, "reward": 1})
-    assert controller.status()["desired"] == {"rollout": 5, "reward": 1, "learner": 1}
+def test_a_role_that_follows_the_cluster_is_not_scaled(watched: Watched) -> None:
+    report(watched, {"following": {"rollout": 5}})
+    line = refusal(watched.scale, {"rollout": 3, "reward": 1})
+    assert line == "scale: rollout workers follow the cluster by themselves (rollout.workers: auto), got 3"
+    assert watched.status()["desired"] == {"rollout": 5, "reward": 1, "learner": 1}
 
 
-def test_a_number_that_cannot_be_had_says_why(controller: Controller) -> None:
-    controller.scale({"learner": 2})
-    controller.report(SNAPSHOT | {"refused": {"learner": "cluster: expected room"}})
-    assert controller.status()["pending"]["learner"] == "cluster: expected room"
-    assert line_of(text_of(controller.status()), "learner ").startswith("1/2, cluster: expected room")
+def test_a_number_that_cannot_be_had_says_why(watched: Watched) -> None:
+    watched.scale({"learner": 2})
+    report(watched, SNAPSHOT, refused={"learner": "cluster: expected room"})
+    assert watched.status()["pending"]["learner"] == "cluster: expected room"
+    assert line_of(text_of(watched.status()), "learner ").startswith("1/2, cluster: expected room")
+
+
+def test_a_run_whose_driver_is_gone_is_no_run_and_its_name_is_free(head: Head, watched: Watched) -> None:
+    watched.stop()
+    assert "run.name: expected one that no run" in refusal(watched.board.claim, "demo", notice())
+    head.jobs[b"\1"] = True
+    assert watched.board.runs() == [] and "demo has ended" in refusal(watched.status) == refusal(watched.scale, {}) == refusal(watched.stop)
+    head.jobs[b"\2"] = False
+    watched.board.claim("other", notice(job="02"))
+    assert [key for key in head.kept] == [b"run:other"]  # what the dead left is swept
+    watched.board.claim("demo", notice(job="02"))
+    assert watched.board.runs() == ["demo", "other"] and not watched.status()["stopping"]
+    watched.board.forget("other")
+    assert watched.board.runs() == ["demo"]
+
+
+def test_runs_of_several_rays_are_told_apart(head: Head, watched: Watched) -> None:
+    second = Head()
+    far = Board(second, "127.0.0.1:2")
+    both = [watched.board, far]
+    assert control.find(both, "") == watched  # the only run, whatever else is there
+    for name in ("far-1", "far-2", "demo-2"):
+        far.claim(name, notice())
+    assert control.find(both, "far-1").board is far and control.find(both, "/some/runs/far-2").run == "far-2"
+    assert control.find(both, "demo") == watched and control.find(both, "demo-") == Watched(far, "demo-2")
+    places = "demo (--address 127.0.0.1:1), demo-2 (--address 127.0.0.1:2), far-1 (--address 127.0.0.1:2), far-2 (--address 127.0.0.1:2)"
+    assert refusal(control.find, both, "") == f"--run: expected one of {places}, got none"
+    assert refusal(control.find, both, "far") == f"--run: expected one of {places}, got 'far', which begins several"
+    assert refusal(control.find, [far], "nobody") == "--run: expected one of demo-2, far-1, far-2, got 'nobody'"
+    second.jobs[b"\1"] = True
+    assert refusal(control.find, [far], "") == "--run: expected a run on the Ray at 127.0.0.1:2, there is none"
 
 
 def text_of(status: dict[str, Any]) -> str:
@@ -114,13 +183,14 @@ def line_of(text: str, begin: str) -> str:
     return " ".join(found.removeprefix(begin).split())
 
 
-def test_a_status_on_a_terminal(controller: Controller) -> None:
-    controller.report(SNAPSHOT)
-    controller.scale({"learner": 2})
-    text = text_of(controller.status())
+def test_a_status_on_a_terminal(watched: Watched) -> None:
+    report(watched, SNAPSHOT, started=time.time() - 120)
+    watched.scale({"learner": 2})
+    text = text_of(watched.status())
     assert line_of(text, "run ") == "demo"
     assert line_of(text, "phase") == "training (reported 0 s ago)"
     assert line_of(text, "running for") == "2.0 min"
+    assert line_of(text, "trained for") == "1.5 min"
     assert line_of(text, "iterations") == "7 of 20"
     assert line_of(text, "held out") == "ocr/exact 0.2500"
     assert line_of(text, "seconds") == "grow 1.50, update 0.25"
@@ -132,14 +202,14 @@ def test_a_status_on_a_terminal(controller: Controller) -> None:
     assert line_of(text, "learner ") == "1/2, at the next checkpoint demo/learner-0 ready v3 1 node-a"
 
 
-def test_a_status_before_the_first_checkpoint(controller: Controller) -> None:
-    controller.report({**SNAPSHOT, "checkpoint": {"iteration": 0, "path": "/runs/demo"}})
-    assert line_of(text_of(controller.status()), "checkpoint") == "none yet, they will be in /runs/demo"
+def test_a_status_before_the_first_checkpoint(watched: Watched) -> None:
+    report(watched, SNAPSHOT, checkpoint={"iteration": 0, "path": "/runs/demo"})
+    assert line_of(text_of(watched.status()), "checkpoint") == "none yet, they will be in /runs/demo"
 
 
-def test_a_status_before_the_first_report(controller: Controller) -> None:
-    controller.stop()
-    text = text_of(controller.status())
+def test_a_status_before_the_first_report(watched: Watched) -> None:
+    watched.stop()
+    text = text_of(watched.status())
     assert line_of(text, "run ") == "demo, ends behind this iteration"
     assert line_of(text, "phase") == "no report for 0 s"
     assert line_of(text, "rollout ") == "0/2"
@@ -256,3 +326,11 @@ def test_without_an_address_the_only_ray_on_this_machine(monkeypatch: pytest.Mon
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset(found))
     line = refusal(connect, "")
     assert "expected RAY_ADDRESS or --address" in line and words in line
+
+
+def test_boards_of_all_rays_on_this_machine_that_let_us_in(monkeypatch: pytest.MonkeyPatch, serve: Serve, closed_port: int) -> None:
+    open_one, locked, gone = serve(""), serve("secret"), f"127.0.0.1:{closed_port}"
+    monkeypatch.setattr("cluster.board.GcsClient", lambda address: address)
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset({open_one, locked, gone}))
+    assert [board.address for board in boards("")] == [open_one]
+    assert "no token" in refusal(boards, locked) and "nothing answers" in refusal(boards, gone)

@@ -1,0 +1,105 @@
+"""Where runs say how they are and people say what they want: keys in the cluster's head, which no process of a run holds.
+
+Reading and writing them takes a connection to the head and its token, and no driver: nothing of it appears among Ray's jobs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ray
+from ray._raylet import GcsClient  # what Ray's own state commands ask; there is no public way without becoming a driver
+
+from cluster.errors import PlacementError
+
+SPACE = b"branchgrpo"
+ANSWER_SECONDS = 10.0
+STOP = "stop"
+"""Stands among the roles for a wish that the run ends."""
+
+
+class Board:
+    """The notices of all runs of one cluster. Raises PlacementError, in one line, when its head gives no answer."""
+
+    def __init__(self, client: Any, address: str, seconds: float = ANSWER_SECONDS):
+        """client: a GcsClient. seconds: how long to wait for an answer."""
+        self.client, self.address, self.seconds = client, address, seconds
+
+    @classmethod
+    def at(cls, address: str, seconds: float = ANSWER_SECONDS) -> Board:
+        """Of the Ray at HOST:PORT, which must have been greeted: Ray ends a process that finds none."""
+        return cls(GcsClient(address=address), address, seconds)
+
+    def runs(self) -> list[str]:
+        """Names of runs whose driver lives."""
+        return sorted(name for name, notice in self._notices().items() if notice["job"] in self._jobs())
+
+    def claim(self, run: str, notice: Mapping[str, Any]) -> None:
+        """A new run's first notice, with the job that it ends with. What others left whose jobs are gone is taken away.
+
+        Raises PlacementError when a run of this name lives.
+        """
+        living = self._jobs()
+        for name, old in self._notices().items():
+            if old["job"] not in living:
+                self.forget(name)
+        if not self._ask("internal_kv_put", _notice(run), _bytes(notice), False, SPACE):
+            raise PlacementError(f"run.name: expected one that no run of this cluster has, got {run}")
+        self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
+
+    def tell(self, run: str, notice: Mapping[str, Any]) -> None:
+        """How the run is."""
+        self._ask("internal_kv_put", _notice(run), _bytes(notice), True, SPACE)
+
+    def read(self, run: str) -> dict[str, Any]:
+        """What the run told last. Raises PlacementError when it has ended."""
+        found = self._notices([run]).get(run)
+        if found is None or found["job"] not in self._jobs():
+            raise PlacementError(f"--run: expected a run that goes on, {run} has ended")
+        return found
+
+    def wish(self, run: str, counts: Mapping[str, int]) -> None:
+        """What somebody wants, by role, or of STOP. Twice is as good as once."""
+        for role, count in counts.items():
+            self._ask("internal_kv_put", _wish(run, role), _bytes(count), True, SPACE)
+
+    def wishes(self, run: str, roles: Iterable[str]) -> dict[str, int]:
+        """What was wished for, by role; those that nobody spoke of are missing."""
+        keys = {_wish(run, role): role for role in roles}
+        found = self._ask("internal_kv_multi_get", list(keys), SPACE)
+        return {keys[key]: int(json.loads(value)) for key, value in found.items()}
+
+    def forget(self, run: str) -> None:
+        """The run has ended."""
+        self._ask("internal_kv_del", _notice(run), False, SPACE)
+        self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
+
+    def _notices(self, runs: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        keys = self._ask("internal_kv_keys", b"run:", SPACE) if runs is None else [_notice(run) for run in runs]
+        found = self._ask("internal_kv_multi_get", keys, SPACE) if keys else {}
+        return {key.decode().removeprefix("run:"): json.loads(value) for key, value in found.items()}
+
+    def _jobs(self) -> set[str]:
+        """Those that live."""
+        found = self._ask("get_all_job_info", skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
+        return {job.hex() for job, info in found.items() if not info.is_dead}
+
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            return getattr(self.client, method)(*arguments, timeout=self.seconds, **options)
+        except (ray.exceptions.RpcError, ray.exceptions.GetTimeoutError, TimeoutError) as error:
+            raise PlacementError(f"the Ray at {self.address} gave no answer in {self.seconds:g} s: {' '.join(str(error).split())}") from error
+
+
+def _notice(run: str) -> bytes:
+    return f"run:{run}".encode()
+
+
+def _wish(run: str, role: str) -> bytes:
+    return f"wish:{run}:{role}".encode()
+
+
+def _bytes(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
