@@ -111,7 +111,9 @@ def encode(config: Config, display: Display) -> int:
     """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the rollout workers' resources; returns how many."""
     from actors.encoder import Encoder
     from branchgrpo.encodings import Encodings, encode_missing
+    from cluster.admission import admitted, until_placed
     from cluster.meter import Meter
+    from cluster.placement import bundle
     from cluster.pool import Pool
 
     store = Encodings.open(config.model)
@@ -119,8 +121,11 @@ def encode(config: Config, display: Display) -> int:
     texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
     if texts:
         display.phase(f"encoding {len(texts)} prompts into {store.folder}")
-        pool = Pool(Encoder, "encoder", _rollouts(config), _resources(config.rollout), (config,), Meter(), _patience(config))
+        count, resources = _rollouts(config), _resources(config.rollout)
+        pool = Pool(Encoder, "encoder", count, resources, (config,), Meter(), _patience(config))
         try:
+            with admitted({"encoder": [bundle(resources)] * count}, config.cluster.wait_seconds, "", display.note):
+                until_placed([pool])
             pool.wait_ready()
             encode_missing(pool, store, texts, display.advance)
         finally:
@@ -144,17 +149,18 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
     for line in prompt_check.notes(config):
         display.note(line)
     display.phase("starting Ray")
-    connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
+    connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard, display.note)
     with ExitStack() as ending:
         ending.callback(session.stop)
-        if connected.dashboard:
-            display.note(f"Ray dashboard: {connected.dashboard}")
-        placement.require(wanted, config.cluster.wait_seconds)
+        for line in connected.notes():
+            display.note(line)
         if config.model.precomputed:
             encode(config, display)
-        display.phase("loading models: " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
         made = crew(config, learning, run)
         ending.callback(made.stop)
+        display.phase("placing " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
+        made.enter(config.cluster.wait_seconds, display.note)
+        display.phase("loading models")
         made.form(display.note)
         yield lambda other: made if other == config else configure(made, other)
 
@@ -247,7 +253,7 @@ def encode_alone(config: Config) -> int:
         raise UserError(f"model.encode: expected precompute, got {getattr(config.model, 'encode', 'inline')}: there is nothing to encode before training")
     with Display("branchgrpo encode", 1, config.metric) as display:
         display.phase("starting Ray")
-        session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard)
+        session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard, display.note)
         try:
             count = encode(config, display)
         finally:

@@ -6,7 +6,7 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 
 def free_address(host: str) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient  # what Ray's own state commands ask; there is no public way without becoming a driver
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # what Ray's own state commands ask; publicly only drivers can
 
 from cluster.errors import PlacementError
 
 SPACE = b"branchgrpo"
 ANSWER_SECONDS = 10.0
+TURN = b"turn"
 STOP = "stop"
 """Stands among the roles for a wish that the run ends."""
 
@@ -75,6 +76,21 @@ class Board:
         """The run has ended."""
         self._ask("internal_kv_del", _notice(run), False, SPACE)
         self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
+
+    def take_turn(self, mine: Mapping[str, str]) -> str:
+        """One run at a time may take its room; the name of another one that does, or nothing when it is `mine` (run and job)."""
+        while not self._ask("internal_kv_put", TURN, _bytes(mine), False, SPACE):
+            found = self._ask("internal_kv_multi_get", [TURN], SPACE)
+            other = json.loads(found[TURN]) if found else None
+            if other and other["job"] in self._jobs():
+                return str(other["run"])
+            if other:
+                self.end_turn()  # its driver died meanwhile
+        return ""
+
+    def end_turn(self) -> None:
+        """The next one may."""
+        self._ask("internal_kv_del", TURN, False, SPACE)
 
     def _notices(self, runs: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         keys = self._ask("internal_kv_keys", b"run:", SPACE) if runs is None else [_notice(run) for run in runs]

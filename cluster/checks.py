@@ -16,7 +16,7 @@ from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
 from ray._private.runtime_env.packaging import _dir_travel  # no public call tells what an upload takes
 
 from cluster.machines import DRIVER, Answers, Machines, failures, leave, missing, remove
-from cluster.reach import lets_all_in, reachable, token_path
+from cluster.reach import lets_all_in, reachable, token_hint, token_path
 from cluster.session import Session
 
 State = Literal["ok", "warn", "fail"]
@@ -66,7 +66,7 @@ def authentication(address: str) -> Finding:
     if not address:
         return Finding("ok", f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE') or '(not set: the default of the Ray that is started here)'}")
     if not lets_all_in(address):
-        return Finding("ok", "Ray asks for a token")
+        return Finding("ok", f"Ray asks for a token, and so does its dashboard{token_hint()}".replace(", which asks for a token", ""))
     advice = "start Ray with RAY_AUTH_MODE=token on all nodes and set it here; ray get-auth-token --generate makes a token"
     return Finding("warn", "Ray asks for no token: whoever reaches its ports can run code on every node", advice)
 

@@ -10,6 +10,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster import avoid, nodes, placement
+from cluster.admission import admitted, until_placed
 from cluster.errors import GangError, LostObjects
 from cluster.gang import Gang
 from cluster.meter import Meter
@@ -48,7 +49,7 @@ class Crew:
         rollout workers as the cluster has room for. request: for how many an autoscaler is asked."""
         self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
         self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
-        self.chunks, self.formed = 0, False
+        self.run, self.chunks, self.entered, self.formed = run, 0, False, False
         self.looked = 0.0
         self.ending = False  # somebody asked for it
         self.wanted_ranks = gangs[0].count if gangs else 0
@@ -80,15 +81,34 @@ class Crew:
         """The gang that trains."""
         return self.gangs[0]
 
-    def form(self, note: Callable[[str], None] = lambda text: None) -> None:
-        """Wait until every actor has loaded what it needs. note: hears of each loss and what replaces it, in one line."""
+    def enter(self, seconds: float, note: Callable[[str], None]) -> None:
+        """Make all actors, when there is room for all at once: see `admitted`. seconds: how long to wait for it.
+
+        note: hears of what is waited for, and as in `form`. Raises PlacementError.
+        """
+
+        def told(text: str) -> None:
+            note(text)
+            self.report({"phase": text})
+
+        wanted = {pool.role: [placement.bundle(pool.resources)] * pool.desired for pool in self.pools}
+        wanted |= {gang.role: [placement.bundle(gang.resources)] * gang.count for gang in self.gangs}
+        with admitted(wanted, seconds, self.run, told):
+            self._take_places(note)
+
+    def _take_places(self, note: Callable[[str], None]) -> None:
         for one in self.everyone:
             one.note = note
-        self.report({"phase": "loading models"})
         for gang in self.gangs:
             gang.start()
-        for pool in self.pools:
-            pool.tend()  # all begin to load at once
+        until_placed(self.pools, self.gangs)
+        self.entered = True
+
+    def form(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Wait until every actor has loaded what it needs. note: hears of each loss and what replaces it, in one line."""
+        self.report({"phase": "loading models"})
+        if not self.entered:
+            self._take_places(note)
         for pool in self.rewards:  # they load least, and refuse first
             pool.wait_ready()
         for gang in self.gangs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -27,40 +27,39 @@ def require_here(wanted: dict[str, list[Bundle]]) -> None:
     gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
     have = {"CPU": float(get_num_cpus(override_docker_cpu_warning=True)), "GPU": float(gpus)}
     if any(amount > have.get(name, 0.0) for name, amount in _needed(wanted).items()):
-        raise _lacking(wanted, have, "on this machine")
+        raise PlacementError(_lacking(wanted, have, "on this machine"))
 
 
-def require(wanted: dict[str, list[Bundle]], seconds: float) -> None:
-    """Wait until all actors of all roles fit at once. Raises PlacementError, saying what is missing.
+def lack(wanted: Mapping[str, Sequence[Bundle]], seconds: float) -> str:
+    """What is missing, in one line, for all actors of all roles to fit at once; empty when they do within `seconds`.
 
     The reservation is given back at once: it also asks an autoscaler for nodes, and tells whether bundles fit
     on single nodes, which totals do not.
     """
     bundles = [one for role in wanted.values() for one in role if one]
     if not bundles:
-        return
+        return ""
     group = placement_group(bundles, strategy="PACK")
     ready = group.wait(timeout_seconds=max(seconds, 0.1))
+    have = {} if ready else ray.available_resources()
     remove_placement_group(group)
-    if ready:
-        return
-    raise _lacking(wanted, ray.available_resources(), f"free after {seconds:g} s")
+    return "" if ready else _lacking(wanted, have, "free")
 
 
-def _needed(wanted: dict[str, list[Bundle]]) -> Bundle:
+def _needed(wanted: Mapping[str, Sequence[Bundle]]) -> Bundle:
     """Of all actors together."""
     bundles = [one for role in wanted.values() for one in role]
     return {name: sum(one.get(name, 0.0) for one in bundles) for name in sorted({name for one in bundles for name in one})}
 
 
-def _lacking(wanted: dict[str, list[Bundle]], have: Bundle, where: str) -> PlacementError:
+def _lacking(wanted: Mapping[str, Sequence[Bundle]], have: Bundle, where: str) -> str:
     """Says what is missing of what is wanted."""
     need = _needed(wanted)
-    roles = ", ".join(f"{len(role)} {name} × {_text(role[0])}" for name, role in wanted.items())
+    roles = ", ".join(f"{len(role)} {name} × {_text(role[0])}" for name, role in wanted.items() if role)
     missing = {name: amount - have.get(name, 0.0) for name, amount in need.items() if amount > have.get(name, 0.0)}
     lack = f"missing {_text(missing)}" if missing else "enough in all, but no node has room for one of the bundles"
     there = _text({name: have.get(name, 0.0) for name in need})
-    return PlacementError(f"cluster: expected room for {roles} (in all {_text(need)}), {there} {where}: {lack}")
+    return f"cluster: expected room for {roles} (in all {_text(need)}), {there} {where}: {lack}"
 
 
 def placed(group: PlacementGroup) -> bool:

@@ -64,6 +64,13 @@ def token() -> str:
     return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
 
 
+def token_hint() -> str:
+    """How a person gets the token that the dashboard asks for; empty where Ray asks for none."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return ""
+    return ", which asks for a token: " + ("that in RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else f"cat {token_path()}")
+
+
 def _ask(address: str, bearer: str) -> str:
     """The name of the error, empty when all is well."""
     import grpc

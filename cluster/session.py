@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ray
 
 from cluster import local
-from cluster.reach import greet, token_path
+from cluster.reach import greet, token_hint, token_path
 
 HEAD_SECONDS = 20
 """How long a driver tries to reach a head that is gone before Ray ends it with exit code 1, if the environment does not say. Ray's
@@ -25,6 +25,11 @@ class Session:
     address: str
     dashboard: str  # URL, or "" when there is none
     local: bool  # started by this process, and ends with it
+
+    def notes(self) -> list[str]:
+        """What a person needs to reach it, a line each."""
+        found = [f"Ray: {self.address} (--address of run.py status, scale and stop)"]
+        return found + ([f"Ray dashboard: {self.dashboard}{token_hint()}"] if self.dashboard else [])
 
 
 def target(address: str) -> str:

@@ -57,6 +57,35 @@ print(json.dumps(doctor.listing(doctor.diagnose("auto", needs))))
 """
 
 
+JOB = """
+import json, sys, time
+from cluster import session
+from cluster.admission import admitted, until_placed
+from cluster.errors import PlacementError
+from cluster.meter import Meter
+from cluster.pool import Patience, Pool
+class Worker:
+    def __init__(self, index):
+        pass
+    def ready(self):
+        pass
+name, address, cpus, wait, work = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
+session.start(address, 128, dashboard=False)
+say = lambda what, text="": print(json.dumps([what, text, time.time()]), flush=True)
+pools = [Pool(Worker, role, 1, {"num_cpus": cpus}, (), Meter(), Patience(timeout=60.0)) for role in ("rollout", "reward")]
+try:
+    with admitted({pool.role: [{"CPU": cpus}] for pool in pools}, wait, name, lambda text: say("told", text)):
+        until_placed(pools)
+    for pool in pools:
+        pool.wait_ready()
+    say("begun")
+    time.sleep(work)
+    say("done")
+except PlacementError as error:
+    say("error", str(error))
+"""
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[Session]:
     from cluster import session
@@ -166,6 +195,35 @@ def test_what_cannot_be_is_said_in_one_line(ray_session: Session) -> None:
     two.close()
     with pytest.raises(PlacementError, match=f"on the Ray at {ray_session.address}, there is none"):
         control.find([Board.at(ray_session.address)], "")
+
+
+def test_jobs_that_start_together_take_turns_and_each_has_all_its_room_or_none(ray_session: Session) -> None:
+    """Room for one: each has two actors of half the machine, which both would hold and wait for."""
+    import ray
+
+    half = ray.cluster_resources()["CPU"] / 2
+    both = [begin(ray_session.address, JOB, name, ray_session.address, str(half), "90", "5") for name in ("run-a", "run-b")]
+    short = begin(ray_session.address, JOB, "run-c", ray_session.address, str(2 * half), "1", "0")
+    found = [answers(process) for process in both]
+    assert all([event[0] for event in events if event[0] != "told"] == ["begun", "done"] for events in found), found
+    first, second = sorted(found, key=lambda events: events[-1][2])
+    began = next(when for what, _, when in second if what == "begun")
+    assert began >= first[-1][2] - 0.5, "both ran at once"
+    told = [text for what, text, _ in second if what == "told"]
+    assert any(text.startswith("waiting for room: cluster: expected room for 1 rollout") and "missing" in text for text in told), told
+    assert len(told) <= 3  # said seldom
+    (what, line, _) = answers(short)[-1]
+    assert what == "error" and line.startswith(f"cluster: expected room for 1 rollout × {2 * half:g} CPU") and " free after 1 s: missing" in line
+
+
+def test_a_turn_of_a_run_that_died_is_taken_over(ray_session: Session) -> None:
+    import ray
+
+    board, job = Board.at(ray_session.address), ray.get_runtime_context().get_job_id()
+    assert board.take_turn({"run": "one", "job": job}) == "" and board.take_turn({"run": "two", "job": job}) == "one"
+    board.end_turn()
+    assert board.take_turn({"run": "dead", "job": "7f000000"}) == "" and board.take_turn({"run": "two", "job": job}) == ""
+    board.end_turn()
 
 
 def test_a_wrong_token_is_one_line_at_once(ray_session: Session) -> None:
