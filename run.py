@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
-from branchgrpo import prompt_check, prompts, secrets
+from branchgrpo import prompt_check, prompts, roles, secrets
 from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
@@ -46,7 +46,7 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
     from cluster.pool import Pool
 
     meter, patience, rollout, scorer, learner = Meter(), _patience(config), config.rollout, config.reward_workers, config.learner
-    rollouts = Pool(RolloutWorker, "rollout", _rollouts(config), _resources(rollout), (config,), meter, patience, run)
+    rollouts = Pool(RolloutWorker, "rollout", roles.rollouts(config), _resources(rollout), (config,), meter, patience, run)
     rewards = []
     for index, group in enumerate(config.reward_groups):
         resources = _resources(scorer, secrets.given(config.rewards[group[0]].runtime_env, f"rewards.{group[0]}.runtime_env"))
@@ -87,11 +87,6 @@ def _patience(config: Config) -> Any:
     return Patience(options.task_timeout_seconds, options.straggler_factor, options.straggler_seconds, options.max_restarts, options.max_attempts)
 
 
-def _rollouts(config: Config) -> int:
-    """Rollout workers to begin with."""
-    return config.rollout.min_workers if config.rollout.workers == "auto" else config.rollout.workers
-
-
 def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]:
     return config, rank, fetch
 
@@ -111,9 +106,8 @@ def encode(config: Config, display: Display) -> int:
     """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the rollout workers' resources; returns how many."""
     from actors.encoder import Encoder
     from branchgrpo.encodings import Encodings, encode_missing
-    from cluster.admission import admitted, until_placed
+    from cluster.admission import place_alone
     from cluster.meter import Meter
-    from cluster.placement import bundle
     from cluster.pool import Pool
 
     store = Encodings.open(config.model)
@@ -121,11 +115,9 @@ def encode(config: Config, display: Display) -> int:
     texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
     if texts:
         display.phase(f"encoding {len(texts)} prompts into {store.folder}")
-        count, resources = _rollouts(config), _resources(config.rollout)
-        pool = Pool(Encoder, "encoder", count, resources, (config,), Meter(), _patience(config))
+        pool = Pool(Encoder, "encoder", roles.rollouts(config), _resources(config.rollout), (config,), Meter(), _patience(config))
         try:
-            with admitted({"encoder": [bundle(resources)] * count}, config.cluster.wait_seconds, "", display.note):
-                until_placed([pool])
+            place_alone(pool, config.cluster.wait_seconds, display.note)
             pool.wait_ready()
             encode_missing(pool, store, texts, display.advance)
         finally:
@@ -138,12 +130,8 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
     """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the block."""
     from cluster import placement, session
 
-    roles = {
-        "rollout": (config.rollout, _rollouts(config)),
-        "reward": (config.reward_workers, config.reward_workers.workers * len(config.reward_groups)),
-    }
-    roles |= {"learner": (config.learner, config.learner.ranks)} if learning else {}
-    wanted = {role: [placement.bundle(_resources(one))] * count for role, (one, count) in roles.items()}
+    found = roles.begun(config, learning)
+    wanted = {role: [placement.bundle(_resources(one))] * count for role, (one, count) in found.items()}
     if session.target(config.cluster.address) == "local":
         placement.require_here(wanted)
     for line in prompt_check.notes(config):
@@ -158,7 +146,7 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
             encode(config, display)
         made = crew(config, learning, run)
         ending.callback(made.stop)
-        display.phase("placing " + ", ".join(f"{count} {role}" for role, (_, count) in roles.items()))
+        display.phase("placing " + ", ".join(f"{count} {role}" for role, (_, count) in found.items()))
         made.enter(config.cluster.wait_seconds, display.note)
         display.phase("loading models")
         made.form(display.note)
@@ -275,7 +263,7 @@ def doctor(config: Config, address: str, as_json: bool) -> int:
         files=checks.files(config),
         folders=checks.folders(config),
         checkpoints=config.checkpoint.folder or config.run.folder,
-        gpus=any(role.gpus for role in (config.rollout, config.reward_workers, config.learner)),
+        gpus=roles.gpus(config),
         object_store_mb=config.cluster.object_store_mb,
         published_bytes=checks.published(config),
         trained=checks.trained(config),

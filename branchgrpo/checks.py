@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from branchgrpo import prompt_check, prompts
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import EMBEDDED
@@ -79,12 +80,18 @@ def folders(config: Config) -> dict[str, str]:
 def own(config: Config) -> dict[str, Callable[[], str]]:
     """Checks on the driver's machine, by name: each returns a line, or raises UserError."""
     rewards = {f"rewards.{index} ({reward.title})": partial(_reward, reward) for index, reward in enumerate(config.rewards)}
-    return {"model": partial(_model, config), **rewards}
+    return {"model": partial(_model, config), "prompts": partial(_prompts, config), **rewards}
 
 
 def _model(config: Config) -> str:
     config.model.check()
     return f"{config.model.path}: all files are there"
+
+
+def _prompts(config: Config) -> str:
+    prompt_check.check(config)
+    train, held_out = prompts.lists(config)
+    return f"{len(train)} to train on ({config.prompts}), {len(held_out)} held out ({config.held_out})"
 
 
 def _reward(reward: Any) -> str:

@@ -122,6 +122,7 @@ class Progress:
         self.values: dict[str, float] = {}  # of the last iteration
         self.rewards: deque[float] = deque(maxlen=RECENT)
         self.held_out: list[tuple[int, float]] = []  # (iteration, score)
+        self.scores: dict[str, float] = {}  # the last held-out scores, by reward/score
         self.begun = 0.0
         self.stamps: deque[float] = deque(maxlen=RECENT + 1)  # when training began, when each iteration ended
 
@@ -135,6 +136,7 @@ class Progress:
             self.stamps.append(now)
         if "reward/total" in values:
             self.rewards.append(values["reward/total"])
+        self.scores |= {name.removeprefix("held_out/"): value for name, value in values.items() if name.startswith("held_out/")}
         if f"held_out/{self.metric}" in values:
             self.held_out.append((iteration, values[f"held_out/{self.metric}"]))
 
@@ -152,6 +154,12 @@ class Progress:
             return max(0.0, 60 * self.max_minutes - self.elapsed)
         left = (self.iterations - self.iteration) * (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1)
         return max(0.0, min(left, 60 * self.max_minutes - self.elapsed) if self.max_minutes else left)
+
+    @property
+    def others(self) -> dict[str, float]:
+        """Held-out scores beside the one that decides, by reward/score: where there are several rewards."""
+        several = len({name.partition("/")[0] for name in self.scores}) > 1
+        return {name: value for name, value in self.scores.items() if name != self.metric} if several else {}
 
     @property
     def done(self) -> str:
@@ -193,7 +201,9 @@ def line(progress: Progress) -> str:
     def known(*entries: tuple[str, str]) -> str:
         return " ".join(form.format(values[key]) for form, key in entries if key in values)
 
-    score = f"{metric.split('/')[-1]} {progress.held_out[-1][1]:.3g}" if progress.held_out else ""
+    name = metric if progress.others else metric.split("/")[-1]  # of several rewards, each may have a "score"
+    score = f"{name} {progress.held_out[-1][1]:.3g}" if progress.held_out else ""
+    score = " ".join(filter(None, [score, *(f"{other} {value:.3g}" for other, value in progress.others.items())]))
     reward = known((f"reward {{:.3f}} ({progress.trend})", "reward/total"))
     phases = " ".join(f"{phase} {values[f'time/{phase}']:.2f}".replace(" 0.", " .") for phase in PHASES if f"time/{phase}" in values)
     edges = f"edges {_of(values)}" if {"update/edges", "tree/edges"} <= values.keys() else ""
@@ -256,6 +266,8 @@ def _held_out(progress: Progress) -> Text:
     text = Text.assemble(f"{progress.metric} ", (f"{last:.3g}", "bold"), f" at {last_at}")
     if last_at > start_at:
         text.append(f", {start:.3g} at {start_at} (").append(f"{last - start:+.3g}", style="green" if last > start else "red").append(")")
+    for name, value in progress.others.items():
+        text.append(f"  {name} {value:.3g}")
     return text
 
 

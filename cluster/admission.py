@@ -73,3 +73,9 @@ def until_placed(pools: Sequence[Pool], gangs: Sequence[Gang] = (), seconds: flo
         if time.monotonic() > deadline:
             raise PlacementError(f"cluster: expected a place for every actor within {seconds:g} s, others took the room of {', '.join(waiting)}")
         wait(*pools)
+
+
+def place_alone(pool: Pool, seconds: float, told: Callable[[str], None]) -> None:
+    """Room for the workers of one pool, see `admitted`."""
+    with admitted({pool.role: [placement.bundle(pool.resources)] * pool.desired}, seconds, "", told):
+        until_placed([pool])

@@ -109,18 +109,27 @@ def _named(machine: Mapping[str, Any]) -> dict[str, str]:
     return {"Python": machine["python"], **machine["packages"], **{f"{name}'s code": digest for name, digest in machine["code"].items()}}
 
 
-def gpus(counted: Mapping[str, int], facts: Answers) -> Finding:
-    """Does torch see the GPUs that Ray counts? counted: by node."""
+def gpus(counted: Mapping[str, int], facts: Answers, wanted: Mapping[str, tuple[int, float]]) -> Finding:
+    """Are there as many as the config wants, and does torch see those that Ray counts? counted: by node. wanted: by role, actors
+    and GPUs of each."""
     seen = {name: None if answer["cuda"] is None else len(answer["cuda"]) for name, answer in facts.items() if not isinstance(answer, Exception)}
+    have = sum(counted.values()) if counted else seen.get(DRIVER) or 0
+    need = sum(count * each for count, each in wanted.values())
+    where = f"on {_nodes(len(counted))}" if counted else "here"
+    if have < need:
+        roles = ", ".join(f"{count} {role} × {each:g}" for role, (count, each) in wanted.items())
+        advice = "ask the cluster that it is for (--address HOST:PORT), start nodes with more, or set ROLE.gpus and the number of actors"
+        return Finding("fail", f"the config wants {need:g} ({roles}), {have or 'none'} {'are' if have != 1 else 'is'} {where}", advice)
     if not counted:
-        return Finding("ok", f"torch sees {seen[DRIVER] or 'no'} GPUs here")
+        return Finding("ok", f"torch sees {seen.get(DRIVER) or 'no'} GPUs here, the config wants {f'{need:g}' if need else 'none'}")
     lacking = [f"{name}: Ray counts {count}, torch sees {seen[name] or 0}" for name, count in counted.items() if name in seen and count > (seen[name] or 0)]
     if lacking:
         return Finding("fail", "; ".join(lacking), "install a torch with CUDA and the driver it needs, and start Ray with the GPUs that are there")
     unused = [f"{name}: Ray counts {count}, torch sees {seen[name]}" for name, count in counted.items() if (seen.get(name) or 0) > count]
     if unused:
         return Finding("warn", "; ".join(unused), "start Ray on that node with --num-gpus")
-    return Finding("ok", f"{sum(counted.values())} on {sum(map(bool, counted.values()))} of {_nodes(len(counted))}, torch sees all")
+    told = f"{have} on {sum(map(bool, counted.values()))} of {_nodes(len(counted))}, torch sees all; the config wants {need:g}"
+    return Finding("ok", told)
 
 
 def object_store(stores: Mapping[str, int], wanted: int, published: int) -> Finding:

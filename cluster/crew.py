@@ -93,6 +93,7 @@ class Crew:
 
         wanted = {pool.role: [placement.bundle(pool.resources)] * pool.desired for pool in self.pools}
         wanted |= {gang.role: [placement.bundle(gang.resources)] * gang.count for gang in self.gangs}
+        self.report({"phase": "placing actors"})
         with admitted(wanted, seconds, self.run, told):
             self._take_places(note)
 

@@ -32,7 +32,7 @@ class Needs:
     files: Sequence[str] = ()  # that every node must have
     folders: Mapping[str, str] = field(default_factory=dict)  # that all nodes must share, by config key
     checkpoints: str = ""  # the folder for checkpoints
-    gpus: bool = False  # some actor reserves GPUs
+    gpus: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # actors that reserve some, by role: how many, and GPUs of each
     object_store_mb: int = 0
     published_bytes: int = 0  # 0 = not known
     trained: int = 0  # numbers; 0 = not known
@@ -76,7 +76,7 @@ def examine(every: Mapping[str, Callable[[], Finding | str]]) -> dict[str, Findi
 def _checks(session: Session | None, machines: Machines, needs: Needs) -> dict[str, Callable[[], Finding | str]]:
     counted = {name: int(node["Resources"].get("GPU", 0)) for name, node in machines.nodes.items()}
     stores = {name: int(node["Resources"].get("object_store_memory", 0)) for name, node in machines.nodes.items()}
-    facts = machines.call(needs.machine, list(needs.files), needs.gpus or any(counted.values()))
+    facts = machines.call(needs.machine, list(needs.files), bool(needs.gpus) or any(counted.values()))
     wanted = needs.object_store_mb << 20
     every: dict[str, Callable[[], Finding | str]] = {}
     if session:
@@ -85,7 +85,7 @@ def _checks(session: Session | None, machines: Machines, needs: Needs) -> dict[s
         "authentication": partial(checks.authentication, session.address if session else ""),
         "token file": lambda: checks.token_file(machines.call(checks.token_mode)),
         "versions": partial(checks.versions, facts),
-        "gpus": partial(checks.gpus, counted, facts),
+        "gpus": partial(checks.gpus, counted, facts, needs.gpus),
         "shared memory": partial(checks.shared_memory, facts, stores, wanted),
         "files on nodes": partial(checks.files, facts),
         "working dir": partial(checks.working_dir, Path.cwd(), GCS_STORAGE_MAX_SIZE),

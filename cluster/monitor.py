@@ -35,6 +35,9 @@ class Metric:
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
+CAUSES = ("preempted", "scaled", "start", "memory", "node", "unavailable", "died", "unresponsive", "lost", "error")
+"""Why actors are replaced: all there are, so that each is exported before its first event."""
+
 METRICS = (
     Metric("branchgrpo_reward_mean", "gauge", "Reward", "short", "mean over the iteration's leaves", ("score",)),
     Metric("branchgrpo_reward_spread", "gauge", "Reward spread", "short", "mean std of a prompt's leaves", (), {"reward/spread": {}}),
@@ -45,6 +48,9 @@ METRICS = (
     Metric("branchgrpo_gradient_norm", "gauge", "Gradient norm", "short", "before clipping, mean over optimiser steps", (), {"update/gradient_norm": {}}),
     Metric("branchgrpo_learning_rate", "gauge", "Learning rate", "sci", "of the last optimiser step", (), {"update/learning_rate": {}}),
     Metric("branchgrpo_iterations", "counter", "Iterations per second", "ops", "iterations done", (), {"time/iteration": {}}),
+    Metric("branchgrpo_iteration", "gauge", "Progress", "short", "iterations done, those of earlier drivers too"),
+    Metric("branchgrpo_iterations_planned", "gauge", "Progress", "short", "iterations to do; 0: until a time limit"),
+    Metric("branchgrpo_staleness", "gauge", "Staleness", "short", "updates behind which trees were trained on", (), {"tree/staleness": {}}),
     Metric("branchgrpo_trees", "counter", "Trees and leaves per second", "ops", "trees grown", (), {"tree/trees": {}}),
     Metric("branchgrpo_leaves", "counter", "Trees and leaves per second", "ops", "leaves scored", (), {"tree/leaves": {}}),
     Metric(
@@ -67,7 +73,8 @@ METRICS = (
         "branchgrpo_retries", "counter", "Retries", "short", "tasks issued again, and further attempts of rewards", ("role",),
         {"reward/retries": {"role": "reward"}},
     ),
-    Metric("branchgrpo_restarts", "counter", "Restarts", "short", "actors replaced", ("role", "cause")),
+    Metric("branchgrpo_restarts", "counter", "Restarts", "short", "actors replaced; of learners: gangs", ("role", "cause")),
+    Metric("branchgrpo_recoveries", "counter", "Recoveries", "short", "failures of machines after which the run went on"),
     Metric(
         "branchgrpo_skipped_steps", "counter", "Left out", "short", "optimiser steps skipped since the gradient was not finite", (),
         {"update/skipped_steps": {}},
@@ -99,6 +106,10 @@ class Monitor:
         self._figures = {figure: (metric.name, labels) for metric in METRICS for figure, labels in metric.figures.items()}
         self._held: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self._lock, self._closed = Lock(), Event()
+        for metric in METRICS:
+            if metric.kind == "counter":
+                for labels in metric.figures.values() if metric.labels else [{}]:
+                    self.begin(metric.name, **labels)
         self._refresher = Thread(target=self._refresh, name="metrics", daemon=True)
         self._refresher.start()
 
@@ -129,6 +140,11 @@ class Monitor:
             raise ValueError(f"{name}: expected a finite value of at least 0, got {value}")
         if value > 0:  # Ray refuses 0
             self._writers[name].inc(value, tags=labels)
+
+    def begin(self, name: str, **labels: str) -> None:
+        """Export a counter at 0, so that `increase` sees its first event. Raises ValueError as `add` does."""
+        self._check(name, "counter", labels)
+        self._writers[name]._record(0.0, tags=labels)  # what inc does, which refuses 0
 
     def forget(self, **labels: str) -> None:
         """Stop reporting gauges that have all these labels, such as those of a worker that left; they fade within 20 s."""

@@ -15,7 +15,7 @@ from cluster import control, nodes
 from cluster.board import STOP, Board
 from cluster.errors import PlacementError
 from cluster.gang import Gang
-from cluster.monitor import Monitor
+from cluster.monitor import CAUSES, Monitor
 from cluster.pool import Pool
 
 TELL_SECONDS = 5.0
@@ -42,6 +42,11 @@ class Reporter:
         self.known = {"run": run, "job": ray.get_runtime_context().get_job_id(), "limits": {role: list(pair) for role, pair in limits.items()}}
         self.board, self.monitor = Board.at(ray.get_runtime_context().gcs_address, BOARD_SECONDS), Monitor(run)
         self.board.claim(run, self._notice())
+        for one in self.everyone:
+            for cause in CAUSES:
+                self.monitor.begin("branchgrpo_restarts", role=one.role, cause=cause)
+        for pool in (rollouts, *rewards):
+            self.monitor.begin("branchgrpo_retries", role=pool.role)
 
     def wishes(self) -> tuple[bool, dict[str, int]]:
         """What people want: shall the run end, and actors by role. Where the head gives no answer: as before."""
@@ -64,6 +69,8 @@ class Reporter:
             if found := {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix) and name != TRAINED}:
                 self.last[key] = found
         self.monitor.iteration(figures)
+        if "service/recoveries" in figures:
+            self._count("branchgrpo_recoveries", int(figures["service/recoveries"]))
         self.tell(standing)
 
     def tell(self, standing: Mapping[str, Any]) -> None:
@@ -107,8 +114,16 @@ class Reporter:
         for one in self.everyone:
             for cause, count in one.restarts.items():
                 self._count("branchgrpo_restarts", count, role=one.role, cause=cause)
-        if made := self.last.get("checkpoint", {}).get("time"):
+        for gang in self.gangs:
+            monitor.set("branchgrpo_workers_desired", self.wanted["learner"], role=gang.role)
+            monitor.set("branchgrpo_workers_ready", len(gang.places), role=gang.role)
+        for name, key in (("branchgrpo_iteration", "iteration"), ("branchgrpo_iterations_planned", "planned")):
+            if key in self.last:
+                monitor.set(name, self.last[key])
+        checkpoint = self.last.get("checkpoint", {})
+        if made := checkpoint.get("time"):
             monitor.set("branchgrpo_checkpoint_timestamp_seconds", made)
+            monitor.set("branchgrpo_checkpoint_iteration", checkpoint["iteration"])
         held = {state["name"]: state["version"] for state in self.rollouts.states() if state["version"] >= 0}
         for worker in self.versions - held.keys():
             monitor.forget(role=self.rollouts.role, worker=worker)

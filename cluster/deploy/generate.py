@@ -1,4 +1,4 @@
-"""Write what follows from other files: of the metrics the Grafana board and Prometheus' scrape config, of the RayCluster the RayJob.
+"""Write what follows from other files: of the metrics the Grafana board, Prometheus' scrape config and its alerts, of the RayCluster the RayJob.
 
 python -m cluster.deploy.generate
 """
@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from cluster.monitor import METRICS, Metric
 
 FOLDER = Path(__file__).parent
 
 ROWS = {
-    "Learning": ("Reward", "Reward spread", "Held-out score", "Advantage", "Clip fraction", "KL to the base", "Gradient norm", "Learning rate"),
-    "Speed": ("Iterations per second", "Trees and leaves per second", "Forwards per second", "Time by phase", "Bytes through the driver"),
+    "Learning": ("Reward", "Reward spread", "Held-out score", "Advantage", "Clip fraction", "KL to the base", "Gradient norm", "Learning rate", "Staleness"),
+    "Speed": ("Progress", "Iterations per second", "Trees and leaves per second", "Forwards per second", "Time by phase", "Bytes through the driver"),
     "Actors": ("Workers", "Queue length", "Weight version"),
-    "Faults": ("Retries", "Restarts", "Left out", "Checkpoint age", "Checkpoint and epoch"),
+    "Faults": ("Retries", "Restarts", "Recoveries", "Left out", "Checkpoint age", "Checkpoint and epoch"),
     "Nodes": ("CPU", "Memory", "GPU", "Object store"),
 }
 """Rows of the board and the titles of their panels."""
@@ -123,6 +126,7 @@ SCRAPE = """\
 # a Ray started with --temp-dir keeps it there instead of in /tmp/ray.
 global:
   scrape_interval: 10s  # no more often than Ray reports (metrics_report_interval_ms)
+rule_files: [alerts.yaml]
 scrape_configs:
   - job_name: ray
     file_sd_configs:
@@ -141,6 +145,57 @@ def scrape() -> str:
     """Prometheus' config: finds the nodes as Ray lists them, keeps what the board shows."""
     names = [metric.exported for metric in METRICS] + ["ray_node_.+", "ray_object_store_.+"]
     return SCRAPE.format(names="|".join(names))
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A rule of Prometheus. Metrics in `expression` are named as in METRICS, between braces."""
+
+    name: str
+    expression: str
+    minutes: int  # for which it must hold
+    summary: str  # $labels and $value are Prometheus'
+
+
+STALLED_MINUTES, CHECKPOINT_HOURS, RESTARTS_AN_HOUR = 30, 2, 5
+ALERTS = (
+    Alert(
+        "BranchgrpoStalled",  # gauges are there as long as the driver is: a run that has ended is not stalled, nor one that starts
+        f"sum by (run) (increase({{branchgrpo_iterations}}[{STALLED_MINUTES}m])) == 0"
+        f" and on (run) max by (run) ({{branchgrpo_epoch}}) and on (run) max by (run) ({{branchgrpo_epoch}} offset {STALLED_MINUTES}m)",
+        5,
+        f"{{{{ $labels.run }}}} has finished no iteration for {STALLED_MINUTES} minutes",
+    ),
+    Alert(
+        "BranchgrpoCheckpointOld",
+        f"time() - max by (run) ({{branchgrpo_checkpoint_timestamp_seconds}}) > {3600 * CHECKPOINT_HOURS}",
+        5,
+        "the newest checkpoint of {{ $labels.run }} is {{ $value | humanizeDuration }} old",
+    ),
+    Alert(
+        "BranchgrpoRestarts",
+        f'sum by (run, role) (increase({{branchgrpo_restarts}}{{{{cause!~"preempted|scaled"}}}}[1h])) > {RESTARTS_AN_HOUR}',
+        0,
+        '{{ $labels.run }} has replaced {{ $value | printf "%.0f" }} {{ $labels.role }} actors within an hour',
+    ),
+)
+
+
+def alerts() -> str:
+    """Rules for Prometheus."""
+    names = {metric.name: metric.exported for metric in METRICS}
+    rules = [
+        {
+            "alert": alert.name,
+            "expr": alert.expression.format(**names),
+            "for": f"{alert.minutes}m",
+            "labels": {"severity": "warning"},
+            "annotations": {"summary": alert.summary},
+        }
+        for alert in ALERTS
+    ]
+    head = "# Written by `python -m cluster.deploy.generate`. Change the bounds to yours.\n"
+    return head + yaml.safe_dump({"groups": [{"name": "branchgrpo", "rules": rules}]}, sort_keys=False, width=200)
 
 
 JOB = """\
@@ -173,7 +228,7 @@ def job() -> str:
     return JOB + "".join(f"  {line}\n" for line in spec.splitlines())
 
 
-FILES: dict[str, Callable[[], str]] = {"grafana.json": board, "prometheus.yaml": scrape, "rayjob.yaml": job}
+FILES: dict[str, Callable[[], str]] = {"grafana.json": board, "prometheus.yaml": scrape, "alerts.yaml": alerts, "rayjob.yaml": job}
 """What is generated, and by what."""
 
 

@@ -97,7 +97,17 @@ def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
 def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(targets: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "REFRESH_SECONDS", REPORT_SECONDS / 4)
     one, other = Monitor("run-1"), Monitor("run-2")
-    expected = {}
+    one.begin("branchgrpo_restarts", role="rollout", cause="died")
+    zeros = {
+        (metric.exported, frozenset({"run": run, **labels}.items())): 0.0
+        for run in ("run-1", "run-2")
+        for metric in METRICS
+        if metric.kind == "counter"
+        for labels in (metric.figures.values() if metric.labels else [{}])
+    }
+    zeros["ray_branchgrpo_restarts_total", frozenset({"run": "run-1", "role": "rollout", "cause": "died"}.items())] = 0.0
+    wait_for(targets, lambda samples: samples == zeros)  # so that the first event is an increase
+    expected = dict(zeros)
     for metric in METRICS:
         labels = {label: f"some {label}" for label in metric.labels}
         if metric.kind == "gauge":

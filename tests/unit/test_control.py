@@ -21,6 +21,7 @@ from cluster.board import Board
 from cluster.connect import boards, connect
 from cluster.control import Snapshot, Watched, plain, render
 from cluster.errors import PlacementError
+from cluster.session import Session
 
 DESIRED = {"rollout": 2, "reward": 1, "learner": 1}
 LIMITS = {"rollout": [1, 8], "reward": [1, 4], "learner": [1, 2]}
@@ -334,3 +335,12 @@ def test_boards_of_all_rays_on_this_machine_that_let_us_in(monkeypatch: pytest.M
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset({open_one, locked, gone}))
     assert [board.address for board in boards("")] == [open_one]
     assert "no token" in refusal(boards, locked) and "nothing answers" in refusal(boards, gone)
+
+
+def test_how_to_get_the_token_is_said_where_the_dashboard_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = Session("127.0.0.1:6379", "http://127.0.0.1:8265", True)
+    assert made.notes()[1] == "Ray dashboard: http://127.0.0.1:8265" and "127.0.0.1:6379" in made.notes()[0]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert made.notes()[1] == f"Ray dashboard: http://127.0.0.1:8265, which asks for a token: cat {tmp_path / 'token'}"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    assert made.notes()[1].endswith("asks for a token: that in RAY_AUTH_TOKEN") and len(Session("127.0.0.1:1", "", True).notes()) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +297,85 @@ def test_prometheus_looks_where_ray_writes_and_keeps_what_the_board_needs() -> N
     for name in set(re.findall(r"ray_\w+", board)):
         assert re.fullmatch(keep, name), name
     assert not re.fullmatch(keep, "ray_tasks")
+
+
+FINE = "0+1x120"  # an iteration a minute
+STANDS = "0+1x30 30+0x90"
+PROMTOOL = {
+    "rule_files": ["alerts.yaml"],
+    "evaluation_interval": "1m",
+    "tests": [
+        {
+            "interval": "1m",
+            "input_series": [
+                {"series": 'ray_branchgrpo_iterations_total{run="fine"}', "values": FINE},
+                {"series": 'ray_branchgrpo_epoch{run="fine"}', "values": "1+0x120"},
+                {"series": 'ray_branchgrpo_iterations_total{run="stands"}', "values": STANDS},
+                {"series": 'ray_branchgrpo_epoch{run="stands"}', "values": "1+0x120"},
+                {"series": 'ray_branchgrpo_iterations_total{run="ended"}', "values": STANDS},  # counters stay, gauges go
+                {"series": 'ray_branchgrpo_epoch{run="ended"}', "values": "1+0x30 stale"},
+                {"series": 'ray_branchgrpo_iterations_total{run="starts"}', "values": "_x90 0+0x30"},
+                {"series": 'ray_branchgrpo_epoch{run="starts"}', "values": "_x90 1+0x30"},
+                {"series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="fine"}', "values": "3000+60x150"},
+                {"series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="stands"}', "values": "60+0x150"},
+                {"series": 'ray_branchgrpo_restarts_total{run="fine",role="rollout",cause="scaled"}', "values": "0+1x120"},
+                {"series": 'ray_branchgrpo_restarts_total{run="fine",role="rollout",cause="died"}', "values": "0+0x60 4+0x60"},
+                {"series": 'ray_branchgrpo_restarts_total{run="stands",role="rollout",cause="died"}', "values": "0+0x60 8+0x60"},
+            ],
+            "alert_rule_test": [
+                {"eval_time": "25m", "alertname": "BranchgrpoStalled", "exp_alerts": []},
+                {
+                    "eval_time": "75m",
+                    "alertname": "BranchgrpoStalled",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"run": "stands", "severity": "warning"},
+                            "exp_annotations": {"summary": "stands has finished no iteration for 30 minutes"},
+                        }
+                    ],
+                },
+                {"eval_time": "119m", "alertname": "BranchgrpoCheckpointOld", "exp_alerts": []},
+                {
+                    "eval_time": "140m",
+                    "alertname": "BranchgrpoCheckpointOld",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"run": "stands", "severity": "warning"},
+                            "exp_annotations": {"summary": "the newest checkpoint of stands is 2h 19m 0s old"},
+                        }
+                    ],
+                },
+                {"eval_time": "50m", "alertname": "BranchgrpoRestarts", "exp_alerts": []},
+                {
+                    "eval_time": "70m",
+                    "alertname": "BranchgrpoRestarts",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"run": "stands", "role": "rollout", "severity": "warning"},
+                            "exp_annotations": {"summary": "stands has replaced 8 rollout actors within an hour"},
+                        }
+                    ],
+                },
+            ],
+        }
+    ],
+}
+
+
+def test_alerts_speak_of_metrics_that_there_are() -> None:
+    (group,) = load("alerts.yaml")["groups"]
+    assert [rule["alert"] for rule in group["rules"]] == [alert.name for alert in generate.ALERTS]
+    (listed,) = load("prometheus.yaml")["rule_files"]
+    assert (FOLDER / listed).is_file()
+    exported = {metric.exported for metric in METRICS}
+    for rule in group["rules"]:
+        assert set(re.findall(r"ray_\w+", rule["expr"])) <= exported and rule["annotations"]["summary"]
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of the package prometheus")
+def test_alerts_fire_for_what_they_are_for_and_for_nothing_else(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "alerts.yaml", tmp_path)
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(PROMTOOL))
+    for command in (["check", "config", str(FOLDER / "prometheus.yaml")], ["check", "rules", "alerts.yaml"], ["test", "rules", "cases.yaml"]):
+        done = subprocess.run(["promtool", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -118,6 +118,18 @@ def test_the_panel_shows_the_figures_in_80_columns() -> None:
         assert part in text
 
 
+def test_several_rewards_are_told_apart() -> None:
+    progress = Progress(160, "hps/score")
+    progress.add(0, {"held_out/hps/score": 0.25, "held_out/pickscore/score": 21.5}, 0.0)
+    assert line(progress) == "0/160 hps/score 0.25 pickscore/score 21.5"
+    progress.add(20, VALUES | {"held_out/hps/score": 0.31, "held_out/pickscore/score": 22.0}, 20.0)
+    progress.add(21, VALUES, 21.0)
+    assert "hps/score 0.31 pickscore/score 22 |" in line(progress)
+    console = Console(force_terminal=False, file=StringIO(), width=120)
+    console.print(panel("run", progress))
+    assert "hps/score 0.31 at 20, 0.25 at 0 (+0.06)  pickscore/score 22" in written(console)
+
+
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
 def test_the_terminal_is_restored(terminal: Console, error: type[BaseException] | None) -> None:
     try:

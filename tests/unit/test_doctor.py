@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from branchgrpo import checks as own
 from branchgrpo import config as configs
+from branchgrpo import roles
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
 from cluster import checks, doctor
@@ -120,11 +121,23 @@ def test_no_token_file_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_gpus_that_ray_counts_and_torch_sees() -> None:
     two = facts(cuda=["GPU"] * 2)
-    assert state(checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}), "2 on 1 of 2 nodes") == "ok"
-    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts(cuda=["GPU"])}), "a: Ray counts 2, torch sees 1") == "fail"
-    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts()}), "torch sees 0") == "fail"
-    assert state(checks.gpus({"a": 1}, {DRIVER: facts(), "a": two}), "Ray counts 1, torch sees 2", "--num-gpus") == "warn"
-    assert state(checks.gpus({}, {DRIVER: two}), "sees 2 GPUs here") == "ok"
+    assert state(checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}, {}), "2 on 1 of 2 nodes") == "ok"
+    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts(cuda=["GPU"])}, {}), "a: Ray counts 2, torch sees 1") == "fail"
+    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts()}, {}), "torch sees 0") == "fail"
+    assert state(checks.gpus({"a": 1}, {DRIVER: facts(), "a": two}, {}), "Ray counts 1, torch sees 2", "--num-gpus") == "warn"
+    assert state(checks.gpus({}, {DRIVER: two}, {}), "sees 2 GPUs here") == "ok"
+
+
+def test_gpus_that_the_config_wants() -> None:
+    eight = {"rollout": (4, 1.0), "reward": (2, 0.5), "learner": (3, 1.0)}
+    words = ("the config wants 8 (4 rollout × 1, 2 reward × 0.5, 3 learner × 1), none are here", "--address")
+    assert state(checks.gpus({}, {DRIVER: facts()}, eight), *words) == "fail"
+    two = facts(cuda=["GPU"] * 2)
+    assert state(checks.gpus({}, {DRIVER: two}, {"learner": (2, 1.0)}), "torch sees 2 GPUs here, the config wants 2") == "ok"
+    assert state(checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}, eight), "wants 8", "2 are on 2 nodes") == "fail"
+    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": two}, {"reward": (4, 0.5)}), "2 on 1 of 1 node", "wants 2") == "ok"
+    four_nodes = configs.load(ROOT / "configs" / "flux.1-dev-4nodes-full.yaml", {})
+    assert sum(count * each for count, each in roles.gpus(four_nodes).values()) >= 8 and roles.gpus(quickstart()) == {}
 
 
 def test_the_object_store_holds_two_versions_of_the_weights() -> None:
@@ -251,7 +264,7 @@ def test_what_a_config_wants() -> None:
     assert own.folders(quickstart(checkpoint__folder="s3://bucket/x"))["checkpoint.folder"] == "s3://bucket/x"
     assert own.folders(quickstart(checkpoint__folder="here"))["checkpoint.folder"] == os.path.abspath("here")
     found = examine(own.own(config))
-    assert set(found) == {"model", "rewards.0 (ocr)"} and all(finding.state == "ok" for finding in found.values())
+    assert set(found) == {"model", "prompts", "rewards.0 (ocr)"} and all(finding.state == "ok" for finding in found.values())
 
 
 def test_a_model_and_a_reward_that_are_not_there(tmp_path: Path) -> None:
@@ -260,6 +273,12 @@ def test_a_model_and_a_reward_that_are_not_there(tmp_path: Path) -> None:
     assert state(found["model"], "UserError: model.path", "no-model") == "fail"
     assert own.trained(quickstart(model__path=str(tmp_path / "no-model"))) == 0
     assert state(found["rewards.0 (pickscore)"], "UserError", str(tmp_path / "none")) == "fail"
+
+
+def test_prompts_that_are_not_there_and_too_few(tmp_path: Path) -> None:
+    found = examine(own.own(quickstart(prompts=str(tmp_path / "none.txt"))))
+    assert state(found["prompts"], "prompts: expected a file of prompts", "none.txt") == "fail"
+    assert state(examine(own.own(quickstart(evaluation__prompts="9999")))["prompts"], "at least 9999 prompts") == "fail"
 
 
 def test_numbers_that_are_trained() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from branchgrpo import metrics
-from cluster import monitor
+from cluster import errors, monitor
 from cluster.monitor import METRICS, Monitor
+from cluster.pool import FORGIVEN
 
 Sent = list[tuple[str, float, dict[str, str]]]
 
@@ -37,6 +38,10 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
         inc = set
 
+        def _record(self, value: float, tags: dict[str, str]) -> None:
+            assert value == 0.0
+            self.set(value, tags)
+
     monkeypatch.setattr(monitor, "Gauge", Writer)
     monkeypatch.setattr(monitor, "Counter", Writer)
     return found
@@ -45,6 +50,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 @pytest.fixture
 def made(sent: Sent) -> Iterator[Monitor]:
     one = Monitor("run-1")
+    sent.clear()  # counters at 0
     yield one
     one.close()
 
@@ -120,6 +126,26 @@ def test_nothing_added_is_nothing_sent(made: Monitor, sent: Sent) -> None:
     assert sent == [("restarts", 1.0, {"run": "run-1", "role": "rollout", "cause": "killed"})]
 
 
+def test_counters_begin_at_0_with_all_labels_that_are_known(sent: Sent) -> None:
+    one = Monitor("run-1")
+    one.close()
+    begun = {(name, *sorted((key, text) for key, text in labels.items() if key != "run")) for name, value, labels in sent if value == 0.0}
+    assert len(begun) == len(sent)
+    assert {("iterations",), ("recoveries",), ("skipped_steps",), ("phase_seconds", ("phase", "grow")), ("retries", ("role", "reward"))} <= begun
+    assert {("stale_rejections", ("cause", cause)) for cause in ("epoch", "policy")} <= begun
+    counters = {metric.name.removeprefix("branchgrpo_") for metric in METRICS if metric.kind == "counter"}
+    assert {name for name, *_ in begun} == counters - {"restarts"}  # those the run begins for its own roles
+
+
+def test_every_cause_of_a_loss_is_known() -> None:
+    """Of those that are written in the code, and those that errors are told by."""
+    folder = Path(monitor.__file__).parent
+    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    written = set(re.findall(r'(?:_remove\(\w+, |\blose\(|leaving = .*|leaving: str = )"(\w+)"', source))
+    assert {"scaled", "unresponsive", "lost", "start", "node"} <= written <= set(monitor.CAUSES)
+    assert {*errors.WORDS, *FORGIVEN, "died", "error"} <= set(monitor.CAUSES)
+
+
 def wait_for(sent: Sent, count: int) -> None:
     deadline = monotonic() + 20
     while len(sent) < count:
@@ -130,6 +156,7 @@ def wait_for(sent: Sent, count: int) -> None:
 def test_gauges_are_sent_again_until_forgotten_and_counters_are_not(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "REFRESH_SECONDS", 0.01)
     one = Monitor("run-1")
+    sent.clear()
     kept: dict[str, Any] = {"role": "rollout", "worker": "rollout-0"}
     one.set("branchgrpo_weight_version", 1.0, **kept)
     one.set("branchgrpo_weight_version", 2.0, **kept)
