@@ -112,7 +112,7 @@ def reporter(run: str) -> Reporter:
     """Of a driver that has no actors yet."""
     patience = Patience()
     rollouts, rewards = (Pool(object, role, count, {}, (), Meter(), patience, run) for role, count in (("rollout", 2), ("reward", 1)))
-    return Reporter(run, rollouts, [rewards], [Gang(object, "learner", 1, {}, tuple, Meter(), 1.0, run)], LIMITS)
+    return Reporter(run, rollouts, [rewards], [Gang(object, "learner", 1, {}, tuple, Meter(), (1.0, 3.0, 1.0), run)], LIMITS)
 
 
 def workers(role: str, ready: int, starting: int = 0) -> list[control.WorkerState]:
