@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
+from branchgrpo.rewards import limits
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.types import F32, LeafMedia, RewardScores
 
@@ -48,6 +49,8 @@ class RewardWorker:
         texts = [prompt for prompt in prompts for _ in range(each)]
         trained, parts = np.full((len(self.scorers), len(texts)), np.nan, np.float32), dict[str, F32]()
         retries, reason = 0, ""
+        for _, scorer in self.scorers:
+            limits.check(media.pixels.shape, prompts, scorer.max_ratio)
         for row, (title, scorer) in enumerate(self.scorers):
             found: Mapping[str, F32] = {}
             for attempt in range(self.config.reward_workers.retries + 1):

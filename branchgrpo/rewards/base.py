@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from branchgrpo.errors import UserError
+from branchgrpo.rewards import limits
 from branchgrpo.table import Component
 from branchgrpo.types import F32, U8
 
@@ -71,6 +72,7 @@ class Scorer(ABC):
 
     trains_on: str = "score"  # which of the scores is the reward
     reports: tuple[str, ...] = ("score",)  # which are reported
+    max_ratio: float = limits.MAX_RATIO  # of a picture's longer side to its shorter one; others are refused before they come here
 
     @abstractmethod
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
@@ -98,8 +100,9 @@ class PictureScorer(Scorer):
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         chosen = evenly(pixels.shape[1], self.picture_options.frames)
         flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
-        texts, size = [prompt for prompt in prompts for _ in chosen], self.picture_options.batch
-        found = [self.pictures(flat[first : first + size], texts[first : first + size]) for first in range(0, len(flat), size)]
+        texts = [prompt for prompt in prompts for _ in chosen]
+        rows = limits.batches(len(flat), self.picture_options.batch, flat.shape[1] * flat.shape[2])
+        found = [self.pictures(flat[part], texts[part]) for part in rows]
         return {"score": np.concatenate(found).astype(np.float32).reshape(len(pixels), len(chosen)).mean(1)}
 
 

@@ -59,7 +59,7 @@ def row_bytes(pixels: U8, prompt: str) -> int:
     return pixels.nbytes + len(prompt.encode()) + 5
 
 
-def unpack_request(body: bytes, limit: int) -> tuple[U8, list[str]]:
+def unpack_request(body: bytes | bytearray, limit: int) -> tuple[U8, list[str]]:
     """Pixels [L, F, H, W, 3], read-only, and L prompts. Raises ProtocolError."""
     found = _unpack(body, limit, "request", ("pixels", "prompts"))
     pixels = _mapping(found["pixels"], "request.pixels", ("shape", "data"))
@@ -138,7 +138,7 @@ def _pack(message: dict[str, Any]) -> bytes:
     return packed
 
 
-def _unpack(body: bytes, limit: int, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+def _unpack(body: bytes | bytearray, limit: int, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
     """The message: a map of exactly these keys and the version."""
     _require(len(body) <= limit, where, f"at most {limit} bytes", str(len(body)))
     size = len(body)  # no part is longer than the whole: a forged length asks for no memory

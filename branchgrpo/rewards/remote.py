@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from branchgrpo.rewards.protocol import MB, Offer, ProtocolError
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
-    from requests import PreparedRequest
+    from requests import PreparedRequest, Session
 
 RETRIED = (429, 502, 503, 504)
 """HTTP statuses of a server, or a gateway before it, that may answer later."""
@@ -34,7 +35,8 @@ class RemoteReward(RewardOptions):
     url: str = Field(description="address of the server, http(s)://HOST:PORT, with a path where a gateway needs one")
     token_env: str = Field("", description="environment variable, of the reward workers, with the server's token; empty: none is sent")
     timeout_seconds: float = Field(120.0, gt=0, description="longest silence of the server: for a connection, and for the next bytes of an answer")
-    retries: int = Field(4, ge=0, le=100, description="further tries of a request when the server cannot be reached, is silent, or is busy")
+    deadline_seconds: float = Field(600.0, gt=0, description="longest time of one try, from its begin to the answer's last byte, however much comes meanwhile")
+    retries: int = Field(4, ge=0, le=100, description="further tries of a request when the server cannot be reached, is silent, too slow, or busy")
     backoff_seconds: float = Field(1.0, ge=0, description="wait before the first further try; doubles each time, half of it at random, at most 60 s")
     max_mb: int = Field(256, ge=1, le=4000, description="largest request and largest answer, in MB of 10⁶ bytes; the server's own limit holds too")
     batch: int = Field(64, ge=1, le=protocol.MAX_PICTURES, description="pictures per request, fewer where max_mb demands it")
@@ -67,13 +69,9 @@ class Remote(Scorer):
     """A session with the server. Not for several threads at once."""
 
     def __init__(self, options: RemoteReward):
-        import requests
-
         self.options, self.url = options, options.url.rstrip("/")
         self.token = protocol.token_of("rewards.remote.token_env", options.token_env)
-        self.session = requests.Session()
-        self.session.auth = self._authorise  # also keeps a .netrc from sending something else
-        self.session.headers["Accept-Encoding"] = "identity"
+        self.session = self._new_session()
         self.random = Random()  # its own: training's random choices stay as they are
         self.limit = options.max_mb * MB
         self.offer = self._ask()
@@ -83,6 +81,14 @@ class Remote(Scorer):
             raise UserError(f"rewards.remote.{key}: expected scores of {list(self.offer.names)}, which {self.url} offers, got {', '.join(missing)}")
         self.trains_on, self.reports = wanted[0], options.report
         self.request_limit = min(self.limit, self.offer.max_bytes)
+
+    def _new_session(self) -> Session:
+        import requests
+
+        session = requests.Session()
+        session.auth = self._authorise  # also keeps a .netrc from sending something else
+        session.headers["Accept-Encoding"] = "identity"
+        return session
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         """As the server's scorer would. Raises UserError for what that scorer calls an error of the user, and RuntimeError where
@@ -151,16 +157,27 @@ class Remote(Scorer):
         raise UserError(f"rewards.remote.{key}: expected {self.url} to say what it offers, got {self._error(status, body)}")
 
     def _send(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
-        """Status and body of one exchange. Raises requests' errors, and RuntimeError for a body over the limit."""
-        headers = {"Content-Type": protocol.MEDIA_TYPE}
-        seconds = self.options.timeout_seconds
-        with self.session.request(method, self.url + path, data=data, headers=headers, timeout=seconds, allow_redirects=False, stream=True) as response:
-            body = bytearray()
-            for chunk in response.iter_content(1 << 20):
-                body += chunk
-                if len(body) > self.limit:
-                    raise RuntimeError(f"remote reward {self.url}: expected an answer of at most {self.limit} bytes (max_mb), got more")
-            return response.status_code, bytes(body)
+        """Status and body of one exchange. Raises requests' errors, Timeout past the deadline too, and RuntimeError for a body
+        over the limit.
+
+        requests bounds only silence: a server that sends a byte now and then, in headers or body, would hold its caller for
+        hours. So a thread waits in its place, and is left behind at the deadline with the session and its connections.
+        """
+        import requests
+
+        exchange = _Exchange(self.session, method, self.url + path, data, self.options.timeout_seconds, self.limit)
+        thread = Thread(target=exchange.run, name="remote reward", daemon=True)
+        thread.start()
+        thread.join(self.options.deadline_seconds)
+        if thread.is_alive():
+            exchange.abandoned = True
+            self.session = self._new_session()
+            raise requests.Timeout(f"no whole answer in {self.options.deadline_seconds:g} s (deadline_seconds)")
+        if exchange.error:
+            raise exchange.error
+        if len(exchange.body) > self.limit:
+            raise RuntimeError(f"remote reward {self.url}: expected an answer of at most {self.limit} bytes (max_mb), got more")
+        return exchange.status, bytes(exchange.body)
 
     def _error(self, status: int, body: bytes) -> str:
         """What an answer other than 200 says."""
@@ -173,6 +190,30 @@ class Remote(Scorer):
         if self.token:
             request.headers["Authorization"] = f"Bearer {self.token}"
         return request
+
+
+class _Exchange:
+    """One request and its answer, in a thread of its own."""
+
+    def __init__(self, session: Session, method: str, url: str, data: bytes | None, silence: float, limit: int):
+        self.session, self.method, self.url, self.data, self.silence, self.limit = session, method, url, data, silence, limit
+        self.status, self.body, self.abandoned = 0, bytearray(), False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Until the answer is there, is over the limit, or nobody waits for it any more."""
+        headers = {"Content-Type": protocol.MEDIA_TYPE}
+        try:
+            with self.session.request(
+                self.method, self.url, data=self.data, headers=headers, timeout=self.silence, allow_redirects=False, stream=True
+            ) as response:
+                self.status = response.status_code
+                for chunk in response.iter_content(1 << 14):
+                    self.body += chunk
+                    if self.abandoned or len(self.body) > self.limit:
+                        break
+        except BaseException as error:  # raised again where it was asked for
+            self.error = error
 
 
 def _reason(error: Exception) -> str:

@@ -15,19 +15,27 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from ipaddress import ip_address
+from typing import Any
 
 from aiohttp import web
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import protocol
+from branchgrpo.rewards import limits, protocol
 from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.connections import IDLE_SECONDS, Connections
 from branchgrpo.rewards.protocol import MB, Offer, ProtocolError
 
 QUEUE = 16
-"""Requests being read, waiting or scored; more are refused. They bound the memory: each holds up to the size limit."""
+"""Requests being read, waiting or scored; more are refused."""
+
+HELD = 4
+"""How many requests of the size limit all of these may hold together: that bounds the memory."""
 
 READ_SECONDS = 300.0
 """Longest that a request may take to arrive: a client that vanished gives its place back."""
+
+SLOWEST = 20.0, 1_000_000.0
+"""Seconds for any request, and bytes a second from there on: a small one that trickles does not hold its place for long."""
 
 GRACE_SECONDS = 30.0
 """How long requests in hand may take once the server was asked to end."""
@@ -38,20 +46,27 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class RewardServer:
     """Answers requests with a scorer, one at a time, in a thread of its own."""
 
-    def __init__(self, scorer: Scorer, reward: str, max_bytes: int, token: str = "", queue: int = QUEUE):
+    def __init__(self, scorer: Scorer, reward: str, max_bytes: int, token: str = "", queue: int = QUEUE, connections: Connections | None = None):
+        self.connections = connections or Connections()
         self.scorer, self.max_bytes, self.queue = scorer, max_bytes, queue
         self.offer = Offer(reward, tuple(scorer.reports), scorer.trains_on, max_bytes)
         self.expected = f"Bearer {token}".encode() if token else b""
         self.thread = ThreadPoolExecutor(1, "scorer")
-        self.held = 0  # requests in hand
+        self.held = self.held_bytes = 0  # requests in hand, and what they may take
 
     def runner(self) -> web.AppRunner:
         """The server, for a running loop. A client that hangs up gives its place back."""
         application = web.Application(middlewares=[self._guard], client_max_size=self.max_bytes)
         application.add_routes([web.get("/health", self._health), web.post("/score", self._score)])
-        return web.AppRunner(application, access_log=None, handler_cancellation=True, auto_decompress=False, shutdown_timeout=GRACE_SECONDS)
+        options: dict[str, Any] = {"access_log": None, "handler_cancellation": True, "auto_decompress": False, "shutdown_timeout": GRACE_SECONDS}
+        return web.AppRunner(application, keepalive_timeout=IDLE_SECONDS, max_headers=64, max_field_size=4096, **options)
 
-    def answer(self, body: bytes) -> tuple[int, bytes]:
+    async def listen(self, runner: web.AppRunner, listener: socket.socket) -> asyncio.Task[None]:
+        """Accept connections from now on, until the task is cancelled; `runner` was set up."""
+        assert runner.server is not None
+        return asyncio.create_task(self.connections.accept(listener, runner.server))
+
+    def answer(self, body: bytes | bytearray) -> tuple[int, bytes]:
         """HTTP status and body for the body of a request: 200, 400 for what is no request, 422 for what the scorer
         calls an error of the user, 500 for its other errors, with the trace on stderr."""
         try:
@@ -59,6 +74,7 @@ class RewardServer:
         except ProtocolError as error:
             return 400, protocol.pack_error(str(error))
         try:
+            limits.check(pixels.shape, prompts, self.scorer.max_ratio)
             return 200, protocol.pack_scores(self.scorer.score(pixels, prompts), self.offer, len(prompts))
         except UserError as error:
             return 422, protocol.pack_error(str(error))
@@ -71,9 +87,10 @@ class RewardServer:
         """Before anything is read: who asks. Afterwards: errors of HTTP in our own form."""
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if self.expected and not hmac.compare_digest(given, self.expected):
-            return _response(401, protocol.pack_error("expected the server's token as Authorization: Bearer TOKEN"))
+            return _ended(_response(401, protocol.pack_error("expected the server's token as Authorization: Bearer TOKEN")))
         try:
-            return await handler(request)
+            with self.connections.busy(request.protocol):
+                return await handler(request)
         except web.HTTPRequestEntityTooLarge:
             return self._too_large()
         except web.HTTPException as error:
@@ -84,22 +101,40 @@ class RewardServer:
         return _response(200, protocol.pack_offer(self.offer))
 
     async def _score(self, request: web.Request) -> web.Response:
-        if (request.content_length or 0) > self.max_bytes:
+        size = request.content_length
+        if (size or 0) > self.max_bytes:
             return self._too_large()
-        if self.held >= self.queue:
-            return _response(503, protocol.pack_error(f"busy: {self.queue} requests are waiting"))
-        self.held += 1
+        room = self.max_bytes if size is None else size
+        if self.held >= self.queue or self.held_bytes + room > HELD * self.max_bytes:
+            return _ended(_response(503, protocol.pack_error(f"busy: {self.held} requests are waiting")))
+        self.held, self.held_bytes = self.held + 1, self.held_bytes + room
         try:
+            seconds = min(READ_SECONDS, SLOWEST[0] + room / SLOWEST[1])
             try:
-                body = await asyncio.wait_for(request.read(), READ_SECONDS)
+                body = await asyncio.wait_for(self._body(request), seconds)
             except TimeoutError:
-                return _response(408, protocol.pack_error(f"the request took longer than {READ_SECONDS:.0f} s to arrive"))
+                return _ended(_response(408, protocol.pack_error(f"the request took longer than {seconds:.0f} s to arrive")))
             return _response(*await asyncio.get_running_loop().run_in_executor(self.thread, self.answer, body))
         finally:
-            self.held -= 1
+            self.held, self.held_bytes = self.held - 1, self.held_bytes - room
+
+    async def _body(self, request: web.Request) -> bytearray:
+        """All of it, once: aiohttp's own reading would hold it twice."""
+        body = bytearray()
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > self.max_bytes:
+                raise web.HTTPRequestEntityTooLarge(self.max_bytes)
+        return body
 
     def _too_large(self) -> web.Response:
         return _response(413, protocol.pack_error(f"expected a request of at most {self.max_bytes} bytes"))
+
+
+def _ended(response: web.Response) -> web.Response:
+    """The connection ends with this answer."""
+    response.force_close()
+    return response
 
 
 def _response(status: int, body: bytes) -> web.Response:
@@ -166,10 +201,16 @@ async def _until_asked(server: RewardServer, listener: socket.socket, ready: Cal
     runner = server.runner()
     await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
+        accepting = await server.listen(runner, listener)
+        await asyncio.sleep(0)  # it listens from here on
         host, port = listener.getsockname()[:2]
         ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-        await asked.wait()
+        stop = asyncio.create_task(asked.wait())
+        await asyncio.wait((accepting, stop), return_when=asyncio.FIRST_COMPLETED)
+        if accepting.done():
+            accepting.result()  # raises what ended it
+        accepting.cancel()
+        listener.close()
     finally:
         await runner.cleanup()
         server.thread.shutdown(cancel_futures=True)

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import check_weights, json_file
+from branchgrpo.rewards import limits
 from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, existing
 from branchgrpo.rewards.checkpoints import check_checkpoint, check_processor, given, network, read_state
 from branchgrpo.types import F32, U8
@@ -209,8 +210,10 @@ class VideoAlign(Scorer):
             raise UserError(f"{KEY}.path: expected embeddings of {1 + max(self.places.values())} tokens, the tokenizer's of {base}, got {len(embedding)}")
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        chosen, size = sampled(pixels.shape[1], self.options), self.options.batch
-        parts = [self._criteria(pixels[first : first + size, chosen], prompts[first : first + size]) for first in range(0, len(pixels), size)]
+        chosen = sampled(pixels.shape[1], self.options)
+        each = len(chosen) * max(MIN_PIXELS, pixels.shape[2] * pixels.shape[3])
+        rows = limits.batches(len(pixels), self.options.batch, each)
+        parts = [self._criteria(pixels[part][:, chosen], prompts[part]) for part in rows]
         raw = np.concatenate(parts)
         scores = {name: (raw[:, place] - mean) / std for place, (name, (mean, std)) in enumerate(self.normal.items())}
         return {"overall": sum(scores.values(), np.zeros(len(pixels), np.float32)), **scores}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
-from aiohttp import web
 
 from branchgrpo.rewards import remote, server
 from branchgrpo.rewards.base import Scorer
@@ -84,10 +84,12 @@ def running(served: Scorer | RewardServer, **settings: Any) -> Iterator[str]:
         runner = made.runner()
         await runner.setup()
         with server.bound("127.0.0.1", 0, False) as listener:
-            await web.SockSite(runner, listener).start()
+            accepting = await made.listen(runner, listener)
+            await asyncio.sleep(0)
             address.append(f"http://127.0.0.1:{listener.getsockname()[1]}")
             started.set()
             await ended.wait()
+            accepting.cancel()
             await runner.cleanup()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
@@ -159,6 +161,32 @@ class Stub:
             self.release.set()
             listener.shutdown()
             thread.join()
+
+
+@contextmanager
+def trickling(where: str) -> Iterator[str]:
+    """The url of a peer that answers one byte every 50 ms: of endless headers, or of a body of 1 MB."""
+    ended = threading.Event()
+    head = b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 1000000\r\n\r\n" if where == "body" else b"X: ")
+
+    def trickle(line: socket.socket) -> None:
+        with line, suppress(OSError):
+            line.sendall(head)
+            while not ended.wait(0.05):
+                line.sendall(b"x")
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=trickle, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 def client(url: str, **options: Any) -> Remote:

@@ -6,13 +6,13 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
-from remote_peers import PIXELS, PROMPTS, TOKEN, Failing, Plain, Stub, client, one_line, plain, running, scores, unwaited
+from remote_peers import PIXELS, PROMPTS, TOKEN, Failing, Plain, Stub, client, one_line, plain, running, scores, trickling, unwaited
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import protocol, remote
@@ -141,6 +141,23 @@ def test_a_silent_server_is_given_up(waits: list[float]) -> None:
         with pytest.raises(RuntimeError, match="no answer in 2 tries, the last: ReadTimeout") as caught:
             far.score(PIXELS[:1], ["a"])
     assert url in str(caught.value) and one_line(str(caught.value)) and len(waits) == 1
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+def test_a_server_that_trickles_is_given_up(where: str, waits: list[float]) -> None:
+    """A byte every 50 ms: never silent, never done."""
+    stub = Stub((200, scores(1.0)))
+    with trickling(where) as trickler, stub.serving() as url:
+        far = client(url, timeout_seconds=2.0, deadline_seconds=0.5, retries=1)
+        far.url = trickler
+        begun = monotonic()
+        with pytest.raises(RuntimeError, match=r"no answer in 2 tries, the last: .*no whole answer in 0\.5 s \(deadline_seconds\)") as caught:
+            far.score(PIXELS[:1], ["a"])
+        assert 1.0 <= monotonic() - begun < 5 and one_line(str(caught.value)) and len(waits) == 1
+        far.url = url  # the next request has a session of its own
+        assert far.score(PIXELS[:1], ["a"])["score"].tolist() == [1.0]
+        with pytest.raises(UserError, match=r"expected a reward server at .*deadline_seconds"):
+            client(trickler, timeout_seconds=2.0, deadline_seconds=0.3)
 
 
 def test_a_server_that_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
