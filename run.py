@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import chain
@@ -269,6 +270,7 @@ def doctor(config: Config, address: str, as_json: bool) -> int:
         trained=checks.trained(config),
     )
     found = diagnose(config.cluster.address if address == "auto" else address, needs)
+    found = {name: replace(one, text=secrets.masked_text(one.text), advice=secrets.masked_text(one.advice)) for name, one in found.items()}
     print(json.dumps(listing(found), indent=1)) if as_json else Console().print(render(found))
     return exit_code(found)
 

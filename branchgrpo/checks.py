@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from branchgrpo import prompt_check, prompts
+from branchgrpo import prompt_check, prompts, secrets
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import EMBEDDED
@@ -79,7 +79,7 @@ def folders(config: Config) -> dict[str, str]:
 
 def own(config: Config) -> dict[str, Callable[[], str]]:
     """Checks on the driver's machine, by name: each returns a line, or raises UserError."""
-    rewards = {f"rewards.{index} ({reward.title})": partial(_reward, reward) for index, reward in enumerate(config.rewards)}
+    rewards = {f"rewards.{index} ({reward.title})": partial(_reward, reward, f"rewards.{index}") for index, reward in enumerate(config.rewards)}
     return {"model": partial(_model, config), "prompts": partial(_prompts, config), **rewards}
 
 
@@ -94,8 +94,9 @@ def _prompts(config: Config) -> str:
     return f"{len(train)} to train on ({config.prompts}), {len(held_out)} held out ({config.held_out})"
 
 
-def _reward(reward: Any) -> str:
+def _reward(reward: Any, key: str) -> str:
     reward.check()
+    secrets.given(reward.runtime_env, f"{key}.runtime_env")
     return "what it needs is there"
 
 

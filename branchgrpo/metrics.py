@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from branchgrpo.errors import UserError
+from branchgrpo.secrets import masked_text
 
 PHASES = ("encode", "grow", "score", "update", "publish")
 """Parts of an iteration, in their order; time/PHASE is how long each took, in seconds."""
@@ -211,7 +212,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return masked_text(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

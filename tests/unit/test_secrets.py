@@ -10,7 +10,7 @@ import yaml
 from small_trees import quickstart
 
 import run
-from branchgrpo import config, secrets
+from branchgrpo import checks, config, secrets
 from branchgrpo.compare import Budget, Comparison
 from branchgrpo.errors import UserError
 from branchgrpo.metrics import open_sinks
@@ -91,6 +91,8 @@ def test_variables_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("MY_TOKEN")
     with pytest.raises(UserError, match=r"^rewards\.0\.runtime_env\.env_vars\.TOKEN: expected the environment variable MY_TOKEN, which is not set$"):
         run.check(found)
+    with pytest.raises(UserError, match="MY_TOKEN, which is not set"):
+        checks.own(found)["rewards.0 (ocr)"]()  # doctor's
 
 
 def test_sinks_are_sent_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +106,19 @@ def test_sinks_are_sent_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sink.close(failed=False)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert files and all(SECRET.encode() not in path.read_bytes() for path in files)
+
+
+def test_what_is_shown_holds_no_secret() -> None:
+    from rich.console import Console
+
+    from branchgrpo.display import Display
+
+    out = Console(record=True, width=200)
+    with Display("x", 1, "a/b", out) as display:
+        display.phase(f"opening {KEYS['run.mlflow']}")
+        display.note(KEYS["checkpoint.folder"])
+    shown = out.export_text()
+    assert SECRET not in shown and shown.count(MASK) >= 4
 
 
 def test_the_mask_is_yaml_that_comes_back() -> None:
