@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
-from branchgrpo import prompt_check, prompts, roles, secrets
+from branchgrpo import prompt_check, prompts, roles, run_folder, secrets
 from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
@@ -92,8 +92,8 @@ def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]
     return config, rank, fetch
 
 
-def check(config: Config) -> None:
-    """What can be known to be wrong before anything starts. Raises UserError."""
+def check(config: Config, folder: Path | None = None) -> None:
+    """What can be known to be wrong before anything starts. Raises UserError. folder: what is written, where it is not run.folder."""
     config.model.check()
     config.schedule()
     for index, reward in enumerate(config.rewards):
@@ -101,6 +101,7 @@ def check(config: Config) -> None:
         secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
     check_sinks(config.run.wandb, config.run.mlflow)
     prompt_check.check(config)
+    run_folder.check_folders(config, folder)
 
 
 def encode(config: Config, display: Display) -> int:
@@ -157,27 +158,20 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
 def train(config: Config, resume: str = "") -> int:
     """Train, evaluate before and after, write the run folder. Returns the exit code.
 
-    resume: "auto" goes on with the newest run of this name that was cut off, if there is one; a run folder with that one; a
+    resume: "auto" goes on with the newest run of this name and seed that was cut off, if there is one; a run folder with that one; a
     checkpoint's folder or URL begins a run there.
     """
     from branchgrpo.display import Display
-    from branchgrpo.experiment import carry_out, unfinished
+    from branchgrpo.experiment import carry_out
 
     check(config)
     begun, interrupted = perf_counter(), Interruption()
-    folder, origin = unfinished(config) if resume == "auto" else None, ""
-    if resume not in ("", "auto"):
-        if (Path(resume) / "config.yaml").is_file():
-            folder = Path(resume)
-        else:
-            from branchgrpo.checkpoint import open_saved
-
-            origin = str(open_saved(resume).path)
-    resumed = folder is not None
-    folder = folder or Path(config.run.folder) / f"{config.run.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    with Display(f"branchgrpo {config.run.name}", config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
-        with started(config, display, run=folder.name) as form:
-            summary = carry_out(config, form(config), folder, display, interrupted, perf_counter() - begun, origin=origin, resumed=resumed)
+    title = f"branchgrpo {config.run.name}"
+    with run_folder.driving(config, resume) as driver, Display(title, config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
+        with started(config, display, run=driver.folder.name) as form:
+            seconds = perf_counter() - begun
+            summary = carry_out(config, form(config), driver.folder, display, interrupted, seconds, None, driver.origin, driver.resumed, driver.lease)
+        driver.ended = summary["stopped_by"]
     from rich.console import Console
 
     from branchgrpo.report import table
@@ -193,11 +187,12 @@ def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: 
 
     comparison = Comparison(base, methods, seeds, Budget.parse(budget), overrides, folder, gain)
     for config in comparison.configs.values():
-        check(config)
+        check(config, folder)
     interrupted, finished = Interruption(), True
     if comparison.open():
         first = next(iter(comparison.configs.values()))
-        with Display("branchgrpo compare", first.run.iterations, first.metric, max_minutes=first.run.max_minutes) as display:
+        title, limit = "branchgrpo compare", first.run.max_minutes
+        with run_folder.alone(comparison.folder), Display(title, first.run.iterations, first.metric, max_minutes=limit) as display:
             try:
                 with started(first, display) as form:
                     finished = comparison.run(form, display, interrupted)
@@ -221,9 +216,8 @@ def evaluate(config: Config) -> int:
     from branchgrpo.experiment import measure
 
     check(config)
-    folder = Path(config.run.folder) / f"eval-{datetime.now():%Y%m%d-%H%M%S}"
     with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
-        folder.mkdir(parents=True)
+        folder = run_folder.named(run_folder.root(config), f"eval-{datetime.now():%Y%m%d-%H%M%S}")
         row, _ = measure(config, form(config), display, folder / "samples.png")
     (folder / "eval.json").write_text(json.dumps({"model": config.model.path} | row, indent=1) + "\n", encoding="utf-8")
     for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():

@@ -21,7 +21,9 @@ from branchgrpo.config import Config
 from branchgrpo.display import Display
 from branchgrpo.errors import UserError
 from branchgrpo.evaluation import Scores
-from branchgrpo.experiment import carry_out, measure, write_whole
+from branchgrpo.experiment import carry_out, measure
+from branchgrpo.lease import write_whole
+from branchgrpo.run_folder import root
 from branchgrpo.service import Service
 
 CHECKS = 12
@@ -112,7 +114,7 @@ class Comparison:
         for text in chain(*prompts.lists(one)):
             digest.update(b"\n" + text.encode())
         self.digest = digest.hexdigest()
-        self.folder = folder or Path(one.run.folder) / f"compare-{self.digest[:8]}"
+        self.folder = folder or root(one) / f"compare-{self.digest[:8]}"
 
     def open(self) -> list[tuple[str, int]]:
         """Make or reopen the folder; which runs are still to be done. Raises UserError when it holds another comparison."""

@@ -11,7 +11,7 @@ import numpy as np
 from branchgrpo import compare_pictures, compare_tables
 from branchgrpo.compare import Comparison
 from branchgrpo.compare_statistics import F64, Curve, curve, difference, level, over_seeds, time_to
-from branchgrpo.experiment import write_whole
+from branchgrpo.lease import write_whole
 from branchgrpo.metrics import PHASES, read
 from branchgrpo.report import Record, series
 

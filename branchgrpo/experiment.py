@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,12 @@ from branchgrpo import config as configs
 from branchgrpo import report, sheet
 from branchgrpo.config import Config
 from branchgrpo.evaluation import Scores
+from branchgrpo.lease import Lease, read_object, write_whole
 from branchgrpo.metrics import MetricsLog, open_sinks, read
+from branchgrpo.run_folder import checkpoints
+from branchgrpo.run_identity import checked_alike, saved_config
 from branchgrpo.service import Display, Service
+from branchgrpo.stages import Stages
 from branchgrpo.trainer import Trainer
 from branchgrpo.types import F32, U8
 
@@ -30,18 +33,20 @@ def carry_out(
     before: Scores | None = None,
     origin: str = "",
     resumed: bool = False,
+    lease: Lease | None = None,
 ) -> dict[str, Any]:
     """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json.
 
     start_up: seconds that went before. before: scores of the untrained model, where they are known already. origin: a
     checkpoint that a new run begins at, in place of the untrained model. resumed: the folder is of a run that was not
-    finished, which goes on from its newest checkpoint.
+    finished, which goes on from its newest checkpoint. lease: of the folder; it is told what the run spends.
     """
+    if resumed and before is None:
+        before = _known(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
-    if resumed and before is None:
-        before = _known(folder)
-    experiment = _Experiment(config, service, folder, display, interrupted, start_up)
+    experiment = _Experiment(config, service, folder, display, interrupted, lease)
+    experiment.stages.add("start_up", start_up)
     sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, configs.plain(config))
     with MetricsLog(folder, sinks) as log:
         if before is None:
@@ -52,7 +57,7 @@ def carry_out(
     display.phase("drawing the curve")
     records, outcome = read(folder / "metrics.jsonl"), experiment.trainer.outcome
     report.curve(folder / "curve.png", records, config.metric, f"{config.run.name}, seed {config.run.seed}")
-    summary = report.summary(config.run.name, config.run.seed, before, after, config.metric, records, experiment.seconds, outcome.stopped_by)
+    summary = report.summary(config.run.name, config.run.seed, before, after, config.metric, records, experiment.stages.now(), outcome.stopped_by)
     summary["gates"] = outcome.gates
     summary["diversity"] = report.interval(diversity) if diversity is not None else None
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -63,11 +68,23 @@ def carry_out(
 class _Experiment:
     """The parts of a run that need its service, and how many seconds each took."""
 
-    def __init__(self, config: Config, service: Service, folder: Path, display: Display, interrupted: Callable[[], bool], start_up: float):
+    def __init__(self, config: Config, service: Service, folder: Path, display: Display, interrupted: Callable[[], bool], lease: Lease | None):
         self.config, self.service, self.folder, self.display = config, service, folder, display
-        self.trainer = Trainer(config, service, folder.name, display, interrupted, checkpoints(config, folder))
-        self.seconds = {"start_up": start_up}
+        self.interrupted, self.lease = interrupted, lease
+        self.trainer = Trainer(config, service, folder.name, display, self._interrupted, checkpoints(config, folder))
+        self.stages = Stages()
+        if lease:
+            self.stages = Stages(lease.earlier["seconds"])
+            lease.seconds = self.stages.own
+            service.earlier.update(lease.earlier["restarts"])
+            self.trainer.earlier = {name: lease.earlier[name] for name in ("reissued", "recoveries")}
         self.pictures = min(config.evaluation.pictures, config.evaluation.prompts)
+
+    def _interrupted(self) -> bool:
+        """Asked between iterations. Raises StaleEpoch when another driver has taken the run over."""
+        if self.lease:
+            self.lease.put(restarts=self.service.restarts(), reissued=self.trainer.reissued, recoveries=self.trainer.recoveries)
+        return self.interrupted()
 
     def phase(self, text: str) -> None:
         self.display.phase(text)
@@ -77,9 +94,8 @@ class _Experiment:
         """The check before training."""
         count = self.config.evaluation.prompts
         self.phase(f"held-out check before training: {count} prompts")
-        started = perf_counter()
-        scores, pixels = self.trainer.surviving(lambda: self.trainer.evaluate(count, self.pictures), log)
-        self.seconds["evaluation_before"] = perf_counter() - started
+        with self.stages("evaluation_before"):
+            scores, pixels = self.trainer.surviving(lambda: self.trainer.evaluate(count, self.pictures), log)
         _sheet(self.config, self.trainer, self.folder / "samples" / "before.png", scores, pixels, "before training")
         return scores
 
@@ -91,41 +107,25 @@ class _Experiment:
             log.write(0, start)
         self.display.update(0, start)
         while reached != outcome.iterations:  # a failure in the last check may take the run back
-            started = perf_counter()
             self.phase("training")
-            reached = trainer.train(log).iterations
-            self.seconds["training"] = perf_counter() - started
+            with self.stages("training"):
+                reached = trainer.train(log).iterations
             after, pixels, diversity = trainer.surviving(self._last, log)
-        log.write(outcome.iterations, {**_between(self.config, after), "time/training": outcome.seconds})
+        log.write(outcome.iterations, {**_between(self.config, after), "time/training": outcome.seconds, "checkpoint/iteration": trainer.saved})
         _sheet(self.config, trainer, self.folder / "samples" / "after.png", after, pixels, f"after {outcome.iterations} iterations")
         return after, diversity
 
     def _last(self) -> tuple[Scores, U8 | None, F32 | None]:
         """The last check, and the weights."""
         self.phase("held-out check after training")
-        started, evaluation = perf_counter(), self.config.evaluation
-        scores, pixels = self.trainer.evaluate(evaluation.prompts, self.pictures)
-        self.seconds["evaluation_after"] = perf_counter() - started
+        evaluation = self.config.evaluation
+        with self.stages("evaluation_after"):
+            scores, pixels = self.trainer.evaluate(evaluation.prompts, self.pictures)
         diversity = self.trainer.evaluator.diversity(self.trainer.outcome.version) if evaluation.diversity else None
         if self.config.run.export != "none":
             self.phase("writing weights")
             self.service.learners.call("save", (self.folder / "weights").resolve())
         return scores, pixels, diversity
-
-
-def checkpoints(config: Config, folder: Path) -> str:
-    """Where the checkpoints of a run folder are."""
-    elsewhere = config.checkpoint.folder
-    return f"{elsewhere.rstrip('/')}/{folder.name}" if elsewhere else str((folder / "checkpoints").resolve())
-
-
-def unfinished(config: Config) -> Path | None:
-    """The newest folder of a run of this name that was killed or interrupted; what `--resume auto` goes on with."""
-    for folder in sorted(Path(config.run.folder).glob(f"{config.run.name}-*-*"), reverse=True):
-        summary = folder / "summary.json"
-        if (folder / "config.yaml").is_file() and (not summary.is_file() or json.loads(summary.read_text())["stopped_by"] == "interrupted"):
-            return folder
-    return None
 
 
 def _keep(folder: Path, before: Scores, after: Scores | None = None) -> None:
@@ -135,12 +135,12 @@ def _keep(folder: Path, before: Scores, after: Scores | None = None) -> None:
     write_whole(folder / "held_out.json", json.dumps(kept) + "\n")
 
 
-def _known(folder: Path) -> Scores | None:
-    """Scores before training, where an earlier part of this run measured them."""
-    path = folder / "held_out.json"
-    if not path.is_file():
+def _known(folder: Path, config: Config) -> Scores | None:
+    """Scores before training, where an earlier part of this run measured them, and by what the config says now."""
+    known, saved = read_object(folder / "held_out.json"), saved_config(folder)
+    if not known or not saved or not checked_alike(saved, config):
         return None
-    return {name: np.array(values, np.float32) for name, values in json.loads(path.read_text())["before"].items()}
+    return {name: np.array(values, np.float32) for name, values in known["before"].items()}
 
 
 def measure(config: Config, service: Service, display: Display, picture: Path | None = None) -> tuple[dict[str, Any], Scores]:
@@ -153,13 +153,6 @@ def measure(config: Config, service: Service, display: Display, picture: Path | 
     diversity = trainer.evaluator.diversity(0) if evaluation.diversity else None
     row = {"held_out": {name: report.interval(values) for name, values in scores.items()}}
     return row | {"diversity": report.interval(diversity) if diversity is not None else None}, scores
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _between(config: Config, scores: Scores) -> dict[str, float]:

@@ -16,10 +16,13 @@ from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from branchgrpo.errors import UserError
 from branchgrpo.secrets import masked_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PHASES = ("encode", "grow", "score", "update", "publish")
 """Parts of an iteration, in their order; time/PHASE is how long each took, in seconds."""
@@ -46,11 +49,11 @@ class MetricsLog:
     """Writes FOLDER/metrics.jsonl and TensorBoard events in FOLDER/tensorboard, and to `sinks`. Makes the folder."""
 
     def __init__(self, folder: Path, sinks: Iterable[Sink] = ()):
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        self._events = folder / "tensorboard"
+        self._purged: int | None = None  # TensorBoard leaves out earlier events from this iteration on
+        self._writer: SummaryWriter | None = None
         self._sinks = tuple(sinks)
         self._begun = perf_counter()
 
@@ -61,7 +64,8 @@ class MetricsLog:
         with ExitStack() as closing:  # each is closed, whatever another one raises
             for sink in self._sinks:
                 closing.callback(sink.close, failed=error is not None)
-            closing.callback(self._writer.close)
+            if self._writer:
+                closing.callback(self._writer.close)
             closing.callback(self._file.close)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -71,13 +75,24 @@ class MetricsLog:
         record |= {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, iteration)
+        self._write_events(iteration, figures)
         for sink in self._sinks:
             sink.write(iteration, figures)
 
+    def _write_events(self, iteration: int, figures: Mapping[str, float]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._events), flush_secs=10, purge_step=self._purged)
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, iteration)
+
     def rewind(self, iteration: int) -> None:
-        """Forget figures of later iterations: they are done again. `elapsed` goes on from what is kept."""
+        """Forget figures of later iterations: they are done again. `elapsed` goes on from what is kept. TensorBoard is told to
+        leave them out; W&B and MLflow take nothing back."""
+        if self._writer:
+            self._writer.close()
+        self._writer, self._purged = None, iteration + 1
         self._file.close()
         path = Path(self._file.name)
         kept = [record for record in read(path) if record["iteration"] <= iteration]

@@ -29,7 +29,7 @@ def capture(policy: PolicyUpdate, keep: bool) -> tuple[dict[str, Any], dict[str,
     steps = {float(state[master]["step"]) for master in masters.values() if master in state}
     if len(steps) > 1:
         raise RuntimeError(f"AdamW: expected as many steps of every parameter, got {sorted(steps)}")
-    found = {"steps": max(steps, default=0.0), "schedule": {key: value for key, value in policy.scheduler.state_dict().items() if key != "lr_lambdas"}}
+    found = {"steps": max(steps, default=0.0), "schedule": {"last_epoch": policy.scheduler.last_epoch}}
     return found, {file: dict(gathered(parts, keep)) for file, parts in tensors.items()}
 
 
@@ -51,8 +51,15 @@ def restore(policy: PolicyUpdate, state: Mapping[str, Any], tensors: Mapping[str
         moments = {moment: spread(tensors[moment][name], masters[name]) for moment in MOMENTS}
         policy.optimiser.state[masters[name]] = {"step": torch.tensor(float(state["steps"])), **moments}
     policy.follow()
-    policy.scheduler.load_state_dict(dict(state["schedule"]) | {"lr_lambdas": [None]})
-    for group, rate in zip(policy.optimiser.param_groups, policy.scheduler.get_last_lr(), strict=True):
+    _set_schedule(policy, int(state["schedule"]["last_epoch"]))
+
+
+def _set_schedule(policy: PolicyUpdate, position: int) -> None:
+    """The place in the schedule is the checkpoint's; rate, warm-up and form are those of the config as it is now."""
+    scheduler = policy.scheduler
+    rates = [base * factor(position) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    scheduler.load_state_dict({"last_epoch": position, "_step_count": position + 1, "_last_lr": rates, "lr_lambdas": [None] * len(rates)})
+    for group, rate in zip(policy.optimiser.param_groups, rates, strict=True):
         group["lr"] = rate
 
 

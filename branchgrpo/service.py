@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -54,6 +55,7 @@ class Gang(Protocol):
 class Service(Protocol):
     """Everything a training run works with."""
 
+    earlier: Counter[str]  # actors replaced under drivers before this one, by cause
     faults: tuple[type[Exception], ...]  # failures of machines, not of the program: the run goes back to what it has saved
 
     @property
@@ -74,6 +76,9 @@ class Service(Protocol):
 
     def follow(self) -> dict[str, int]:
         """Follow wishes for more or fewer workers; returns workers by role. Called between iterations, too."""
+
+    def restarts(self) -> dict[str, int]:
+        """Actors replaced under this driver, by cause."""
 
     def leaving(self) -> bool:
         """Has it become known that machines with actors of this run will go? Each is told once. A checkpoint is due."""

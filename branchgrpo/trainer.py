@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter, time
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from branchgrpo.figures import figures
 from branchgrpo.forest import Forest, Harvest
 from branchgrpo.methods.adaptive import SplitChooser
 from branchgrpo.methods.branch import BranchMethod
+from branchgrpo.run_identity import Identity, identity
 from branchgrpo.service import Display, Log, Service
 from branchgrpo.types import F32, U8, BranchPlan, StepStats
 
@@ -74,8 +76,9 @@ class Trainer:
             self.begun_with = config.method
             self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
         self.ahead: deque[Grown] = deque()
-        self.stale = self.recoveries = self.saved = 0  # stale: trees dropped since the last figures
-        self.where, self.origin, self.epoch, self.saved_at = where, "", 0, 0.0
+        self.stale = self.recoveries = self.reissued = self.saved = 0  # stale: trees dropped since the last figures
+        self.earlier: Mapping[str, int] = {}  # recoveries and reissued tasks under drivers before this one
+        self.where, self.origin, self.epoch = where, "", 0
         self.updating = False  # an update was begun that the workers have not got
 
     def train(self, log: Log) -> Outcome:
@@ -123,9 +126,15 @@ class Trainer:
         outcome.seconds += ended - started
         times = {"time/update": updated - ready, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
         values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(grown.plan, harvest)
-        values |= {"tree/staleness": float(stats.version - 1 - grown.version), "tree/stale_dropped": self.stale, "service/recoveries": self.recoveries}
+        values |= {
+            "tree/staleness": float(stats.version - 1 - grown.version),
+            "tree/stale_dropped": self.stale,
+            "service/recoveries": self.recoveries + self.earlier.get("recoveries", 0),
+        }
         self.stale = 0
-        values |= {f"service/{name}": float(count) for name, count in self.service.follow().items()}
+        counts = self.service.follow()
+        self.reissued = counts.get("reissued", 0)
+        values |= {f"service/{name}": float(count + self.earlier.get(name, 0)) for name, count in counts.items()}
         return Done(outcome.iterations, ended - started, values)
 
     def _conclude(self, done: Done, log: Log) -> str:
@@ -146,8 +155,7 @@ class Trainer:
             done.told = True
             self.display.update(outcome.iterations, values)
             state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations}
-            state |= {"version": outcome.version, "epoch": self.epoch, "figures": values}
-            self.service.report(state | {"checkpoint": {"iteration": self.saved, "path": self.where, "time": self.saved_at}})
+            self.service.report(state | {"version": outcome.version, "epoch": self.epoch, "figures": values})
         if due and self.saved == outcome.iterations and (why := self.service.regroup()):
             self.display.note(f"learners formed anew: {why}")
             self._go_back(log)
@@ -213,7 +221,7 @@ class Trainer:
         has taken the run over."""
         outcome = self.outcome
         driver = {"iteration": outcome.iterations, "seconds": outcome.seconds, "gates": outcome.gates}
-        driver |= {"chooser": self.chooser.state()} if self.chooser else {}
+        driver |= {"is": self.identity} | ({"chooser": self.chooser.state()} if self.chooser else {})
         try:
             found = self.service.learners.call("checkpoint", self.where, outcome.iterations, self.epoch, driver)[0]
         except StaleEpoch:
@@ -222,7 +230,13 @@ class Trainer:
         if "failed" in found:
             self.display.note(f"checkpoint of iteration {outcome.iterations} could not be written: {found['failed']}; training goes on")
         else:
-            self.saved, self.saved_at = outcome.iterations, time()
+            self.saved = outcome.iterations
+            self.service.report({"checkpoint": {"iteration": self.saved, "path": self.where, "time": time()}})
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run is."""
+        return identity(self.config)
 
     def _recover(self, error: Exception, log: Log) -> None:
         self.recoveries += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,6 +51,7 @@ class Crew:
         self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
         self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
         self.run, self.chunks, self.entered, self.formed = run, 0, False, False
+        self.earlier = Counter[str]()  # actors replaced under drivers before this one, by cause; no budget counts them
         self.looked = 0.0
         self.ending = False  # somebody asked for it
         self.wanted_ranks = gangs[0].count if gangs else 0
@@ -257,9 +259,13 @@ class Crew:
         for pool in self.pools:
             pool.tend()
         self.look()
-        restarts = sum(sum(one.restarts.values()) for one in self.everyone)
+        restarts = self.earlier.total() + sum(self.restarts().values())
         counts = {"rollout_workers": len(self.rollouts.workers), "reward_workers": sum(len(pool.workers) for pool in self.rewards)}
         return counts | {"restarts": restarts, "reissued": sum(pool.reissued for pool in self.pools)}
+
+    def restarts(self) -> dict[str, int]:
+        """Actors replaced under this driver, by cause."""
+        return dict(sum((one.restarts for one in self.everyone), Counter[str]()))
 
     # telling
 
@@ -270,7 +276,11 @@ class Crew:
 
     def _standing(self) -> dict[str, Any]:
         following = {self.rollouts.role: self.rollouts.desired} if self.auto else {}
-        return {"following": following, "refused": {"learner": f"waits for room for {self.reserved} ranks"} if self._waiting() else {}}
+        return {
+            "following": following,
+            "restarts": dict(self.earlier + Counter(self.restarts())),
+            "refused": {"learner": f"waits for room for {self.reserved} ranks"} if self._waiting() else {},
+        }
 
     def stop(self) -> None:
         """End all actors."""

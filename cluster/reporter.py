@@ -76,10 +76,7 @@ class Reporter:
     def tell(self, standing: Mapping[str, Any]) -> None:
         """What is known now. standing: further entries of cluster.control.Snapshot."""
         self.told = time.monotonic()
-        restarts: Counter[str] = Counter()
-        for one in self.everyone:
-            restarts.update(one.restarts)
-        self.last |= {**standing, "workers": self._states(), "ready": self._ready(), "restarts": dict(restarts)}
+        self.last |= {**standing, "workers": self._states(), "ready": self._ready()}
         with suppress(PlacementError):  # the run goes on; the next report comes soon
             self.board.tell(self.known["run"], self._notice())
         self._measure()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,7 +79,7 @@ class Service:
     faults: tuple[type[Exception], ...] = ()
 
     def __init__(self, config: Config):
-        self.config = config
+        self.config, self.earlier, self.lost = config, Counter[str](), dict[str, int]()
         self.rollouts = Pool([RolloutWorker(config, index) for index in range(config.rollout.workers)])
         count = config.reward_workers.workers
         self.rewards = [Pool([RewardWorker(config, group, index) for index in range(count)]) for group in config.reward_groups]
@@ -112,7 +112,10 @@ class Service:
         raise error
 
     def follow(self) -> dict[str, int]:
-        return {}
+        return {"restarts": self.earlier.total() + sum(self.lost.values()), "reissued": 0}
+
+    def restarts(self) -> dict[str, int]:
+        return self.lost
 
     def leaving(self) -> bool:
         return False

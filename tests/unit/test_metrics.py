@@ -47,6 +47,28 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("held_out/ocr/exact")] == [(1, 0.125), (2, 0.25), (3, 0.375)]
 
 
+def test_tensorboard_shows_an_iteration_that_was_done_again_once(tmp_path: Path) -> None:
+    """Also one that another driver has done, whose checkpoint was older than its last figures."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown() -> list[tuple[int, float]]:
+        return [(event.step, event.value) for event in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward/total")]
+
+    with MetricsLog(tmp_path) as log:
+        for iteration in range(4):
+            log.write(iteration, {"reward/total": float(iteration)})
+        log.rewind(1)  # a failure: back to the checkpoint of iteration 1
+        for iteration in (2, 3, 4):
+            log.write(iteration, {"reward/total": 10.0 + iteration})
+    assert shown() == [(0, 0.0), (1, 1.0), (2, 12.0), (3, 13.0), (4, 14.0)]
+    time.sleep(1.1)  # names of event files tell seconds; drivers are further apart
+    with MetricsLog(tmp_path) as log:
+        log.rewind(3)
+        log.write(4, {"reward/total": 24.0})
+    expected = [(0, 0.0), (1, 1.0), (2, 12.0), (3, 13.0), (4, 24.0)]
+    assert shown() == expected == [(record["iteration"], record["reward/total"]) for record in read(tmp_path / "metrics.jsonl")]
+
+
 @pytest.mark.parametrize("cut", range(len('{"iteration": 2}')))
 def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "metrics.jsonl"

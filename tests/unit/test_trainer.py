@@ -16,7 +16,7 @@ from branchgrpo import wire
 from branchgrpo.checkpoint import Store
 from branchgrpo.config import Config
 from branchgrpo.errors import StaleEpoch, UserError
-from branchgrpo.experiment import carry_out, checkpoints, unfinished
+from branchgrpo.experiment import carry_out
 from branchgrpo.metrics import read
 from branchgrpo.trainer import Grown, Trainer
 
@@ -254,19 +254,6 @@ def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> N
     cut, dropped = sorted(display.notes, key=lambda note: "dropped" in note)
     assert "of 2 prompts are longer than the text encoders take and were cut (said once; prompts/truncated counts)" in cut
     assert "1 of 2 prompt groups dropped (said once; reward/dropped_groups counts)" in dropped and "not finite" in dropped
-
-
-def test_unfinished_finds_what_was_cut_off(tmp_path: Path) -> None:
-    loaded = config(**{"run.folder": str(tmp_path), "run.name": "a"})
-    assert unfinished(loaded) is None
-    for name, stopped in (("a-20260101-000000", "interrupted"), ("a-20260102-000000", "iterations"), ("b-20260103-000000", None)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text("")
-        if stopped:
-            (tmp_path / name / "summary.json").write_text(json.dumps({"stopped_by": stopped}))
-    assert unfinished(loaded) == tmp_path / "a-20260101-000000"
-    assert checkpoints(loaded, tmp_path / "a").endswith("/a/checkpoints")
-    assert checkpoints(config(**{"checkpoint.folder": "s3://bucket/runs/"}), tmp_path / "a") == "s3://bucket/runs/a"
 
 
 def test_a_resumed_run_folder_is_that_of_one_run(tmp_path: Path) -> None:
