@@ -98,7 +98,7 @@ def test_dump_is_read_back_as_the_same_config(tmp_path: Path, overrides: dict[st
         ({"method.splits": "[]", "method.leaves": "1"}, ["splits"]),
         ({"sampling.steps": "13"}, ["splits", "12"]),
         ({"method.leaves": "12"}, ["leaves", "16", "12"]),
-        ({"method.fanout": "3"}, ["leaves", "81", "16"]),
+        ({"method.fanout": "3", "method.leaves": "16"}, ["leaves", "81", "16"]),
         ({"method.fanout": "3", "method.leaves": "81", "method.branch_noise": "antithetic"}, ["fanout", "even", "3"]),
         ({"evaluation.metric": "ocr/beauty"}, ["evaluation.metric", "ocr/beauty", "ocr/exact"]),
         ({"rewards": "[]"}, ["rewards"]),

@@ -32,6 +32,7 @@ learner:
   rnks: 2
 method:
   fanout: 3
+  leaves: 16
   eta: -1
 lerner: {ranks: 2}
 learning_rate: 3
@@ -61,10 +62,10 @@ def test_all_mistakes_at_once_each_with_its_line(tmp_path: Path) -> None:
             "FILE:15: rewards.3.target: expected a regular expression with a group, got 'number'",
             "FILE:17: learner.betas: expected a list, got 3",
             "FILE:18: learner.rnks: unknown key; did you mean learner.ranks?",
-            "FILE:21: method.eta: expected greater than 0, got -1",
-            "PRESETS/branchgrpo.yaml:3: method.leaves: 4 splits of fanout 3 give 81 leaves, expected 16",
-            "FILE:22: lerner: unknown key; did you mean learner?",
-            "FILE:23: learning_rate: unknown key; did you mean learner.learning_rate?",
+            "FILE:22: method.eta: expected greater than 0, got -1",
+            "FILE:21: method.leaves: 4 splits of fanout 3 give 81 leaves, expected 16",
+            "FILE:23: lerner: unknown key; did you mean learner?",
+            "FILE:24: learning_rate: unknown key; did you mean learner.learning_rate?",
             "--rollout.workers: expected 'auto' or a valid integer, got 'many'",
             "--evaluation.prompts: expected greater than or equal to 2, got 1",
             "--pruning: pruning.0.name: expected one of width, depth, steps, got 'hedge'",

@@ -282,5 +282,6 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(folder: Path, t
     assert seen == {(False, (5, 32, 48, 3)), (True, (9, 32, 48, 3))}
     assert summary["gates"]["on_policy_deviation"] <= 1e-5 and summary["gates"]["probe_difference"] <= 1e-4
     assert [np.array_equal(worker.probe(), before) for worker in service.rollouts.workers] == [False, False]
-    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["after.png", "after.webp", "before.png", "before.webp"]
+    found = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
+    assert found == {f"{when}.{kind}" for when in ("before", "after") for kind in ("npz", "png", "webp")}
     assert len(load_file(next((tmp_path / "run" / "weights").glob("*.safetensors")))) == 32
