@@ -66,6 +66,7 @@ def code(package: str) -> str:
 def files(config: Config) -> list[str]:
     """What every node must have: those of a model that is not shipped with the package, and of rewards."""
     found = [] if config.model.path.startswith(EMBEDDED) else [str(Path(config.model.path) / "model_index.json")]
+    found += [path] if (path := getattr(config.model, "lora_path", "")) else []
     return found + [path for reward in config.rewards for key in REWARD_FILES if (path := getattr(reward, key, ""))]
 
 

@@ -61,7 +61,7 @@ def _shared(config: Config) -> dict[str, Any]:
     roles = {"rollout": config.rollout, "reward_workers": config.reward_workers, "learner": config.learner}
     found = {f"{name}.{key}": getattr(role, key) for name, role in roles.items() for key in ("cpus", "gpus", "threads")}
     found |= {"rollout.workers": config.rollout.workers, "reward_workers.workers": config.reward_workers.workers, "learner.ranks": config.learner.ranks}
-    found |= {f"model.{key}": value for key, value in config.model if not key.startswith("lora_")}
+    found |= {f"model.{key}": value for key, value in config.model if key == "lora_path" or not key.startswith("lora_")}
     found |= {f"evaluation.{key}": value for key, value in config.evaluation if key != "weights"}  # a mean of its weights is a method's own choice
     return found | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "cluster")} | {"shift": config.sampling.shift}
 

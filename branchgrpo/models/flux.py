@@ -21,6 +21,7 @@ class FluxModel(PipelineModel):
     transformer: ClassVar[str] = "FluxTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_alphas: ClassVar[bool] = True
     unit: ClassVar[int] = 2
 
     name: Literal["flux"] = Field("flux", description="the model family")

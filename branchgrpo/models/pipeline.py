@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.models import scheduler
+from branchgrpo.models import lora, scheduler
 from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
 from branchgrpo.schedule import Schedule
@@ -42,6 +42,7 @@ class PipelineModel(ModelOptions):
     text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
     optional_parts: ClassVar[tuple[str, ...]] = ()  # those of them that a folder may lack (null in model_index.json)
     attention_layers: ClassVar[tuple[str, ...]]  # where LoRA adapters go unless told otherwise
+    lora_alphas: ClassVar[bool] = False  # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
     unit: ClassVar[int]  # height and width must be multiples of this many pixels of a latent: the patch
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)  # diffusers' classes whose schedules are known
     decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
@@ -53,6 +54,9 @@ class PipelineModel(ModelOptions):
     lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
     lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
     lora_targets: tuple[str, ...] = Field((), description="names of the layers they go into; empty = the family's attention projections")
+    lora_path: str = Field(
+        "", description="begin with this adapter: a safetensors file or a folder with one, of the same rank, alpha and layers; empty: a new one"
+    )
     gradient_checkpointing: bool = Field(False, description="the learner keeps no activations inside a block and computes them again: less memory, more time")
     compile: bool = Field(False, description="torch.compile of the denoiser's repeated blocks; the first forward takes minutes")
     attention: str = Field("", description="diffusers' attention backend, as flash or _native_cudnn; empty: diffusers' default")
@@ -71,6 +75,8 @@ class PipelineModel(ModelOptions):
         if found != wanted:
             raise UserError(f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}")
         self.scheduler_config()
+        if self.lora_path:
+            self.lora_file()
         unit = self.unit * self.scale()
         if self.height % unit or self.width % unit:
             raise UserError(f"model.height, model.width: expected multiples of {unit}, got {self.height}×{self.width}")
@@ -109,6 +115,20 @@ class PipelineModel(ModelOptions):
         if not isinstance(channels, list):
             raise UserError(f"model.path: expected a list block_out_channels in {path}, got {channels}")
         return int(2 ** (len(channels) - 1))
+
+    @property
+    def adapted_layers(self) -> tuple[str, ...]:
+        """Names, or their ends, of the layers that LoRA adapts."""
+        return self.lora_targets or self.attention_layers
+
+    @property
+    def alpha(self) -> int:
+        """Of LoRA."""
+        return self.lora_alpha or 2 * self.lora_rank
+
+    def lora_file(self) -> lora.LoraFile:
+        """The adapter to begin with. Raises UserError where it is not one of this model, or of another rank, alpha or layers."""
+        return lora.check(self.lora_path, lora.layers(self.folder() / "transformer", self.adapted_layers), self.lora_rank, self.alpha)
 
     def text_keys(self) -> dict[str, Any]:
         """The options that text encodings depend on, beside the model's own files."""
@@ -164,7 +184,7 @@ class PipelineAdapter(Adapter):
         if options.lora_rank:
             from peft import LoraConfig
 
-            alpha, targets = options.lora_alpha or 2 * options.lora_rank, list(options.lora_targets or options.attention_layers)
+            alpha, targets = options.alpha, list(options.adapted_layers)
             found.requires_grad_(False)
             try:
                 found.add_adapter(LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets))
@@ -173,6 +193,8 @@ class PipelineAdapter(Adapter):
             for value in found.parameters():
                 if value.requires_grad:  # few, and in bfloat16 they would not learn
                     value.data = value.data.float()
+            if options.lora_path:
+                lora.load(found, options.lora_file())
             self.adapted = True
         if options.attention:
             try:
@@ -250,7 +272,7 @@ class PipelineAdapter(Adapter):
 
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
         if form == "lora":
-            self._save_lora(folder)
+            lora.save(folder, self.module, self.options.lora_alphas)
             return
         module = self.module
         if self.adapted:  # a stock pipeline loads plain weights: merge the adapters into a copy
@@ -265,13 +287,6 @@ class PipelineAdapter(Adapter):
                 (folder / SCHEDULER).write_text(json.dumps(self.options.scheduler_config(shift), indent=2) + "\n", encoding="utf-8")
             folder = folder / "transformer"
         module.save_pretrained(folder)
-
-    def _save_lora(self, folder: Path) -> None:
-        from peft import get_peft_model_state_dict
-
-        config = self.module.peft_config["default"].to_dict()
-        kept = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}  # alpha must travel, or loaders take the rank
-        type(self.pipe).save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(self.module), transformer_lora_adapter_metadata=kept)
 
 
 def class_named(entry: list[str]) -> Any:
