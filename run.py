@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchgrpo import config as configs
 from branchgrpo import prompt_check, prompts, roles, run_folder, secrets
-from branchgrpo.cli import REWARD_KEYS, WATCHING, parse
+from branchgrpo.cli import QUICKSTART, REWARD_KEYS, WATCHING, parse
 from branchgrpo.config import Config
 from branchgrpo.errors import UserError
 from branchgrpo.exits import exit_code
@@ -27,6 +26,7 @@ from branchgrpo.metrics import check_sinks
 if TYPE_CHECKING:
     from branchgrpo.compare import Comparison
     from branchgrpo.display import Display
+    from branchgrpo.measured import Target
     from cluster.crew import Crew
 
 
@@ -210,19 +210,18 @@ def _table(comparison: Comparison) -> str:
     return write(comparison, next(iter(comparison.configs.values())).metric)
 
 
-def evaluate(config: Config) -> int:
+def evaluate(target: Target) -> int:
     """Measure a model as it is, and write eval.json and a picture to a folder of their own."""
     from branchgrpo.display import Display
     from branchgrpo.experiment import measure
+    from branchgrpo.measured import prepared, written
 
-    check(config)
-    with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
-        folder = run_folder.named(run_folder.root(config), f"eval-{datetime.now():%Y%m%d-%H%M%S}")
-        row, _ = measure(config, form(config), display, folder / "samples.png")
-    (folder / "eval.json").write_text(json.dumps({"model": config.model.path} | row, indent=1) + "\n", encoding="utf-8")
-    for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():
-        print(f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of {value['n']} prompts")
-    print(f"written to {folder}")
+    check(target.config)
+    with prepared(target) as (config, folder):
+        config.model.check()
+        with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
+            row, _ = measure(config, form(config), display, folder / "samples.png", target.name)
+        written(target, folder, row)
     return 0
 
 
@@ -302,8 +301,9 @@ def _command() -> int:
     if found.command == "compare":
         return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder, found.gain)
     if found.command == "eval":
-        weights = found.folder / "weights" if (found.folder / "weights").is_dir() else found.folder
-        return evaluate(configs.load(found.config, {"evaluation.diversity": "32", **overrides, "model.path": str(weights)}))
+        from branchgrpo.measured import chosen
+
+        return evaluate(chosen(found.folder, found.config, overrides, found.checkpoint, QUICKSTART))
     if found.command == "serve-reward":
         return serve_reward(found, overrides)
     if found.command in WATCHING:

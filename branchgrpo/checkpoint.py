@@ -95,17 +95,22 @@ class Store:
         """Names of all checkpoints, from old to new, damaged ones too."""
         return [text for _, text in self._found()]
 
-    def newest(self) -> Saved | None:
-        """The newest valid one, every byte of it read and checked; what is passed over is told in `damaged`."""
+    def iterations(self) -> list[int]:
+        """Of all checkpoints, rising, damaged ones too."""
+        return sorted({name.iteration for name, _ in self._found()})
+
+    def newest(self, iteration: int | None = None) -> Saved | None:
+        """The newest valid one, of this iteration if one is named, every byte of it read and checked; what is passed over is
+        told in `damaged`."""
         while True:
-            names, found, self.damaged = self.all(), None, []
+            names, found, self.damaged = self._of(iteration), None, list[tuple[str, str]]()
             for text in reversed(names):
                 try:
                     found = verified(self.storage.child(text))
                     break
                 except Damaged as damage:
                     self.damaged.append((text, str(damage)))
-            if not self.damaged or names == self.all():  # else a writer deleted what was being read
+            if not self.damaged or names == self._of(iteration):  # else a writer deleted what was being read
                 return found
 
     def save(self, iteration: int, epoch: int, state: Mapping[str, Any], tensors: Mapping[str, Named]) -> Saved:
@@ -139,6 +144,9 @@ class Store:
         self._retain(text)
         folder = self.storage.child(text)
         return Saved(iteration, epoch, folder.where, created, files, folder)
+
+    def _of(self, iteration: int | None) -> list[str]:
+        return [text for name, text in self._found() if iteration in (None, name.iteration)]
 
     def _found(self) -> list[tuple[_Name, str]]:
         named = [(name, text) for text in self.storage.names() if (name := _Name.parse(text)) and self.storage.complete(text)]

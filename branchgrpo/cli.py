@@ -34,7 +34,7 @@ EPILOG = """examples:
   run.py train                                              the quick start
   run.py train --preset branchgrpo                          another method: the paper's full tree
   run.py compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
-  run.py eval runs/quickstart-20261121-120000               the scores of a saved model
+  run.py eval runs/quickstart-20261121-120000               the scores of a run's weights
   run.py train my.yaml --run.seed 1 rollout.workers=8       any key of a config, dotted; lists: --method.splits 3,6,9,12
   run.py encode my.yaml                                     encode all prompts once, where model.encode is precompute
   run.py prompts my.yaml                                    what was read of its prompt files: counts, examples, what rewards refuse
@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     texts = {
         "train": "train a model",
         "compare": "run several methods on the same prompts, seeds, reward and evaluation; the same command again goes on where it stopped",
-        "eval": "measure a model folder as it is: held-out scores with intervals, diversity, pictures",
+        "eval": "measure a run's weights, one of its checkpoints, or a model folder: held-out scores with intervals, diversity, pictures",
         "encode": "encode all prompts once, where model.encode is precompute; goes on where it stopped",
         "prompts": "what was read of the prompt files, and what a run could not use; exit code 2 then",
         "serve-reward": "score pictures for other environments or machines over HTTP (docs/remote-rewards.md)",
@@ -84,8 +84,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             command.add_argument("--config", type=Path, default=QUICKSTART, help="model, prompts and rewards (default: the quick start's)")
             continue
         if name == "eval":
-            command.add_argument("folder", type=Path, help="a pipeline folder, or a run folder with weights/")
-            command.add_argument("--config", type=Path, default=QUICKSTART, help="model family, prompts and rewards (default: the quick start's)")
+            command.add_argument("folder", type=Path, help="a run folder, whatever it exported, or a pipeline folder")
+            command.add_argument("--config", type=Path, help="model family, prompts and rewards (default: the run's own config.yaml; else the quick start's)")
+            command.add_argument("--checkpoint", type=int, metavar="N", help="of a run: the weights of iteration N's checkpoint")
             continue
         command.add_argument("config", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quick start)")
         command.add_argument("--preset", help=preset)

@@ -15,6 +15,7 @@ from branchgrpo.config import Config
 from branchgrpo.evaluation import Scores
 from branchgrpo.lease import Lease, read_object, write_whole
 from branchgrpo.metrics import MetricsLog, open_sinks, read
+from branchgrpo.model_card import write_card
 from branchgrpo.run_folder import checkpoints
 from branchgrpo.run_identity import checked_alike, saved_config
 from branchgrpo.service import Display, Service
@@ -61,6 +62,8 @@ def carry_out(
     summary["gates"] = outcome.gates
     summary["diversity"] = report.interval(diversity) if diversity is not None else None
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if call := write_card(folder, config, summary):
+        display.note(f"weights/README.md says how to load them: {call}")
     display.note(f"run folder: {folder}")
     return summary
 
@@ -143,13 +146,13 @@ def _known(folder: Path, config: Config) -> Scores | None:
     return {name: np.array(values, np.float32) for name, values in known["before"].items()}
 
 
-def measure(config: Config, service: Service, display: Display, picture: Path | None = None) -> tuple[dict[str, Any], Scores]:
+def measure(config: Config, service: Service, display: Display, picture: Path | None = None, title: str = "") -> tuple[dict[str, Any], Scores]:
     """The row of a model as it is: scores of the held-out prompts with 95 % intervals, diversity; and the scores [P]."""
     trainer, evaluation = Trainer(config, service, "eval", display, lambda: False, ""), config.evaluation
     display.phase(f"held-out check: {evaluation.prompts} prompts")
     scores, pixels = trainer.evaluate(evaluation.prompts, min(evaluation.pictures, evaluation.prompts) if picture else 0)
     if picture:
-        _sheet(config, trainer, picture, scores, pixels, config.model.path)
+        _sheet(config, trainer, picture, scores, pixels, title or config.model.path)
     diversity = trainer.evaluator.diversity(0) if evaluation.diversity else None
     row = {"held_out": {name: report.interval(values) for name, values in scores.items()}}
     return row | {"diversity": report.interval(diversity) if diversity is not None else None}, scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,12 +21,16 @@ class FluxModel(PipelineModel):
     transformer: ClassVar[str] = "FluxTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    guidance_key: ClassVar[str] = "true_cfg_scale"
     lora_alphas: ClassVar[bool] = True
     unit: ClassVar[int] = 2
 
     name: Literal["flux"] = Field("flux", description="the model family")
     guidance: float = Field(3.5, ge=0, description="embedded guidance scale")
     max_sequence_length: int = Field(512, ge=1, description="T5 tokens per prompt")
+
+    def family_call(self) -> dict[str, Any]:
+        return {"guidance_scale": self.guidance, **super().family_call()}
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Flux:
         return Flux(self, device, parts)

@@ -45,6 +45,7 @@ class PipelineModel(ModelOptions):
     lora_alphas: ClassVar[bool] = False  # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
     unit: ClassVar[int]  # height and width must be multiples of this many pixels of a latent: the patch
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)  # diffusers' classes whose schedules are known
+    guidance_key: ClassVar[str]  # what the stock pipeline calls true_cfg
     decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
 
     height: int = Field(720, ge=16, description="picture height in pixels")
@@ -129,6 +130,15 @@ class PipelineModel(ModelOptions):
     def lora_file(self) -> lora.LoraFile:
         """The adapter to begin with. Raises UserError where it is not one of this model, or of another rank, alpha or layers."""
         return lora.check(self.lora_path, lora.layers(self.folder() / "transformer", self.adapted_layers), self.lora_rank, self.alpha)
+
+    def stock_call(self) -> dict[str, Any]:
+        """Arguments of the stock pipeline's call, steps apart, that draws what evaluation draws."""
+        found = {"height": self.height, "width": self.width, **self.family_call(), self.guidance_key: self.true_cfg}
+        return found | ({"negative_prompt": self.negative_prompt} if self.guided else {})
+
+    def family_call(self) -> dict[str, Any]:
+        """Those of them that the family has beside size and guidance."""
+        return {"max_sequence_length": getattr(self, "max_sequence_length", 0)}
 
     def text_keys(self) -> dict[str, Any]:
         """The options that text encodings depend on, beside the model's own files."""

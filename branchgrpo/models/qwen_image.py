@@ -26,6 +26,7 @@ class QwenImageModel(PipelineModel):
     transformer: ClassVar[str] = "QwenImageTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    guidance_key: ClassVar[str] = "true_cfg_scale"
     unit: ClassVar[int] = 2
 
     name: Literal["qwen_image"] = Field("qwen_image", description="the model family")

@@ -28,6 +28,7 @@ class SD3Model(PipelineModel):
     optional_parts: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")  # T5, which weighs more than the rest
     # Of `attn` and, in 3.5 medium, of the pictures' second attention `attn2`, which has the first four.
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
 
     name: Literal["sd3"] = Field("sd3", description="the model family")

@@ -29,6 +29,7 @@ class WanModel(PipelineModel):
     transformer: ClassVar[str] = "WanTransformer3DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.UNIPC, scheduler.EULER)
     decoder_dtype: ClassVar[str] = "float32"  # as diffusers' documentation has it for this autoencoder
@@ -71,6 +72,9 @@ class WanModel(PipelineModel):
 
     def picture_tokens(self) -> int:
         return 0
+
+    def family_call(self) -> dict[str, Any]:
+        return {"num_frames": self.evaluation_frames or self.frames, **super().family_call()}
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Wan:
         return Wan(self, device, parts)
