@@ -62,8 +62,7 @@ def carry_out(
     summary["gates"] = outcome.gates
     summary["diversity"] = report.interval(diversity) if diversity is not None else None
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    if call := write_card(folder, config, summary):
-        display.note(f"weights/README.md says how to load them: {call}")
+    write_card(folder, config, summary, display.note)
     display.note(f"run folder: {folder}")
     return summary
 

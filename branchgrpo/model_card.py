@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 PACKAGES = ("branchgrpo", "diffusers", "transformers", "peft", "torch")
 
 
-def write_card(folder: Path, config: Config, summary: Mapping[str, Any]) -> str:
-    """Write README.md beside a run's weights; returns the call in one line. Nothing of either where nothing was exported."""
+def write_card(folder: Path, config: Config, summary: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Write README.md beside a run's weights and say the call; neither where nothing was exported."""
     model: Any = config.model
     if config.run.export == "none" or not isinstance(model, PipelineModel):
-        return ""
+        return
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     (weights / "README.md").write_text(text(config, model, summary), encoding="utf-8")
-    return call(config, model)
+    say(f"{weights / 'README.md'} has the code that draws with these weights: {call(config, model)}")
 
 
 def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> str:
