@@ -37,11 +37,14 @@ def terminal(found: Figures) -> str:
     for heads, rows in tables:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for index, head in enumerate(heads):
-            least = min(24, max((len(row[0]) for row in rows), default=0)) if index == 0 else None
-            table.add_column(head, justify="left" if index == 0 else "right", overflow="fold", min_width=least)
+            whole = index == 0 and max((len(row[0]) for row in rows), default=0) <= 24  # rich would take room from the widest first
+            head = head.replace(str(found["reference"]), "ref.")
+            table.add_column(head, justify="left" if index == 0 else "right", overflow="fold", no_wrap=whole)
         for row in rows:
             table.add_row(*(cell.replace("[", "\\[") for cell in row))
         console.print(table)
+    if found["reference"]:
+        console.print(f"ref.: {found['reference']}", markup=False, highlight=False)
     for method, row in found["rows"].items():
         others = {key: value for key, value in row.get("settings", {}).items() if key not in SHOWN}
         if others:
@@ -116,7 +119,7 @@ def _costs(found: Figures, brief: bool = False) -> tuple[list[str], list[list[st
     others = [key for key in next(iter(rows.values()))["settings"] if key not in SHOWN]
     heads = ["method", "rate", "leaves", "steps", *([] if brief else others)]
     if brief:
-        heads += ["NFE", "s/iter", "ratio", "diversity", "iterations", "seconds"]
+        heads += ["NFE", "s/iter", "diversity", "iterations", "seconds"]
     else:
         heads += ["NFE old, forwards (edges)", "NFE new, forwards (edges)", "s/iteration", "ratio", f"seconds: {', '.join(PHASES)}"]
         heads += ["iterations (optimiser steps)", "seconds"]
@@ -126,7 +129,7 @@ def _costs(found: Figures, brief: bool = False) -> tuple[list[str], list[list[st
         line = [method, f"{row['learning_rate']:g}", _digits(row["leaves"]), str(steps["per_rollout"])]
         speed = [f"{pace['median']:.2f}", f"{row['seconds_ratio']:.2f}"]
         if brief:
-            line += ["/".join(_digits(part["forwards"]) for part in nfe), *speed, _digits(row["diversity"], 3)]
+            line += ["/".join(_digits(part["forwards"]) for part in nfe), speed[0], _digits(row["diversity"], 3)]
             line += [_range(row["iterations"]), _range(row["training_seconds"])]
         else:
             line += [*(_plain(row["settings"][key]) for key in others), *(f"{_digits(part['forwards'])} ({_digits(part['edges'])})" for part in nfe), *speed]

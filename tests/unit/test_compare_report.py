@@ -13,7 +13,10 @@ from small_comparison import compared
 
 from branchgrpo import compare_pictures, compare_report, sheet
 from branchgrpo.compare import Comparison
+from branchgrpo.compare_tables import terminal
 from branchgrpo.metrics import read
+
+ROOT = Path(__file__).parents[2]
 
 
 def finish(
@@ -155,6 +158,14 @@ def test_markdown_and_terminal(made: Comparison) -> None:
         assert part in shown, part
     with Image.open(made.folder / "compare.png") as image:
         assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 10  # not blank
+
+
+def test_long_names_cost_no_figure_on_a_terminal() -> None:
+    """The published comparison, whose names and ranges are long: every cell is whole, and no line is wider."""
+    shown = terminal(json.loads((ROOT / "docs" / "benchmarks" / "fair" / "compare.json").read_text(encoding="utf-8")))
+    assert max(map(len, shown.splitlines())) <= 100
+    for cell in ("branchgrpo-flash-1e-4", "+0.229 ± 0.333", "– (3 of 3)", "3.94/0.94", "196–223", "150–151", "÷ ref.", "ref.: dancegrpo-1step"):
+        assert cell in shown, cell
 
 
 def test_one_seed_claims_nothing_and_says_so(tmp_path: Path) -> None:
