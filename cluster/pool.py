@@ -198,11 +198,12 @@ class Pool(Workers):
         """
         asked = [worker for worker in self.workers if worker.state == "ready" and not worker.pending]
         references = [getattr(worker.handle, method).remote(*arguments) for worker in asked]
-        ready = self._answers(references)
+        began = time.monotonic()
+        ready = self._answers(method, references)
         results = []
         for worker, reference in zip(asked, references, strict=True):
             if reference not in ready:
-                self._remove(worker, "unresponsive", f"no answer to {method}, while others gave it")
+                self._remove(worker, "unresponsive", f"no answer to {method} in {time.monotonic() - began:.0f} s")
                 continue
             try:
                 results.append(ray.get(reference))
@@ -210,16 +211,23 @@ class Pool(Workers):
                 if not died(error):
                     raise told(error, f"{self.role}.{method}") from error
                 self._remove(worker, ending(error), reason(error))
+        if asked and len(results) == len(asked):
+            self.broadcasts.setdefault(method, deque(maxlen=64)).append(time.monotonic() - began)
         return results
 
-    def _answers(self, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
-        """Those that come in time: the faster half has the timeout, the others some times as long as that half took."""
+    def _answers(self, method: str, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
+        """Those that come in time: some times as long as it usually takes until all have answered. While nobody knows, the faster half
+        has the timeout, and the others some times as long as that half took."""
         if not references:
             return []
-        began = time.monotonic()
+        began, known = time.monotonic(), self.broadcasts.get(method)
+        usual = statistics.median(known) if known else 0.0
+        first = min(self.patience.timeout, 2 * max(self.patience.least, self.patience.straggler * usual)) if known else self.patience.timeout
         half: list[ObjectRef[Any]]
-        half, late = ray.wait(references, num_returns=(len(references) + 1) // 2, timeout=self.patience.timeout, fetch_local=False)
-        limit = 2 * max(self.patience.least, self.patience.straggler * (time.monotonic() - began))
+        half, late = ray.wait(references, num_returns=(len(references) + 1) // 2, timeout=first, fetch_local=False)
+        if len(half) < len(late):
+            return half
+        limit = 2 * max(self.patience.least, self.patience.straggler * max(usual, time.monotonic() - began))
         return half + (ray.wait(late, num_returns=len(late), timeout=limit, fetch_local=False)[0] if late else [])
 
     def share(self, value: Any) -> ObjectRef[Any]:

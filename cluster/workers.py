@@ -53,6 +53,7 @@ class Workers:
         self.greeting, self.version = 0, 0
         self.attempts: dict[ObjectRef[Any], Attempt] = {}
         self.seconds: dict[str, deque[float]] = {}  # of finished tasks for each of their size, by method
+        self.broadcasts: dict[str, deque[float]] = {}  # seconds until all had answered, by method
         self.restarts: Counter[str] = Counter()  # by cause
         self.nodes = set[str]()  # lost with workers on them
         self.reissued = 0
@@ -107,6 +108,7 @@ class Workers:
     def renew(self, *arguments: Any) -> None:
         """What workers are made with is another from now on; end those that cannot be told now, as they start or are busy."""
         self.arguments = arguments
+        self.broadcasts.clear()
         for worker in [worker for worker in self.workers if worker.state != "ready" or worker.pending]:
             self._remove(worker, "scaled")
         self.greet([])

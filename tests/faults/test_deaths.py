@@ -140,6 +140,24 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     made.stop()
 
 
+def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: Path) -> None:
+    """Nobody is there whose answer would tell how long it takes: earlier ones do."""
+    made, told = pool(tmp_path, 1, least=0.5), list[str]()
+    made.note = told.append
+    made.wait_ready()
+    assert made.broadcast("task", 1, 0.3) == [(1, 0, "none")]
+    assert made.broadcast("task", 2, 1.5) == [(2, 0, "none")]  # slow, and in time: six times the median
+    (place,) = [worker.place for worker in made.workers]
+    assert place
+    os.kill(place.process, signal.SIGSTOP)
+    began = time.monotonic()
+    assert made.broadcast("task", 3) == []
+    assert time.monotonic() - began < 20 and made.restarts == {"unresponsive": 1}
+    made.wait_ready()
+    assert told[0].startswith(f"rollout-0 on {here()} was ended (no answer to task in ") and made.broadcast("task", 4) == [(4, 1, "none")]
+    made.stop()
+
+
 # newcomers that cannot start
 
 
