@@ -47,3 +47,15 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
         "version",
     )
     return values | {f"update/{name}": float(getattr(stats, name)) for name in names}
+
+
+def overlooked(harvest: Harvest, prompts: int) -> dict[str, str]:
+    """Lines, by kind, on what does not end a run and is easily overlooked in an iteration of so many prompts."""
+    told = {}
+    if harvest.truncated:
+        cut = f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take and were cut"
+        told["truncated"] = f"{cut} (said once; prompts/truncated counts)"
+    if harvest.dropped:
+        row, reason = next(iter(harvest.dropped.items()))
+        told["dropped"] = f"{len(harvest.dropped)} of {prompts} prompt groups dropped (said once; reward/dropped_groups counts): row {row}: {reason}"
+    return told

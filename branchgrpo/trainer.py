@@ -16,7 +16,7 @@ from branchgrpo.checkpoint import Store
 from branchgrpo.config import Config
 from branchgrpo.errors import GateError, StaleEpoch
 from branchgrpo.evaluation import Evaluator, Scores
-from branchgrpo.figures import figures
+from branchgrpo.figures import figures, overlooked
 from branchgrpo.forest import Forest, Harvest
 from branchgrpo.methods.adaptive import SplitChooser
 from branchgrpo.methods.branch import BranchMethod
@@ -188,15 +188,7 @@ class Trainer:
 
     def _tell(self, grown: Grown) -> None:
         """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups. Each iteration's count is in the metrics."""
-        told, harvest, prompts = {}, grown.harvest, grown.prompts
-        if harvest.truncated:
-            told["truncated"] = (
-                f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take and were cut (said once; prompts/truncated counts)"
-            )
-        if harvest.dropped:
-            row, reason = next(iter(harvest.dropped.items()))
-            told["dropped"] = f"{len(harvest.dropped)} of {prompts} prompt groups dropped (said once; reward/dropped_groups counts): row {row}: {reason}"
-        for kind, text in told.items():
+        for kind, text in overlooked(grown.harvest, grown.prompts).items():
             if kind not in self.told:
                 self.told.add(kind)
                 self.display.note(text)

@@ -71,6 +71,23 @@ def token_hint() -> str:
     return ", which asks for a token: " + ("that in RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else f"cat {token_path()}")
 
 
+def require_home() -> None:
+    """A Ray that is started here makes a token where there is none, and writes it to ~/.ray. Raises PlacementError where it cannot."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or token():
+        return
+    home = Path.home() / ".ray"
+    there = next(one for one in (home, *home.parents) if os.path.lexists(one))
+    probe = there / f".probe-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PlacementError(
+            f"home: expected a folder that can be written, for Ray's token in {home}, got {there}: {error.strerror}; "
+            "or set HOME, RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with a token"
+        ) from error
+
+
 def _ask(address: str, bearer: str) -> str:
     """The name of the error, empty when all is well."""
     import grpc

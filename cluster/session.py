@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ray
 
 from cluster import local
-from cluster.reach import greet, token_hint, token_path
+from cluster.reach import greet, require_home, token_hint, token_path
 
 HEAD_SECONDS = 20
 """How long a driver tries to reach a head that is gone before Ray ends it with exit code 1, if the environment does not say. Ray's
@@ -49,6 +49,7 @@ def start(address: str, object_store_mb: int, dashboard: bool, told: Callable[[s
     own = found == "local"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if own:
+        require_home()
         context = local.start(object_store_mb, dashboard, told)
         if (secret := token_path()).is_file() and secret.stat().st_uid == os.getuid():
             secret.chmod(0o600)  # Ray writes it readable for all
