@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from branchgrpo.config import Config
-from branchgrpo.encodings import write_shard
+
+from branchgrpo.config.schema import Config
+from branchgrpo.data.encodings import write_shard
 
 
 class Encoder:

@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from branchgrpo import combine, credit, shard, wire
-from branchgrpo.checkpoint import Store, open_saved
-from branchgrpo.config import Config
-from branchgrpo.errors import GateError, UserError
-from branchgrpo.parallel import gathered, shard_weights
-from branchgrpo.policy_state import capture, restore
-from branchgrpo.saved_state import loaded
-from branchgrpo.tree import assemble, topology
-from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
-from branchgrpo.update import PolicyUpdate, Rows, Tally, micro_batches
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.meeting import free_address, use_interface
 from actors.rollout import probe
+from branchgrpo.algo import credit
+from branchgrpo.algo.tree import assemble, topology
+from branchgrpo.checkpoint.store import Store, open_saved
+from branchgrpo.config.schema import Config
+from branchgrpo.errors import GateError, UserError
+from branchgrpo.learner import shard
+from branchgrpo.learner.fsdp import gathered, shard_weights
+from branchgrpo.learner.policy import PolicyUpdate, Rows, Tally, micro_batches
+from branchgrpo.learner.saved_state import loaded
+from branchgrpo.learner.state import capture, restore
+from branchgrpo.models import weights as wire
+from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Values behind references."""
@@ -94,10 +96,10 @@ class Learner:
         trained scores by (prompt row, tree) → [R, L]; trees that it leaves out are not trained on. Raises GateError when
         a start-up gate fails, RuntimeError after too many skips."""
         headers = [header for header, _ in segments]
-        trees = assemble(plan, headers, combine.leaf_rewards(self.config, scores))
+        trees = assemble(plan, headers, self.config.credit.leaf_rewards(scores))
         if not 0 <= self.version - trees[0].policy_version <= self.config.async_.max_staleness:
             raise RuntimeError(f"{self!r} has weights v{self.version}: trees were grown with weights v{trees[0].policy_version}")
-        credits = credit.assign(self.config, plan, trees, iteration, scores)
+        credits = self.config.credit.assign(plan, trees, iteration, scores)
         self._same_on_all_ranks("credit", credit.digest(credits))
         options = self.config.learner
         every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + iteration

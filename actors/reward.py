@@ -8,10 +8,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from branchgrpo.config import Config
+
+from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import limits
 from branchgrpo.rewards.base import Scorer
+from branchgrpo.rewards.http import limits
 from branchgrpo.types import F32, LeafMedia, RewardScores
 
 

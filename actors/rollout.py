@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from branchgrpo import wire
-from branchgrpo.config import Config
-from branchgrpo.encodings import Encodings
+
+from branchgrpo.config.schema import Config
+from branchgrpo.data.encodings import Encodings
+from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS
-from branchgrpo.sampler import Sampler
+from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import F32, U8, BranchPlan, Conditioning, LeafMedia, SegmentHeader, Subtree, TreePayload, WeightUpdate
 
 PROBE_ROWS = 2

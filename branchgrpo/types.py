@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -20,6 +21,15 @@ U8 = NDArray[np.uint8]
 
 EVALUATION = -1
 """The iteration number of evaluation trees: their noise never depends on how far training is."""
+
+
+class Component(BaseModel):
+    """Base of everything that a config section names; `name` is its key in its table.
+
+    It is both the options and the component itself: a config section, once validated, can be called.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _check(owner: object, **shapes: tuple[NDArray[Any], tuple[int | None, ...]]) -> None:

@@ -16,10 +16,10 @@ import ray
 from cluster import placement
 from cluster.board import Board
 from cluster.errors import PlacementError
-from cluster.gang import Gang
 from cluster.nodes import PLACING_SECONDS
 from cluster.placement import Bundle
 from cluster.pool import Pool
+from cluster.rank_group import Gang
 from cluster.work import wait
 
 TRY_SECONDS = 10.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.gang import Gang
 from cluster.pool import Pool
+from cluster.rank_group import Gang
 
 
 def publish(gang: Gang, pool: Pool, chunks: int, weights: str) -> int:

@@ -14,9 +14,9 @@ import ray
 from cluster import control, nodes
 from cluster.board import STOP, Board
 from cluster.errors import PlacementError
-from cluster.gang import Gang
 from cluster.monitor import CAUSES, Monitor
 from cluster.pool import Pool
+from cluster.rank_group import Gang
 
 TELL_SECONDS = 5.0
 """How often workers and queues are told between reports."""

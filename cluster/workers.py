@@ -12,8 +12,8 @@ from ray import ObjectRef
 
 from cluster import nodes
 from cluster.avoid import Avoided, labels
+from cluster.byte_counter import Meter
 from cluster.errors import WORDS, BudgetError, ending, reason, told
-from cluster.meter import Meter
 from cluster.placement import bundle
 from cluster.work import Attempt, Patience, Task, Worker, place
 

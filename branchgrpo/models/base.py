@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.errors import UserError
-from branchgrpo.schedule import Schedule, static
-from branchgrpo.table import Component
-from branchgrpo.types import U8, Conditioning
+from branchgrpo.types import U8, Component, Conditioning
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ class ModelOptions(Component):
     def folder(self) -> Path:
         """Where the weights are. Raises UserError when the folder or its model_index.json is missing."""
         if self.path.startswith(EMBEDDED):
-            folder = Path(__file__).parent.parent / "assets" / self.path.removeprefix(EMBEDDED)
+            folder = Path(__file__).parents[1] / "assets" / self.path.removeprefix(EMBEDDED)
         else:
             folder = Path(self.path).expanduser()
         if not (folder / "model_index.json").is_file():

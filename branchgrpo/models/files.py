@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from branchgrpo.errors import UserError
-from branchgrpo.regular_files import read_json
-from branchgrpo.safetensors_header import BadHeader, header
+from branchgrpo.files.regular import read_json
+from branchgrpo.files.safetensors_header import BadHeader, header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_TOKENIZER = 256 << 20

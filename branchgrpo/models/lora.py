@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from branchgrpo.errors import UserError
-from branchgrpo.regular_files import opened
-from branchgrpo.safetensors_header import BadHeader, Entry, Header, header
+from branchgrpo.files.regular import opened
+from branchgrpo.files.safetensors_header import BadHeader, Entry, Header, header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from branchgrpo.algo.schedule import Schedule
 from branchgrpo.errors import UserError
 from branchgrpo.models import lora, scheduler
 from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
-from branchgrpo.schedule import Schedule
 from branchgrpo.types import U8, Conditioning
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class PipelineAdapter(Adapter):
         import diffusers
         import torch
 
-        from branchgrpo.wire import dtype_named
+        from branchgrpo.models.weights import dtype_named
 
         self.options, self.device, self.dtype = options, torch.device(device), dtype_named(options.dtype)
         folder, pipeline = options.folder(), getattr(diffusers, options.pipeline)

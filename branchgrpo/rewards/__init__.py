@@ -7,7 +7,7 @@ TABLE = {
     "jpeg": "branchgrpo.rewards.jpeg:JpegReward",
     "pickscore": "branchgrpo.rewards.pickscore:PickScoreReward",
     "ocr": "branchgrpo.rewards.ocr:OcrReward",
-    "remote": "branchgrpo.rewards.remote:RemoteReward",
+    "remote": "branchgrpo.rewards.http.client:RemoteReward",
     "image_reward": "branchgrpo.rewards.image_reward:ImageRewardReward",
     "video_align": "branchgrpo.rewards.video_align:VideoAlignReward",
 }

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import PictureOptions, PictureScorer
-from branchgrpo.rewards.checkpoints import check_checkpoint, check_processor, fit, given, read_state
-from branchgrpo.rewards.clip_common import check_clip, load_clip
+from branchgrpo.rewards.common.checkpoints import check_checkpoint, check_processor, fit, given, read_state
+from branchgrpo.rewards.common.clip import check_clip, load_clip
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import limits
-from branchgrpo.table import Component
-from branchgrpo.types import F32, U8
+from branchgrpo.rewards.http import limits
+from branchgrpo.types import F32, U8, Component
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from branchgrpo.rewards.base import PictureOptions
-from branchgrpo.rewards.checkpoints import check_checkpoint, given
-from branchgrpo.rewards.clip_common import OpenClipScorer, architecture
+from branchgrpo.rewards.common.checkpoints import check_checkpoint, given
+from branchgrpo.rewards.common.clip import OpenClipScorer, architecture
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import PictureOptions
-from branchgrpo.rewards.checkpoints import check_checkpoint, given
-from branchgrpo.rewards.clip_common import OpenClipScorer, architecture
+from branchgrpo.rewards.common.checkpoints import check_checkpoint, given
+from branchgrpo.rewards.common.clip import OpenClipScorer, architecture
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import json_file
 from branchgrpo.rewards.base import PictureOptions, PictureScorer
-from branchgrpo.rewards.checkpoints import check_checkpoint, given, network, read_state
+from branchgrpo.rewards.common.checkpoints import check_checkpoint, given, network, read_state
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import limits
 from branchgrpo.rewards import ocr_network as network
 from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, evenly
+from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.ocr_targets import QUOTED, find, unlikely
 from branchgrpo.types import F32, U8
 

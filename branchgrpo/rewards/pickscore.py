@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from branchgrpo.rewards.base import PictureOptions
-from branchgrpo.rewards.checkpoints import check_processor
-from branchgrpo.rewards.clip_common import CosineScorer, check_clip, load_clip
+from branchgrpo.rewards.common.checkpoints import check_processor
+from branchgrpo.rewards.common.clip import CosineScorer, check_clip, load_clip
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:

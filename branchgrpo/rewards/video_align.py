@@ -22,9 +22,9 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import check_weights, json_file
-from branchgrpo.rewards import limits
 from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, existing
-from branchgrpo.rewards.checkpoints import check_checkpoint, check_processor, given, network, read_state
+from branchgrpo.rewards.common.checkpoints import check_checkpoint, check_processor, given, network, read_state
+from branchgrpo.rewards.http import limits
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:

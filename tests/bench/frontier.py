@@ -13,8 +13,8 @@ from time import perf_counter
 
 import torch
 
-from branchgrpo import config as configs
-from branchgrpo.sampler import Sampler
+from branchgrpo.config import load as configs
+from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import Subtree, TreeKey
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

@@ -20,12 +20,12 @@ from rich.console import Console
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from in_process import Service  # noqa: E402
+from support.in_process import Service  # noqa: E402
 
-from branchgrpo import config as configs  # noqa: E402
-from branchgrpo.display import Display  # noqa: E402
-from branchgrpo.experiment import carry_out  # noqa: E402
-from branchgrpo.metrics import read  # noqa: E402
+from branchgrpo.config import load as configs  # noqa: E402
+from branchgrpo.report.sinks import read  # noqa: E402
+from branchgrpo.report.terminal import Display  # noqa: E402
+from branchgrpo.train.run import carry_out  # noqa: E402
 
 RATE = 1e-4
 

@@ -26,7 +26,7 @@ def write(path: Path, lines: int) -> None:
 
 def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
     """Index, deal and read, in a process that did nothing else."""
-    from branchgrpo import prompts
+    from branchgrpo.data import prompts
 
     imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun, spent = perf_counter(), process_time()

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 from service_pool import Sleeper
-from small_runs import busy, carried, config, kill
+from support.small_runs import busy, carried, config, kill
 
-from branchgrpo.forest import Harvest
-from branchgrpo.trainer import Trainer
+from branchgrpo.rollout.collect import Harvest
+from branchgrpo.train.loop import Trainer
 from branchgrpo.types import StepStats
-from cluster.crew import Crew
-from cluster.gang import Gang
-from cluster.meter import Meter
+from cluster.byte_counter import Meter
 from cluster.pool import Patience, Pool
+from cluster.rank_group import Gang
+from cluster.ray_service import Crew
 
 GROW, UPDATE, ITERATIONS, PAIRS = 0.5, 0.3, 12, 3
 ROLLOUT_KILLS, LEARNER_KILLS, LAST = (3, 43), (81, 91), 95  # iterations behind which something dies; new workers load between; checkpoints at even ones

@@ -8,7 +8,7 @@ import time
 from statistics import median
 from typing import Any
 
-from cluster.meter import Meter
+from cluster.byte_counter import Meter
 from cluster.pool import Patience, Pool
 
 REPEATS = 5

@@ -14,12 +14,12 @@ import torch
 
 from actors.learner import Learner
 from actors.rollout import RolloutWorker
-from branchgrpo import config as configs
-from branchgrpo import wire
-from cluster.gang import Gang
-from cluster.meter import Meter
+from branchgrpo.config import load as configs
+from branchgrpo.models import weights as wire
+from cluster.byte_counter import Meter
 from cluster.pool import Patience, Pool
 from cluster.publish import publish as publish_weights
+from cluster.rank_group import Gang
 
 WORKERS, TENSORS, SIDE, REPEATS = 4, 125, 1000, 7  # 500 MB
 

@@ -28,7 +28,7 @@ from urllib.request import urlopen
 import numpy as np
 from memory import tree
 
-from branchgrpo.metrics import read
+from branchgrpo.report.sinks import read
 
 RUN = Path(__file__).parents[2] / "run.py"
 SECONDS = 2.0

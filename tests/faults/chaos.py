@@ -28,10 +28,10 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
-from small_cluster import Head, environment, head  # noqa: E402
-from small_runs import ROOT, SMALL  # noqa: E402
+from support.small_cluster import Head, environment, head  # noqa: E402
+from support.small_runs import ROOT, SMALL  # noqa: E402
 
-from branchgrpo.metrics import read  # noqa: E402
+from branchgrpo.report.sinks import read  # noqa: E402
 
 ROLES = {"rollout": "ray::RolloutWorker", "reward": "ray::RewardWorker", "learner": "ray::Learner"}
 """How the processes of each begin their command line; the driver is known otherwise."""

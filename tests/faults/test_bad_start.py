@@ -16,8 +16,8 @@ from pathlib import Path
 import msgpack
 import pytest
 import requests
-from small_cluster import TOKEN, Head, environment, head
-from small_runs import ROOT, SMALL
+from support.small_cluster import TOKEN, Head, environment, head
+from support.small_runs import ROOT, SMALL
 
 SECONDS = 30
 """Most that a refusal may take here, where others work too; alone it takes less than 5."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import WEIGHTS, at, check, on_both, put, two
+from support.small_checkpoints import WEIGHTS, at, check, on_both, put, two
 
-from branchgrpo.checkpoint import Damaged, Store, open_saved
+from branchgrpo.checkpoint.store import Damaged, Store, open_saved
 from branchgrpo.errors import UserError
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from small_checkpoints import WEIGHTS, at, check, in_child, instrument, killed_at, leavings, on_both, put, readable, two
+from support.small_checkpoints import WEIGHTS, at, check, in_child, instrument, killed_at, leavings, on_both, put, readable, two
 
-from branchgrpo.checkpoint import Store
+from branchgrpo.checkpoint.store import Store
 from branchgrpo.errors import UserError
 
 

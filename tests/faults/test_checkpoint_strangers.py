@@ -14,10 +14,10 @@ import pytest
 from fsspec.implementations.local import LocalFileOpener
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_checkpoints import WEIGHTS, at, check, on_both, put
+from support.small_checkpoints import WEIGHTS, at, check, on_both, put
 
-from branchgrpo.checkpoint import Damaged, Saved, Store, open_saved
-from branchgrpo.checkpoint_files import encode_state
+from branchgrpo.checkpoint.files import encode_state
+from branchgrpo.checkpoint.store import Damaged, Saved, Store, open_saved
 from branchgrpo.errors import UserError
 
 MANIFEST, STATE = "manifest.json", "state.json"

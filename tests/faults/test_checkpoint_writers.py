@@ -9,10 +9,10 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from small_checkpoints import WEIGHTS, at, check, leavings, on_both, put, readable
+from support.small_checkpoints import WEIGHTS, at, check, leavings, on_both, put, readable
 
-from branchgrpo import checkpoint_storage
-from branchgrpo.checkpoint import StaleEpoch, Store
+from branchgrpo.checkpoint import storage as checkpoint_storage
+from branchgrpo.checkpoint.store import StaleEpoch, Store
 
 
 @pytest.fixture(params=["folder", "local", "memory"])

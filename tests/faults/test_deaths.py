@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import ray
 from ray.exceptions import ActorDiedError
-from small_actors import Rank, UnfitHere, UnmadeHere, pool, results, until
+from support.small_actors import Rank, UnfitHere, UnmadeHere, pool, results, until
 
 from cluster import avoid, nodes, workers
+from cluster.byte_counter import Meter
 from cluster.errors import GangError
-from cluster.gang import Gang
-from cluster.meter import Meter
+from cluster.rank_group import Gang
 
 MARGIN = 2 << 30
 """Bytes beside what is used now, above which the monitor ends actors: these take less until they swell."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_cluster import environment, head
-from small_runs import ITERATIONS, ROOT, SMALL, Run, carried, config
+from support.small_cluster import environment, head
+from support.small_runs import ITERATIONS, ROOT, SMALL, Run, carried, config
 
-from branchgrpo.metrics import read
+from branchgrpo.report.sinks import read
 
 SECONDS = 50
 """In which the driver must end when its head is lost: Ray alone lets it wait for 60."""

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from small_cluster import RAY, Head, environment, head
-from small_runs import ROOT
+from support.small_cluster import RAY, Head, environment, head
+from support.small_runs import ROOT
 from test_drivers import arguments
 
-from branchgrpo.metrics import read
+from branchgrpo.report.sinks import read
 
 GRACE = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}
 ACTORS = ("ray::rollout", "ray::reward", "ray::learner", "ray::Rollout", "ray::Reward", "ray::Learner")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import ITERATIONS, Run, Stage, busy, config, kill, same
+from support.small_runs import ITERATIONS, Run, Stage, busy, config, kill, same
 
 from branchgrpo.errors import GateError
-from cluster.crew import Crew
+from cluster.ray_service import Crew
 
 TWO = {"learner.ranks": "2"}
 
@@ -147,7 +147,7 @@ def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: 
             made.learners.begin = lambda method, *arguments, **_: damaged(made, method, *arguments)  # type: ignore[method-assign]
 
     def damaged(made: Crew, method: str, *arguments: Any) -> Any:
-        from cluster.gang import Call
+        from cluster.rank_group import Call
 
         calls = []
         for rank, actor in enumerate(made.learners.ranks):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from branchgrpo.algo.methods.branch import BranchMethod
+from branchgrpo.algo.schedule import static
 from branchgrpo.errors import UserError
-from branchgrpo.methods.branch import BranchMethod
-from branchgrpo.sampler import Sampler, Segment
-from branchgrpo.schedule import static
+from branchgrpo.rollout.sampler import Sampler, Segment
 from branchgrpo.types import Conditioning, Subtree, TreeKey
 from tests.reference.linear_model import LinearModel
 

@@ -15,15 +15,15 @@ from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNE
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.experimental.internal_kv import _internal_kv_get
-from small_actors import Rank, UnfitHere, Worker, until
-from small_runs import Run, Stage, busy, carried, config, same
+from support.small_actors import Rank, UnfitHere, Worker, until
+from support.small_runs import Run, Stage, busy, carried, config, same
 
 from cluster import local, nodes, session
-from cluster.crew import Crew
+from cluster.byte_counter import Meter
 from cluster.errors import GangError
-from cluster.gang import Gang
-from cluster.meter import Meter
 from cluster.pool import Patience, Pool
+from cluster.rank_group import Gang
+from cluster.ray_service import Crew
 from cluster.work import wait
 
 GROW = "grow"

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError
-from small_actors import Unfit, logs, pool, results, until
+from support.small_actors import Unfit, logs, pool, results, until
 
 from cluster import workers
 from cluster.errors import BudgetError, ending

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_cluster import environment, head
-from small_runs import ROOT, SMALL
+from support.small_cluster import environment, head
+from support.small_runs import ROOT, SMALL
 
-from branchgrpo.metrics import read
+from branchgrpo.report.sinks import read
 
 SECONDS = 240
 LITTLE = {

@@ -15,10 +15,10 @@ import pytest
 
 from cluster import control
 from cluster.board import Board
+from cluster.byte_counter import Meter
 from cluster.errors import PlacementError
-from cluster.gang import Gang
-from cluster.meter import Meter
 from cluster.pool import Patience, Pool
+from cluster.rank_group import Gang
 from cluster.reporter import Reporter
 from cluster.session import Session
 
@@ -43,8 +43,8 @@ for name, arguments in json.loads(sys.argv[1]):
 
 DOCTOR = """
 import json, sys
-from branchgrpo import checks
-from cluster import doctor
+from branchgrpo.app import checks
+from cluster.doctor import diagnosis as doctor
 folder = sys.argv[1]
 def machine(files, cuda):
     if "default_worker" in sys.argv[0]:
@@ -62,7 +62,7 @@ import json, sys, time
 from cluster import session
 from cluster.admission import admitted, until_placed
 from cluster.errors import PlacementError
-from cluster.meter import Meter
+from cluster.byte_counter import Meter
 from cluster.pool import Patience, Pool
 class Worker:
     def __init__(self, index):

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from in_process import Service as InProcess
+from support.in_process import Service as InProcess
 
-from branchgrpo import config as configs
-from branchgrpo.config import Config
-from branchgrpo.forest import Forest
-from branchgrpo.schedule import static
+from branchgrpo.algo.schedule import static
+from branchgrpo.algo.tree import assemble, topology
+from branchgrpo.config import load as configs
+from branchgrpo.config.schema import Config
+from branchgrpo.rollout.collect import Forest
 from branchgrpo.service import Service
-from branchgrpo.tree import assemble, topology
 from branchgrpo.types import SegmentHeader
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     """Trees in one piece in this process, and cut in pieces on a Ray with two ranks."""
     import ray
 
-    from run import crew
+    from branchgrpo.app.service import crew
 
     alone, several = config_for(workers=1, fork_depth=0, ranks=1), config_for(workers=3, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from branchgrpo import noise
+from branchgrpo.algo import noise
 from branchgrpo.types import BranchPlan, Conditioning, Subtree
 from tests.reference import closed_forms
 from tests.reference.linear_model import LinearModel

@@ -1,0 +1,101 @@
+"""Credit: from the leaves' scores to the advantage of every edge. Rewards are combined, compared, and pruned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from branchgrpo.types import F32, Bool, BranchPlan, TreeCredit, TreeHeader
+
+Scores = Mapping[tuple[int, int], F32]
+"""(prompt index, tree) → the trained score of every reward [R, L]."""
+
+MIN_SPREAD = 1e-6
+"""Rewards closer than this carry no signal."""
+
+
+class Estimator(Protocol):
+    """An entry of `branchgrpo.algo.advantage`."""
+
+    def credit(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[TreeCredit]:
+        """Credit of each tree, in order; `keep` marks every stochastic edge."""
+
+
+class PruningRule(Protocol):
+    """An entry of `branchgrpo.algo.pruning`."""
+
+    def keep(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0) -> list[Bool]:
+        """[N] per tree: True where an edge stays in the gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credit:
+    """How scores become credit. The same inputs give the same credit on every rank."""
+
+    weights: tuple[float, ...]  # [R] of the rewards
+    combine: Literal["reward", "advantage"]  # sum scores and compare the sums, or compare each reward and sum advantages
+    estimator: Estimator
+    pruning: Sequence[PruningRule]
+    seed: int
+
+    def totals(self, scores: Scores) -> dict[tuple[int, int], F32]:
+        """Σ weight · score [L] of each tree, on the rewards' own scales: what metrics show."""
+        weights = np.array(self.weights, np.float32)
+        return {key: weights @ values for key, values in scores.items()}
+
+    def leaf_rewards(self, scores: Scores) -> dict[tuple[int, int], F32]:
+        """[L] of each tree: what pruning goes by and nodes fuse.
+
+        combine: reward gives `totals`. combine: advantage gives Σ weight · (r − mean)/std with mean and unbiased std over
+        all leaves of the prompt, so that no reward counts for more because its scale is wider.
+        """
+        if self.combine == "reward":
+            return self.totals(scores)
+        groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for key in scores:
+            groups[key[0]].append(key)
+        weights = np.array(self.weights, np.float32)
+        found: dict[tuple[int, int], F32] = {}
+        for keys in groups.values():
+            values = np.concatenate([scores[key] for key in keys], 1).astype(np.float64)  # [R, leaves of the prompt]
+            spread = values.std(1, ddof=1, keepdims=True) if values.shape[1] > 1 else np.zeros((len(values), 1))
+            deviation = (values - values.mean(1, keepdims=True)) / np.maximum(spread, MIN_SPREAD)
+            level = np.where(spread < MIN_SPREAD, 0.0, deviation)
+            ends = np.cumsum([scores[key].shape[1] for key in keys])[:-1]
+            found |= dict(zip(keys, np.split((weights @ level).astype(np.float32), ends), strict=True))
+        return found
+
+    def assign(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, scores: Scores) -> list[TreeCredit]:
+        """Credit of each tree, in order; its leaves have `leaf_rewards` of `scores`. Advantages always see the whole tree;
+        pruning only clears `keep`."""
+        credits = self._compared(plan, trees, scores)
+        for rule in self.pruning:
+            masks = rule.keep(plan, trees, iteration, self.seed)
+            credits = [replace(one, keep=one.keep & mask) for one, mask in zip(credits, masks, strict=True)]
+        return credits
+
+    def _compared(self, plan: BranchPlan, trees: list[TreeHeader], scores: Scores) -> list[TreeCredit]:
+        """combine: advantage asks the estimator once for every reward and sums weight · advantage; node rewards stay those
+        of `leaf_rewards`."""
+        credits = self.estimator.credit(plan, trees)
+        if self.combine == "reward":
+            return credits
+        advantage = np.zeros((len(trees), len(credits[0].advantage)), np.float32)
+        for index, weight in enumerate(self.weights):
+            alone = [replace(tree, leaf_reward=scores[tree.prompt, tree.key.tree][index]) for tree in trees]
+            advantage += np.float32(weight) * np.stack([one.advantage for one in self.estimator.credit(plan, alone)])
+        return [replace(one, advantage=row) for one, row in zip(credits, advantage, strict=True)]
+
+
+def digest(credits: list[TreeCredit]) -> str:
+    """sha256 of all credit; ranks compare it before they train."""
+    found = hashlib.sha256()
+    for credit in credits:
+        for array in (credit.node_reward, credit.advantage, credit.keep):
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,7 @@
+"""Policy losses: one file and one line each."""
+
+TABLE = {
+    "clipped": "branchgrpo.algo.loss.clipped:ClippedLoss",
+    "guard": "branchgrpo.algo.loss.guard:GuardLoss",
+    "dppo": "branchgrpo.algo.loss.dppo:DivergenceLoss",
+}

@@ -1,0 +1,26 @@
+"""The command eval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from branchgrpo.app.service import started
+from branchgrpo.app.train import check
+
+if TYPE_CHECKING:
+    from branchgrpo.runs.measured import Target
+
+
+def evaluate(target: Target) -> int:
+    """Measure a model as it is, and write eval.json and a picture to a folder of their own."""
+    from branchgrpo.report.terminal import Display
+    from branchgrpo.runs.measured import prepared, written
+    from branchgrpo.train.run import measure
+
+    check(target.config)
+    with prepared(target) as (config, folder):
+        config.model.check()
+        with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
+            row, _ = measure(config, form(config), display, folder / "samples.png", target.name)
+        written(target, folder, row)
+    return 0

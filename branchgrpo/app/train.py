@@ -1,0 +1,71 @@
+"""The commands train and encode, and what is checked before either starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+from branchgrpo.app.interruption import Interruption
+from branchgrpo.app.service import encode, started
+from branchgrpo.config import secrets
+from branchgrpo.config.schema import Config
+from branchgrpo.data import check as prompt_check
+from branchgrpo.errors import UserError
+from branchgrpo.report.sinks import check_sinks
+from branchgrpo.runs import folder as run_folder
+
+
+def check(config: Config, folder: Path | None = None) -> None:
+    """What can be known to be wrong before anything starts. Raises UserError. folder: what is written, where it is not run.folder."""
+    config.model.check()
+    config.schedule()
+    for index, reward in enumerate(config.rewards):
+        reward.check()
+        secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
+    check_sinks(config.run.wandb, config.run.mlflow)
+    prompt_check.check(config)
+    run_folder.check_folders(config, folder)
+
+
+def train(config: Config, resume: str = "") -> int:
+    """Train, evaluate before and after, write the run folder. Returns the exit code.
+
+    resume: "auto" goes on with the newest run of this name and seed that was cut off, if there is one; a run folder with that one; a
+    checkpoint's folder or URL begins a run there.
+    """
+    from branchgrpo.report.terminal import Display
+    from branchgrpo.train.run import carry_out
+
+    check(config)
+    begun, interrupted = perf_counter(), Interruption()
+    title = f"branchgrpo {config.run.name}"
+    with run_folder.driving(config, resume) as driver, Display(title, config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
+        with started(config, display, run=driver.folder.name) as form:
+            seconds = perf_counter() - begun
+            summary = carry_out(config, form(config), driver.folder, display, interrupted, seconds, None, driver.origin, driver.resumed, driver.lease)
+        driver.ended = summary["stopped_by"]
+    from rich.console import Console
+
+    from branchgrpo.report.summary import table
+
+    Console().print(table(summary))
+    return 0
+
+
+def encode_alone(config: Config) -> int:
+    """The job behind `run.py encode`. Returns the exit code."""
+    from branchgrpo.report.terminal import Display
+    from cluster import session
+
+    check(config)
+    if not config.model.precomputed:
+        raise UserError(f"model.encode: expected precompute, got {getattr(config.model, 'encode', 'inline')}: there is nothing to encode before training")
+    with Display("branchgrpo encode", 1, config.metric) as display:
+        display.phase("starting Ray")
+        session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard, display.note)
+        try:
+            count = encode(config, display)
+        finally:
+            session.stop()
+    print(f"{count} prompts encoded" if count else "all prompts were encoded already")
+    return 0

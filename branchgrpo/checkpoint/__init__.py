@@ -1,0 +1,1 @@
+"""Checkpoints: files, manifests, storage, and which is the newest valid one."""

@@ -1,0 +1,98 @@
+"""The configuration: a YAML file plus dotted command-line overrides, checked before anything starts.
+
+Loading one imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from branchgrpo import rewards
+from branchgrpo.config import errors as config_errors
+from branchgrpo.config import kinds, overrides, secrets
+from branchgrpo.config.registry import load as component
+from branchgrpo.config.schema import Config as Config
+from branchgrpo.config.shipped import PRESETS, presets
+from branchgrpo.config.tree import Node, merge, read
+from branchgrpo.errors import UserError
+from branchgrpo.rewards.base import RewardOptions
+
+METHOD_SECTIONS = ("method", "advantage", "pruning", "loss")
+"""What a preset decides in full."""
+
+
+def _preset(name: Any) -> Node:
+    """A preset's keys: one of ours, or a YAML file, which may itself be based on one of ours."""
+    if name in presets():
+        return read(PRESETS / f"{name}.yaml")
+    if not str(name).endswith((".yaml", ".yml")):
+        raise UserError(f"preset: expected a YAML file or one of {', '.join(presets())}, got {name!r}{kinds.closest(name, presets())}")
+    tree, own = _own(read(Path(name).expanduser()))
+    if own is not None and own.value not in presets():
+        raise UserError(f"{own.origin}: preset: expected one of {', '.join(presets())}, got {_shown(own)!r}{kinds.closest(own.value, presets())}")
+    return merge(_preset(own.value), tree) if own is not None else tree
+
+
+def _own(tree: Node) -> tuple[Node, Node | None]:
+    """A file's own keys, and the preset that it names."""
+    own = tree.value.get("preset")
+    if own is not None and own.value is None:
+        own = None
+    return replace(tree, value={key: value for key, value in tree.value.items() if key != "preset"}), own
+
+
+def _shown(node: Node) -> Any:
+    return kinds.plain(node, Any)
+
+
+def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None = None) -> Config:
+    """Read and check a config. Raises UserError with a line for each mistake: where it was written, the key, what was expected, what came.
+
+    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces what the file
+    says about the method; `texts`, the command line's dotted keys, go on top of all.
+    """
+    tree, own = _own(read(path))
+    if preset is not None:
+        kept = {key: value for key, value in tree.value.items() if key not in METHOD_SECTIONS}
+        tree = merge(replace(tree, value=kept), _preset(preset))
+    elif own is not None:
+        name = _shown(own)
+        tree = merge(_preset(name), tree)
+    return cast(Config, _checked(replace(tree, origin=str(path)), Config, texts or {}))
+
+
+def reward(name: str, texts: Mapping[str, str], prefix: str = "reward.") -> RewardOptions:
+    """Options of the reward `name` with these keys of the command line, which name them behind `prefix`. Raises UserError as `load` does."""
+    if name not in rewards.TABLE:
+        raise UserError(f"serve-reward: expected one of {', '.join(rewards.TABLE)}, got {name!r}{kinds.closest(name, list(rewards.TABLE))}")
+    tree = Node({"name": Node(name, "serve-reward", name)}, "serve-reward")
+    return cast(RewardOptions, _checked(tree, component(rewards.TABLE[name]), texts, prefix))
+
+
+def _checked(tree: Node, kind: Any, texts: Mapping[str, str], prefix: str = "") -> Any:
+    tree, problems = overrides.apply(tree, kind, texts, f"--{prefix}")
+    problems += secrets.missing(tree)
+    try:
+        found = kind.model_validate(kinds.plain(tree, kind))
+    except ValidationError as error:
+        problems += config_errors.lines(error, tree, kind, prefix)
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The whole config as mappings, lists and scalars, without its secrets: what may be written and sent."""
+    found: dict[str, Any] = secrets.masked(config.model_dump(mode="json", by_alias=True))
+    return found
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML, every default written out, secrets masked; `load` reads it back, where it had none."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Prompts: files, checks and encodings."""

@@ -1,0 +1,234 @@
+"""Prompt lists: where they come from, what is held out, and the order they are dealt in."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from branchgrpo.data.files import LineFile, Listed, Prompts, identity, one_line
+from branchgrpo.data.json_files import JsonLineFile, json_file
+from branchgrpo.data.tables import CsvFile, ParquetFile, TsvFile
+from branchgrpo.errors import UserError
+from branchgrpo.models.base import EMBEDDED
+
+if TYPE_CHECKING:
+    from branchgrpo.config.schema import Config
+
+HPSV2, SPLIT = "hpsv2:", "split:"
+SPLIT_SEED = 0
+"""Not the run's: runs of other seeds are compared on the same held-out prompts."""
+
+PART = 1 << 20
+"""Digests compared at a time."""
+
+STYLES = ("anime", "concept-art", "paintings", "photo")
+"""Of HPSv2's benchmark, in the package's order."""
+
+Indices = NDArray[np.integer[Any]]
+
+LINES = ("", ".txt", ".text", ".prompts")
+"""Suffixes of files with a prompt a line."""
+
+READERS: dict[str, Callable[[str, Path], Prompts]] = {
+    **dict.fromkeys(LINES, LineFile),
+    **{".jsonl": JsonLineFile, ".ndjson": JsonLineFile, ".json": json_file, ".csv": CsvFile, ".tsv": TsvFile, ".parquet": ParquetFile},
+}
+
+READ = ".txt, .text, .prompts or no suffix (one prompt a line), .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, or .parquet"
+
+
+def read(key: str, source: str) -> Prompts:
+    """The different prompts of a file, by its suffix, see READ: in the file's order, blank, null and repeated ones left out.
+
+    embedded:NAME is a list shipped with the package, hpsv2:STYLE are the benchmark prompts of the package hpsv2. Files are
+    indexed, not loaded, lists of JSON apart, and must not change. A file that was read lately is not indexed again.
+    Raises UserError, naming the config key, for a file that is missing, unreadable, wrong or empty.
+    """
+    if source.startswith(SPLIT):
+        raise UserError(f"{key}: expected a source of its own, got {source}: that is for held_out alone")
+    if source.startswith(HPSV2):
+        return distinct(_benchmark(key, source.removeprefix(HPSV2)))
+    path = Path(os.path.expanduser(source))
+    if source.startswith(EMBEDDED):
+        path = Path(__file__).parents[1] / "assets" / "prompts" / f"{source.removeprefix(EMBEDDED)}.txt"
+    try:
+        if not path.is_file():
+            raise UserError(f"{key}: expected a file of prompts, found {'something else' if path.exists() else 'none'} at {path}")
+        found = _opened(key, path.absolute(), identity(path.stat()))
+    except (OSError, EOFError, zlib.error) as error:  # the latter two: a .gz that is cut off or damaged
+        raise UserError(f"{key}: expected a file of prompts, cannot read {path}: {one_line(error)}") from error
+    if not found:
+        left_out = f" ({found.blank} blank or null left out)" if found.blank else ""
+        raise UserError(f"{key}: expected at least one prompt, found none in {path}{left_out}{found.hint and f': {found.hint}'}")
+    return found
+
+
+def lists(config: Config) -> tuple[Prompts, Prompts]:
+    """Training prompts and held-out prompts of a config, no text twice in either. Raises UserError as `read` and `split` do,
+    and where all held-out texts are trained on."""
+    train = read("prompts", config.prompts)
+    if config.held_out.startswith(SPLIT):
+        if not re.fullmatch(r"[0-9]{1,18}", number := config.held_out.removeprefix(SPLIT)):
+            raise UserError(f"held_out: expected {SPLIT}N with N a number of prompts, got {config.held_out}")
+        return split(train, int(number), SPLIT_SEED)
+    held_out = read("held_out", config.held_out)
+    if shared(train, held_out).all():
+        got = f"got {config.held_out}: all its {len(held_out)} are in {config.prompts} too"
+        raise UserError(f"held_out: expected texts that are not trained on, {got}; {SPLIT}N holds N of them back")
+    return train, held_out
+
+
+def distinct(source: Prompts) -> Prompts:
+    """Each text once, where it comes first. The source itself where no text comes twice."""
+    ordered = np.sort(source.digests)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return source
+    found = _Taken(source, np.sort(np.unique(source.digests, return_index=True)[1]))
+    found.repeated = len(source) - len(found)
+    return found
+
+
+def shared(train: Prompts, held_out: Prompts) -> NDArray[np.bool_]:
+    """[len(held_out)] which texts are trained on too."""
+    wanted, places = np.unique(held_out.digests, return_inverse=True)
+    trained, digests = np.zeros(len(wanted), bool), train.digests
+    for first in range(0, len(digests), PART):
+        part = digests[first : first + PART]
+        at = np.minimum(np.searchsorted(wanted, part), len(wanted) - 1)
+        trained[at[wanted[at] == part]] = True
+    return trained[places]
+
+
+def split(prompts: Sequence[str], count: int, seed: int) -> tuple[Prompts, Prompts]:
+    """Take `count` texts out by a seeded shuffle: (those that stay, in their order; those taken out, as shuffled).
+
+    Views: no text is copied, and they keep `count` indices. No text is on both sides: what comes twice counts once.
+    Raises UserError unless 0 < count < number of different texts.
+    """
+    found = distinct(prompts if isinstance(prompts, Prompts) else Listed(prompts))
+    if not 0 < count < len(found):
+        got = f"{len(found)} different texts, got {count}" + (f" ({found.repeated} more are repeated)" if found.repeated else "")
+        raise UserError(f"held_out: expected {SPLIT}N with N from 1 to {len(found) - 1}, one less than prompts has: {got}")
+    taken = _shuffled(len(found), (seed, 0, 1))[:count].copy()  # 3 numbers: no epoch of `deal` is shuffled alike
+    return _Rest(found, taken), _Taken(found, taken)
+
+
+def deal(count: int, batch: int, iteration: int, seed: int) -> list[int]:
+    """Indices of an iteration's prompts: epochs of a seeded shuffle, never one place twice in a batch. `lists`
+    hold no text twice, and so does no batch.
+
+    The same for the same arguments, whatever was dealt before: a resumed run goes on where it stopped.
+    """
+    if batch > count:
+        raise UserError(f"rollout.prompts: expected at most {count}, the number of different training prompts, got {batch}")
+    per_epoch = count // batch  # what is left over of an epoch comes first in none, by chance of the shuffle
+    epoch, place = divmod(iteration, per_epoch)
+    dealt: list[int] = _epoch(count, seed, epoch)[place * batch : (place + 1) * batch].tolist()
+    return dealt
+
+
+class _View(Prompts):
+    """Some prompts of others."""
+
+    def __init__(self, source: Prompts):
+        self._whole = source
+        self.format, self.unit, self.source, self.blank, self.repeated = source.format, source.unit, source.source, source.blank, source.repeated
+
+    @abstractmethod
+    def _place(self, place: int) -> int:
+        """Where the others have the prompt at a place."""
+
+    def _at(self, place: int) -> str:
+        return self._whole[self._place(place)]
+
+    def number(self, place: int) -> int:
+        return self._whole.number(self._place(place))
+
+
+class _Taken(_View):
+    """The prompts at some places of others."""
+
+    def __init__(self, source: Prompts, places: Indices):
+        super().__init__(source)
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _place(self, place: int) -> int:
+        return int(self._places[place])
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        return self._whole.digests[self._places]
+
+
+class _Rest(_View):
+    """The prompts at all other places, in their order."""
+
+    def __init__(self, source: Prompts, without: Indices):
+        super().__init__(source)
+        self._before: Indices = np.sort(without) - np.arange(len(without))  # how many stay before each that is left out
+
+    def __len__(self) -> int:
+        return len(self._whole) - len(self._before)
+
+    def _place(self, place: int) -> int:
+        return place + int(np.searchsorted(self._before, place, side="right"))
+
+    @property
+    def digests(self) -> NDArray[np.uint64]:
+        return np.delete(self._whole.digests, self._before + np.arange(len(self._before)))
+
+
+def _shuffled(count: int, seed: tuple[int, ...]) -> Indices:
+    """What Generator.permutation(count) gives, in half the memory where 32 bits are enough."""
+    order: Indices = np.arange(count, dtype=np.int32 if count <= np.iinfo(np.int32).max else np.int64)
+    np.random.default_rng(seed).shuffle(order)
+    return order
+
+
+@lru_cache(maxsize=1)  # an epoch's order serves all its iterations
+def _epoch(count: int, seed: int, epoch: int) -> Indices:
+    return _shuffled(count, (seed, epoch))
+
+
+@lru_cache(maxsize=2)  # training and held-out prompts: the check before a run and the run itself ask for both
+def _opened(key: str, path: Path, known: tuple[int, ...]) -> Prompts:
+    """A file's prompts; `known` is the file's identity, so that one which changed is read anew."""
+    del known
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+    if inner not in READERS or (suffix, inner) == (".gz", ".parquet"):
+        raise UserError(f"{key}: expected a file that ends in {READ}, got {path}")
+    return distinct(READERS[inner](key, path))
+
+
+def _benchmark(key: str, style: str) -> Listed:
+    """What hpsv2.benchmark_prompts(style) gives, of the files it keeps; `all` joins the styles. Nothing is downloaded."""
+    if style not in (*STYLES, "all"):
+        raise UserError(f"{key}: expected {HPSV2}STYLE with STYLE one of {', '.join(STYLES)}, all, got {HPSV2}{style}")
+    texts = (text for one in (STYLES if style == "all" else (style,)) for text in json_file(key, _benchmark_file(key, one)))
+    return Listed(texts, f"{HPSV2}{style}")
+
+
+def _benchmark_file(key: str, style: str) -> Path:
+    """In the folder of hpsv2, or in Hugging Face's cache, which hpsv2 downloads to."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = Path(os.environ.get("HPS_ROOT", os.path.expanduser("~/.cache/hpsv2"))) / "datasets" / "benchmark" / f"{style}.json"
+    if path.is_file():
+        return path
+    cached = try_to_load_from_cache("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
+    if not isinstance(cached, str):
+        raise UserError(f"{key}: expected hpsv2's benchmark prompts at {path}, found none; hpsv2.benchmark_prompts() downloads them")
+    return Path(cached)

@@ -1,0 +1,1 @@
+"""The update: shards, the policy loss, the optimiser and its state."""

@@ -1,0 +1,103 @@
+"""What a checkpoint says, held against the policy that is to go on from it, before anything of the policy is changed.
+
+Its seal says that the bytes are those that were written; not by whom. So types, names and shapes are checked as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from branchgrpo.checkpoint.files import Saved
+from branchgrpo.checkpoint.manifest import Damaged
+from branchgrpo.errors import UserError
+from branchgrpo.learner.policy import PolicyUpdate
+from branchgrpo.learner.state import FILES, MOMENTS
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]:
+    """State and tensors by file and name, which `policy_state.restore` can take. Raises UserError, one line, where they are damaged,
+    of other types, or another model's."""
+    try:
+        state = saved.state()
+        check_state(state, policy)
+        for file in FILES:
+            if f"{file}.safetensors" not in saved.files:
+                raise Damaged(f"expected a file {file}.safetensors, found none")
+        tensors = {file: saved.tensors(f"{file}.safetensors") for file in FILES}
+        check_tensors(tensors, policy)
+    except Damaged as damage:
+        line = str(damage).removeprefix(f"{saved.path}: ")
+        raise UserError(f"checkpoint {saved.path}: {line}") from damage
+    return state, tensors
+
+
+def check_state(state: Mapping[str, Any], policy: PolicyUpdate) -> None:
+    """Raises Damaged for state.json of other keys or types than this program writes."""
+    for key in ("version", "skips"):
+        _require(_count(state.get(key)), key, "a count", state.get(key))
+    _require(_number(state.get("steps")) and state["steps"] >= 0, "steps", "a number of steps", state.get("steps"))
+    _check_schedule(state.get("schedule"), policy.scheduler.state_dict())
+    driver = state.get("driver")
+    _require(isinstance(driver, dict), "driver", "an object", driver)
+    assert isinstance(driver, dict)
+    for key, right, wanted in (("iteration", _count, "a count"), ("seconds", _number, "a number"), ("gates", _numbers, "numbers by name")):
+        _require(key not in driver or right(driver[key]), f"driver.{key}", wanted, driver.get(key))
+
+
+def _check_schedule(found: Any, own: Mapping[str, Any]) -> None:
+    """The learning rate's schedule takes every key that it is given: no others than its own, and of the same kinds."""
+    _require(isinstance(found, dict) and "last_epoch" in found, "schedule", "an object with last_epoch", found)
+    for key, value in found.items():
+        if key not in own or key == "lr_lambdas":
+            raise Damaged(f"state.json: expected no key schedule.{key[:60]!r}")
+        like = own[key]
+        if isinstance(like, list):
+            fits = isinstance(value, list) and len(value) == len(like) and all(map(_number, value))
+        elif isinstance(like, bool):
+            fits = isinstance(value, bool)
+        else:
+            fits = _count(value)
+        _require(fits, f"schedule.{key}", f"something like {like!r}", value)
+
+
+def check_tensors(tensors: Mapping[str, Mapping[str, Tensor]], policy: PolicyUpdate) -> None:
+    """Raises Damaged where names, shapes or dtypes are not the policy's. Only weights must be there for every name."""
+    masters = policy.named_masters()
+    learnt = tensors["weights"]
+    if masters.keys() != learnt.keys():
+        differing = sorted(name[:100] for name in masters.keys() ^ learnt.keys())[:3]
+        raise Damaged(f"expected weights of {len(masters)} parameters, got {len(learnt)}; differing: {differing}")
+    first, second = (tensors[moment].keys() for moment in MOMENTS)
+    if first != second:
+        raise Damaged(f"expected both moments of AdamW for the same parameters, got {len(first)} and {len(second)}")
+    for file, named in tensors.items():
+        for name, value in named.items():
+            where, wanted = f"{file}.safetensors: {name[:100]}", tuple(masters[name].shape) if name in masters else None
+            if wanted != tuple(value.shape):
+                raise Damaged(f"{where}: expected {'no such tensor' if wanted is None else f'shape {wanted}'}, got {tuple(value.shape)}")
+            if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
+                raise Damaged(f"{where}: expected float32 or alike, got {str(value.dtype).removeprefix('torch.')}")
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(one) in (int, float) for one in value.values())
+
+
+def _require(fits: bool, key: str, wanted: str, got: Any) -> None:
+    if not fits:
+        seen = f"a {type(got).__name__} of {len(got)}" if isinstance(got, list | dict) else repr(got[:60] if isinstance(got, str) else got)[:100]
+        raise Damaged(f"state.json: {key}: expected {wanted}, got {seen}")

@@ -1,0 +1,1 @@
+"""What people read: metrics, sinks, the terminal, curves and contact sheets."""

@@ -1,0 +1,168 @@
+"""Batched expansion of a segment of many trees: one forward for the whole frontier.
+
+A segment runs from level `start` to level `stop`; the rows of every subtree, tree and prompt advance
+together, `max_batch` rows a forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from branchgrpo.algo import kernels, noise
+from branchgrpo.algo.tree import Topology, topology
+from branchgrpo.errors import UserError
+from branchgrpo.models.base import Adapter
+from branchgrpo.types import EVALUATION, F32, I32, BranchPlan, Conditioning, Subtree
+
+
+@dataclass
+class Segment:
+    """M grown subtrees. Rows of `frontier` are ordered by subtree, then by node number."""
+
+    log_prob: F32  # [M, E] of stochastic edges, by rising child number
+    kept_subtree: I32  # [m] rows of `kept`
+    kept_node: I32  # [m]
+    kept: Tensor  # [m, *S] storage dtype: parents and children of stochastic edges
+    parent_row: I32  # [p] rows of `kept` whose velocity is kept as well; empty unless asked for
+    velocity: Tensor  # [p, *S] float32
+    frontier: Tensor  # [M*f, *S] storage dtype, nodes of level `stop`
+    frontier_rows: int  # f, nodes of level `stop` below each subtree's root
+    forwards: int  # rows sent through the model
+    halved: int  # how often the batch was halved on the way
+
+
+class Sampler:
+    """Grows segments with one model. Pure: the result depends on keys, weights and inputs alone."""
+
+    def __init__(self, model: Adapter, seed: int, storage: torch.dtype, max_batch: int, keep_velocity: bool = False):
+        self.model, self.seed, self.storage, self.max_batch, self.keep_velocity = model, seed, storage, max_batch, keep_velocity
+        self.halved = 0  # how often max_batch was, for want of memory
+
+    def roots(self, plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> Tensor:
+        """Pure noise at the root of each tree: [M, *S] storage dtype; chains that belong together share it."""
+        drawn = []
+        for subtree in subtrees:
+            key = subtree.key
+            if plan.shared_root:
+                key = replace(key, tree=key.tree - key.tree % plan.chains)
+            shape = self.model.evaluation_shape if key.iteration == EVALUATION else self.model.latent_shape
+            drawn.append(noise.draw(self.seed, key, 0, shape))
+        return torch.stack(drawn).to(self.storage)
+
+    @torch.no_grad()
+    def grow(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], x: Tensor, start: int, stop: int, conditioning: Conditioning) -> Segment:
+        """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`."""
+        topo, device = topology(plan), self.model.device
+        state = _State(topo, subtrees, x.to(device), start)
+        used = sorted({subtree.prompt for subtree in subtrees})  # encodings are large: only those of this task go to the device
+        cond = self.model.conditioning(Conditioning({name: array[used] for name, array in conditioning.arrays.items()}, len(used)))
+        prompt = torch.tensor([used.index(subtree.prompt) for subtree in subtrees], device=device)
+        log_probs: list[np.ndarray] = []
+        kept, velocities = _Kept(), _Kept()
+        forwards, clean, halved = 0, None, self.halved
+        for step in range(start, stop):
+            rows = prompt[torch.from_numpy(state.owner).to(device)]
+            v = self._velocity(state.x, float(plan.sigmas[step]), {name: array[rows] for name, array in cond.items()})
+            forwards += len(state.x)
+            children, counts = topo.children(state.node)
+            above, random = np.repeat(np.arange(len(counts)), counts), topo.stochastic[children]
+            going, clean = kernels.deterministic(plan, step, state.x, v, clean)
+            parents = torch.from_numpy(above).to(device)
+            below, clean = going.to(self.storage)[parents], clean[parents] if "dpm" in plan.kernel else None
+            if random.any():
+                mean, std = kernels.transition(plan, torch.full((len(v),), step, device=device), state.x, v)
+                noisy = torch.from_numpy(np.flatnonzero(random)).to(device)
+                mean, std = mean[parents[noisy]], std[parents[noisy]]
+                xi = self._noise(plan, subtrees, state, above[random], children[random])
+                below[noisy] = (mean + std * xi).to(self.storage)
+                log_probs.append(kernels.log_prob(below[noisy], mean, std).cpu().numpy().reshape(len(subtrees), -1))
+                trained = np.unique(above[random])
+                kept.add(state.x, state.owner, state.node, trained)
+                if self.keep_velocity:
+                    velocities.add(v.float(), state.owner, state.node, trained)
+                state.advance(below, above, children)
+                kept.add(state.x, state.owner, state.node, np.flatnonzero(random))
+            else:
+                state.advance(below, above, children)
+        if stop == plan.steps and plan.stochastic[-1]:  # noise on the last edge is trained on, but not shown
+            state.x = going.to(self.storage)[parents]
+        edges = np.concatenate(log_probs, 1) if log_probs else np.zeros((len(subtrees), 0), np.float32)
+        owner, node, latents = kept.arrays(state.x)
+        parent_row = np.array([kept.seen[name] for name in velocities.seen], np.int32)
+        velocity, wide = velocities.arrays(x.float())[2], len(state.x) // len(subtrees)
+        return Segment(edges, owner, node, latents, parent_row, velocity, state.x, wide, forwards, self.halved - halved)
+
+    def _velocity(self, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
+        out: list[Tensor] = []
+        first = 0
+        while first < len(x):
+            rows = slice(first, first + self.max_batch)
+            levels = torch.full((len(x[rows]),), sigma, device=x.device)
+            try:
+                out.append(self.model.velocity(x[rows], levels, {name: array[rows] for name, array in cond.items()}))
+                first += len(levels)
+            except torch.OutOfMemoryError as error:
+                self._halve(x[rows], error)
+        return torch.cat(out)
+
+    def _halve(self, x: Tensor, error: torch.OutOfMemoryError) -> None:
+        """From now on, forwards of half as many latents as this one [b, *S], which did not fit. Raises UserError for a single one."""
+        if len(x) == 1:
+            line = str(error).splitlines()[0]
+            raise UserError(f"rollout.max_batch: out of memory even with 1 latent {list(x.shape[1:])} a forward on {x.device}: {line}") from error
+        self.max_batch, self.halved = len(x) // 2, self.halved + 1
+
+    def _noise(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], state: _State, above: np.ndarray, children: I32) -> Tensor:
+        """[c, *S] standard normal noise of c random children, keyed by node; `above` [c] are rows of their parents, rising."""
+        shape, drawn = tuple(state.x.shape[1:]), []
+        for row, siblings in _runs(above, children):
+            key, parent = subtrees[state.owner[row]].key, int(state.node[row])
+            drawn.append(noise.branch(plan.branch_noise, plan.branch_scale, self.seed, key, parent, siblings, shape))
+        return torch.cat(drawn).to(state.x.device)
+
+
+def _runs(above: np.ndarray, children: I32) -> Iterator[tuple[int, list[int]]]:
+    """(row, its children) for every row in `above`."""
+    starts = np.flatnonzero(np.diff(above, prepend=-1))
+    for row, siblings in zip(above[starts].tolist(), np.split(children, starts[1:]), strict=True):
+        yield row, siblings.tolist()
+
+
+class _State:
+    """The rows in flight: latents, which subtree each belongs to, and its node number."""
+
+    def __init__(self, topo: Topology, subtrees: tuple[Subtree, ...], x: Tensor, start: int):
+        self.x = x
+        self.owner = np.arange(len(subtrees))
+        self.node = np.array([subtree.node for subtree in subtrees], np.int32)
+        if not np.isin(self.node, topo.level(start)).all():
+            raise ValueError(f"subtrees must start at level {start}, got nodes {self.node.tolist()}")
+
+    def advance(self, x: Tensor, above: np.ndarray, children: I32) -> None:
+        """Go one level down; x holds a row for each child, `above` the row of its parent."""
+        self.x, self.owner, self.node = x, self.owner[above], children
+
+
+class _Kept:
+    """Rows that training needs, each node once (a child is often the next step's parent)."""
+
+    def __init__(self) -> None:
+        self.latents: list[Tensor] = []
+        self.seen: dict[tuple[int, int], int] = {}  # (subtree, node) → row
+
+    def add(self, x: Tensor, owner: np.ndarray, node: np.ndarray, rows: np.ndarray) -> None:
+        names = list(zip(owner[rows].tolist(), node[rows].tolist(), strict=True))
+        new = [row for row, name in zip(rows.tolist(), names, strict=True) if name not in self.seen]
+        if new:
+            self.latents.append(x[new])
+            for name in names:
+                self.seen.setdefault(name, len(self.seen))
+
+    def arrays(self, like: Tensor) -> tuple[I32, I32, Tensor]:
+        names = np.array(list(self.seen), np.int32).reshape(-1, 2)
+        return names[:, 0], names[:, 1], torch.cat(self.latents) if self.latents else like[:0]

@@ -1,0 +1,160 @@
+"""What `eval` measures: a pipeline folder; or a run's weights in whatever form it wrote them, or one of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+from branchgrpo.config import load as configs
+from branchgrpo.checkpoint.store import Store
+from branchgrpo.checkpoint.files import Saved
+from branchgrpo.config.schema import Config
+from branchgrpo.errors import UserError
+from branchgrpo.models import lora
+from branchgrpo.models.base import ModelOptions
+from branchgrpo.models.files import json_file
+from branchgrpo.runs.folder import checkpoints, is_run, named, root
+
+DIVERSITY = 32
+"""Prompts whose pictures' distances are measured, unless the config says otherwise."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A config, and the weights that it is to be measured with."""
+
+    config: Config  # its model is that of the folder, or what the run began with
+    folder: Path  # what was asked for
+    weights: Path | None = None  # a transformer's folder: the model's other parts come from config.model.path
+    saved: Saved | None = None  # a checkpoint of a run
+
+    @property
+    def name(self) -> str:
+        """What was measured, in words."""
+        return f"{self.folder}, iteration {self.saved.iteration}" if self.saved else str(self.folder)
+
+
+def chosen(folder: Path, config: Path | None, texts: Mapping[str, str], checkpoint: int | None, default: Path) -> Target:
+    """What to measure, by a folder and the command line's other words.
+
+    config: a YAML file; without one a run's own, and `default` for a pipeline's folder. checkpoint: of which iteration, for a
+    run. Raises UserError where there are no weights to measure.
+    """
+    if folder.name == "weights" and not (folder / "model_index.json").is_file() and is_run(folder.parent):
+        folder = folder.parent
+    if not is_run(folder):
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint: expected the folder of a run, got {folder}, which has no config.yaml")
+        return Target(_loaded(config or default, {**texts, "model.path": str(folder)}), folder)
+    own = folder / "config.yaml"
+    found = _loaded(config or own, texts)
+    if config:  # the run says what its weights are of
+        meant = configs.load(own, {}).model
+        kept = {key: getattr(meant, key) for key in ("path", "lora_rank", "lora_alpha", "lora_targets") if hasattr(meant, key)}
+        found = _with(found, {key: value for key, value in kept.items() if f"model.{key}" not in texts})
+    weights = folder / "weights"
+    if checkpoint is None and (weights / "model_index.json").is_file():
+        return Target(_with(found, {"path": str(weights), "lora_rank": 0, "lora_path": ""}), folder)
+    if checkpoint is None and (weights / lora.FILE).is_file():
+        return Target(_with_adapter(found, weights, keep_alpha="model.lora_alpha" in texts), folder)
+    if checkpoint is None and (weights / "config.json").is_file():
+        return Target(_with(found, {"lora_rank": 0, "lora_path": ""}), folder, weights)
+    return Target(_with(found, {"lora_path": ""}), folder, saved=_saved(found, folder, checkpoint))
+
+
+@contextmanager
+def prepared(target: Target) -> Iterator[tuple[Config, Path]]:
+    """The config of the very model, and a new folder for what is measured, which goes again when the block fails.
+
+    Weights of other forms than a pipeline's are put together in it, on the disk that workers see, until the block ends.
+    """
+    folder = named(root(target.config), f"eval-{datetime.now():%Y%m%d-%H%M%S}")
+    made = folder.resolve() / "model"
+    try:
+        yield _put_together(target, made), folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def written(target: Target, folder: Path, row: Mapping[str, Any]) -> None:
+    """Write eval.json and print its figures."""
+    (folder / "eval.json").write_text(json.dumps({"model": target.name, **row}, indent=1) + "\n", encoding="utf-8")
+    for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():
+        print(f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of {value['n']} prompts")
+    print(f"written to {folder}")
+
+
+def _put_together(target: Target, made: Path) -> Config:
+    config, weights = target.config, target.weights
+    if target.saved:
+        weights = made / "weights"
+        if _export(config, target.saved, weights) == "lora":
+            return _with_adapter(config, weights)
+    if not weights:
+        return config
+    source, base = config.model.folder().resolve(), made / "pipeline"
+    base.mkdir(parents=True)
+    for name in {"model_index.json", *json_file("model.path", source / "model_index.json")} - {"transformer"}:
+        if (source / name).exists():
+            (base / name).symlink_to(source / name)
+    (base / "transformer").symlink_to(weights.resolve())
+    return _with(config, {"path": str(base)})
+
+
+def _export(config: Config, saved: Saved, folder: Path) -> str:
+    """Write a checkpoint's weights as `run.export` would: adapters, or the transformer. Returns which."""
+    averaged = config.evaluation.weights == "ema"
+    tensors = saved.tensors(f"{'ema' if averaged else 'weights'}.safetensors")
+    model = config.model.build("cpu", ("denoiser",))
+    try:
+        model.load(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--checkpoint: {saved.path} does not fit the model: {' '.join(str(error).split())}") from error
+    form = "lora" if model.adapted else "transformer"
+    model.save(folder, config.model.folder(), form)
+    return form
+
+
+def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
+    """The checkpoint of this iteration, or the newest. Raises UserError, naming those that are there."""
+    where = checkpoints(config, folder)
+    if "://" not in where and not Path(where).is_dir():
+        raise UserError(f"{folder}: expected weights/ or checkpoints, found neither there nor in {where}")
+    store = Store(where)
+    found = store.newest() if iteration is None else store.newest(iteration)
+    if found:
+        return found
+    there = ", ".join(str(number) for number in store.iterations()) or "none"
+    damaged = "; ".join(f"{name}: {reason}" for name, reason in store.damaged)
+    wanted = "weights/ or a valid checkpoint" if iteration is None else f"one of iteration {iteration}"
+    raise UserError(f"--checkpoint: expected {wanted} in {where}, found {there}{f' (damaged: {damaged})' if damaged else ''}")
+
+
+def _loaded(path: Path, texts: Mapping[str, str]) -> Config:
+    config = configs.load(path, texts)
+    if config.evaluation.diversity or "evaluation.diversity" in texts:
+        return config
+    evaluation = config.evaluation.model_copy(update={"diversity": min(DIVERSITY, config.evaluation.prompts)})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def _with_adapter(config: Config, weights: Path, keep_alpha: bool = False) -> Config:
+    """Its scale is in its weights, as `models.lora.save` writes it: alpha is the rank."""
+    keys = {"lora_path": str(weights.resolve())} | ({} if keep_alpha else {"lora_alpha": getattr(config.model, "lora_rank", 0)})
+    return _with(config, keys)
+
+
+def _with(config: Config, keys: Mapping[str, Any]) -> Config:
+    """The config with other keys of the model, those that its family has; what trains and is exported plays no part."""
+    model = cast(ModelOptions, config.model)
+    known = {key: value for key, value in keys.items() if key in type(model).model_fields}
+    return config.model_copy(update={"model": model.model_copy(update=known)})

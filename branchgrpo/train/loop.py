@@ -1,0 +1,327 @@
+"""The driver's loop: plan → grow trees → score leaves → update → publish → log, and what survives failures of machines."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from time import perf_counter, time
+from typing import TypeVar
+
+import numpy as np
+
+from branchgrpo.algo.methods.adaptive import SplitChooser
+from branchgrpo.algo.methods.branch import BranchMethod
+from branchgrpo.checkpoint.store import Store
+from branchgrpo.config.schema import Config
+from branchgrpo.data import prompts
+from branchgrpo.errors import GateError, StaleEpoch, UserError
+from branchgrpo.report.metrics import figures, overlooked
+from branchgrpo.rollout.collect import Forest, Harvest
+from branchgrpo.runs.identity import Identity, identity
+from branchgrpo.service import Display, Log, Service
+from branchgrpo.train.evaluate import Evaluator, Scores
+from branchgrpo.types import F32, U8, BranchPlan, StepStats
+
+T = TypeVar("T")
+
+
+@dataclass
+class Outcome:
+    """What a training loop reached."""
+
+    iterations: int = 0
+    version: int = 0
+    seconds: float = 0.0  # spent in iterations
+    stopped_by: str = "iterations"  # or "max_minutes", "interrupted"
+    gates: dict[str, float] = field(default_factory=dict)  # what each start-up gate measured
+
+
+@dataclass
+class Grown:
+    """An iteration's trees, not trained on yet."""
+
+    iteration: int
+    version: int  # of the weights that grew them
+    plan: BranchPlan
+    harvest: Harvest
+    prompts: int
+
+
+@dataclass
+class Done:
+    """An update that the workers have."""
+
+    iteration: int
+    seconds: float
+    values: dict[str, float]
+    ending: str | None = None  # why training ends behind it; None = not asked yet
+    told: bool = False  # its figures are written
+
+
+class Trainer:
+    """Trains one config on one service. `interrupted` is asked between iterations; checkpoints go to the store `where`."""
+
+    def __init__(self, config: Config, service: Service, run: str, display: Display, interrupted: Callable[[], bool], where: str):
+        self.config, self.service, self.display, self.interrupted = config, service, display, interrupted
+        self.train_prompts, _ = prompts.lists(config)
+        self.forest = Forest(config, service, run)
+        self.evaluator = Evaluator(config, service, self.forest)
+        self.outcome = Outcome()
+        self.told: set[str] = set()
+        self.method, self.schedule = config.method, config.schedule()
+        self.chooser: SplitChooser | None = None
+        if isinstance(config.method, BranchMethod) and config.method.adapt_every:
+            self.begun_with = config.method
+            self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
+        self.ahead: deque[Grown] = deque()
+        self.stale = self.recoveries = self.reissued = self.saved = 0  # stale: trees dropped since the last figures
+        self.earlier: Mapping[str, int] = {}  # recoveries and reissued tasks under drivers before this one
+        self.where, self.origin, self.epoch = where, "", 0
+        self.updating = False  # an update was begun that the workers have not got
+
+    def train(self, log: Log) -> Outcome:
+        """The main loop, until the last iteration, the time limit or an interruption."""
+        outcome, ending, reached = self.outcome, "", -1
+        while reached != outcome.iterations:  # a failure at the last checkpoint may take the run back
+            ending = "iterations" if 0 < self.config.run.iterations <= outcome.iterations else ""
+            while not ending:
+                done = self.surviving(self._iteration, log)
+                ending = self.surviving(lambda done=done: self._conclude(done, log), log)  # type: ignore[misc]
+            reached = outcome.iterations
+            if self.config.checkpoint.kept:
+                self.surviving(self.save, log)
+        outcome.stopped_by = ending
+        return outcome
+
+    def surviving(self, work: Callable[[], T], log: Log) -> T:
+        """What `work` gives. When machines fail, the service recovers, the run goes back to its newest checkpoint if it
+        must, and `work` begins again."""
+        failure: Exception | None = None
+        while True:
+            try:
+                if failure:
+                    self._recover(failure, log)
+                    failure = None
+                return work()
+            except self.service.faults as error:
+                failure = error
+
+    def _iteration(self) -> Done:
+        """One update."""
+        outcome, started = self.outcome, perf_counter()
+        grown = self._next()
+        self._tell(grown)
+        ready, plan, harvest = perf_counter(), grown.plan, grown.harvest
+        self.updating = True
+        call = self.service.learners.begin("update", plan, grown.iteration, harvest.segments, harvest.conditioning, harvest.scores, size=harvest.edges(plan))
+        self._grow_ahead()
+        stats = self.service.learners.finish(call)[0]
+        updated = perf_counter()
+        self._publish(stats)
+        outcome.iterations += 1
+        self.updating = False
+        ended = perf_counter()
+        outcome.seconds += ended - started
+        times = {"time/update": updated - ready, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
+        values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(grown.plan, harvest)
+        values |= {
+            "tree/staleness": float(stats.version - 1 - grown.version),
+            "tree/stale_dropped": self.stale,
+            "service/recoveries": self.recoveries + self.earlier.get("recoveries", 0),
+        }
+        self.stale = 0
+        counts = self.service.follow()
+        self.reissued = counts.get("reissued", 0)
+        values |= {f"service/{name}": float(count + self.earlier.get(name, 0)) for name, count in counts.items()}
+        return Done(outcome.iterations, ended - started, values)
+
+    def _conclude(self, done: Done, log: Log) -> str:
+        """What comes behind an update: checks, a checkpoint, figures. Returns why training ends here, or nothing. After a
+        failure it goes on where it was, unless the run has gone back meanwhile."""
+        outcome, values = self.outcome, done.values
+        if done.iteration != outcome.iterations:
+            return ""
+        done.ending = self._ending() if done.ending is None else done.ending
+        due = not done.ending and self.config.checkpoint.kept and (self.service.leaving() or self._due(done.seconds))
+        if not done.told:
+            if not done.ending:  # behind the last iteration there is the whole check, and a checkpoint
+                values |= self._check(done.seconds)
+            if due:
+                self.save()
+            values["checkpoint/iteration"] = self.saved
+            log.write(outcome.iterations, values)
+            done.told = True
+            self.display.update(outcome.iterations, values)
+            state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations}
+            self.service.report(state | {"version": outcome.version, "epoch": self.epoch, "figures": values})
+        if due and self.saved == outcome.iterations and (why := self.service.regroup()):
+            self.display.note(f"learners formed anew: {why}")
+            self._go_back(log)
+        return done.ending
+
+    # growing
+
+    def _next(self) -> Grown:
+        """The next iteration's trees: grown ahead, unless they are too old by now, or grown now."""
+        while self.ahead:
+            grown = self.ahead.popleft()
+            if self.outcome.version - grown.version <= self.config.async_.max_staleness:
+                return grown
+            self.stale += 1
+        return self._grow(self.outcome.iterations)
+
+    def _grow_ahead(self) -> None:
+        """With async.max_staleness: grow while the learner updates, as far ahead as trees may be old."""
+        last = self.config.run.iterations or np.inf
+        while len(self.ahead) < self.config.async_.max_staleness and (iteration := self.outcome.iterations + 1 + len(self.ahead)) < last:
+            self.ahead.append(self._grow(iteration))
+
+    def _grow(self, iteration: int) -> Grown:
+        config, version = self.config, self.outcome.version
+        plan = self.method.plan(iteration, self.schedule, config.run.seed)
+        chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
+        texts = [self.train_prompts[index] for index in chosen]
+        harvest = self.forest.grow(plan, iteration, version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)
+        return Grown(iteration, version, plan, harvest, len(texts))
+
+    def _tell(self, grown: Grown) -> None:
+        """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups. Each iteration's count is in the metrics."""
+        for kind, text in overlooked(grown.harvest, grown.prompts).items():
+            if kind not in self.told:
+                self.told.add(kind)
+                self.display.note(text)
+
+    # surviving
+
+    def begin(self, log: Log | None = None, origin: str = "") -> bool:
+        """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the newest checkpoint, if there
+        is one, or from the checkpoint `origin`; returns whether there was."""
+        self.origin = origin
+        if log:
+            return self._go_back(log)
+        self._claim()
+        return False
+
+    def _claim(self) -> None:
+        if self.config.checkpoint.kept:
+            self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+
+    def save(self) -> None:
+        """Write a checkpoint. One that cannot be written is said; training goes on. Raises StaleEpoch when another program
+        has taken the run over."""
+        outcome = self.outcome
+        driver = {"iteration": outcome.iterations, "seconds": outcome.seconds, "gates": outcome.gates}
+        driver |= {"is": self.identity} | ({"chooser": self.chooser.state()} if self.chooser else {})
+        try:
+            found = self.service.learners.call("checkpoint", self.where, outcome.iterations, self.epoch, driver)[0]
+        except StaleEpoch:
+            self.service.report({"phase": "taken over by another program", "figures": {"checkpoint/rejected": 1.0}})
+            raise
+        if "failed" in found:
+            self.display.note(f"checkpoint of iteration {outcome.iterations} could not be written: {found['failed']}; training goes on")
+        else:
+            self.saved = outcome.iterations
+            self.service.report({"checkpoint": {"iteration": self.saved, "path": self.where, "time": time()}})
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run is."""
+        return identity(self.config)
+
+    def _recover(self, error: Exception, log: Log) -> None:
+        self.recoveries += 1
+        self.ahead.clear()
+        self.display.note(f"recovering: {type(error).__name__}: {error}")
+        if self.service.recover(error) or self.updating:  # an update that was begun must not be made twice
+            self.updating = False
+            self._go_back(log)
+        else:  # workers may hold other weights, such as those of a check, or what was published last is gone
+            self.outcome.version = self.service.publish()
+
+    def _go_back(self, log: Log) -> bool:
+        """To the newest checkpoint; writers of earlier epochs are fenced off. Returns whether there was one."""
+        self._claim()
+        return self._restore(log)
+
+    def _restore(self, log: Log) -> bool:
+        state = self.service.learners.call("restore", self.where, self.origin)[0]
+        for damaged in state["damaged"]:
+            self.display.note(f"checkpoint passed over: {damaged}")
+        outcome, found = self.outcome, "iteration" in state
+        outcome.iterations, outcome.seconds = state.get("iteration", 0), state.get("seconds", 0.0)
+        outcome.gates = dict(state.get("gates", {}))
+        self.saved = outcome.iterations
+        if self.chooser:
+            self.chooser = SplitChooser(self.begun_with, self.config.sampling.steps, self.config.run.seed)
+            if state.get("chooser"):
+                try:
+                    self.chooser.load(state["chooser"])
+                except ValueError as error:
+                    raise UserError(f"checkpoint: state.json: driver.chooser: {error}") from error
+            self.method = self.chooser.method
+        log.rewind(outcome.iterations)
+        outcome.version = self.service.publish()
+        if found:
+            self.display.note(f"going on from the checkpoint of iteration {outcome.iterations}")
+        return found
+
+    def _due(self, seconds: float) -> bool:
+        """A checkpoint is due behind an iteration that took `seconds`."""
+        options, total, period = self.config.checkpoint, self.outcome.seconds, 60 * self.config.checkpoint.every_minutes
+        by_count = options.every > 0 and self.outcome.iterations % options.every == 0
+        return by_count or (period > 0 and total // period > (total - seconds) // period)
+
+    # between iterations
+
+    def _ending(self) -> str:
+        """Why training ends behind the present iteration; empty when it goes on."""
+        run, outcome = self.config.run, self.outcome
+        if outcome.iterations == run.iterations:
+            return "iterations"
+        if run.max_minutes and outcome.seconds > 60 * run.max_minutes:
+            return "max_minutes"
+        return "interrupted" if self.interrupted() or self.service.stopping() else ""
+
+    def evaluate(self, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
+        """Scores [count] of held-out prompts and pixels of the first ones, see Evaluator."""
+        return self.evaluator.scores(self.outcome.version, count, pictures)
+
+    def _adapt(self, plan: BranchPlan, harvest: Harvest) -> dict[str, float]:
+        if not self.chooser:
+            return {}
+        self.chooser.observe(plan, np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)]))
+        self.method = self.chooser.method
+        return {f"splits/{index}": float(step) for index, step in enumerate(plan.splits)}
+
+    def _check(self, seconds: float) -> dict[str, float]:
+        """The held-out check, when it is due behind an iteration that took `seconds`."""
+        options, iteration, total = self.config.evaluation, self.outcome.iterations, self.outcome.seconds
+        due = options.every > 0 and iteration % options.every == 0
+        due |= options.every_seconds > 0 and total // options.every_seconds > (total - seconds) // options.every_seconds
+        if not due:
+            return {}
+        scores, _ = self.evaluate(min(options.prompts_between, options.prompts))
+        return {f"held_out/{name}": float(values.mean()) for name, values in scores.items()}
+
+    def _publish(self, stats: StepStats) -> None:
+        """Publish, and once, after the first step that changed anything, check that the workers changed with it."""
+        gate = self.config.gates.enabled and "probe_difference" not in self.outcome.gates and stats.optimiser_steps > 0
+        before = self.service.rollouts.broadcast("probe") if gate else []
+        self.outcome.version = self.service.publish()
+        if not np.isnan(stats.on_policy_deviation):
+            self.outcome.gates["on_policy_deviation"] = stats.on_policy_deviation
+        if before:
+            self._probe_gate(before[0])
+
+    def _probe_gate(self, before: F32) -> None:
+        """before: the velocity that all workers had, see actors.rollout.probe."""
+        learner, bound = self.service.learners.call("probe")[0], self.config.gates.probe_tolerance
+        for worker, new in enumerate(self.service.rollouts.broadcast("probe")):
+            difference, change = float(np.abs(new - learner).max()), float(np.abs(new - before).max())
+            self.outcome.gates["probe_difference"] = max(difference, self.outcome.gates.get("probe_difference", 0.0))
+            if change == 0.0:
+                raise GateError(f"gate weights arrive: rollout-{worker} computes the same velocity as before the first publish")
+            if not difference <= bound:
+                raise GateError(f"gate weights arrive: expected rollout-{worker}'s velocity within {bound:g} of the learner's, got {difference:.3g}")

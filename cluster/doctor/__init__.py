@@ -1,0 +1,1 @@
+"""Is this cluster fit for a run? The checks behind `doctor`."""

@@ -1,0 +1,293 @@
+"""All actors of one run: pools that grow, shrink and mend, a gang that is formed again, and who watches them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from cluster import avoid, nodes, placement
+from cluster.admission import admitted, until_placed
+from cluster.byte_counter import Meter
+from cluster.errors import GangError, LostObjects
+from cluster.pool import Pool
+from cluster.publish import publish
+from cluster.rank_group import Gang
+from cluster.reporter import TELL_SECONDS, Reporter
+from cluster.work import Place
+
+LOOK_SECONDS = 1.0
+"""How often wishes, and nodes that come and go, are looked for."""
+RESERVE_SECONDS = 2.0
+"""How long a checkpoint waits for room that is free to be reserved."""
+
+Limits = Mapping[str, tuple[int, int]]
+"""Fewest and most workers by role."""
+
+
+class Crew:
+    """Pools of one rollout role and of rewards (one for each environment), and gangs: the learners, or none."""
+
+    faults: tuple[type[Exception], ...] = (GangError, LostObjects)
+
+    def __init__(
+        self,
+        rollouts: Pool,
+        rewards: list[Pool],
+        gangs: list[Gang],
+        meter: Meter,
+        limits: Limits,
+        forgiven: int,
+        run: str,
+        auto: bool = False,
+        request: int = 0,
+    ):
+        """forgiven: how often the gang may be lost. run: in whose name others find it; empty: nobody does. auto: as many
+        rollout workers as the cluster has room for. request: for how many an autoscaler is asked."""
+        self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
+        self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
+        self.run, self.chunks, self.entered, self.formed = run, 0, False, False
+        self.earlier = Counter[str]()  # actors replaced under drivers before this one, by cause; no budget counts them
+        self.looked = 0.0
+        self.ending = False  # somebody asked for it
+        self.wanted_ranks = gangs[0].count if gangs else 0
+        self.reserve: PlacementGroup | None = None  # room for ranks that are to be added or to move
+        self.reserved = 0  # how many
+        self.leavers: set[str] = set()  # nodes that will go
+        self.warned: set[str] = set()  # those of them, present and past, that had actors of this run
+        self.heeded: set[str] = set()  # those of them for which a checkpoint was asked
+        self.reporter = Reporter(run, rollouts, rewards, gangs, limits) if run else None
+        for pool in self.pools:
+            pool.tick = self.look
+        for gang in gangs:
+            gang.allowed = forgiven
+        if request:
+            self._ask_autoscaler(request)
+
+    @property
+    def pools(self) -> list[Pool]:
+        """All pools."""
+        return [self.rollouts, *self.rewards]
+
+    @property
+    def everyone(self) -> list[Pool | Gang]:
+        """All pools and gangs."""
+        return [*self.pools, *self.gangs]
+
+    @property
+    def learners(self) -> Gang:
+        """The gang that trains."""
+        return self.gangs[0]
+
+    def enter(self, seconds: float, note: Callable[[str], None]) -> None:
+        """Make all actors, when there is room for all at once: see `admitted`. seconds: how long to wait for it.
+
+        note: hears of what is waited for, and as in `form`. Raises PlacementError.
+        """
+
+        def told(text: str) -> None:
+            note(text)
+            self.report({"phase": text})
+
+        wanted = {pool.role: [placement.bundle(pool.resources)] * pool.desired for pool in self.pools}
+        wanted |= {gang.role: [placement.bundle(gang.resources)] * gang.count for gang in self.gangs}
+        self.report({"phase": "placing actors"})
+        with admitted(wanted, seconds, self.run, told):
+            self._take_places(note)
+
+    def _take_places(self, note: Callable[[str], None]) -> None:
+        for one in self.everyone:
+            one.note = note
+        for gang in self.gangs:
+            gang.start()
+        until_placed(self.pools, self.gangs)
+        self.entered = True
+
+    def form(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Wait until every actor has loaded what it needs. note: hears of each loss and what replaces it, in one line."""
+        self.report({"phase": "loading models"})
+        if not self.entered:
+            self._take_places(note)
+        for pool in self.rewards:  # they load least, and refuse first
+            pool.wait_ready()
+        for gang in self.gangs:
+            gang.meet()
+            self.chunks = gang.call("chunks")[0]
+        self.formed = True
+        self.rollouts.wait_ready()
+
+    def publish(self, weights: str = "policy") -> int:
+        """The gang's weights of this name to every rollout worker; returns their version."""
+        try:
+            return publish(self.learners, self.rollouts, self.chunks, weights)
+        except LostObjects:  # what comes next would build on an update that nobody saw: the gang goes back too
+            self.learners.lose("lost", "weights that were published are gone with a node")
+            raise
+
+    def driver_bytes(self) -> int:
+        """Bytes through the driver since the last call."""
+        return self.meter.take()
+
+    def recover(self, error: Exception) -> bool:
+        """Drop what is pending; form the gang anew if it is gone, and return whether it was. Raises the error when it was
+        gone too often, preemption apart; GangError when a rank turns out to be gone."""
+        for pool in self.pools:
+            pool.forget()
+        if self.learners.ranks:
+            self.learners.call("chunks")  # a rank may have gone with the same node
+            return False
+        if self.learners.spent > self.forgiven:
+            raise error
+        self._make_room()
+        self.learners.form(elsewhere=bool(self.leavers))
+        return True
+
+    def _make_room(self) -> None:
+        """A gang goes before workers that wait for room, and before those that took what there was."""
+        for pool in self.pools:
+            pool.stand_back()
+        if self.auto and not (self.learners.group and placement.placed(self.learners.group)):
+            self.rollouts.desired, self.looked = self.limits["rollout"][0], time.monotonic()
+            self.rollouts.tend()
+
+    # wishes
+
+    def look(self) -> None:
+        """Follow the cluster, and wishes of people, at most once in a while; waits for nobody."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return
+        self.looked = now
+        self.leavers, alive = nodes.draining(), nodes.alive()
+        self.warned |= self.leavers & {place.node for place in self._places()}  # before those who can leave at once are gone
+        for pool in self.pools:
+            pool.settle(alive, self.leavers)
+        self._reserve()
+        if self.auto and self.formed:  # before that, the fewest rollout workers must leave room for all others
+            fewest, most = self.limits["rollout"]
+            waiting = [pool.resources for pool in self.rewards for worker in pool.workers if not worker.look()]
+            waiting += [self.learners.resources] * self.reserved if self._waiting() else []
+            room = nodes.room(self.rollouts, waiting)
+            self.rollouts.desired = most if room is None else max(fewest, min(most, room))
+        if self.reporter:
+            self._heed(self.reporter.wishes())
+            if now - self.reporter.told > TELL_SECONDS:
+                self.reporter.tell(self._standing())
+
+    def _heed(self, wishes: tuple[bool, dict[str, int]]) -> None:
+        self.ending, wanted = wishes
+        self.wanted_ranks = wanted["learner"]
+        if not self.auto:
+            self.rollouts.desired = wanted["rollout"]
+        for pool in self.rewards:
+            pool.desired = wanted["reward"]
+
+    def stopping(self) -> bool:
+        """Did somebody ask for the run to end behind the present iteration?"""
+        return self.ending
+
+    def leaving(self) -> bool:
+        """Will nodes go with actors of this run on them? Each is told once; again and again while ranks are on them."""
+        new = self.warned - self.heeded
+        self.heeded |= new
+        return bool(new) or any(place.node in self.leavers for gang in self.gangs for place in gang.places)
+
+    def _places(self) -> list[Place]:
+        places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
+        return places + [place for gang in self.gangs for place in gang.places]
+
+    def regroup(self) -> str:
+        """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why, or nothing when it stays
+        as it is: since nothing asks for it, or since there is no room."""
+        gang, going = self.learners, self._going()
+        if not going and self.wanted_ranks == gang.count:
+            return ""
+        self._reserve()
+        if self.reserve and not self.reserve.wait(RESERVE_SECONDS):
+            return ""
+        why = f"{going} of {gang.count} ranks are on nodes that will go" if going else f"{gang.count} → {self.wanted_ranks} ranks"
+        gang.restarts["preempted" if going else "scaled"] += 1
+        before, gang.count = gang.count, self.wanted_ranks
+        for pool in self.pools:
+            pool.stand_back()  # what is released is for the gang
+        self._release()
+        try:
+            gang.form(elsewhere=bool(going))
+        except GangError:
+            gang.count = before  # as many as are known to work
+            raise
+        self.chunks = gang.call("chunks")[0]
+        return why
+
+    def _going(self) -> int:
+        """Ranks on nodes that will go."""
+        return sum(place.node in self.leavers for gang in self.gangs for place in gang.places)
+
+    def _reserve(self) -> None:
+        """Hold room for ranks that are to be added or to move, which also asks an autoscaler for it; they take it behind the
+        next checkpoint."""
+        wanted = max(0, self._going() + self.wanted_ranks - self.learners.count) if self.gangs and self.learners.places else 0
+        if wanted == self.reserved:
+            return
+        self._release()
+        if bundle := placement.bundle(self.learners.resources):
+            avoided = self.learners.avoided.nodes()
+            self.reserve, self.reserved = (avoid.group(bundle, wanted, avoided), wanted) if wanted else (None, 0)
+
+    def _waiting(self) -> bool:
+        """Is there no room yet for what is reserved?"""
+        return self.reserve is not None and not placement.placed(self.reserve)
+
+    def _release(self) -> None:
+        if self.reserve:
+            remove_placement_group(self.reserve)
+        self.reserve, self.reserved = None, 0
+
+    def _ask_autoscaler(self, workers: int) -> None:
+        """For room for so many rollout workers beside all others; 0 takes the request back."""
+        wanted = [(self.rollouts.resources, workers), *((pool.resources, pool.desired) for pool in self.rewards)]
+        wanted += [(gang.resources, gang.count) for gang in self.gangs]
+        bundles = [bundle for resources, count in wanted for bundle in [placement.bundle(resources)] * count if bundle]
+        request_resources(bundles=bundles if workers else [])
+
+    def follow(self) -> dict[str, int]:
+        """Tend all pools between iterations; returns counts for the figures."""
+        for pool in self.pools:
+            pool.tend()
+        self.look()
+        restarts = self.earlier.total() + sum(self.restarts().values())
+        counts = {"rollout_workers": len(self.rollouts.workers), "reward_workers": sum(len(pool.workers) for pool in self.rewards)}
+        return counts | {"restarts": restarts, "reissued": sum(pool.reissued for pool in self.pools)}
+
+    def restarts(self) -> dict[str, int]:
+        """Actors replaced under this driver, by cause."""
+        return dict(sum((one.restarts for one in self.everyone), Counter[str]()))
+
+    # telling
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        """Tell whoever watches: `values` as the trainer gives them, and what the actors do."""
+        if self.reporter:
+            self.reporter.report(values, self._standing())
+
+    def _standing(self) -> dict[str, Any]:
+        following = {self.rollouts.role: self.rollouts.desired} if self.auto else {}
+        return {
+            "following": following,
+            "restarts": dict(self.earlier + Counter(self.restarts())),
+            "refused": {"learner": f"waits for room for {self.reserved} ranks"} if self._waiting() else {},
+        }
+
+    def stop(self) -> None:
+        """End all actors."""
+        if self.request:
+            self._ask_autoscaler(0)
+        self._release()
+        for one in self.everyone:
+            one.stop()
+        if self.reporter:
+            self.reporter.close()

@@ -1,0 +1,1 @@
+"""What several tests share: small models, small trees, services in one process."""

@@ -1,0 +1,86 @@
+"""Trees of the embedded model for one update, and what an update made of them: what tests of several ranks share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.multiprocessing import spawn
+
+from actors.learner import Learner
+from actors.rollout import RolloutWorker
+from branchgrpo.config.schema import Config
+from branchgrpo.learner.fsdp import full
+from branchgrpo.models import weights as wire
+from branchgrpo.types import Subtree, TreeKey
+from support.small_trees import quickstart
+
+PROMPTS = ["the number 38 in black on yellow", "the number 12 in red on white", "a red circle on white"]
+OPTIONS = {
+    "sampling.steps": "5",
+    "method.splits": "[0, 2]",
+    "method.leaves": "4",
+    "method.stochastic": "all",
+    "learner.micro_batch": "7",
+    "learner.threads": "1",
+    "rollout.threads": "1",
+    "learner.learning_rate": "0.001",
+    "learner.timeout_seconds": "240",
+}
+
+
+def config(ranks: int, options: dict[str, str] | None = None) -> Config:
+    return quickstart(OPTIONS | {"learner.ranks": str(ranks)} | (options or {}))
+
+
+def batch() -> tuple[Any, ...]:
+    """Arguments of Learner.update: three trees, in two segments each."""
+    options = config(1)
+    worker = RolloutWorker(options, 0)
+    worker.ready()
+    plan = options.method.plan(0, options.schedule())
+    _, conditioning = worker.encode(PROMPTS)
+    trees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS)))
+    trunk, payload, *frontier = worker.grow(plan, 0, trees, 0, 1, conditioning)
+    halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))
+    segments = [(trunk, payload)]
+    for part in (slice(0, 3), slice(3, 6)):
+        header, rest, _ = worker.grow(plan, 0, halves[part], 1, plan.steps, conditioning, *frontier[part])
+        segments.append((header, rest))
+    draw = np.random.default_rng(0)
+    scores = {(prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(len(PROMPTS))}
+    return plan, 0, segments, conditioning, scores
+
+
+def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    stats = learner.update(*arguments)
+    parameters = learner.model.trainable()
+    return {
+        "stats": stats,
+        "gradient": {name: full(value.grad).clone() for name, value in parameters.items()},
+        "weights": {name: full(value.detach()).clone() for name, value in parameters.items()},
+        "digest": wire.digest_of({name: full(value.detach()) for name, value in parameters.items()}),
+    }
+
+
+def two_ranks(main: Callable[..., None], folder: Path) -> list[dict[str, Any]]:
+    """What two processes that ran main(rank, address, folder) left in folder/rankN.pt. They meet on the loopback device."""
+    threads = torch.get_num_threads()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    before = os.environ.get("GLOO_SOCKET_IFNAME")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    try:
+        spawn(main, (address, str(folder)), nprocs=2)
+    finally:
+        os.environ.pop("GLOO_SOCKET_IFNAME")
+        if before is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = before
+        torch.set_num_threads(threads)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]

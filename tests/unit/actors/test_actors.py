@@ -1,0 +1,86 @@
+"""The actors without a cluster: one real iteration of the paper's full tree, its work counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.learner import Learner
+from actors.reward import RewardWorker
+from actors.rollout import RolloutWorker
+from branchgrpo.config import load as configs
+from branchgrpo.errors import GateError
+from branchgrpo.types import Subtree, TreeKey
+
+QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
+PROMPT = "the number 38 in black on yellow"
+
+
+def test_full_tree_iteration_counts_and_gates() -> None:
+    config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"})
+    rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
+    rollout.ready(), learner.join(1, "")
+    plan = config.method.plan(0, config.schedule())
+    subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
+    cut, conditioning = rollout.encode([PROMPT])
+    assert cut == 0
+    header, payload, media = rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
+    worker = RewardWorker(config, (0,), 0)
+    worker.ready()
+    scores = worker.score(media, [PROMPT])
+    assert media.pixels.shape == (16, 1, 32, 32, 3) and scores.ok.all()
+    assert header.forwards / 16 == 12.6875  # METHODS: 203 forwards a tree
+    before = rollout.probe()
+
+    stats = learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): scores.trained})
+    assert stats.forwards / 16 <= 11.7  # distinct parents, last step dropped
+    assert stats.edges == stats.edges_stochastic == 202  # 218 less the last step's 16
+    assert stats.on_policy_deviation <= 1e-5
+    _, update, *chunks = learner.publish()
+    assert rollout.load_weights(update, *chunks) == update.digest
+    assert np.array_equal(rollout.probe(), learner.probe()) and not np.array_equal(rollout.probe(), before)
+    with pytest.raises(RuntimeError, match="asked to grow with weights v0"):
+        rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
+    with pytest.raises(RuntimeError, match="trees were grown with weights v0"):
+        learner.update(plan, 1, [(header, payload)], conditioning, {(0, 0): scores.trained})
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "other names", "missing chunk"])
+def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
+    config = configs.load(QUICKSTART, {"learner.threads": "1"})
+    rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
+    rollout.ready(), learner.join(1, "")
+    learner.version = 1
+    plan = config.method.plan(0, config.schedule())
+    _, conditioning = rollout.encode([PROMPT])
+    work = plan, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, 1, conditioning
+    _, update, *chunks = learner.publish()
+    wrong, bad = update, [[part.copy() for part in chunk] for chunk in chunks]
+    if damage == "flipped bit":
+        bad[-1][-1][-1] ^= 1
+    elif damage == "other names":
+        wrong = replace(update, names=(*update.names[:-1], "other"))
+    else:
+        bad.pop()
+    with pytest.raises(ValueError, match="weights"):
+        rollout.load_weights(wrong, *bad)
+    for version in (0, 1):
+        with pytest.raises(RuntimeError, match="asked to grow"):
+            rollout.grow(work[0], version, *work[1:])
+    assert rollout.load_weights(update, *chunks) == update.digest
+    assert rollout.grow(work[0], 1, *work[1:])[0].policy_version == 1
+
+
+def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
+    config = configs.load(QUICKSTART, {"learner.threads": "1"})
+    rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
+    rollout.ready(), learner.join(1, "")
+    plan = config.method.plan(0, config.schedule())
+    _, conditioning = rollout.encode([PROMPT])
+    header, payload, _ = rollout.grow(plan, 0, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, plan.steps, conditioning)
+    header.log_prob[0, 3] += 1e-3
+    with pytest.raises(GateError, match="on-policy ratio"):
+        learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]})

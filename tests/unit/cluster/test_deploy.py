@@ -1,0 +1,381 @@
+"""Deployment files: generated ones are fresh, manifests have the fields and types that KubeRay and Kubernetes know."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from branchgrpo.app import service
+from branchgrpo.app.parser import parse
+from branchgrpo.config import load as configs
+from branchgrpo.config.schema import Config
+from cluster.deploy import generate
+from cluster.deploy.generate import FILES, FOLDER
+from cluster.monitor import METRICS
+from cluster.placement import bundle
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Fields used, and their types. Ray's are of KubeRay's CRDs (helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml and
+# ray.io_rayjobs.yaml in ray-project/kuberay, v1 of release 1.5), the rest of Kubernetes' own schema. POD = a pod template.
+POD = {
+    "metadata.labels": dict,
+    "spec.terminationGracePeriodSeconds": int,
+    "spec.securityContext.runAsNonRoot": bool,
+    "spec.securityContext.runAsUser": int,
+    "spec.securityContext.runAsGroup": int,
+    "spec.securityContext.fsGroup": int,
+    "spec.containers[].name": str,
+    "spec.containers[].image": str,
+    "spec.containers[].env[].name": str,
+    "spec.containers[].env[].value": str,
+    "spec.containers[].ports[].name": str,
+    "spec.containers[].ports[].containerPort": int,
+    "spec.containers[].resources.requests": dict,
+    "spec.containers[].resources.limits": dict,
+    "spec.containers[].securityContext.allowPrivilegeEscalation": bool,
+    "spec.containers[].securityContext.capabilities.drop[]": str,
+    "spec.containers[].volumeMounts[].name": str,
+    "spec.containers[].volumeMounts[].mountPath": str,
+    "spec.volumes[].name": str,
+    "spec.volumes[].persistentVolumeClaim.claimName": str,
+}
+CLUSTER = {
+    "rayVersion": str,
+    "authOptions.mode": str,
+    "enableInTreeAutoscaling": bool,
+    "autoscalerOptions.version": str,
+    "autoscalerOptions.idleTimeoutSeconds": int,
+    "autoscalerOptions.resources.requests": dict,
+    "autoscalerOptions.resources.limits": dict,
+    "headGroupSpec.rayStartParams": dict,
+    "workerGroupSpecs[].groupName": str,
+    "workerGroupSpecs[].replicas": int,
+    "workerGroupSpecs[].minReplicas": int,
+    "workerGroupSpecs[].maxReplicas": int,
+    "workerGroupSpecs[].rayStartParams": dict,
+    **{f"{group}.template.{path}": kind for group in ("headGroupSpec", "workerGroupSpecs[]") for path, kind in POD.items()},
+}
+JOB = {
+    "submissionMode": str,
+    "entrypoint": str,
+    "runtimeEnvYAML": str,
+    "backoffLimit": int,
+    "shutdownAfterJobFinishes": bool,
+    "ttlSecondsAfterFinished": int,
+    **{f"rayClusterSpec.{path}": kind for path, kind in CLUSTER.items()},
+}
+MAPS = ("labels", "requests", "limits", "rayStartParams")
+"""Fields whose keys are free and whose values are text."""
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
+
+
+def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every leaf of a manifest with its path; [] is any place in a list."""
+    if isinstance(value, dict) and path.rpartition(".")[2] not in MAPS:
+        return [found for key, one in value.items() for found in leaves(one, f"{path}.{key}" if path else key)]
+    if isinstance(value, list):
+        return [found for one in value for found in leaves(one, path + "[]")]
+    return [(path, value)]
+
+
+def check(spec: Any, fields: dict[str, type]) -> None:
+    for path, value in leaves(spec):
+        assert path in fields, path
+        assert type(value) is fields[path], path
+        if isinstance(value, dict):
+            assert all(type(one) is str for one in value.values()), path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_generated_files_are_fresh(name: str) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == FILES[name](), "run: python -m cluster.deploy.generate"
+
+
+def test_manifests_have_known_fields_of_the_right_types() -> None:
+    cluster, job = load("raycluster.yaml"), load("rayjob.yaml")
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    check(cluster["spec"], CLUSTER)
+    check(job["spec"], JOB)
+    assert {path for path, _ in leaves(job["spec"])} == set(JOB)  # the list above has nothing that is not used
+    assert cluster["spec"]["authOptions"]["mode"] == "token" and cluster["spec"]["autoscalerOptions"]["version"] in ("v1", "v2")
+    assert job["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+
+
+@pytest.mark.parametrize(("path", "value"), [("rayVersions", "2.60.0"), ("rayVersion", 2.6), ("headGroupSpec.rayStartParams", {"num-cpus": 0})])
+def test_the_check_finds_mistakes(path: str, value: Any) -> None:
+    spec = load("raycluster.yaml")["spec"]
+    *parents, last = path.split(".")
+    place = spec
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    with pytest.raises(AssertionError, match=path):
+        check(spec, CLUSTER)
+
+
+def pods(spec: Any) -> list[Any]:
+    return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+
+
+def kubernetes() -> dict[str, Any]:
+    """Groups of nodes, as Ray's autoscaler reads the manifest."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.util import validate_config
+
+    cluster = load("raycluster.yaml")
+    cluster["metadata"]["namespace"] = "default"
+    found = _derive_autoscaling_config_from_ray_cr(cluster)
+    validate_config(found)
+    return dict(found["available_node_types"])
+
+
+def test_ray_s_autoscaler_reads_the_groups_from_the_manifest() -> None:
+    groups = {name: (group["resources"].get("CPU"), group["resources"].get("GPU")) for name, group in kubernetes().items()}
+    assert groups == {"headgroup": (0, 0), "learner": (40, 8), "rollout": (5, 1), "reward": (5, 1)}
+
+
+def submitted() -> Config:
+    """What the RayJob trains."""
+    words = load("rayjob.yaml")["spec"]["entrypoint"].split()
+    found, overrides = parse(words[2:])
+    assert found.resume == "auto"
+    return configs.load(ROOT / found.config.relative_to("/app"), overrides)
+
+
+@pytest.mark.parametrize("groups", [kubernetes, lambda: load("ray-up.yaml")["available_node_types"]], ids=["kubernetes", "launcher"])
+def test_each_role_fits_nodes_of_its_own_group_only_and_all_its_actors_do(groups: Callable[[], dict[str, Any]]) -> None:
+    config, offered = submitted(), groups()
+    roles = {"rollout": (config.rollout, config.rollout.workers), "learner": (config.learner, config.learner.ranks)}
+    roles["reward"] = (config.reward_workers, config.reward_workers.workers * len(config.reward_groups))
+    for name, (role, count) in roles.items():
+        need = bundle(service.actor_options(role))
+        fits = {group: int(min(has["resources"].get(one, 0) / amount for one, amount in need.items())) for group, has in offered.items()}
+        assert [group for group, actors in fits.items() if actors] == [name]
+        assert fits[name] * offered[name]["max_workers"] >= count
+
+
+def test_kuberay_s_quotes_survive_the_shell() -> None:
+    """KubeRay puts each parameter, as it is, into a line for bash."""
+    for group in load("raycluster.yaml")["spec"]["workerGroupSpecs"]:
+        (word,) = shlex.split(f"--resources={group['rayStartParams']['resources']}")
+        assert json.loads(word.removeprefix("--resources=")) == {group["groupName"]: 1}
+
+
+def test_every_pod_is_isolated_shares_the_storage_and_has_time_to_stop() -> None:
+    spec, job = load("raycluster.yaml")["spec"], load("rayjob.yaml")["spec"]
+    policy, monitor, claim = load("network-policy.yaml"), load("pod-monitor.yaml"), load("storage.yaml")
+    grace = int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
+    for pod in pods(spec):
+        labels = pod["metadata"]["labels"]
+        for selector in (policy["spec"]["podSelector"], policy["spec"]["ingress"][0]["from"][0]["podSelector"], monitor["spec"]["selector"]):
+            assert selector["matchLabels"].items() <= labels.items()
+        assert pod["spec"]["terminationGracePeriodSeconds"] > grace
+        (container,) = pod["spec"]["containers"]
+        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in {port["name"] for port in container["ports"]}
+        (volume,) = pod["spec"]["volumes"]
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        drained = [float(one["value"]) for one in container["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        assert len(drained) == (container["name"] == "ray-worker") and all(seconds < pod["spec"]["terminationGracePeriodSeconds"] for seconds in drained)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert all(rule.get("ports") or "podSelector" in rule["from"][0] for rule in policy["spec"]["ingress"])
+
+
+def test_the_launcher_s_file_passes_ray_s_validator() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = load("ray-up.yaml")
+    validate_config(prepare_config(config))
+    for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        assert command.startswith("RAY_AUTH_MODE=token ")
+    assert any(target.endswith("/.ray/auth_token") for target in config["file_mounts"])
+    with pytest.raises(Exception, match="Additional properties"):
+        validate_config(prepare_config(config | {"max_worker": 3}))
+
+
+def below(place: dict[str, Any], key: str, schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a part of the config's schema says of a key, in every component that has it."""
+    if "$ref" in place:
+        return below(schema["$defs"][place["$ref"].rpartition("/")[2]], key, schema)
+    found = [one for branch in ("anyOf", "oneOf") for part in place.get(branch, []) for one in below(part, key, schema)]
+    own = place.get("items") if key.isdigit() else place.get("properties", {}).get(key)
+    return [*found, own] if own else found
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.glob("*.yaml"))], ids=lambda path: path.name)
+def test_commands_and_keys_that_are_named_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, schema = path.read_text(encoding="utf-8"), Config.model_json_schema()
+    for command in set(re.findall(r"run\.py ([a-z-]+)", text)) - {"--help"}:
+        with pytest.raises(SystemExit) as ended:
+            parse([command, "--help"])
+        assert ended.value.code == 0, command
+    sections = "|".join(schema["properties"])
+    dotted = re.findall(rf"(?:--|`)((?:{sections})\.[a-z_0-9.]+)", text)
+    for key in {key for key in dotted if not key.endswith((".py", ".jsonl", ".json", ".md"))}:
+        places = [schema]
+        for part in key.rstrip(".").split("."):
+            places = [one for place in places for one in below(place, part, schema)]
+        assert places, key
+
+
+def test_one_version_of_ray_everywhere() -> None:
+    recipe = (FOLDER / "Containerfile").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^ARG RAY_VERSION=(\S+)$", recipe, re.MULTILINE)
+    assert load("raycluster.yaml")["spec"]["rayVersion"] == version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (bounds,) = [entry for entry in project["tool"]["uv"]["constraint-dependencies"] if entry.startswith("ray>")]
+    low, high = (tuple(map(int, text.split("."))) for text in re.findall(r"[\d.]+", bounds))
+    assert low <= tuple(map(int, version.split("."))) < high
+    for _, sources in re.findall(r"^COPY (--\S+ )?(.*) \S+$", recipe, re.MULTILINE):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+    for extra in re.findall(r"--extra (\S+)", recipe):
+        assert extra in project["project"]["optional-dependencies"], extra
+
+
+def test_commands_in_the_manifests_are_ours() -> None:
+    words = load("rayjob.yaml")["spec"]["entrypoint"].split()
+    assert words[:3] == ["python", "/app/run.py", "train"] and (ROOT / words[3].removeprefix("/app/")).is_file()
+    images = {container["image"] for pod in pods(load("raycluster.yaml")["spec"]) for container in pod["spec"]["containers"]}
+    images |= {load("ray-up.yaml")["docker"]["image"]}
+    (image,) = images
+    assert f" -t {image} " in (FOLDER / "Containerfile").read_text(encoding="utf-8")
+
+
+def test_the_board_shows_every_metric_once_and_only_what_there_is() -> None:
+    board = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
+    texts = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
+    named = [name for text in texts for name in sorted(set(re.findall(r"ray_branchgrpo_\w+", text)))]
+    assert sorted(named) == sorted(metric.exported for metric in METRICS)
+    for text in texts:
+        assert text.count("(") == text.count(")") and ("ray_node" in text or "ray_object" in text or 'run=~"$run"' in text), text
+    titles = [panel["title"] for panel in board["panels"]]
+    assert len(set(titles)) == len(titles) and {metric.panel for metric in METRICS} <= set(titles)
+    assert len({panel["id"] for panel in board["panels"]}) == len(titles)
+    assert all("datasource" not in panel or panel["datasource"]["uid"] == "${datasource}" for panel in board["panels"])
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in board["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24  # no panel covers another
+
+
+def test_expressions() -> None:
+    found = {metric.name.removeprefix("branchgrpo_"): generate.expression(metric) for metric in METRICS}
+    assert found["kl"] == 'max by (run) (ray_branchgrpo_kl{run=~"$run"})'
+    assert found["phase_seconds"] == 'sum by (run, phase) (rate(ray_branchgrpo_phase_seconds_total{run=~"$run"}[$window]))'
+    assert found["restarts"] == 'sum by (run, role, cause) (ray_branchgrpo_restarts_total{run=~"$run"})'
+    assert found["checkpoint_timestamp_seconds"] == 'time() - max by (run) (ray_branchgrpo_checkpoint_timestamp_seconds{run=~"$run"})'
+
+
+def test_prometheus_looks_where_ray_writes_and_keeps_what_the_board_needs() -> None:
+    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+    (job,) = load("prometheus.yaml")["scrape_configs"]
+    (named,) = job["file_sd_configs"][0]["files"]
+    assert named == f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"
+    (keep,) = [rule["regex"] for rule in job["metric_relabel_configs"] if rule["action"] == "keep"]
+    board = (FOLDER / "grafana.json").read_text(encoding="utf-8")
+    for name in set(re.findall(r"ray_\w+", board)):
+        assert re.fullmatch(keep, name), name
+    assert not re.fullmatch(keep, "ray_tasks")
+
+
+FINE = "0+1x120"  # an iteration a minute
+STANDS = "0+1x30 30+0x90"
+PROMTOOL = {
+    "rule_files": ["alerts.yaml"],
+    "evaluation_interval": "1m",
+    "tests": [
+        {
+            "interval": "1m",
+            "input_series": [
+                {"series": 'ray_branchgrpo_iterations_total{run="fine"}', "values": FINE},
+                {"series": 'ray_branchgrpo_epoch{run="fine"}', "values": "1+0x120"},
+                {"series": 'ray_branchgrpo_iterations_total{run="stands"}', "values": STANDS},
+                {"series": 'ray_branchgrpo_epoch{run="stands"}', "values": "1+0x120"},
+                {"series": 'ray_branchgrpo_iterations_total{run="ended"}', "values": STANDS},  # counters stay, gauges go
+                {"series": 'ray_branchgrpo_epoch{run="ended"}', "values": "1+0x30 stale"},
+                {"series": 'ray_branchgrpo_iterations_total{run="starts"}', "values": "_x90 0+0x30"},
+                {"series": 'ray_branchgrpo_epoch{run="starts"}', "values": "_x90 1+0x30"},
+                {"series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="fine"}', "values": "3000+60x150"},
+                {"series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="stands"}', "values": "60+0x150"},
+                {"series": 'ray_branchgrpo_restarts_total{run="fine",role="rollout",cause="scaled"}', "values": "0+1x120"},
+                {"series": 'ray_branchgrpo_restarts_total{run="fine",role="rollout",cause="died"}', "values": "0+0x60 4+0x60"},
+                {"series": 'ray_branchgrpo_restarts_total{run="stands",role="rollout",cause="died"}', "values": "0+0x60 8+0x60"},
+            ],
+            "alert_rule_test": [
+                {"eval_time": "25m", "alertname": "BranchgrpoStalled", "exp_alerts": []},
+                {
+                    "eval_time": "75m",
+                    "alertname": "BranchgrpoStalled",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"run": "stands", "severity": "warning"},
+                            "exp_annotations": {"summary": "stands has finished no iteration for 30 minutes"},
+                        }
+                    ],
+                },
+                {"eval_time": "119m", "alertname": "BranchgrpoCheckpointOld", "exp_alerts": []},
+                {
+                    "eval_time": "140m",
+                    "alertname": "BranchgrpoCheckpointOld",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"run": "stands", "severity": "warning"},
+                            "exp_annotations": {"summary": "the newest checkpoint of stands is 2h 19m 0s old"},
+                        }
+                    ],
+                },
+                {"eval_time": "50m", "alertname": "BranchgrpoRestarts", "exp_alerts": []},
+                {
+                    "eval_time": "70m",
+                    "alertname": "BranchgrpoRestarts",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"run": "stands", "role": "rollout", "severity": "warning"},
+                            "exp_annotations": {"summary": "stands has replaced 8 rollout actors within an hour"},
+                        }
+                    ],
+                },
+            ],
+        }
+    ],
+}
+
+
+def test_alerts_speak_of_metrics_that_there_are() -> None:
+    (group,) = load("alerts.yaml")["groups"]
+    assert [rule["alert"] for rule in group["rules"]] == [alert.name for alert in generate.ALERTS]
+    (listed,) = load("prometheus.yaml")["rule_files"]
+    assert (FOLDER / listed).is_file()
+    exported = {metric.exported for metric in METRICS}
+    for rule in group["rules"]:
+        assert set(re.findall(r"ray_\w+", rule["expr"])) <= exported and rule["annotations"]["summary"]
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of the package prometheus")
+def test_alerts_fire_for_what_they_are_for_and_for_nothing_else(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "alerts.yaml", tmp_path)
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(PROMTOOL))
+    for command in (["check", "config", str(FOLDER / "prometheus.yaml")], ["check", "rules", "alerts.yaml"], ["test", "rules", "cases.yaml"]):
+        done = subprocess.run(["promtool", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr

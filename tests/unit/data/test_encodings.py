@@ -1,0 +1,157 @@
+"""Encodings made before training: shards, manifest, resuming, and the same conditioning as encoding in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from support import in_process
+from support.small_trees import quickstart
+
+from actors.encoder import Encoder
+from actors.rollout import RolloutWorker
+from branchgrpo.config.schema import Config
+from branchgrpo.data import encodings
+from branchgrpo.data.encodings import Encodings, encode_missing, folder_of
+from branchgrpo.errors import UserError
+
+PROMPTS = [f"the number {number} in red on white" for number in range(10, 30)]
+LONG = "the number 38 in black on yellow " * 5
+
+
+def config(folder: Path, **options: str) -> Config:
+    return quickstart({"model.encode": "precompute", "model.encodings": str(folder), "rollout.threads": "1"} | options)
+
+
+class Counting(in_process.Pool):
+    """Encoders that stop after some tasks, as an interruption does."""
+
+    def __init__(self, loaded: Config, stop_after: int = 10**9):
+        super().__init__([Encoder(loaded, 0)])
+        self.broadcast("ready")
+        encode, self.tasks = self.workers[0].encode, 0
+
+        def counted(texts: list[str], path: Path) -> tuple[str, int]:
+            if self.tasks == stop_after:
+                raise KeyboardInterrupt
+            self.tasks += 1
+            return encode(texts, path)
+
+        self.workers[0].encode = counted
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "SHARD", 6)
+
+
+def store_of(loaded: Config) -> Encodings:
+    return Encodings.open(loaded.model)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) -> None:
+    loaded = config(tmp_path, **({"model.true_cfg": "2.0", "model.negative_prompt": "a red circle"} if guided else {}))
+    told: list[tuple[int, int]] = []
+    assert encode_missing(Counting(loaded), store_of(loaded), [*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt], lambda *at: told.append(at)) == 22
+    assert told == [(6, 22), (12, 22), (18, 22), (22, 22)]
+    worker, inline = (
+        RolloutWorker(loaded, 0),
+        RolloutWorker(quickstart({"model.true_cfg": str(loaded.model.true_cfg), "model.negative_prompt": "a red circle"}), 0),
+    )
+    worker.ready(), inline.ready()
+    assert worker.model.pipe.text_encoder is None and worker.model.pipe.text_encoder_2 is None and worker.model.pipe.tokenizer is None
+    chosen = [PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]
+    (cut, found), (also, wanted) = worker.encode(chosen), inline.encode(chosen)
+    assert cut == also == 1
+    assert found.arrays.keys() == wanted.arrays.keys()
+    for name, array in wanted.arrays.items():
+        np.testing.assert_allclose(found.arrays[name], array, atol=2e-6)
+    assert worker.model.decode(torch.zeros(1, *worker.model.latent_shape)).shape == (1, 1, 32, 32, 3)
+
+
+def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
+    loaded = config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        encode_missing(Counting(loaded, stop_after=2), store_of(loaded), PROMPTS, lambda *_: None)
+    assert len(store_of(loaded).missing(PROMPTS)) == len(PROMPTS) - 12
+    pool = Counting(loaded)
+    assert encode_missing(pool, store_of(loaded), PROMPTS, lambda *_: None) == 8 and pool.tasks == 2
+    assert not store_of(loaded).missing(PROMPTS)
+    manifest = json.loads((folder_of(loaded.model) / encodings.MANIFEST).read_text())
+    assert list(manifest["shards"].values()) == [6, 6, 6, 2] and all((folder_of(loaded.model) / name).is_file() for name in manifest["shards"])
+    assert encode_missing(Counting(loaded, stop_after=0), store_of(loaded), PROMPTS, lambda *_: None) == 0
+
+
+def test_more_prompts_later_are_added(tmp_path: Path) -> None:
+    loaded = config(tmp_path)
+    encode_missing(Counting(loaded), store_of(loaded), PROMPTS[:6], lambda *_: None)
+    encode_missing(Counting(loaded), store_of(loaded), PROMPTS[3:9], lambda *_: None)
+    store = store_of(loaded)
+    assert not store.missing(PROMPTS[:9]) and store.missing(PROMPTS) == PROMPTS[9:]
+
+
+def test_other_text_keys_have_another_folder(tmp_path: Path) -> None:
+    folders = {
+        folder_of(config(tmp_path, **options).model)
+        for options in ({}, {"model.max_sequence_length": "12"}, {"model.guidance": "2"}, {"model.dtype": "bfloat16"})
+    }
+    assert len(folders) == 3  # guidance is no matter of text
+
+
+def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
+    loaded = config(tmp_path)
+    store = store_of(loaded)
+    with pytest.raises(UserError, match=r"expected the encoding of 'the number 10 .* found none: run.py encode"):
+        store.conditioning(PROMPTS[:1])
+    encode_missing(Counting(loaded), store, PROMPTS[:6], lambda *_: None)
+    (shard,) = folder_of(loaded.model).glob("*.safetensors")
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"expected the safetensors file .* cannot be read"):
+        store_of(loaded)
+    shard.write_bytes(data)
+    path = folder_of(loaded.model) / encodings.MANIFEST
+    path.write_text(path.read_text().replace(": 6", ": 7"))
+    with pytest.raises(UserError, match=r"expected 7 prompts in .*, got 6"):
+        store_of(loaded)
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"expected .*manifest.json, which cannot be read"):
+        store_of(loaded)
+
+
+def test_encodings_of_strangers(tmp_path: Path) -> None:
+    """A manifest names shards beside it alone, and a shard must hold what one holds: one line, and nothing waits for ever."""
+    loaded = config(tmp_path)
+    folder = folder_of(loaded.model)
+    folder.mkdir(parents=True)
+    path, shard = folder / encodings.MANIFEST, folder / "shard-a.safetensors"
+    for shards in (None, [], {"../shard-a.safetensors": 1}, {"/dev/zero": 1}, {"shard-a.safetensors": "1"}, {"shard-a.safetensors": True}):
+        path.write_text(json.dumps({"version": 1, "shards": shards}))
+        with pytest.raises(UserError, match=r"expected shards in .*, shard-NAME.safetensors and their counts"):
+            store_of(loaded)
+    path.write_text(json.dumps({"version": 1, "shards": {shard.name: 2}}))
+    os.mkfifo(shard)
+    with pytest.raises(UserError, match=r"it is a FIFO, not a regular file"):
+        store_of(loaded)
+    shard.unlink()
+    digests, too_long = torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
+    for tensors in ({}, {"digests": digests}, {"digests": digests.int(), "too_long": too_long}, {"digests": too_long, "too_long": too_long.clone()},
+                    {"digests": digests, "too_long": too_long, "text": torch.zeros(3, 4)}):  # fmt: skip
+        save_file(tensors, shard)
+        with pytest.raises(UserError, match=r"expected digests \[n, 16\], too_long \[n\] and arrays of n rows in"):
+            store_of(loaded)
+
+
+def test_bfloat16_survives(tmp_path: Path) -> None:
+    loaded = config(tmp_path, **{"model.dtype": "bfloat16"})
+    encode_missing(Counting(loaded), store_of(loaded), PROMPTS[:3], lambda *_: None)
+    found = store_of(loaded).conditioning(PROMPTS[:2]).arrays["text"]
+    encoder = Encoder(loaded, 0)
+    encoder.ready()
+    np.testing.assert_array_equal(found, encoder.model.texts(PROMPTS[:3])["text"].float().numpy()[:2])

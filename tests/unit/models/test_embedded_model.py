@@ -1,0 +1,3 @@
+"""The embedded model, its tokenizers and its prompt lists."""
+
+from __future__ import annotations
