@@ -1,4 +1,5 @@
-"""The encoder: turns prompts into text encodings before training, so that training needs no text encoders."""
+"""The encoder: turns prompts into text encodings before training, so that training needs no text
+encoders."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Encoder:
         return f"encoder-{self.index}"
 
     def encode(self, texts: list[str], path: Path) -> tuple[str, int]:
-        """Write the encodings of n texts to the shard `path`, which other nodes must see. Returns its name and n."""
+        """Write the encodings of n texts to the shard `path`, which other nodes must see. Returns
+        its name and n."""
         lengths, limit = self.model.tokenize(texts)
         write_shard(path, texts, self.model.texts(texts), [length > limit for length in lengths])
         return path.name, len(texts)

@@ -25,7 +25,16 @@ from branchgrpo.learner.policy import PolicyUpdate, Rows, Tally, micro_batches
 from branchgrpo.learner.saved_state import loaded
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.models import weights as wire
-from branchgrpo.types import F32, BranchPlan, Conditioning, LearnerShard, SegmentHeader, StepStats, TreeCredit, TreeHeader
+from branchgrpo.types import (
+    F32,
+    BranchPlan,
+    Conditioning,
+    LearnerShard,
+    SegmentHeader,
+    StepStats,
+    TreeCredit,
+    TreeHeader,
+)
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Values behind references."""
@@ -35,17 +44,23 @@ DROPPED = -1
 
 
 class Learner:
-    """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process group."""
+    """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process
+    group."""
 
     storage_bound = frozenset(("configure", "restore", "checkpoint", "save"))
-    """Methods that wait for files, perhaps of a slow or stalled storage: how long they took says little of the next time."""
+    """Methods that wait for files, perhaps of a slow or stalled storage: how long they took says
+    little of the next time."""
 
     def __init__(self, config: Config, rank: int, fetch: Fetch):
-        self.config, self.rank, self.ranks, self.fetch = config, rank, 1, fetch
+        self.config = config
+        self.rank = rank
+        self.ranks = 1
+        self.fetch = fetch
         self.version = 0
 
     def configure(self, config: Config) -> None:
-        """Begin again with the untrained model, for this config; ranks and resources stay as they were."""
+        """Begin again with the untrained model, for this config; ranks and resources stay as they
+        were."""
         torch.set_num_threads(config.learner.compute_threads)
         torch.manual_seed(config.run.seed)
         self.config = config
@@ -55,7 +70,8 @@ class Learner:
         self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
         if self.sharded and not self.model.adapted and len(set(self.kinds.values())) > 1:
             raise UserError(
-                "learner.parallel: fsdp computes with all weights in model.dtype, but this family keeps some in float32: expected ddp, LoRA, or float32"
+                "learner.parallel: fsdp computes with all weights in model.dtype, but this "
+                "family keeps some in float32: expected ddp, LoRA, or float32"
             )
         if config.loss.kl_beta:
             self.model.freeze_base()
@@ -75,43 +91,90 @@ class Learner:
         return self.ranks > 1 and self.config.learner.parallel == "fsdp"
 
     def rendezvous(self, host: str) -> str:
-        """A free address of this host, for rank 0 to be met at. host: its IPv4 or IPv6 address, which the others reach."""
+        """A free address of this host, for rank 0 to be met at. host: its IPv4 or IPv6 address,
+        which the others reach."""
         return free_address(host)
 
     def join(self, ranks: int, address: str) -> None:
-        """Form the process group of so many ranks, if there are several; load the model and wrap or shard it."""
+        """Form the process group of so many ranks, if there are several; load the model and wrap or
+        shard it."""
         self.ranks = ranks
         if ranks > 1:
             options = self.config.learner
-            backend = options.backend if options.backend != "auto" else ("nccl" if options.gpus else "gloo")
+            backend = (
+                options.backend
+                if options.backend != "auto"
+                else ("nccl" if options.gpus else "gloo")
+            )
             timeout = timedelta(seconds=options.timeout_seconds)
             use_interface(address)
-            dist.init_process_group(backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout)
+            dist.init_process_group(
+                backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout
+            )
         self.configure(self.config)
 
     def update(
-        self, plan: BranchPlan, iteration: int, segments: list[tuple[SegmentHeader, Any]], conditioning: Conditioning, scores: dict[tuple[int, int], F32]
+        self,
+        plan: BranchPlan,
+        iteration: int,
+        segments: list[tuple[SegmentHeader, Any]],
+        conditioning: Conditioning,
+        scores: dict[tuple[int, int], F32],
     ) -> StepStats:
-        """One iteration's training. `segments` pairs headers with references to payloads; `scores` has every reward's
-        trained scores by (prompt row, tree) → [R, L]; trees that it leaves out are not trained on. Raises GateError when
-        a start-up gate fails, RuntimeError after too many skips."""
+        """One iteration's training. `segments` pairs headers with references to payloads; `scores`
+        has every reward's trained scores by (prompt row, tree) → [R, L]; trees that it leaves out
+        are not trained on. Raises GateError when a start-up gate fails, RuntimeError after too many
+        skips."""
         headers = [header for header, _ in segments]
         trees = assemble(plan, headers, self.config.credit.leaf_rewards(scores))
         if not 0 <= self.version - trees[0].policy_version <= self.config.async_.max_staleness:
-            raise RuntimeError(f"{self!r} has weights v{self.version}: trees were grown with weights v{trees[0].policy_version}")
+            raise RuntimeError(
+                f"{self!r} has weights v{self.version}: trees were grown with weights "
+                f"v{trees[0].policy_version}"
+            )
         credits = self.config.credit.assign(plan, trees, iteration, scores)
         self._same_on_all_ranks("credit", credit.digest(credits))
         options = self.config.learner
         every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + iteration
-        steps = [ranks[self.rank] for ranks in shard.split(plan, credits, self.ranks, options.optimiser_steps, seed, every)]
-        store = PayloadStore(self.fetch, plan, trees, segments, steps)
+        steps = [
+            ranks[self.rank]
+            for ranks in shard.split(
+                plan,
+                credits=credits,
+                ranks=self.ranks,
+                optimiser_steps=options.optimiser_steps,
+                seed=seed,
+                every=every,
+            )
+        ]
+        store = PayloadStore(
+            fetch=self.fetch, plan=plan, trees=trees, segments=segments, shards=steps
+        )
         cond = self.model.conditioning(conditioning)
-        size = min(options.micro_batch, max(1, options.token_budget // self.model.tokens(cond))) if options.token_budget else options.micro_batch
+        size = (
+            min(options.micro_batch, max(1, options.token_budget // self.model.tokens(cond)))
+            if options.token_budget
+            else options.micro_batch
+        )
         velocities = store.behaviour if self.config.loss.needs_shift else None
-        batches = [micro_batches(plan, one, trees, store.latents, cond, size, self.model.device, velocities) for one in steps]
+        batches = [
+            micro_batches(
+                plan,
+                shard=one,
+                trees=trees,
+                latents=store.latents,
+                cond=cond,
+                size=size,
+                device=self.model.device,
+                velocities=velocities,
+            )
+            for one in steps
+        ]
         first = self.version == 0 and self.config.gates.enabled
         on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
-        norms, skipped, tally = [], 0, Tally()
+        norms = []
+        skipped = 0
+        tally = Tally()
         for step in batches:
             if not step:
                 continue
@@ -120,36 +183,60 @@ class Learner:
         self._count_skips(norms)
         self.version += 1
         if first and not self.sharded:
-            self._same_on_all_ranks("parameters after the first update", wire.digest_of(self.model.trainable()))
-        return self._stats(trees, credits, tally.reduced(self._sum), norms, skipped, on_policy, store.bytes, topology(plan).stochastic)
+            self._same_on_all_ranks(
+                "parameters after the first update", wire.digest_of(self.model.trainable())
+            )
+        return self._stats(
+            trees,
+            credits=credits,
+            tally=tally.reduced(self._sum),
+            norms=norms,
+            skipped=skipped,
+            on_policy=on_policy,
+            read=store.bytes,
+            mask=topology(plan).stochastic,
+        )
 
     def publish(self, weights: str = "policy") -> list[Any]:
-        """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their exponential mean (`ema`), as
-        many chunks as `chunks` says. Every rank must call it; all but the first return nothing but None.
+        """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their
+        exponential mean (`ema`), as many chunks as `chunks` says. Every rank must call it; all but
+        the first return nothing but None.
 
         Chunks are views of what `_whole` gives: they are valid until the next update."""
         tensors = self._whole(weights)
         if self.rank:
             return [None] * (2 + self.chunks())
-        update, chunks = wire.pack_weights(self.version, tensors, self.config.learner.publish_chunk_mb << 20)
+        update, chunks = wire.pack_weights(
+            self.version, tensors, self.config.learner.publish_chunk_mb << 20
+        )
         return [(update.version, update.digest), update, *chunks]
 
     def _whole(self, weights: str) -> dict[str, torch.Tensor]:
-        """The trained weights, or their exponential mean, in main memory and in the dtypes of rollout workers; {} but on rank 0.
-        Those that lie there already, whole and in that dtype, are not copied."""
+        """The trained weights, or their exponential mean, in main memory and in the dtypes of
+        rollout workers; {} but on rank 0. Those that lie there already, whole and in that dtype,
+        are not copied."""
         tensors = self.policy.ema if weights == "ema" else self.model.trainable()
-        return {name: value.to(self.kinds[name]) for name, value in gathered(tensors, keep=self.rank == 0)}
+        return {
+            name: value.to(self.kinds[name])
+            for name, value in gathered(tensors, keep=self.rank == 0)
+        }
 
     def chunks(self) -> int:
         """How many chunks `publish` returns."""
-        sizes = [value.numel() * self.kinds[name].itemsize for name, value in self.model.trainable().items()]
+        sizes = [
+            value.numel() * self.kinds[name].itemsize
+            for name, value in self.model.trainable().items()
+        ]
         return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
 
-    def checkpoint(self, where: str, iteration: int, epoch: int, driver: dict[str, Any]) -> dict[str, str]:
-        """Write what training has reached to the store at `where`, with the driver's own state. Every rank must call it.
+    def checkpoint(
+        self, where: str, iteration: int, epoch: int, driver: dict[str, Any]
+    ) -> dict[str, str]:
+        """Write what training has reached to the store at `where`, with the driver's own state.
+        Every rank must call it.
 
-        Rank 0 returns {"path": …}, or {"failed": why} where it could not be written: training can go on without. Raises
-        StaleEpoch when another run has taken over.
+        Rank 0 returns {"path": …}, or {"failed": why} where it could not be written: training can
+        go on without. Raises StaleEpoch when another run has taken over.
         """
         state, tensors = capture(self.policy, keep=self.rank == 0)
         if self.rank:
@@ -157,20 +244,30 @@ class Learner:
         state |= {"version": self.version, "skips": self.skips, "driver": driver}
         files = {f"{file}.safetensors": named for file, named in tensors.items()}
         try:
-            return {"path": str(Store(where, self.config.checkpoint.keep).save(iteration, epoch, state, files).path)}
+            return {
+                "path": str(
+                    Store(where, self.config.checkpoint.keep)
+                    .save(iteration, epoch, state, files)
+                    .path
+                )
+            }
         except OSError as error:
             return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
     def restore(self, where: str, origin: str = "") -> dict[str, Any]:
-        """Go back to the newest valid checkpoint at `where`, or to the beginning when there is none: the checkpoint `origin`,
-        or the untrained model. Returns the driver's state, {} for the latter, with `damaged`: what was passed over, and
-        why. Raises UserError for a checkpoint that does not fit the policy, which then stays as it begins."""
+        """Go back to the newest valid checkpoint at `where`, or to the beginning when there is
+        none: the checkpoint `origin`, or the untrained model. Returns the driver's state, {} for
+        the latter, with `damaged`: what was passed over, and why. Raises UserError for a checkpoint
+        that does not fit the policy, which then stays as it begins."""
         store = Store(where, self.config.checkpoint.keep)
         saved = store.newest()
         self.configure(self.config)
         damaged = [f"{name}: {reason}" for name, reason in store.damaged]
         if saved is None and damaged:  # beginning again would in the end delete what may be mended
-            raise UserError(f"checkpoints: expected a valid one in {where}, every one is damaged: {'; '.join(damaged)}")
+            raise UserError(
+                f"checkpoints: expected a valid one in {where}, every one is damaged: "
+                f"{'; '.join(damaged)}"
+            )
         if saved is None and origin:
             saved = open_saved(origin)
         if saved is None:
@@ -185,27 +282,38 @@ class Learner:
         return probe(self.model)
 
     def save(self, folder: Path) -> None:
-        """Write the weights that are evaluated, in the form that run.export names. Every rank must call it."""
+        """Write the weights that are evaluated, in the form that run.export names. Every rank must
+        call it."""
         tensors = self._whole(self.config.evaluation.weights)
         if self.rank:
             return
-        model = self.config.model.build("cpu", ("denoiser",))  # whole and unwrapped, whatever the ranks hold
+        # whole and unwrapped, whatever the ranks hold
+        model = self.config.model.build("cpu", ("denoiser",))
         model.load(tensors)
-        model.save(folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift)
+        model.save(
+            folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift
+        )
 
     def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
-        """Before the first update the ratio of every edge must be 1, or rollout and learner disagree."""
+        """Before the first update the ratio of every edge must be 1, or rollout and learner
+        disagree."""
         found = self._max(self.policy.deviation(plan, batches))
         bound = self.config.gates.on_policy_tolerance
         if not found <= bound:
-            raise GateError(f"gate on-policy ratio: expected |ratio − 1| ≤ {bound:g} before the first update, got {found:.3g}")
+            raise GateError(
+                f"gate on-policy ratio: expected |ratio − 1| ≤ {bound:g} before the first "
+                f"update, got {found:.3g}"
+            )
         return found
 
     def _count_skips(self, norms: list[float]) -> None:
         for norm in norms:
             self.skips = 0 if np.isfinite(norm) else self.skips + 1
             if self.skips >= self.config.learner.max_skips:
-                raise RuntimeError(f"{self!r}: {self.skips} optimiser steps in a row had a gradient that is not finite")
+                raise RuntimeError(
+                    f"{self!r}: {self.skips} optimiser steps in a row had a gradient that "
+                    "is not finite"
+                )
 
     def _same_on_all_ranks(self, what: str, digest: str) -> None:
         if self.ranks == 1:
@@ -213,7 +321,10 @@ class Learner:
         found: list[str | None] = [None] * self.ranks
         dist.all_gather_object(found, digest)
         if len(set(found)) > 1:
-            raise GateError(f"gate equal ranks: {what} differ between learner ranks: {[str(one)[:12] for one in found]}")
+            raise GateError(
+                f"gate equal ranks: {what} differ between learner ranks: "
+                f"{[str(one)[:12] for one in found]}"
+            )
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         if self.ranks > 1:
@@ -228,7 +339,15 @@ class Learner:
         return float(tensor)
 
     def _stats(
-        self, trees: list[TreeHeader], credits: list[TreeCredit], tally: Tally, norms: list[float], skipped: int, on_policy: float, read: int, mask: np.ndarray
+        self,
+        trees: list[TreeHeader],
+        credits: list[TreeCredit],
+        tally: Tally,
+        norms: list[float],
+        skipped: int,
+        on_policy: float,
+        read: int,
+        mask: np.ndarray,
     ) -> StepStats:
         kept = np.concatenate([one.advantage[one.keep] for one in credits])
         finite = [norm for norm in norms if np.isfinite(norm)]
@@ -256,27 +375,53 @@ class Learner:
 class PayloadStore:
     """Latents of a rank's shards: fetches only the payloads that hold its parents."""
 
-    def __init__(self, fetch: Fetch, plan: BranchPlan, trees: list[TreeHeader], segments: list[tuple[SegmentHeader, Any]], shards: list[LearnerShard]):
-        topo, index = topology(plan), {(tree.prompt, tree.key.tree): i for i, tree in enumerate(trees)}
-        wanted = {(int(tree), int(child)) for one in shards for (tree, _), row in zip(one.parents, one.edges, strict=True) for child in row if child >= 0}
+    def __init__(
+        self,
+        fetch: Fetch,
+        plan: BranchPlan,
+        trees: list[TreeHeader],
+        segments: list[tuple[SegmentHeader, Any]],
+        shards: list[LearnerShard],
+    ):
+        topo = topology(plan)
+        index = {(tree.prompt, tree.key.tree): i for i, tree in enumerate(trees)}
+        wanted = {
+            (int(tree), int(child))
+            for one in shards
+            for (tree, _), row in zip(one.parents, one.edges, strict=True)
+            for child in row
+            if child >= 0
+        }
         wanted |= {(int(tree), int(node)) for one in shards for tree, node in one.parents}
         needed = []
         for header, reference in segments:
-            owners = [index.get((subtree.prompt, subtree.key.tree), DROPPED) for subtree in header.subtrees]
+            owners = [
+                index.get((subtree.prompt, subtree.key.tree), DROPPED)
+                for subtree in header.subtrees
+            ]
             edges: set[tuple[int, int]] = set()
             for tree, subtree in zip(owners, header.subtrees, strict=True):
-                edges.update((tree, int(edge)) for edge in topo.segment_edges(subtree.node, header.start, header.stop))
+                edges.update(
+                    (tree, int(edge))
+                    for edge in topo.segment_edges(subtree.node, header.start, header.stop)
+                )
             if not wanted.isdisjoint(edges):
                 needed.append((owners, reference))
         self.rows: dict[tuple[int, int], torch.Tensor] = {}
         self.velocities: dict[tuple[int, int], torch.Tensor] = {}
         self.bytes = 0
-        for (owners, _), payload in zip(needed, fetch([reference for _, reference in needed]), strict=True):
+        for (owners, _), payload in zip(
+            needed, fetch([reference for _, reference in needed]), strict=True
+        ):
             self.bytes += payload.latents.nbytes + payload.velocity.nbytes
             latents = wire.to_torch(payload.latents, payload.dtype)
-            for row, (subtree, node) in enumerate(zip(payload.subtree.tolist(), payload.node.tolist(), strict=True)):
+            for row, (subtree, node) in enumerate(
+                zip(payload.subtree.tolist(), payload.node.tolist(), strict=True)
+            ):
                 self.rows[owners[subtree], node] = latents[row]
-            for row, velocity in zip(payload.parent.tolist(), wire.to_torch(payload.velocity, "float32"), strict=True):
+            for row, velocity in zip(
+                payload.parent.tolist(), wire.to_torch(payload.velocity, "float32"), strict=True
+            ):
                 self.velocities[owners[payload.subtree[row]], int(payload.node[row])] = velocity
 
     def latents(self, tree: int, node: int) -> torch.Tensor:

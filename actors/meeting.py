@@ -1,4 +1,5 @@
-"""Where learner ranks meet: on any address that the nodes have, of either family, with or without a way out."""
+"""Where learner ranks meet: on any address that the nodes have, of either family, with or without a
+way out."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ def free_address(host: str) -> str:
 
 
 def use_interface(address: str) -> None:
-    """Let gloo listen where the others can reach it, unless the environment says where: on the interface that leads to rank 0.
-    By itself it takes what this host's own name resolves to, which may be loopback, or nothing.
+    """Let gloo listen where the others can reach it, unless the environment says where: on the
+    interface that leads to rank 0. By itself it takes what this host's own name resolves to, which
+    may be loopback, or nothing.
 
     address: where rank 0 is met, as tcp://HOST:PORT.
     """
@@ -27,7 +29,8 @@ def use_interface(address: str) -> None:
         return
     met = urlsplit(address)
     family = _family(str(met.hostname))
-    with socket.socket(family, socket.SOCK_DGRAM) as route:  # sends nothing: asks from which of our addresses it would
+    # sends nothing: asks from which of our addresses it would
+    with socket.socket(family, socket.SOCK_DGRAM) as route:
         route.connect((met.hostname, met.port))
         ours = route.getsockname()[0]
     for name, addresses in psutil.net_if_addrs().items():

@@ -24,7 +24,9 @@ class RewardWorker:
     """Plain class; the cluster makes an actor of it. Scores by some of the config's rewards."""
 
     def __init__(self, config: Config, rewards: tuple[int, ...], index: int):
-        self.config, self.rewards, self.index = config, rewards, index
+        self.config = config
+        self.rewards = rewards
+        self.index = index
 
     def ready(self) -> None:
         """Load the rewards."""
@@ -35,7 +37,9 @@ class RewardWorker:
         self.config, role = config, config.reward_workers
         torch.set_num_threads(role.compute_threads)
         chosen = [config.rewards[index] for index in self.rewards]
-        self.scorers = [(options.title, options.build(role.compute_threads, role.device)) for options in chosen]
+        self.scorers = [
+            (options.title, options.build(role.compute_threads, role.device)) for options in chosen
+        ]
 
     def __repr__(self) -> str:
         return f"reward-{self.index}"
@@ -43,12 +47,13 @@ class RewardWorker:
     def score(self, media: LeafMedia, prompts: list[str]) -> RewardScores:
         """Scores of all leaves; `prompts` holds one text for each of the media's subtrees.
 
-        A leaf is `ok` when each reward gave it a finite score, at the latest on its last retry. A reward that raises
-        fails all leaves; a UserError is not retried but raised.
+        A leaf is `ok` when each reward gave it a finite score, at the latest on its last retry. A
+        reward that raises fails all leaves; a UserError is not retried but raised.
         """
         each = len(media.pixels) // len(media.subtrees)
         texts = [prompt for prompt in prompts for _ in range(each)]
-        trained, parts = np.full((len(self.scorers), len(texts)), np.nan, np.float32), dict[str, F32]()
+        trained = np.full((len(self.scorers), len(texts)), np.nan, np.float32)
+        parts = dict[str, F32]()
         retries, reason = 0, ""
         for _, scorer in self.scorers:
             limits.check(media.pixels.shape, prompts, scorer.max_ratio)
@@ -58,23 +63,39 @@ class RewardWorker:
                 retries += attempt > 0
                 try:
                     found = checked(scorer, scorer.score(media.pixels, texts), len(texts))
-                    finite = np.all([np.isfinite(found[name]) for name in {scorer.trains_on, *scorer.reports}], 0)
+                    finite = np.all(
+                        [np.isfinite(found[name]) for name in {scorer.trains_on, *scorer.reports}],
+                        0,
+                    )
                     if finite.all():
                         break
-                    reason = f"{title}: {int((~finite).sum())} of {len(texts)} scores are not finite"
+                    reason = (
+                        f"{title}: {int((~finite).sum())} of {len(texts)} scores are not finite"
+                    )
                 except UserError:
                     raise
-                except Exception as error:  # whatever a reward fails of, its policy decides; the reason travels
-                    found, reason = {}, f"{title}: {type(error).__name__}: {' '.join(str(error).split())}"
+                # whatever a reward fails of, its policy decides; the reason travels
+                except Exception as error:
+                    found = {}
+                    reason = f"{title}: {type(error).__name__}: {' '.join(str(error).split())}"
                     traceback.print_exc(file=sys.stderr)
             if found:
                 trained[row] = np.where(finite, found[scorer.trains_on], np.nan)
-            parts |= {f"{title}/{score}": found.get(score, trained[row]) for score in scorer.reports}
-        return RewardScores(trained, parts, np.asarray(np.isfinite(trained).all(0)), retries, reason)
+            parts |= {
+                f"{title}/{score}": found.get(score, trained[row]) for score in scorer.reports
+            }
+        return RewardScores(
+            trained=trained,
+            parts=parts,
+            ok=np.asarray(np.isfinite(trained).all(0)),
+            retries=retries,
+            reason=reason,
+        )
 
 
 def checked(scorer: Scorer, scores: Mapping[str, F32], count: int) -> dict[str, F32]:
-    """The scores as float32. Raises BadScores unless all that the scorer promised are there, `count` each."""
+    """The scores as float32. Raises BadScores unless all that the scorer promised are there,
+    `count` each."""
     for name in {scorer.trains_on, *scorer.reports}:
         got = np.shape(scores[name]) if name in scores else "none"
         if got != (count,):

@@ -13,16 +13,29 @@ from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS
 from branchgrpo.rollout.sampler import Sampler
-from branchgrpo.types import F32, U8, BranchPlan, Conditioning, LeafMedia, SegmentHeader, Subtree, TreePayload, WeightUpdate
+from branchgrpo.types import (
+    F32,
+    U8,
+    BranchPlan,
+    Conditioning,
+    LeafMedia,
+    SegmentHeader,
+    Subtree,
+    TreePayload,
+    WeightUpdate,
+)
 
 PROBE_ROWS = 2
 
 
 class RolloutWorker:
-    """Plain class; the cluster makes an actor of it. All work is a pure function of keys, weights and inputs."""
+    """Plain class; the cluster makes an actor of it. All work is a pure function of keys, weights
+    and inputs."""
 
     def __init__(self, config: Config, index: int):
-        self.config, self.index, self.version = config, index, 0
+        self.config = config
+        self.index = index
+        self.version = 0
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
@@ -31,9 +44,17 @@ class RolloutWorker:
             vars(self).pop(old, None)
         torch.set_num_threads(config.rollout.compute_threads)
         self.encodings = Encodings.open(config.model) if config.model.precomputed else None
-        self.model = config.model.build(config.rollout.device, ("denoiser", "decoder") if self.encodings else ALL_PARTS)
+        self.model = config.model.build(
+            config.rollout.device, ("denoiser", "decoder") if self.encodings else ALL_PARTS
+        )
         storage = wire.dtype_named(config.rollout.storage_dtype)
-        self.sampler = Sampler(self.model, config.run.seed, storage, config.rollout.max_batch, config.loss.needs_shift)
+        self.sampler = Sampler(
+            model=self.model,
+            seed=config.run.seed,
+            storage=storage,
+            max_batch=config.rollout.max_batch,
+            keep_velocity=config.loss.needs_shift,
+        )
 
     def __repr__(self) -> str:
         return f"rollout-{self.index}"
@@ -45,26 +66,48 @@ class RolloutWorker:
     def encode(self, prompts: list[str]) -> list[Any]:
         """[how many of P prompts are longer than the text encoders take, their Conditioning].
 
-        Encoded here, or read where model.encode is precompute. Raises UserError for prompts that were not encoded.
+        Encoded here, or read where model.encode is precompute. Raises UserError for prompts that
+        were not encoded.
         """
         if self.encodings:
             return [self.encodings.truncated(prompts), self.encodings.conditioning(prompts)]
         return [self.model.truncated(prompts), self.model.encode(prompts)]
 
-    def grow(self, plan: BranchPlan, version: int, subtrees: tuple[Subtree, ...], start: int, stop: int, conditioning: Conditioning, *roots: Any) -> list[Any]:
+    def grow(
+        self,
+        plan: BranchPlan,
+        version: int,
+        subtrees: tuple[Subtree, ...],
+        start: int,
+        stop: int,
+        conditioning: Conditioning,
+        *roots: Any,
+    ) -> list[Any]:
         """Grow M subtrees from level `start` to `stop`.
 
-        roots: the subtrees' root latents as `grow` returned them; none at level 0, where they are drawn.
-        Returns [SegmentHeader, TreePayload, …] and then, at the last level, one LeafMedia; above it, the latents
-        of every frontier node, by subtree and node number. Raises RuntimeError when the weights are not `version`.
+        roots: the subtrees' root latents as `grow` returned them; none at level 0, where they are
+        drawn. Returns [SegmentHeader, TreePayload, …] and then, at the last level, one LeafMedia;
+        above it, the latents of every frontier node, by subtree and node number. Raises
+        RuntimeError when the weights are not `version`.
         """
         begun = perf_counter()
         if version != self.version:
-            raise RuntimeError(f"{self!r} has weights v{self.version}: asked to grow with weights v{version}")
+            raise RuntimeError(
+                f"{self!r} has weights v{self.version}: asked to grow with weights v{version}"
+            )
         x = self._stack(roots) if start else self.sampler.roots(plan, subtrees)
-        segment = self.sampler.grow(plan, subtrees, x, start, stop, conditioning)
+        segment = self.sampler.grow(
+            plan, subtrees=subtrees, x=x, start=start, stop=stop, conditioning=conditioning
+        )
         kept, dtype = wire.to_numpy(segment.kept)
-        payload = TreePayload(segment.kept_subtree, segment.kept_node, kept, dtype, segment.parent_row, segment.velocity.cpu().numpy())
+        payload = TreePayload(
+            subtree=segment.kept_subtree,
+            node=segment.kept_node,
+            latents=kept,
+            dtype=dtype,
+            parent=segment.parent_row,
+            velocity=segment.velocity.cpu().numpy(),
+        )
         rest: list[Any]
         if stop == plan.steps:
             rest = [LeafMedia(self.model.decode(segment.frontier.float()), subtrees)]
@@ -72,13 +115,25 @@ class RolloutWorker:
             frontier, _ = wire.to_numpy(segment.frontier)
             rest = [np.ascontiguousarray(node) for node in frontier]
         stored = kept.nbytes + payload.velocity.nbytes
-        header = SegmentHeader(subtrees, start, stop, version, segment.log_prob, segment.forwards, stored, perf_counter() - begun, self.index, segment.halved)
+        header = SegmentHeader(
+            subtrees=subtrees,
+            start=start,
+            stop=stop,
+            policy_version=version,
+            log_prob=segment.log_prob,
+            forwards=segment.forwards,
+            payload_bytes=stored,
+            seconds=perf_counter() - begun,
+            worker=self.index,
+            halved=segment.halved,
+        )
         return [header, payload, *rest]
 
     def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
         """Replace the trained weights. Returns the digest of what the model then holds.
 
-        Raises ValueError when bytes were damaged on the way or don't fit the model; `grow` then refuses every version,
+        Raises ValueError when bytes were damaged on the way or don't fit the model; `grow` then
+        refuses every version,
         until a later call succeeds: the model may hold anything.
         """
         self.version = -1  # of no update
@@ -91,11 +146,14 @@ class RolloutWorker:
         return probe(self.model)
 
     def _stack(self, roots: tuple[Any, ...]) -> torch.Tensor:
-        return torch.stack([wire.to_torch(root, self.config.rollout.storage_dtype) for root in roots])
+        return torch.stack(
+            [wire.to_torch(root, self.config.rollout.storage_dtype) for root in roots]
+        )
 
 
 def probe(model: Any) -> F32:
-    """Velocity of a model at an input that needs neither prompts nor encoders: tells whose weights it has."""
+    """Velocity of a model at an input that needs neither prompts nor encoders: tells whose weights
+    it has."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(PROBE_ROWS, *model.latent_shape, generator=generator).to(model.device)
     sigma = torch.linspace(0.9, 0.3, PROBE_ROWS).to(model.device)

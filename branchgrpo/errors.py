@@ -12,4 +12,5 @@ class GateError(RuntimeError):
 
 
 class StaleEpoch(RuntimeError):
-    """The writer of a checkpoint is a zombie: another program has taken the run over, in a newer epoch."""
+    """The writer of a checkpoint is a zombie: another program has taken the run over, in a newer
+    epoch."""

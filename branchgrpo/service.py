@@ -1,4 +1,5 @@
-"""What the driver needs of its surroundings, as protocols: the method's code runs on Ray, or in one process in tests."""
+"""What the driver needs of its surroundings, as protocols: the method's code runs on Ray, or in one
+process in tests."""
 
 from __future__ import annotations
 
@@ -25,8 +26,17 @@ class Pool(Protocol):
     def flow(self) -> Any:
         """A new Flow."""
 
-    def submit(self, flow: Any, method: str, *arguments: Any, returns: int = 1, size: float = 1.0, then: Callable[[list[Reference]], None]) -> None:
-        """Run a method on some worker; `then` gets references to its `returns` results when it is done. size: of the task
+    def submit(
+        self,
+        flow: Any,
+        method: str,
+        *arguments: Any,
+        returns: int = 1,
+        size: float = 1.0,
+        then: Callable[[list[Reference]], None],
+    ) -> None:
+        """Run a method on some worker; `then` gets references to its `returns` results when it is
+        done. size: of the task
         beside others of its method: how long it may take."""
 
     def share(self, value: Any) -> Reference:
@@ -46,7 +56,8 @@ class Gang(Protocol):
         """Run a method on every rank; results in rank order."""
 
     def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Any:
-        """The same without waiting. size: of the work beside other calls of the method: how long it may take."""
+        """The same without waiting. size: of the work beside other calls of the method: how long it
+        may take."""
 
     def finish(self, call: Any) -> list[Any]:
         """Wait for what `begin` began; results in rank order."""
@@ -56,7 +67,8 @@ class Service(Protocol):
     """Everything a training run works with."""
 
     earlier: Counter[str]  # actors replaced under drivers before this one, by cause
-    faults: tuple[type[Exception], ...]  # failures of machines, not of the program: the run goes back to what it has saved
+    # failures of machines, not of the program: the run goes back to what it has saved
+    faults: tuple[type[Exception], ...]
 
     @property
     def rollouts(self) -> Pool:
@@ -71,21 +83,25 @@ class Service(Protocol):
         """Those that train."""
 
     def recover(self, error: Exception) -> bool:
-        """Make everything work again after one of `faults`: no task pending, learners formed anew, with the untrained
-        weights, if they are gone; returns whether they were. Raises the error when that happened too often."""
+        """Make everything work again after one of `faults`: no task pending, learners formed anew,
+        with the untrained weights, if they are gone; returns whether they were. Raises the error
+        when that happened too often."""
 
     def follow(self) -> dict[str, int]:
-        """Follow wishes for more or fewer workers; returns workers by role. Called between iterations, too."""
+        """Follow wishes for more or fewer workers; returns workers by role. Called between
+        iterations, too."""
 
     def restarts(self) -> dict[str, int]:
         """Actors replaced under this driver, by cause."""
 
     def leaving(self) -> bool:
-        """Has it become known that machines with actors of this run will go? Each is told once. A checkpoint is due."""
+        """Has it become known that machines with actors of this run will go? Each is told once. A
+        checkpoint is due."""
 
     def regroup(self) -> str:
-        """Form the learners anew, with the untrained weights, where their number is to change or their machines will go.
-        Returns why; empty when nothing was done. Called behind a checkpoint."""
+        """Form the learners anew, with the untrained weights, where their number is to change or
+        their machines will go. Returns why; empty when nothing was done. Called behind a
+        checkpoint."""
 
     def stopping(self) -> bool:
         """Did somebody ask for the run to end behind the present iteration?"""
@@ -94,8 +110,8 @@ class Service(Protocol):
         """Tell whoever watches how far the run is."""
 
     def publish(self, weights: str = "policy") -> int:
-        """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout worker, confirmed;
-        returns their version."""
+        """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout
+        worker, confirmed; returns their version."""
 
     def driver_bytes(self) -> int:
         """Bytes that passed through the driver since the last call."""

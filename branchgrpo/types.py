@@ -1,7 +1,8 @@
 """What crosses a boundary: between steps of the algorithm, and between processes.
 
-N nodes (root 0), edge i = parent[i] → i, T steps, L leaves, S latent shape, P prompts. All arrays are
-numpy, so that Ray's object store serves them without a copy. Shapes are checked at construction.
+N nodes (root 0), edge i = parent[i] → i, T steps, L leaves, S latent shape, P prompts. All arrays
+are numpy, so that Ray's object store serves them without a copy. Shapes are checked at
+construction.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ EVALUATION = -1
 class Component(BaseModel):
     """Base of everything that a config section names; `name` is its key in its table.
 
-    It is both the options and the component itself: a config section, once validated, can be called.
+    It is both the options and the component itself: a config section, once validated, can be
+    called.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,9 +37,13 @@ class Component(BaseModel):
 def _check(owner: object, **shapes: tuple[NDArray[Any], tuple[int | None, ...]]) -> None:
     """Raise ValueError unless every array has its shape; None leaves a dimension free."""
     for name, (array, shape) in shapes.items():
-        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+        fits = array.ndim == len(shape) and all(
+            want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        )
         if not fits:
-            raise ValueError(f"{type(owner).__name__}.{name}: expected shape {shape}, got {array.shape}")
+            raise ValueError(
+                f"{type(owner).__name__}.{name}: expected shape {shape}, got {array.shape}"
+            )
 
 
 DETERMINISTIC = ("ode", "dpm")
@@ -50,9 +56,9 @@ BRANCH_NOISES = ("correlated", "scaled", "antithetic", "independent")
 class BranchPlan:
     """What happens at each of the T denoising steps of one iteration; every method is such a plan.
 
-    Two shapes of tree: by default every node of step i has fanout[i] children. A `spine` tree has one
-    deterministic trunk; at step i its trunk node alone has fanout[i] random children, each of which goes on
-    deterministically, and the trunk ends behind its last split.
+    Two shapes of tree: by default every node of step i has fanout[i] children. A `spine` tree has
+    one deterministic trunk; at step i its trunk node alone has fanout[i] random children, each of
+    which goes on deterministically, and the trunk ends behind its last split.
     """
 
     sigmas: F32  # [T+1] noise levels, 1 … 0
@@ -70,21 +76,42 @@ class BranchPlan:
     def __post_init__(self) -> None:
         steps = len(self.fanout)
         _check(self, sigmas=(self.sigmas, (steps + 1,)))
-        if not (len(self.kernel) == len(self.noise_scale) == steps) or len(self.weight) not in (0, steps):
-            raise ValueError(f"BranchPlan: fanout has {steps} steps, kernel {len(self.kernel)}, noise_scale {len(self.noise_scale)}, weight {len(self.weight)}")
+        if not (len(self.kernel) == len(self.noise_scale) == steps) or len(self.weight) not in (
+            0,
+            steps,
+        ):
+            raise ValueError(
+                f"BranchPlan: fanout has {steps} steps, kernel {len(self.kernel)}, "
+                f"noise_scale {len(self.noise_scale)}, weight {len(self.weight)}"
+            )
         if min(self.fanout) < 1 or self.chains < 1 or not np.all(np.diff(self.sigmas) < 0):
             raise ValueError("BranchPlan: every fanout and chains must be ≥ 1 and sigmas must fall")
         if self.stochastic[-1] and (not self.last_edge or self.kernel[-1] == "cps"):
-            raise ValueError("BranchPlan: the last step must be `ode` or `dpm`: its noise could not reach the image")
+            raise ValueError(
+                "BranchPlan: the last step must be `ode` or `dpm`: its noise could not "
+                "reach the image"
+            )
         if self.branch_noise not in BRANCH_NOISES:
-            raise ValueError(f"BranchPlan: expected branch_noise correlated, scaled, antithetic or independent, got {self.branch_noise!r}")
-        if self.branch_noise == "antithetic" and any(fanout > 1 and fanout % 2 for fanout in self.fanout):
-            raise ValueError(f"BranchPlan: antithetic noise pairs children, got fanout {self.fanout}")
+            raise ValueError(
+                "BranchPlan: expected branch_noise correlated, scaled, antithetic or "
+                f"independent, got {self.branch_noise!r}"
+            )
+        if self.branch_noise == "antithetic" and any(
+            fanout > 1 and fanout % 2 for fanout in self.fanout
+        ):
+            raise ValueError(
+                f"BranchPlan: antithetic noise pairs children, got fanout {self.fanout}"
+            )
         for step, (fanout, random) in enumerate(zip(self.fanout, self.stochastic, strict=True)):
             if fanout > 1 and not random:
-                raise ValueError(f"BranchPlan: step {step} splits into {fanout} but its kernel is `{self.kernel[step]}`: all children would be equal")
+                raise ValueError(
+                    f"BranchPlan: step {step} splits into {fanout} but its kernel is "
+                    f"`{self.kernel[step]}`: all children would be equal"
+                )
         if "dpm" in self.kernel and set(self.kernel[self.kernel.index("dpm") :]) != {"dpm"}:
-            raise ValueError(f"BranchPlan: the multistep solver `dpm` must run to the end, got {self.kernel}")
+            raise ValueError(
+                f"BranchPlan: the multistep solver `dpm` must run to the end, got {self.kernel}"
+            )
 
     @property
     def steps(self) -> int:
@@ -109,7 +136,8 @@ class BranchPlan:
 
 @dataclass(frozen=True, order=True)
 class TreeKey:
-    """Names one tree of one run. All but the run's name determine, with the seed, every noise of that tree."""
+    """Names one tree of one run. All but the run's name determine, with the seed, every noise of
+    that tree."""
 
     run: str
     iteration: int
@@ -136,12 +164,15 @@ class Conditioning:
     def __post_init__(self) -> None:
         for name, array in self.arrays.items():
             if array.shape[0] != self.rows:
-                raise ValueError(f"Conditioning.{name}: expected {self.rows} rows, got {array.shape[0]}")
+                raise ValueError(
+                    f"Conditioning.{name}: expected {self.rows} rows, got {array.shape[0]}"
+                )
 
 
 @dataclass(frozen=True)
 class SegmentHeader:
-    """The small part of a grown segment, which the driver sees: M subtrees, E stochastic edges each.
+    """The small part of a grown segment, which the driver sees: M subtrees, E stochastic edges
+    each.
 
     Node numbers are not sent: the plan and (start, stop, node) determine them (tree.Topology).
     """
@@ -163,22 +194,31 @@ class SegmentHeader:
 
 @dataclass(frozen=True)
 class TreePayload:
-    """Latents that the learner may need of one segment: parents and children of its stochastic edges."""
+    """Latents that the learner may need of one segment: parents and children of its stochastic
+    edges."""
 
     subtree: I32  # [m] which of the segment's subtrees
     node: I32  # [m] node number in its tree
     latents: NDArray[Any]  # [m, *S] as wire.to_numpy gives it
     dtype: str  # torch name of the storage dtype
-    parent: I32  # [p] rows of the parents of stochastic edges, where the loss needs the behaviour policy's velocity
+    # [p] rows of the parents of stochastic edges, where the loss needs the behaviour policy's
+    # velocity
+    parent: I32
     velocity: F32  # [p, *S] that velocity; p = 0 where it does not
 
     def __post_init__(self) -> None:
-        _check(self, subtree=(self.subtree, (len(self.latents),)), node=(self.node, (len(self.latents),)), parent=(self.parent, (len(self.velocity),)))
+        _check(
+            self,
+            subtree=(self.subtree, (len(self.latents),)),
+            node=(self.node, (len(self.latents),)),
+            parent=(self.parent, (len(self.velocity),)),
+        )
 
 
 @dataclass(frozen=True)
 class LeafMedia:
-    """Decoded leaves of a segment's M subtrees, subtree by subtree, leaves by rising node number."""
+    """Decoded leaves of a segment's M subtrees, subtree by subtree, leaves by rising node
+    number."""
 
     pixels: U8  # [M*l, F, H, W, 3]; F = 1 for images
     subtrees: tuple[Subtree, ...]
@@ -186,7 +226,10 @@ class LeafMedia:
     def __post_init__(self) -> None:
         _check(self, pixels=(self.pixels, (None, None, None, None, 3)))
         if not self.subtrees or len(self.pixels) % len(self.subtrees):
-            raise ValueError(f"LeafMedia: {len(self.pixels)} pictures cannot belong to {len(self.subtrees)} subtrees alike")
+            raise ValueError(
+                f"LeafMedia: {len(self.pixels)} pictures cannot belong to "
+                f"{len(self.subtrees)} subtrees alike"
+            )
 
 
 @dataclass(frozen=True)
@@ -237,7 +280,8 @@ class TreeCredit:
 
 @dataclass(frozen=True)
 class LearnerShard:
-    """One rank's part of an optimiser step: n parents with up to K child edges each, padded to equal n.
+    """One rank's part of an optimiser step: n parents with up to K child edges each, padded to
+    equal n.
 
     Rows of `parents` are (tree, node); padding repeats the last parent with weight 0.
     """
@@ -245,16 +289,24 @@ class LearnerShard:
     parents: I32  # [n, 2]
     edges: I32  # [n, K] child nodes, -1 where a parent has fewer
     advantage: F32  # [n, K]
-    weight: F32  # [n, K] the plan's weight of the step / kept edges of the whole optimiser step, all ranks; 0 for padding
+    # [n, K] the plan's weight of the step / kept edges of the whole optimiser step, all ranks; 0
+    # for padding
+    weight: F32
 
     def __post_init__(self) -> None:
         count, width = self.edges.shape
-        _check(self, parents=(self.parents, (count, 2)), advantage=(self.advantage, (count, width)), weight=(self.weight, (count, width)))
+        _check(
+            self,
+            parents=(self.parents, (count, 2)),
+            advantage=(self.advantage, (count, width)),
+            weight=(self.weight, (count, width)),
+        )
 
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """Header of one published version; the bytes travel beside it as lists of numpy arrays, one array for each tensor."""
+    """Header of one published version; the bytes travel beside it as lists of numpy arrays, one
+    array for each tensor."""
 
     version: int
     digest: str  # wire.digest_of the tensors
@@ -270,7 +322,8 @@ class StepStats:
     version: int  # of the weights after it
     loss: float
     ratio_deviation: float  # mean |ratio − 1|
-    on_policy_deviation: float  # max |ratio − 1| before the first optimiser step; NaN when the gate did not run
+    # max |ratio − 1| before the first optimiser step; NaN when the gate did not run
+    on_policy_deviation: float
     clip_fraction: float
     kl: float  # mean KL to the base over trained edges; 0 when the loss has no such term
     learning_rate: float  # of the last optimiser step

@@ -1,8 +1,11 @@
-"""Runs that start together: one at a time takes its room, all of it at once; the others wait and hold nothing.
+"""Runs that start together: one at a time takes its room, all of it at once; the others wait and
+hold nothing.
 
-Actors that are placed one by one would let two runs each hold what the other waits for. A placement group for all of them is
-granted as a whole; it is given back and its actors made while no other run of ours may ask, so that none comes between. Those
-of a run that trains already may: then this one has not all its room in time, gives all back, and says so.
+Actors that are placed one by one would let two runs each hold what the other waits for. A placement
+group for all of them is granted as a whole; it is given back and its actors made while no other run
+of ours may ask, so that none comes between. Those
+of a run that trains already may: then this one has not all its room in time, gives all back, and
+says so.
 """
 
 from __future__ import annotations
@@ -30,16 +33,23 @@ SAY_SECONDS = 300.0
 
 
 @contextmanager
-def admitted(wanted: Mapping[str, Sequence[Bundle]], seconds: float, run: str, told: Callable[[str], None]) -> Iterator[None]:
+def admitted(
+    wanted: Mapping[str, Sequence[Bundle]], seconds: float, run: str, told: Callable[[str], None]
+) -> Iterator[None]:
     """Room for all actors of all roles; the block makes them, and waits `until_placed`.
 
-    seconds: how long to wait for it; while another run starts, time stands still. told: hears what is waited for, seldom.
-    Raises PlacementError, saying what is missing.
+    seconds: how long to wait for it; while another run starts, time stands still. told: hears what
+    is waited for, seldom. Raises PlacementError, saying what is missing.
     """
     context = ray.get_runtime_context()
-    board, mine = Board.at(context.gcs_address), {"run": run or "a program without a run", "job": context.get_job_id()}
+    board = Board.at(context.gcs_address)
+    mine = {"run": run or "a program without a run", "job": context.get_job_id()}
     bundles = {role: [one for one in every if one] for role, every in wanted.items()}
-    left, said, spoken, patience = seconds, "", 0.0, 1.0  # the first try is short, to say soon what is missing
+    # the first try is short, to say soon what is missing
+    left = seconds
+    said = ""
+    spoken = 0.0
+    patience = 1.0
     while True:
         begun, other = time.monotonic(), board.take_turn(mine)
         if not other:
@@ -60,22 +70,35 @@ def admitted(wanted: Mapping[str, Sequence[Bundle]], seconds: float, run: str, t
         time.sleep(PAUSE_SECONDS)
 
 
-def until_placed(pools: Sequence[Pool], gangs: Sequence[Gang] = (), seconds: float = PLACING_SECONDS) -> None:
-    """Until every wanted worker's process runs, and ranks have their room. Raises PlacementError when that takes too long."""
+def until_placed(
+    pools: Sequence[Pool], gangs: Sequence[Gang] = (), seconds: float = PLACING_SECONDS
+) -> None:
+    """Until every wanted worker's process runs, and ranks have their room. Raises PlacementError
+    when that takes too long."""
     deadline = time.monotonic() + seconds
     while True:
         for pool in pools:
             pool.tend()
-        waiting = [f"{pool.role}-{worker.index}" for pool in pools for worker in pool.workers if not worker.look()]
+        waiting = [
+            f"{pool.role}-{worker.index}"
+            for pool in pools
+            for worker in pool.workers
+            if not worker.look()
+        ]
         waiting += [gang.role for gang in gangs if gang.group and not placement.placed(gang.group)]
         if not waiting:
             return
         if time.monotonic() > deadline:
-            raise PlacementError(f"cluster: expected a place for every actor within {seconds:g} s, others took the room of {', '.join(waiting)}")
+            raise PlacementError(
+                f"cluster: expected a place for every actor within {seconds:g} s, others "
+                f"took the room of {', '.join(waiting)}"
+            )
         wait(*pools)
 
 
 def place_alone(pool: Pool, seconds: float, told: Callable[[str], None]) -> None:
     """Room for the workers of one pool, see `admitted`."""
-    with admitted({pool.role: [placement.bundle(pool.resources)] * pool.desired}, seconds, "", told):
+    with admitted(
+        {pool.role: [placement.bundle(pool.resources)] * pool.desired}, seconds, "", told
+    ):
         until_placed([pool])

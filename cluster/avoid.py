@@ -1,4 +1,5 @@
-"""Nodes on which an actor could not start, as on one with a broken package: newcomers go elsewhere for a while."""
+"""Nodes on which an actor could not start, as on one with a broken package: newcomers go elsewhere
+for a while."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Where runs say how they are and people say what they want: keys in the cluster's head, which no process of a run holds.
+"""Where runs say how they are and people say what they want: keys in the cluster's head, which no
+process of a run holds.
 
-Reading and writing them takes a connection to the head and its token, and no driver: nothing of it appears among Ray's jobs.
+Reading and writing them takes a connection to the head and its token, and no driver: nothing of it
+appears among Ray's jobs.
 """
 
 from __future__ import annotations
@@ -22,23 +24,30 @@ STOP = "stop"
 
 
 class Board:
-    """The notices of all runs of one cluster. Raises PlacementError, in one line, when its head gives no answer."""
+    """The notices of all runs of one cluster. Raises PlacementError, in one line, when its head
+    gives no answer."""
 
     def __init__(self, client: Any, address: str, seconds: float = ANSWER_SECONDS):
         """client: a GcsClient. seconds: how long to wait for an answer."""
-        self.client, self.address, self.seconds = client, address, seconds
+        self.client = client
+        self.address = address
+        self.seconds = seconds
 
     @classmethod
     def at(cls, address: str, seconds: float = ANSWER_SECONDS) -> Board:
-        """Of the Ray at HOST:PORT, which must have been greeted: Ray ends a process that finds none."""
+        """Of the Ray at HOST:PORT, which must have been greeted: Ray ends a process that finds
+        none."""
         return cls(GcsClient(address=address), address, seconds)
 
     def runs(self) -> list[str]:
         """Names of runs whose driver lives."""
-        return sorted(name for name, notice in self._notices().items() if notice["job"] in self._jobs())
+        return sorted(
+            name for name, notice in self._notices().items() if notice["job"] in self._jobs()
+        )
 
     def claim(self, run: str, notice: Mapping[str, Any]) -> None:
-        """A new run's first notice, with the job that it ends with. What others left whose jobs are gone is taken away.
+        """A new run's first notice, with the job that it ends with. What others left whose jobs are
+        gone is taken away.
 
         Raises PlacementError when a run of this name lives.
         """
@@ -47,7 +56,9 @@ class Board:
             if old["job"] not in living:
                 self.forget(name)
         if not self._ask("internal_kv_put", _notice(run), _bytes(notice), False, SPACE):
-            raise PlacementError(f"run.name: expected one that no run of this cluster has, got {run}")
+            raise PlacementError(
+                f"run.name: expected one that no run of this cluster has, got {run}"
+            )
         self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
 
     def tell(self, run: str, notice: Mapping[str, Any]) -> None:
@@ -78,7 +89,8 @@ class Board:
         self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
 
     def take_turn(self, mine: Mapping[str, str]) -> str:
-        """One run at a time may take its room; the name of another one that does, or nothing when it is `mine` (run and job)."""
+        """One run at a time may take its room; the name of another one that does, or nothing when
+        it is `mine` (run and job)."""
         while not self._ask("internal_kv_put", TURN, _bytes(mine), False, SPACE):
             found = self._ask("internal_kv_multi_get", [TURN], SPACE)
             other = json.loads(found[TURN]) if found else None
@@ -93,20 +105,33 @@ class Board:
         self._ask("internal_kv_del", TURN, False, SPACE)
 
     def _notices(self, runs: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        keys = self._ask("internal_kv_keys", b"run:", SPACE) if runs is None else [_notice(run) for run in runs]
+        keys = (
+            self._ask("internal_kv_keys", b"run:", SPACE)
+            if runs is None
+            else [_notice(run) for run in runs]
+        )
         found = self._ask("internal_kv_multi_get", keys, SPACE) if keys else {}
-        return {key.decode().removeprefix("run:"): json.loads(value) for key, value in found.items()}
+        return {
+            key.decode().removeprefix("run:"): json.loads(value) for key, value in found.items()
+        }
 
     def _jobs(self) -> set[str]:
         """Those that live."""
-        found = self._ask("get_all_job_info", skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
+        found = self._ask(
+            "get_all_job_info",
+            skip_submission_job_info_field=True,
+            skip_is_running_tasks_field=True,
+        )
         return {job.hex() for job, info in found.items() if not info.is_dead}
 
     def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
             return getattr(self.client, method)(*arguments, timeout=self.seconds, **options)
         except (ray.exceptions.RpcError, ray.exceptions.GetTimeoutError, TimeoutError) as error:
-            raise PlacementError(f"the Ray at {self.address} gave no answer in {self.seconds:g} s: {' '.join(str(error).split())}") from error
+            raise PlacementError(
+                f"the Ray at {self.address} gave no answer in {self.seconds:g} s: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
 
 def _notice(run: str) -> bytes:

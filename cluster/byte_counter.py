@@ -12,7 +12,8 @@ REFERENCE_BYTES = 28
 
 
 class Meter:
-    """Counts the bytes that pass through the driver: messages by their pickled size, a reference as its id."""
+    """Counts the bytes that pass through the driver: messages by their pickled size, a reference as
+    its id."""
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -60,17 +60,27 @@ class Watched:
     run: str
 
     def status(self) -> dict[str, Any]:
-        """The last report, and beside it run, desired, limits, ready and pending by role, stopping, and age: seconds since that
-        report, by the clocks of its machine and this one. Raises PlacementError, in one line, when the run has ended."""
+        """The last report, and beside it run, desired, limits, ready and pending by role, stopping,
+        and age: seconds since that report, by the clocks of its machine and this one. Raises
+        PlacementError, in one line, when the run has ended."""
         told = self.board.read(self.run)
         wishes = self.board.wishes(self.run, (*told["wanted"], STOP))
-        desired = told["wanted"] | {role: count for role, count in wishes.items() if role != STOP} | told.get("following", {})
-        refused, ready = told.get("refused", {}), dict.fromkeys(told["wanted"], 0) | told.get("ready", {})
+        desired = (
+            told["wanted"]
+            | {role: count for role, count in wishes.items() if role != STOP}
+            | told.get("following", {})
+        )
+        refused = told.get("refused", {})
+        ready = dict.fromkeys(told["wanted"], 0) | told.get("ready", {})
         return {
             **{key: value for key, value in told.items() if key not in ("job", "wanted")},
             "desired": desired,
             "ready": ready,
-            "pending": {role: refused.get(role, when(role)) for role, count in desired.items() if ready[role] != count},
+            "pending": {
+                role: refused.get(role, when(role))
+                for role, count in desired.items()
+                if ready[role] != count
+            },
             "stopping": STOP in wishes or told.get("stopping", False),
             "age": max(0.0, time.time() - told["updated"]),
         }
@@ -83,14 +93,24 @@ class Watched:
         status = self.status()
         for role, count in counts.items():
             if role in status.get("following", {}):
-                raise PlacementError(f"scale: {role} workers follow the cluster by themselves ({role}.workers: auto), got {count}")
+                raise PlacementError(
+                    f"scale: {role} workers follow the cluster by themselves "
+                    f"({role}.workers: auto), got {count}"
+                )
             if role not in status["limits"]:
-                raise PlacementError(f"scale: expected a role of {', '.join(status['limits'])}, got {role!r}")
+                raise PlacementError(
+                    f"scale: expected a role of {', '.join(status['limits'])}, got {role!r}"
+                )
             fewest, most = status["limits"][role]
             if not fewest <= count <= most:
-                raise PlacementError(f"scale: expected {fewest} … {most} {role} workers, got {count}")
+                raise PlacementError(
+                    f"scale: expected {fewest} … {most} {role} workers, got {count}"
+                )
         self.board.wish(self.run, counts)
-        return {role: {"from": status["desired"][role], "to": count, "when": when(role)} for role, count in counts.items()}
+        return {
+            role: {"from": status["desired"][role], "to": count, "when": when(role)}
+            for role, count in counts.items()
+        }
 
     def stop(self) -> None:
         """Wish that the run ends behind the present iteration."""
@@ -110,19 +130,33 @@ def find(boards: Sequence[Board], run: str) -> Watched:
     """
     known = [Watched(board, name) for board in boards for name in board.runs()]
     if not known:
-        raise PlacementError(f"--run: expected a run on the Ray at {' or '.join(board.address for board in boards)}, there is none")
+        raise PlacementError(
+            "--run: expected a run on the Ray at "
+            f"{' or '.join(board.address for board in boards)}, there is none"
+        )
     wanted = Path(run).name if run else ""
-    found = [one for one in known if one.run == wanted] or [one for one in known if one.run.startswith(wanted)]
+    found = [one for one in known if one.run == wanted] or [
+        one for one in known if one.run.startswith(wanted)
+    ]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(f"{one.run} (--address {one.board.address})" if len(boards) > 1 else one.run for one in known)
-    raise PlacementError(f"--run: expected one of {names}, got {repr(run) if run else 'none'}{', which begins several' if run and found else ''}")
+    names = ", ".join(
+        f"{one.run} (--address {one.board.address})" if len(boards) > 1 else one.run
+        for one in known
+    )
+    raise PlacementError(
+        f"--run: expected one of {names}, got "
+        f"{repr(run) if run else 'none'}{', which begins several' if run and found else ''}"
+    )
 
 
-def wait(watched: Watched, counts: Mapping[str, int], timeout: float, told: Callable[[str], None]) -> None:
+def wait(
+    watched: Watched, counts: Mapping[str, int], timeout: float, told: Callable[[str], None]
+) -> None:
     """Until the run reports exactly as many ready workers; `told` hears each step of the way.
 
-    Raises PlacementError, in one line, after `timeout` seconds, or when somebody wants other counts meanwhile.
+    Raises PlacementError, in one line, after `timeout` seconds, or when somebody wants other counts
+    meanwhile.
     """
     deadline, before = time.monotonic() + timeout, ""
     while True:
@@ -133,11 +167,21 @@ def wait(watched: Watched, counts: Mapping[str, int], timeout: float, told: Call
             before = text
         if all(status["ready"][role] == count for role, count in counts.items()):
             return
-        other = {role: status["desired"][role] for role, count in counts.items() if status["desired"][role] != count}
+        other = {
+            role: status["desired"][role]
+            for role, count in counts.items()
+            if status["desired"][role] != count
+        }
         if other:
-            raise PlacementError(f"scale: expected {_text(counts)}, but somebody has asked for {_text(other)} meanwhile")
+            raise PlacementError(
+                f"scale: expected {_text(counts)}, but somebody has asked for "
+                f"{_text(other)} meanwhile"
+            )
         if time.monotonic() > deadline:
-            raise PlacementError(f"scale: expected {_text(counts)} within {timeout:g} s, got {text} (reported {status['age']:.0f} s ago)")
+            raise PlacementError(
+                f"scale: expected {_text(counts)} within {timeout:g} s, got {text} "
+                f"(reported {status['age']:.0f} s ago)"
+            )
         time.sleep(POLL_SECONDS)
 
 
@@ -146,10 +190,16 @@ def _text(counts: Mapping[str, int]) -> str:
 
 
 def _progress(status: Mapping[str, Any], role: str, count: int) -> str:
-    others = [worker["state"] for worker in status.get("workers", {}).get(role, []) if worker["state"] != "ready"]
+    others = [
+        worker["state"]
+        for worker in status.get("workers", {}).get(role, [])
+        if worker["state"] != "ready"
+    ]
     more = [f"{others.count(state)} {state}" for state in sorted(set(others))]
     later = [when(role)] if role in AT_CHECKPOINT and status["ready"][role] != count else []
-    return f"{role} {status['ready'][role]}/{count} ready" + (f" ({', '.join(more + later)})" if more or later else "")
+    return f"{role} {status['ready'][role]}/{count} ready" + (
+        f" ({', '.join(more + later)})" if more or later else ""
+    )
 
 
 def plain(value: Any) -> Any:
@@ -183,7 +233,10 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     if "started" in found and "updated" in found:
         row("running for", f"{(found['updated'] - found['started']) / 60:.1f} min")
     if "iteration" in found:
-        row("iterations", f"{found['iteration']}" + (f" of {found['planned']}" if found.get("planned") else ""))
+        row(
+            "iterations",
+            f"{found['iteration']}" + (f" of {found['planned']}" if found.get("planned") else ""),
+        )
     if "trained" in found:
         row("trained for", f"{found['trained'] / 60:.1f} min")
     if found.get("reward") is not None:  # JSON knows no NaN
@@ -191,12 +244,31 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     for key, form in (("held_out", "{:.4f}"), ("seconds", "{:.2f}"), ("restarts", "{}")):
         entries = cast(Mapping[str, Any], found.get(key) or {})
         if entries:
-            row(key.replace("_", " "), ", ".join(f"{name} {form.format(value)}" for name, value in entries.items() if value is not None))
+            row(
+                key.replace("_", " "),
+                ", ".join(
+                    f"{name} {form.format(value)}"
+                    for name, value in entries.items()
+                    if value is not None
+                ),
+            )
     if "version" in found:
-        row("weights", f"v{found['version']}" + (f", learner epoch {found['epoch']}" if "epoch" in found else ""))
+        row(
+            "weights",
+            f"v{found['version']}"
+            + (f", learner epoch {found['epoch']}" if "epoch" in found else ""),
+        )
     if found.get("checkpoint"):
         newest = found["checkpoint"]
-        row("checkpoint", (f"iteration {newest['iteration']}: " if newest["iteration"] else "none yet, they will be in ") + newest["path"])
+        row(
+            "checkpoint",
+            (
+                f"iteration {newest['iteration']}: "
+                if newest["iteration"]
+                else "none yet, they will be in "
+            )
+            + newest["path"],
+        )
     return Group(rows, _workers(status))
 
 
@@ -207,13 +279,23 @@ def _workers(status: Mapping[str, Any]) -> RenderableType:
     for name in ("role", "ready", "worker", "state", "weights", "tasks", "node"):
         table.add_column(name, justify="right" if name in ("weights", "tasks") else "left")
     for role, count in status["desired"].items():
-        later = f", {status['pending'][role]}" if role in status["pending"] and role in AT_CHECKPOINT else ""
+        later = (
+            f", {status['pending'][role]}"
+            if role in status["pending"] and role in AT_CHECKPOINT
+            else ""
+        )
         share = f"{status['ready'][role]}/{count}{later}"
         for worker in status.get("workers", {}).get(role) or [None]:
             cells = []
             if worker:
                 version = f"v{worker['version']}" if worker["version"] >= 0 else "–"
-                cells = [worker["name"], worker["state"], version, str(worker["busy"]), worker["node"]]
+                cells = [
+                    worker["name"],
+                    worker["state"],
+                    version,
+                    str(worker["busy"]),
+                    worker["node"],
+                ]
             table.add_row(role, share, *cells)
             role = share = ""
     return table

@@ -20,7 +20,8 @@ DIED = (
 
 
 class PlacementError(Exception):
-    """The cluster lacks what was asked for: resources, a run of that name, a Ray at the address. The message says what; mendable by a person."""
+    """The cluster lacks what was asked for: resources, a run of that name, a Ray at the address.
+    The message says what; mendable by a person."""
 
 
 class GangError(RuntimeError):
@@ -28,47 +29,60 @@ class GangError(RuntimeError):
 
 
 class LostObjects(RuntimeError):
-    """Results of finished tasks are gone with their node; what needed them must be computed again."""
+    """Results of finished tasks are gone with their node; what needed them must be computed
+    again."""
 
 
 class BudgetError(RuntimeError):
-    """Workers died, or a task failed with its workers, more often than is allowed; the message says of what."""
+    """Workers died, or a task failed with its workers, more often than is allowed; the message says
+    of what."""
 
 
 def died(error: BaseException) -> bool:
-    """Is the actor gone? What its own code raised is no death, even where that is of another actor's death."""
+    """Is the actor gone? What its own code raised is no death, even where that is of another
+    actor's death."""
     return isinstance(error, DIED) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def never_began(error: BaseException) -> bool:
     """Was the actor never there: neither made nor able to be?"""
-    failed = isinstance(error, ray.exceptions.RuntimeEnvSetupError | ray.exceptions.ActorUnschedulableError)
+    failed = isinstance(
+        error, ray.exceptions.RuntimeEnvSetupError | ray.exceptions.ActorUnschedulableError
+    )
     return failed or bool(getattr(error, "actor_init_failed", False))
 
 
 def cause(error: BaseException) -> BaseException:
-    """What a remote call really failed of: Ray wraps it, and some exceptions don't survive pickling."""
+    """What a remote call really failed of: Ray wraps it, and some exceptions don't survive
+    pickling."""
     inner = getattr(error, "cause", None)
     return inner if isinstance(inner, BaseException) else error
 
 
 def lost(error: BaseException) -> bool:
     """An argument or result is gone with the node that held it."""
-    return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(cause(error), ray.exceptions.ObjectLostError)
+    return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(
+        cause(error), ray.exceptions.ObjectLostError
+    )
 
 
 def told(error: BaseException, what: str) -> BaseException:
-    """What to raise when a remote call has failed: LostObjects, or what it really failed of. what: the call, in words."""
+    """What to raise when a remote call has failed: LostObjects, or what it really failed of. what:
+    the call, in words."""
     return LostObjects(f"{what}: {str(error).splitlines()[0]}") if lost(error) else cause(error)
 
 
 def ending(error: BaseException) -> str:
-    """Why a worker is gone, in one word that restarts are counted by: preempted, memory, node, unavailable or died."""
+    """Why a worker is gone, in one word that restarts are counted by: preempted, memory, node,
+    unavailable or died."""
     if getattr(error, "preempted", False):
         return "preempted"
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):  # Ray's memory monitor
+    # Ray's memory monitor
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):
         return "memory"
-    if isinstance(error, ray.exceptions.NodeDiedError | ray.exceptions.LocalRayletDiedError) or "node has died" in str(error):
+    if isinstance(
+        error, ray.exceptions.NodeDiedError | ray.exceptions.LocalRayletDiedError
+    ) or "node has died" in str(error):
         return "node"
     return "unavailable" if isinstance(error, ray.exceptions.ActorUnavailableError) else "died"
 
@@ -85,8 +99,11 @@ WORDS = {
 
 
 def reason(error: BaseException) -> str:
-    """Why an actor is gone or could not start, for people: in a few words where Ray knows, else its last line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    """Why an actor is gone or could not start, for people: in a few words where Ray knows, else its
+    last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     if not died(error):
         inner = cause(error)
         return f"{type(inner).__name__}: {' '.join(str(inner).split())}"

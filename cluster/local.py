@@ -20,12 +20,12 @@ from cluster.errors import PlacementError
 from cluster.reach import reachable
 
 INLINE_BYTES = 1024
-"""Task results up to this size travel inside Ray's messages, through the driver; larger ones stay in the
-object store. Ray's default of 100 KB would carry small latents through the driver."""
+"""Task results up to this size travel inside Ray's messages, through the driver; larger ones stay
+in the object store. Ray's default of 100 KB would carry small latents through the driver."""
 
 TRIES = 3
-"""A raylet gives its dashboard agent 15 s to start, which no setting of Ray 2.60 changes, and dies; the next try finds the
-files in memory."""
+"""A raylet gives its dashboard agent 15 s to start, which no setting of Ray 2.60 changes, and dies;
+the next try finds the files in memory."""
 
 WAITS = {
     "RAY_gcs_server_port_wait_time_s": "120",  # the head's own server; Ray's default: 30
@@ -36,11 +36,13 @@ WAITS = {
 """What Ray waits for while it starts, where the environment does not say."""
 
 CLUSTERS = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-"""Without clusters, as on Windows and macOS, every process of Ray takes 127.0.0.1 for its node's address and listens there alone."""
+"""Without clusters, as on Windows and macOS, every process of Ray takes 127.0.0.1 for its node's
+address and listens there alone."""
 
 
 def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) -> Any:
-    """Ray's context. `told` hears of tries that failed. Raises PlacementError, in one line that names the logs."""
+    """Ray's context. `told` hears of tries that failed. Raises PlacementError, in one line that
+    names the logs."""
     begun, here = time.monotonic(), _children()
     for tries in range(1, TRIES + 1):
         try:
@@ -53,15 +55,21 @@ def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) ->
                     logging_level=logging.CRITICAL,
                     _system_config={"max_direct_call_object_size": INLINE_BYTES},
                 )
-        except Exception as error:  # Ray raises plain Exception where a process of it did not come up
+        # Ray raises plain Exception where a process of it did not come up
+        except Exception as error:
             took = f"{time.monotonic() - begun:.0f} s"
             ray.shutdown()
             _end(_children() - here)
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            if isinstance(error, (ValueError, TypeError, OSError)) and not isinstance(error, (ConnectionError, TimeoutError)):
+            if isinstance(error, (ValueError, TypeError, OSError)) and not isinstance(
+                error, (ConnectionError, TimeoutError)
+            ):
                 raise PlacementError(f"Ray cannot start on this machine: {why}") from error
             if tries == TRIES:
-                raise PlacementError(f"Ray did not start in {took} and {tries} tries; its logs are in {logs()}: {why}") from error
+                raise PlacementError(
+                    f"Ray did not start in {took} and {tries} tries; its logs are in "
+                    f"{logs()}: {why}"
+                ) from error
             told(f"Ray did not start in {took}, as happens on a busy machine: trying again ({why})")
     raise AssertionError("unreachable")
 
@@ -69,7 +77,10 @@ def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) ->
 def logs() -> Path:
     """Of the Ray that this process started last."""
     found = Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}")
-    return max(found, default=Path(get_default_ray_temp_dir()), key=lambda path: path.stat().st_mtime) / "logs"
+    return (
+        max(found, default=Path(get_default_ray_temp_dir()), key=lambda path: path.stat().st_mtime)
+        / "logs"
+    )
 
 
 @contextmanager
@@ -78,7 +89,9 @@ def _settings() -> Iterator[None]:
     kept, seconds = dict(os.environ), ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
     for name, value in WAITS.items():
         os.environ.setdefault(name, value)
-    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = int(os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"])
+    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = int(
+        os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"]
+    )
     try:
         with loopback():
             yield
@@ -92,11 +105,14 @@ def _settings() -> Iterator[None]:
 
 @contextmanager
 def loopback() -> Iterator[None]:
-    """Ray's processes that begin meanwhile take 127.0.0.1 for their address; nothing changes where the environment says otherwise."""
+    """Ray's processes that begin meanwhile take 127.0.0.1 for their address; nothing changes where
+    the environment says otherwise."""
     if CLUSTERS in os.environ:
         yield
         return
-    before, os.environ[CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, "0", False
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[CLUSTERS] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
@@ -105,8 +121,8 @@ def loopback() -> Iterator[None]:
 
 
 def joining(address: str) -> AbstractContextManager[None]:
-    """For ray.init at the address of a Ray that runs: it takes 127.0.0.1 for this host's address outside, where a Ray that was
-    started here does not listen."""
+    """For ray.init at the address of a Ray that runs: it takes 127.0.0.1 for this host's address
+    outside, where a Ray that was started here does not listen."""
     host, _, port = address.rpartition(":")
     if host in ("127.0.0.1", "localhost") and not reachable(f"{get_node_ip_address()}:{port}"):
         return loopback()

@@ -11,15 +11,17 @@ from typing import Literal
 from ray.util.metrics import Counter, Gauge
 
 REFRESH_SECONDS = 5.0
-"""Ray 2.60 reports a gauge once and forgets it 20 s later (2 × metrics_report_interval_ms), less than an
-iteration takes; so gauges are set again this often. Those of a dead driver still go away, as they should."""
+"""Ray 2.60 reports a gauge once and forgets it 20 s later (2 × metrics_report_interval_ms), less
+than an iteration takes; so gauges are set again this often. Those of a dead driver still go away,
+as they should."""
 
 PHASES = ("encode", "grow", "score", "update", "publish")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. Prometheus sees ray_NAME, and ray_NAME_total for a counter, with the labels `run` and `labels`."""
+    """One metric. Prometheus sees ray_NAME, and ray_NAME_total for a counter, with the labels `run`
+    and `labels`."""
 
     name: str
     kind: Literal["gauge", "counter"]
@@ -27,7 +29,8 @@ class Metric:
     unit: str  # as Grafana calls it; "unixtime" = seconds since 1970, shown as an age
     description: str
     labels: tuple[str, ...] = ()
-    figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # those of metrics.jsonl that it follows, and their labels
+    # those of metrics.jsonl that it follows, and their labels
+    figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def exported(self) -> str:
@@ -35,75 +38,302 @@ class Metric:
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
-CAUSES = ("preempted", "scaled", "start", "memory", "node", "unavailable", "died", "unresponsive", "lost", "error")
+CAUSES = (
+    "preempted",
+    "scaled",
+    "start",
+    "memory",
+    "node",
+    "unavailable",
+    "died",
+    "unresponsive",
+    "lost",
+    "error",
+)
 """Why actors are replaced: all there are, so that each is exported before its first event."""
 
 METRICS = (
-    Metric("branchgrpo_reward_mean", "gauge", "Reward", "short", "mean over the iteration's leaves", ("score",)),
-    Metric("branchgrpo_reward_spread", "gauge", "Reward spread", "short", "mean std of a prompt's leaves", (), {"reward/spread": {}}),
-    Metric("branchgrpo_held_out_mean", "gauge", "Held-out score", "short", "mean over held-out prompts", ("score",)),
-    Metric("branchgrpo_advantage_abs", "gauge", "Advantage", "short", "mean |A| of kept edges", (), {"update/advantage_abs": {}}),
-    Metric("branchgrpo_clip_fraction", "gauge", "Clip fraction", "percentunit", "part of the edges whose gradient is cut", (), {"update/clip_fraction": {}}),
-    Metric("branchgrpo_kl", "gauge", "KL to the base", "short", "mean over trained edges", (), {"update/kl": {}}),
-    Metric("branchgrpo_gradient_norm", "gauge", "Gradient norm", "short", "before clipping, mean over optimiser steps", (), {"update/gradient_norm": {}}),
-    Metric("branchgrpo_learning_rate", "gauge", "Learning rate", "sci", "of the last optimiser step", (), {"update/learning_rate": {}}),
-    Metric("branchgrpo_iterations", "counter", "Iterations per second", "ops", "iterations done", (), {"time/iteration": {}}),
-    Metric("branchgrpo_iteration", "gauge", "Progress", "short", "iterations done, those of earlier drivers too"),
-    Metric("branchgrpo_iterations_planned", "gauge", "Progress", "short", "iterations to do; 0: until a time limit"),
-    Metric("branchgrpo_staleness", "gauge", "Staleness", "short", "updates behind which trees were trained on", (), {"tree/staleness": {}}),
-    Metric("branchgrpo_trees", "counter", "Trees and leaves per second", "ops", "trees grown", (), {"tree/trees": {}}),
-    Metric("branchgrpo_leaves", "counter", "Trees and leaves per second", "ops", "leaves scored", (), {"tree/leaves": {}}),
     Metric(
-        "branchgrpo_forwards", "counter", "Forwards per second", "ops", "rows sent through the model", ("phase",),
-        {"tree/forwards": {"phase": "rollout"}, "update/forwards": {"phase": "training"}},
+        name="branchgrpo_reward_mean",
+        kind="gauge",
+        panel="Reward",
+        unit="short",
+        description="mean over the iteration's leaves",
+        labels=("score",),
     ),
     Metric(
-        "branchgrpo_phase_seconds", "counter", "Time by phase", "percentunit", "seconds spent in a phase of an iteration", ("phase",),
-        {f"time/{phase}": {"phase": phase} for phase in PHASES},
-    ),
-    Metric("branchgrpo_driver_bytes", "counter", "Bytes through the driver", "Bps", "messages that the driver sent and received", (), {"driver/bytes": {}}),
-    Metric("branchgrpo_queue_length", "gauge", "Queue length", "short", "tasks waiting or running", ("role",)),
-    Metric("branchgrpo_workers_desired", "gauge", "Workers", "short", "workers asked for", ("role",)),
-    Metric("branchgrpo_workers_ready", "gauge", "Workers", "short", "workers that take tasks", ("role",)),
-    Metric(
-        "branchgrpo_weight_version", "gauge", "Weight version", "short", "version of the weights that a worker holds", ("role", "worker"),
-        {"update/version": {"role": "learner", "worker": "learner-0"}},
+        name="branchgrpo_reward_spread",
+        kind="gauge",
+        panel="Reward spread",
+        unit="short",
+        description="mean std of a prompt's leaves",
+        labels=(),
+        figures={"reward/spread": {}},
     ),
     Metric(
-        "branchgrpo_retries", "counter", "Retries", "short", "tasks issued again, and further attempts of rewards", ("role",),
-        {"reward/retries": {"role": "reward"}},
+        name="branchgrpo_held_out_mean",
+        kind="gauge",
+        panel="Held-out score",
+        unit="short",
+        description="mean over held-out prompts",
+        labels=("score",),
     ),
-    Metric("branchgrpo_restarts", "counter", "Restarts", "short", "actors replaced; of learners: gangs", ("role", "cause")),
-    Metric("branchgrpo_recoveries", "counter", "Recoveries", "short", "failures of machines after which the run went on"),
     Metric(
-        "branchgrpo_skipped_steps", "counter", "Left out", "short", "optimiser steps skipped since the gradient was not finite", (),
-        {"update/skipped_steps": {}},
+        name="branchgrpo_advantage_abs",
+        kind="gauge",
+        panel="Advantage",
+        unit="short",
+        description="mean |A| of kept edges",
+        labels=(),
+        figures={"update/advantage_abs": {}},
     ),
-    Metric("branchgrpo_dropped_groups", "counter", "Left out", "short", "prompt groups without usable rewards", (), {"reward/dropped_groups": {}}),
     Metric(
-        "branchgrpo_stale_rejections", "counter", "Left out", "short", "checkpoints of an old epoch, trees of an over-stale policy", ("cause",),
-        {"checkpoint/rejected": {"cause": "epoch"}, "tree/stale_dropped": {"cause": "policy"}},
+        name="branchgrpo_clip_fraction",
+        kind="gauge",
+        panel="Clip fraction",
+        unit="percentunit",
+        description="part of the edges whose gradient is cut",
+        labels=(),
+        figures={"update/clip_fraction": {}},
     ),
-    Metric("branchgrpo_checkpoint_timestamp_seconds", "gauge", "Checkpoint age", "unixtime", "when the newest checkpoint was committed"),
-    Metric("branchgrpo_checkpoint_iteration", "gauge", "Checkpoint and epoch", "short", "iteration of the newest checkpoint"),
-    Metric("branchgrpo_epoch", "gauge", "Checkpoint and epoch", "short", "grows with each restore; older ones are fenced"),
-)  # fmt: skip
-"""All metrics. The Grafana board and Prometheus' filter are generated from this table: python -m cluster.deploy.generate."""
+    Metric(
+        name="branchgrpo_kl",
+        kind="gauge",
+        panel="KL to the base",
+        unit="short",
+        description="mean over trained edges",
+        labels=(),
+        figures={"update/kl": {}},
+    ),
+    Metric(
+        name="branchgrpo_gradient_norm",
+        kind="gauge",
+        panel="Gradient norm",
+        unit="short",
+        description="before clipping, mean over optimiser steps",
+        labels=(),
+        figures={"update/gradient_norm": {}},
+    ),
+    Metric(
+        name="branchgrpo_learning_rate",
+        kind="gauge",
+        panel="Learning rate",
+        unit="sci",
+        description="of the last optimiser step",
+        labels=(),
+        figures={"update/learning_rate": {}},
+    ),
+    Metric(
+        name="branchgrpo_iterations",
+        kind="counter",
+        panel="Iterations per second",
+        unit="ops",
+        description="iterations done",
+        labels=(),
+        figures={"time/iteration": {}},
+    ),
+    Metric(
+        name="branchgrpo_iteration",
+        kind="gauge",
+        panel="Progress",
+        unit="short",
+        description="iterations done, those of earlier drivers too",
+    ),
+    Metric(
+        name="branchgrpo_iterations_planned",
+        kind="gauge",
+        panel="Progress",
+        unit="short",
+        description="iterations to do; 0: until a time limit",
+    ),
+    Metric(
+        name="branchgrpo_staleness",
+        kind="gauge",
+        panel="Staleness",
+        unit="short",
+        description="updates behind which trees were trained on",
+        labels=(),
+        figures={"tree/staleness": {}},
+    ),
+    Metric(
+        name="branchgrpo_trees",
+        kind="counter",
+        panel="Trees and leaves per second",
+        unit="ops",
+        description="trees grown",
+        labels=(),
+        figures={"tree/trees": {}},
+    ),
+    Metric(
+        name="branchgrpo_leaves",
+        kind="counter",
+        panel="Trees and leaves per second",
+        unit="ops",
+        description="leaves scored",
+        labels=(),
+        figures={"tree/leaves": {}},
+    ),
+    Metric(
+        name="branchgrpo_forwards",
+        kind="counter",
+        panel="Forwards per second",
+        unit="ops",
+        description="rows sent through the model",
+        labels=("phase",),
+        figures={"tree/forwards": {"phase": "rollout"}, "update/forwards": {"phase": "training"}},
+    ),
+    Metric(
+        name="branchgrpo_phase_seconds",
+        kind="counter",
+        panel="Time by phase",
+        unit="percentunit",
+        description="seconds spent in a phase of an iteration",
+        labels=("phase",),
+        figures={f"time/{phase}": {"phase": phase} for phase in PHASES},
+    ),
+    Metric(
+        name="branchgrpo_driver_bytes",
+        kind="counter",
+        panel="Bytes through the driver",
+        unit="Bps",
+        description="messages that the driver sent and received",
+        labels=(),
+        figures={"driver/bytes": {}},
+    ),
+    Metric(
+        name="branchgrpo_queue_length",
+        kind="gauge",
+        panel="Queue length",
+        unit="short",
+        description="tasks waiting or running",
+        labels=("role",),
+    ),
+    Metric(
+        name="branchgrpo_workers_desired",
+        kind="gauge",
+        panel="Workers",
+        unit="short",
+        description="workers asked for",
+        labels=("role",),
+    ),
+    Metric(
+        name="branchgrpo_workers_ready",
+        kind="gauge",
+        panel="Workers",
+        unit="short",
+        description="workers that take tasks",
+        labels=("role",),
+    ),
+    Metric(
+        name="branchgrpo_weight_version",
+        kind="gauge",
+        panel="Weight version",
+        unit="short",
+        description="version of the weights that a worker holds",
+        labels=("role", "worker"),
+        figures={"update/version": {"role": "learner", "worker": "learner-0"}},
+    ),
+    Metric(
+        name="branchgrpo_retries",
+        kind="counter",
+        panel="Retries",
+        unit="short",
+        description="tasks issued again, and further attempts of rewards",
+        labels=("role",),
+        figures={"reward/retries": {"role": "reward"}},
+    ),
+    Metric(
+        name="branchgrpo_restarts",
+        kind="counter",
+        panel="Restarts",
+        unit="short",
+        description="actors replaced; of learners: gangs",
+        labels=("role", "cause"),
+    ),
+    Metric(
+        name="branchgrpo_recoveries",
+        kind="counter",
+        panel="Recoveries",
+        unit="short",
+        description="failures of machines after which the run went on",
+    ),
+    Metric(
+        name="branchgrpo_skipped_steps",
+        kind="counter",
+        panel="Left out",
+        unit="short",
+        description="optimiser steps skipped since the gradient was not finite",
+        labels=(),
+        figures={"update/skipped_steps": {}},
+    ),
+    Metric(
+        name="branchgrpo_dropped_groups",
+        kind="counter",
+        panel="Left out",
+        unit="short",
+        description="prompt groups without usable rewards",
+        labels=(),
+        figures={"reward/dropped_groups": {}},
+    ),
+    Metric(
+        name="branchgrpo_stale_rejections",
+        kind="counter",
+        panel="Left out",
+        unit="short",
+        description="checkpoints of an old epoch, trees of an over-stale policy",
+        labels=("cause",),
+        figures={
+            "checkpoint/rejected": {"cause": "epoch"},
+            "tree/stale_dropped": {"cause": "policy"},
+        },
+    ),
+    Metric(
+        name="branchgrpo_checkpoint_timestamp_seconds",
+        kind="gauge",
+        panel="Checkpoint age",
+        unit="unixtime",
+        description="when the newest checkpoint was committed",
+    ),
+    Metric(
+        name="branchgrpo_checkpoint_iteration",
+        kind="gauge",
+        panel="Checkpoint and epoch",
+        unit="short",
+        description="iteration of the newest checkpoint",
+    ),
+    Metric(
+        name="branchgrpo_epoch",
+        kind="gauge",
+        panel="Checkpoint and epoch",
+        unit="short",
+        description="grows with each restore; older ones are fenced",
+    ),
+)
+"""All metrics. The Grafana board and Prometheus' filter are generated from this table: python -m
+cluster.deploy.generate."""
 
 SCORES = {"reward": "branchgrpo_reward_mean", "held_out": "branchgrpo_held_out_mean"}
-"""Figures reward/total and reward/NAME/SCORE, likewise held_out/…, go to one metric with the rest as label `score`."""
+"""Figures reward/total and reward/NAME/SCORE, likewise held_out/…, go to one metric with the rest
+as label `score`."""
 
 
 class Monitor:
-    """Writes the metrics of one run; needs a connection to Ray. Ray sends them to the node's agent, at once or later."""
+    """Writes the metrics of one run; needs a connection to Ray. Ray sends them to the node's agent,
+    at once or later."""
 
     def __init__(self, run: str):
         self._metrics = {metric.name: metric for metric in METRICS}
         self._writers = {
-            metric.name: (Gauge if metric.kind == "gauge" else Counter)(metric.name, metric.description, ("run", *metric.labels)).set_default_tags({"run": run})
+            metric.name: (Gauge if metric.kind == "gauge" else Counter)(
+                metric.name, metric.description, ("run", *metric.labels)
+            ).set_default_tags({"run": run})
             for metric in METRICS
         }
-        self._figures = {figure: (metric.name, labels) for metric in METRICS for figure, labels in metric.figures.items()}
+        self._figures = {
+            figure: (metric.name, labels)
+            for metric in METRICS
+            for figure, labels in metric.figures.items()
+        }
         self._held: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self._lock, self._closed = Lock(), Event()
         for metric in METRICS:
@@ -114,7 +344,8 @@ class Monitor:
         self._refresher.start()
 
     def iteration(self, values: Mapping[str, float]) -> None:
-        """Take over the figures of one iteration, named as in metrics.jsonl; those that no metric follows are ignored."""
+        """Take over the figures of one iteration, named as in metrics.jsonl; those that no metric
+        follows are ignored."""
         for figure, value in values.items():
             name, labels = self._figures.get(figure) or _score(figure)
             if name == "branchgrpo_iterations":
@@ -134,7 +365,8 @@ class Monitor:
             self._writers[name].set(value, tags=labels)
 
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:
-        """Raise a counter. Raises ValueError for a name or labels that METRICS lacks, and for a value below 0 or not finite."""
+        """Raise a counter. Raises ValueError for a name or labels that METRICS lacks, and for a
+        value below 0 or not finite."""
         self._check(name, "counter", labels)
         if not math.isfinite(value) or value < 0:
             raise ValueError(f"{name}: expected a finite value of at least 0, got {value}")
@@ -142,14 +374,20 @@ class Monitor:
             self._writers[name].inc(value, tags=labels)
 
     def begin(self, name: str, **labels: str) -> None:
-        """Export a counter at 0, so that `increase` sees its first event. Raises ValueError as `add` does."""
+        """Export a counter at 0, so that `increase` sees its first event. Raises ValueError as
+        `add` does."""
         self._check(name, "counter", labels)
         self._writers[name]._record(0.0, tags=labels)  # what inc does, which refuses 0
 
     def forget(self, **labels: str) -> None:
-        """Stop reporting gauges that have all these labels, such as those of a worker that left; they fade within 20 s."""
+        """Stop reporting gauges that have all these labels, such as those of a worker that left;
+        they fade within 20 s."""
         with self._lock:
-            self._held = {(name, held): value for (name, held), value in self._held.items() if not labels.items() <= dict(held).items()}
+            self._held = {
+                (name, held): value
+                for (name, held), value in self._held.items()
+                if not labels.items() <= dict(held).items()
+            }
 
     def close(self) -> None:
         """Stop refreshing, before Ray is left."""
@@ -159,9 +397,14 @@ class Monitor:
     def _check(self, name: str, kind: str, labels: Mapping[str, str]) -> None:
         metric = self._metrics.get(name)
         if metric is None or metric.kind != kind:
-            raise ValueError(f"metrics: expected the name of a {kind}, one of {[one.name for one in METRICS if one.kind == kind]}, got {name!r}")
+            raise ValueError(
+                f"metrics: expected the name of a {kind}, one of "
+                f"{[one.name for one in METRICS if one.kind == kind]}, got {name!r}"
+            )
         if set(labels) != set(metric.labels):
-            raise ValueError(f"{name}: expected the labels {sorted(metric.labels)}, got {sorted(labels)}")
+            raise ValueError(
+                f"{name}: expected the labels {sorted(metric.labels)}, got {sorted(labels)}"
+            )
 
     def _refresh(self) -> None:
         while not self._closed.wait(REFRESH_SECONDS):
@@ -173,4 +416,8 @@ class Monitor:
 def _score(figure: str) -> tuple[str, dict[str, str]]:
     """The metric and label of a mean score; an empty name for any other figure."""
     kind, _, score = figure.partition("/")
-    return (SCORES[kind], {"score": score}) if kind in SCORES and (score == "total" or "/" in score) else ("", {})
+    return (
+        (SCORES[kind], {"score": score})
+        if kind in SCORES and (score == "total" or "/" in score)
+        else ("", {})
+    )

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from cluster.errors import PlacementError
 
@@ -15,13 +20,17 @@ Bundle = dict[str, float]
 
 def bundle(options: Mapping[str, Any]) -> Bundle:
     """What an actor of these options reserves, as Ray names it."""
-    reserved = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus")} | options.get("resources", {})
+    reserved = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus")} | options.get(
+        "resources", {}
+    )
     return {name: float(amount) for name, amount in reserved.items() if amount}
 
 
 def require_here(wanted: dict[str, list[Bundle]]) -> None:
-    """Refuse what this machine can never hold, before a Ray is started on it, which takes long. Raises PlacementError."""
-    from ray._private.accelerators import get_accelerator_manager_for_resource  # what Ray counts when it starts
+    """Refuse what this machine can never hold, before a Ray is started on it, which takes long.
+    Raises PlacementError."""
+    # what Ray counts when it starts
+    from ray._private.accelerators import get_accelerator_manager_for_resource
     from ray._private.utils import get_num_cpus
 
     gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
@@ -31,10 +40,11 @@ def require_here(wanted: dict[str, list[Bundle]]) -> None:
 
 
 def lack(wanted: Mapping[str, Sequence[Bundle]], seconds: float) -> str:
-    """What is missing, in one line, for all actors of all roles to fit at once; empty when they do within `seconds`.
+    """What is missing, in one line, for all actors of all roles to fit at once; empty when they do
+    within `seconds`.
 
-    The reservation is given back at once: it also asks an autoscaler for nodes, and tells whether bundles fit
-    on single nodes, which totals do not.
+    The reservation is given back at once: it also asks an autoscaler for nodes, and tells whether
+    bundles fit on single nodes, which totals do not.
     """
     bundles = [one for role in wanted.values() for one in role if one]
     if not bundles:
@@ -49,15 +59,28 @@ def lack(wanted: Mapping[str, Sequence[Bundle]], seconds: float) -> str:
 def _needed(wanted: Mapping[str, Sequence[Bundle]]) -> Bundle:
     """Of all actors together."""
     bundles = [one for role in wanted.values() for one in role]
-    return {name: sum(one.get(name, 0.0) for one in bundles) for name in sorted({name for one in bundles for name in one})}
+    return {
+        name: sum(one.get(name, 0.0) for one in bundles)
+        for name in sorted({name for one in bundles for name in one})
+    }
 
 
 def _lacking(wanted: Mapping[str, Sequence[Bundle]], have: Bundle, where: str) -> str:
     """Says what is missing of what is wanted."""
     need = _needed(wanted)
-    roles = ", ".join(f"{len(role)} {name} × {_text(role[0])}" for name, role in wanted.items() if role)
-    missing = {name: amount - have.get(name, 0.0) for name, amount in need.items() if amount > have.get(name, 0.0)}
-    lack = f"missing {_text(missing)}" if missing else "enough in all, but no node has room for one of the bundles"
+    roles = ", ".join(
+        f"{len(role)} {name} × {_text(role[0])}" for name, role in wanted.items() if role
+    )
+    missing = {
+        name: amount - have.get(name, 0.0)
+        for name, amount in need.items()
+        if amount > have.get(name, 0.0)
+    }
+    lack = (
+        f"missing {_text(missing)}"
+        if missing
+        else "enough in all, but no node has room for one of the bundles"
+    )
     there = _text({name: have.get(name, 0.0) for name in need})
     return f"cluster: expected room for {roles} (in all {_text(need)}), {there} {where}: {lack}"
 
@@ -68,4 +91,6 @@ def placed(group: PlacementGroup) -> bool:
 
 
 def _text(resources: Bundle) -> str:
-    return " + ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
+    return (
+        " + ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
+    )

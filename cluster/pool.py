@@ -1,8 +1,8 @@
 """An elastic pool of equal workers: tasks go to the least busy one, results come as they finish.
 
-Tasks must be pure functions of their arguments: a task whose worker died, or that takes far longer than its like, is
-issued again to another worker, and the first result wins. The first of a task's results must be small, since the driver
-reads it to see whether the task failed.
+Tasks must be pure functions of their arguments: a task whose worker died, or that takes far longer
+than its like, is issued again to another worker, and the first result wins. The first of a task's
+results must be small, since the driver reads it to see whether the task failed.
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ class Pool(Workers):
     def wait_ready(self) -> None:
         """Until as many workers as wanted have loaded what they need. Raises what that raised."""
         deadline, enough = time.monotonic() + self.patience.timeout, self.desired
-        while sum(worker.state == "ready" for worker in self.workers) < min(enough, self.desired):  # those wished for meanwhile may wait for room
+        # those wished for meanwhile may wait for room
+        while sum(worker.state == "ready" for worker in self.workers) < min(enough, self.desired):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.role}: {enough} workers were not ready in {self.patience.timeout:g} s")
+                raise TimeoutError(
+                    f"{self.role}: {enough} workers were not ready in {self.patience.timeout:g} s"
+                )
             self.tend()
             wait(self)
         self.formed = True
 
     def tend(self) -> None:
-        """Start and end workers as wanted, give them tasks, and look for tasks that take too long."""
+        """Start and end workers as wanted, give them tasks, and look for tasks that take too
+        long."""
         now = time.monotonic()
         if now - self.tended >= TICK:
             self.tended = now
@@ -53,16 +57,26 @@ class Pool(Workers):
             self.probe(now)
             self._look_elsewhere()
         active = [worker for worker in self.workers if worker.state != "draining"]
-        for worker in sorted(active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index))[: max(0, len(active) - self.desired)]:
+        for worker in sorted(
+            active, key=lambda worker: (worker.state == "ready", len(worker.pending), -worker.index)
+        )[: max(0, len(active) - self.desired)]:
             worker.state = "draining"
-        for worker in [one for one in self.workers if one.state == "draining" and not any(attempt.task for attempt in one.pending)]:
+        for worker in [
+            one
+            for one in self.workers
+            if one.state == "draining" and not any(attempt.task for attempt in one.pending)
+        ]:
             self._remove(worker, "scaled")
         for _ in range(self.desired - len(active)):
             self._start()
         for gone, budget in self.losses:
             self.note(f"{gone}, {budget}")
         self.losses.clear()
-        for worker in [worker for worker in self.workers if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending]:
+        for worker in [
+            worker
+            for worker in self.workers
+            if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending
+        ]:
             if self.greetings:
                 self._greet(worker, self.greetings)
             worker.greeting, worker.version = self.greeting, self.version
@@ -70,13 +84,24 @@ class Pool(Workers):
 
     def _dispatch(self) -> None:
         while self.queue:
-            free = [one for one in self.workers if one.state == "ready" and one.greeting == self.greeting and len(one.pending) < DEPTH and not self._slow(one)]
+            free = [
+                one
+                for one in self.workers
+                if one.state == "ready"
+                and one.greeting == self.greeting
+                and len(one.pending) < DEPTH
+                and not self._slow(one)
+            ]
             if not free:
                 return
             self._issue(self.queue.popleft(), min(free, key=lambda worker: len(worker.pending)))
 
     def _issue(self, task: Task, worker: Worker) -> None:
-        found = getattr(worker.handle, task.method).options(num_returns=task.returns).remote(*task.arguments)
+        found = (
+            getattr(worker.handle, task.method)
+            .options(num_returns=task.returns)
+            .remote(*task.arguments)
+        )
         references = found if task.returns > 1 else [found]
         attempt = Attempt(worker, references, task, time.monotonic())
         task.attempts.append(attempt)
@@ -85,11 +110,19 @@ class Pool(Workers):
     def _patience(self, task: Task) -> float:
         """Seconds after which a task of this kind and size is overdue."""
         known = self.seconds.get(task.method)
-        return max(self.patience.least, self.patience.straggler * task.size * statistics.median(known)) if known else self.patience.timeout
+        return (
+            max(self.patience.least, self.patience.straggler * task.size * statistics.median(known))
+            if known
+            else self.patience.timeout
+        )
 
     def _slow(self, worker: Worker) -> bool:
         """Something on it is overdue: it may be hung."""
-        return any(attempt.task.done or len(attempt.task.attempts) > 1 for attempt in worker.pending[:1] if attempt.task)
+        return any(
+            attempt.task.done or len(attempt.task.attempts) > 1
+            for attempt in worker.pending[:1]
+            if attempt.task
+        )
 
     def _overdue(self, now: float) -> None:
         """Issue again what takes too long; end workers that don't answer."""
@@ -106,26 +139,46 @@ class Pool(Workers):
                 elif took > self.patience.timeout:
                     self._remove(worker, "unresponsive", f"not ready after {took:.0f} s")
                 continue
-            limit = self._patience(first.task) * 2**first.task.failures  # what is slow everywhere must end somewhere
+            # what is slow everywhere must end somewhere
+            limit = self._patience(first.task) * 2**first.task.failures
             if took <= limit:
                 continue
             words = f"{first.task.method} takes {took:.0f} s ({self._usual(first.task)})"
             if took > 2 * limit:
                 self._remove(worker, "unresponsive", words)
             else:
-                for attempt in [one for one in worker.pending if one.task and not one.task.done and len(one.task.attempts) == 1]:
-                    others = [one for one in self.workers if one is not worker and one.state == "ready" and one.greeting == self.greeting]
+                for attempt in [
+                    one
+                    for one in worker.pending
+                    if one.task and not one.task.done and len(one.task.attempts) == 1
+                ]:
+                    others = [
+                        one
+                        for one in self.workers
+                        if one is not worker
+                        and one.state == "ready"
+                        and one.greeting == self.greeting
+                    ]
                     if others and attempt.task:
                         self.reissued += 1
                         other = min(others, key=lambda one: len(one.pending))
-                        what = words if attempt is first else f"{attempt.task.method} waits behind it"
-                        self.note(f"{self.role}-{worker.index}: {what}: given to {self.role}-{other.index} as well")
+                        what = (
+                            words if attempt is first else f"{attempt.task.method} waits behind it"
+                        )
+                        self.note(
+                            f"{self.role}-{worker.index}: {what}: given to "
+                            f"{self.role}-{other.index} as well"
+                        )
                         self._issue(attempt.task, other)
 
     def _usual(self, task: Task) -> str:
         """How long its like takes, for people."""
         known = self.seconds.get(task.method)
-        return f"median {task.size * statistics.median(known):.2g} s" if known else "the first of its kind"
+        return (
+            f"median {task.size * statistics.median(known):.2g} s"
+            if known
+            else "the first of its kind"
+        )
 
     # tasks
 
@@ -133,22 +186,37 @@ class Pool(Workers):
         """A new set of pending tasks."""
         return Flow()
 
-    def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, size: float = 1.0, then: Callable[[list[ObjectRef[Any]]], None]) -> None:
+    def submit(
+        self,
+        flow: Flow,
+        method: str,
+        *arguments: Any,
+        returns: int = 1,
+        size: float = 1.0,
+        then: Callable[[list[ObjectRef[Any]]], None],
+    ) -> None:
         """Run `method` on some worker; `then` gets its references when it has finished.
 
         size: of the task beside others of its method, by which its time is judged.
         """
         self.meter.count((method, arguments))
-        self.queue.append(Task(method, arguments, returns, then, flow, size))
+        self.queue.append(
+            Task(
+                method=method, arguments=arguments, returns=returns, then=then, flow=flow, size=size
+            )
+        )
         flow.add(self)
         self._dispatch()
 
     def answered(self, reference: ObjectRef[Any]) -> None:
-        """A watched reference is there: a result, or a failure. Raises a task's own error; LostObjects; BudgetError."""
+        """A watched reference is there: a result, or a failure. Raises a task's own error;
+        LostObjects; BudgetError."""
         attempt = self.attempts.pop(reference, None)
         if attempt is None:
             return  # of a worker that was removed meanwhile
-        worker, task, now = attempt.worker, attempt.task, time.monotonic()
+        worker = attempt.worker
+        task = attempt.task
+        now = time.monotonic()
         try:
             worker.look()
             ray.get([reference] if task else attempt.references)  # of a greeting, what failed first
@@ -159,7 +227,8 @@ class Pool(Workers):
         if worker.pending:
             worker.pending[0].began = now  # it waited until now
         if task is None:
-            worker.state, worker.began = "ready" if worker.state == "starting" else worker.state, now
+            worker.state = "ready" if worker.state == "starting" else worker.state
+            worker.began = now
             worker.new, self.unfit = False, 0
             if worker.greeting == self.greeting:
                 worker.version = self.version
@@ -170,40 +239,56 @@ class Pool(Workers):
         task.attempts.remove(attempt)
         if task in self.queue:
             self.queue.remove(task)
-        self.seconds.setdefault(task.method, deque(maxlen=64)).append((now - attempt.began) / task.size)
+        self.seconds.setdefault(task.method, deque(maxlen=64)).append(
+            (now - attempt.began) / task.size
+        )
         task.flow.finished(self)
         task.then(attempt.references)
 
     def _failed(self, worker: Worker, attempt: Attempt, error: ray.exceptions.RayError) -> None:
         """What it worked on has failed, or it is gone. Raises what is no fault of a machine."""
         task = attempt.task
-        if task is None and worker.new and not lost(error) and (never_began(error) or not died(error)):
+        if (
+            task is None
+            and worker.new
+            and not lost(error)
+            and (never_began(error) or not died(error))
+        ):
             self._unfit(worker, error)
             return
         if died(error):
-            self._remove(worker, ending(error), reason(error))  # it may live on, but is not waited for
+            # it may live on, but is not waited for
+            self._remove(worker, ending(error), reason(error))
             return
         worker.pending.remove(attempt)
         if task is None:  # to be greeted again
-            worker.state, worker.greeting = "ready" if worker.state == "starting" else worker.state, -1
+            worker.state = "ready" if worker.state == "starting" else worker.state
+            worker.greeting = -1
             worker.new = False
         elif task.done:
             return
         raise told(error, f"{self.role}.{task.method if task else 'ready'}") from error
 
     def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        """Run `method` on every worker that is ready and idle; their results. Others are greeted before their next task.
+        """Run `method` on every worker that is ready and idle; their results. Others are greeted
+        before their next task.
 
         A worker that dies, or does not answer in time, is removed. Raises what the method raised.
         """
-        asked = [worker for worker in self.workers if worker.state == "ready" and not worker.pending]
+        asked = [
+            worker for worker in self.workers if worker.state == "ready" and not worker.pending
+        ]
         references = [getattr(worker.handle, method).remote(*arguments) for worker in asked]
         began = time.monotonic()
         ready = self._answers(method, references)
         results = []
         for worker, reference in zip(asked, references, strict=True):
             if reference not in ready:
-                self._remove(worker, "unresponsive", f"no answer to {method} in {time.monotonic() - began:.0f} s")
+                self._remove(
+                    worker,
+                    "unresponsive",
+                    f"no answer to {method} in {time.monotonic() - began:.0f} s",
+                )
                 continue
             try:
                 results.append(ray.get(reference))
@@ -216,19 +301,34 @@ class Pool(Workers):
         return results
 
     def _answers(self, method: str, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:
-        """Those that come in time: some times as long as it usually takes until all have answered. While nobody knows, the faster half
-        has the timeout, and the others some times as long as that half took."""
+        """Those that come in time: some times as long as it usually takes until all have answered.
+        While nobody knows, the faster half has the timeout, and the others some times as long as
+        that half took."""
         if not references:
             return []
         began, known = time.monotonic(), self.broadcasts.get(method)
         usual = statistics.median(known) if known else 0.0
-        first = min(self.patience.timeout, 2 * max(self.patience.least, self.patience.straggler * usual)) if known else self.patience.timeout
+        first = (
+            min(
+                self.patience.timeout, 2 * max(self.patience.least, self.patience.straggler * usual)
+            )
+            if known
+            else self.patience.timeout
+        )
         half: list[ObjectRef[Any]]
-        half, late = ray.wait(references, num_returns=(len(references) + 1) // 2, timeout=first, fetch_local=False)
+        half, late = ray.wait(
+            references, num_returns=(len(references) + 1) // 2, timeout=first, fetch_local=False
+        )
         if len(half) < len(late):
             return half
-        limit = 2 * max(self.patience.least, self.patience.straggler * max(usual, time.monotonic() - began))
-        return half + (ray.wait(late, num_returns=len(late), timeout=limit, fetch_local=False)[0] if late else [])
+        limit = 2 * max(
+            self.patience.least, self.patience.straggler * max(usual, time.monotonic() - began)
+        )
+        return half + (
+            ray.wait(late, num_returns=len(late), timeout=limit, fetch_local=False)[0]
+            if late
+            else []
+        )
 
     def share(self, value: Any) -> ObjectRef[Any]:
         """A value that several tasks take, put into the object store once."""
@@ -245,7 +345,8 @@ class Pool(Workers):
         return value
 
     def forget(self) -> None:
-        """Drop all tasks: what they would give is not wanted any more. Workers finish what they are at."""
+        """Drop all tasks: what they would give is not wanted any more. Workers finish what they are
+        at."""
         self.queue.clear()
         for attempt in self.attempts.values():
             if attempt.task:
@@ -256,4 +357,6 @@ class Pool(Workers):
         self.forget()
         for worker in self.workers:
             ray.kill(worker.handle)
-        self.workers, self.attempts, self.desired = [], {}, 0
+        self.workers = []
+        self.attempts = {}
+        self.desired = 0

@@ -7,10 +7,11 @@ from cluster.rank_group import Gang
 
 
 def publish(gang: Gang, pool: Pool, chunks: int, weights: str) -> int:
-    """Rank 0 puts the named weights in the store, every idle worker loads them and confirms the digest; busy ones and
-    newcomers load them before their next task. Returns the version.
+    """Rank 0 puts the named weights in the store, every idle worker loads them and confirms the
+    digest; busy ones and newcomers load them before their next task. Returns the version.
 
-    Raises what a worker raises that holds anything else than what was published; GangError when a rank is gone.
+    Raises what a worker raises that holds anything else than what was published; GangError when a
+    rank is gone.
     """
     references = gang.leader("publish", weights, returns=2 + chunks)
     version, _ = pool.fetch(references[0])

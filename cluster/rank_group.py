@@ -24,9 +24,11 @@ from cluster.pool import FORGIVEN, NAMESPACE
 from cluster.work import Place, place
 
 PROMPT = 10.0
-"""Seconds in which the other ranks' errors are waited for, once one has failed: the first is rarely the cause."""
+"""Seconds in which the other ranks' errors are waited for, once one has failed: the first is rarely
+the cause."""
 ROOM_SECONDS = 30.0
-"""How long a gang waits for room on nodes where it could start before it is made where it could not."""
+"""How long a gang waits for room on nodes where it could start before it is made where it could
+not."""
 
 
 @dataclass
@@ -45,13 +47,14 @@ class Call:
 
 
 class Gang:
-    """n ranks of one class, placed together. Any rank's failure ends all: after an error or a missed deadline
-    the others would wait in a collective until its timeout, and the process group is unusable afterwards.
-    `form` makes a new gang of new actors.
+    """n ranks of one class, placed together. Any rank's failure ends all: after an error or a
+    missed deadline the others would wait in a collective until its timeout, and the process group
+    is unusable afterwards. `form` makes a new gang of new actors.
 
-    A call must be finished in `factor` times the median of its like, never in less than `least` seconds, and in
-    `timeout` seconds where none was measured yet. First calls on new ranks are of their own kind. Those methods
-    that the class lists as `storage_bound` always have the whole timeout.
+    A call must be finished in `factor` times the median of its like, never in less than `least`
+    seconds, and in `timeout` seconds where none was measured yet. First calls on new ranks are of
+    their own kind. Those methods that the class lists as `storage_bound` always have the whole
+    timeout.
     """
 
     def __init__(
@@ -65,10 +68,15 @@ class Gang:
         deadlines: tuple[float, float, float],
         run: str = "",
     ):
-        """resources: options of each rank, as Ray takes them. `count` may be changed, for the next gang. deadlines: timeout,
-        factor, least."""
-        self.cls, self.role, self.count, self.resources = cls, role, ranks, resources
-        self.make, self.meter, self.run = make, meter, run
+        """resources: options of each rank, as Ray takes them. `count` may be changed, for the next
+        gang. deadlines: timeout, factor, least."""
+        self.cls = cls
+        self.role = role
+        self.count = ranks
+        self.resources = resources
+        self.make = make
+        self.meter = meter
+        self.run = run
         self.timeout, self.factor, self.least = deadlines
         self.group: PlacementGroup | None = None
         self.ranks: list[ActorHandle[Any]] = []
@@ -78,8 +86,10 @@ class Gang:
         self.allowed = 0  # of those, preempted ones apart
         self.note: Callable[[str], None] = lambda text: None  # hears of losses, in one line each
         self.formed = False  # once
-        self.avoided, self.avoiding = Avoided(), frozenset[str]()  # nodes where a rank could not start; those of them that it avoids
-        self.seconds: dict[tuple[str, bool], deque[float]] = {}  # that calls took for their size on one rank, by method and first
+        # nodes where a rank could not start; those of them that it avoids
+        self.avoided, self.avoiding = Avoided(), frozenset[str]()
+        # that calls took for their size on one rank, by method and first
+        self.seconds: dict[tuple[str, bool], deque[float]] = {}
         self.called = set[str]()  # methods, on these ranks
         self.running: list[Call] = []  # begun and not finished
 
@@ -89,17 +99,23 @@ class Gang:
         self.meet()
 
     def start(self, elsewhere: bool = False) -> None:
-        """Make the actors: where the last ones were, so that nobody takes that room meanwhile, unless it is to be elsewhere or
-        their number has changed. Waits only where nodes are to be avoided."""
+        """Make the actors: where the last ones were, so that nobody takes that room meanwhile,
+        unless it is to be elsewhere or their number has changed. Waits only where nodes are to be
+        avoided."""
         self._kill()
         self._place(elsewhere)
         actor = ray.remote(self.cls)
         for rank in range(self.count):
             options = dict(self.resources)
             if self.run:
-                options |= {"name": f"{self.run}/{self.role}-{rank}.{self.made}", "namespace": NAMESPACE}
+                options |= {
+                    "name": f"{self.run}/{self.role}-{rank}.{self.made}",
+                    "namespace": NAMESPACE,
+                }
             if self.group:
-                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank)
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=rank
+                )
             elif self.avoiding:
                 options["label_selector"] = labels(self.avoiding)
             self.ranks.append(actor.options(**options).remote(*self.make(rank)))
@@ -109,7 +125,9 @@ class Gang:
         """Room for all, and where it must not be."""
         reserved, found = bundle(self.resources), frozenset(self.avoided.nodes())
         avoiding = found if nodes.fits(reserved, found) else frozenset()
-        if self.group and (elsewhere or self.group.bundle_count != self.count or avoiding != self.avoiding):
+        if self.group and (
+            elsewhere or self.group.bundle_count != self.count or avoiding != self.avoiding
+        ):
             self._release()
         self.avoiding = avoiding
         if self.group or not reserved:
@@ -120,28 +138,55 @@ class Gang:
             self.group, self.avoiding = group(reserved, self.count, ()), frozenset()
 
     def meet(self) -> None:
-        """Wait for the actors, and let them meet and load what they need. Raises, once there has been a gang, GangError for
+        """Wait for the actors, and let them meet and load what they need. Raises, once there has
+        been a gang, GangError for
         whatever a rank cannot start of: the next one is made elsewhere."""
-        self.places = self.finish(self._starting("place", [rank.__ray_call__.remote(place) for rank in self.ranks]))
-        host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == self.places[0].node)  # where other nodes reach it
-        (address,) = self.finish(self._starting("rendezvous", [self.ranks[0].rendezvous.remote(host)]))
-        self.finish(self._starting("join", [rank.join.remote(self.count, address) for rank in self.ranks]))
+        self.places = self.finish(
+            self._starting("place", [rank.__ray_call__.remote(place) for rank in self.ranks])
+        )
+        # where other nodes reach it
+        host = next(
+            node["NodeManagerAddress"]
+            for node in ray.nodes()
+            if node["NodeID"] == self.places[0].node
+        )
+        (address,) = self.finish(
+            self._starting("rendezvous", [self.ranks[0].rendezvous.remote(host)])
+        )
+        self.finish(
+            self._starting("join", [rank.join.remote(self.count, address) for rank in self.ranks])
+        )
         self.formed = True
 
     def _starting(self, method: str, references: list[ObjectRef[Any]]) -> Call:
-        return Call(method, references, time.monotonic() + self.timeout, self.timeout, starting=True)
+        return Call(
+            method, references, time.monotonic() + self.timeout, self.timeout, starting=True
+        )
 
     def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Call:
-        """Run `method` on all ranks; `finish` waits for it. size: of its work, beside other calls of the method."""
+        """Run `method` on all ranks; `finish` waits for it. size: of its work, beside other calls
+        of the method."""
         self.meter.count((method, arguments))
-        return self._begun(method, [getattr(rank, method).remote(*arguments) for rank in self.ranks], size)
+        return self._begun(
+            method, [getattr(rank, method).remote(*arguments) for rank in self.ranks], size
+        )
 
     def _begun(self, method: str, references: list[ObjectRef[Any]], size: float) -> Call:
         first, began = method not in self.called, time.monotonic()
         self.called.add(method)
         seconds = self.limit(method, first, size)
-        free = max([began, *(call.deadline for call in self.running)])  # ranks do one after the other
-        call = Call(method, references, free + seconds, seconds, began, size, first, not self.running)
+        # ranks do one after the other
+        free = max([began, *(call.deadline for call in self.running)])
+        call = Call(
+            method=method,
+            references=references,
+            deadline=free + seconds,
+            seconds=seconds,
+            began=began,
+            size=size,
+            first=first,
+            alone=not self.running,
+        )
         self.running.append(call)
         return call
 
@@ -150,15 +195,20 @@ class Gang:
         known = self.seconds.get((method, first))
         if not known or method in getattr(self.cls, "storage_bound", ()):
             return self.timeout
-        return min(self.timeout, max(self.least, self.factor * statistics.median(known) * size / max(1, self.count)))
+        return min(
+            self.timeout,
+            max(self.least, self.factor * statistics.median(known) * size / max(1, self.count)),
+        )
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Run `method` on all ranks; results in rank order. Raises the first error, after ending the gang."""
+        """Run `method` on all ranks; results in rank order. Raises the first error, after ending
+        the gang."""
         return self.finish(self.begin(method, *arguments))
 
     def finish(self, call: Call) -> list[Any]:
-        """Results of all ranks. Raises GangError when a rank died or missed the deadline, LostObjects when what it needed
-        is gone, and else what a rank raised; all ranks are ended first."""
+        """Results of all ranks. Raises GangError when a rank died or missed the deadline,
+        LostObjects when what it needed is gone, and else what a rank raised; all ranks are ended
+        first."""
         self._watch(call)
         results = ray.get(call.references)
         self.meter.count(results)
@@ -168,12 +218,24 @@ class Gang:
         """Wait for all ranks, as `finish` does, without reading what they give."""
         pending = list(call.references)
         while pending:
-            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, call.deadline - time.monotonic()), fetch_local=False)
+            done, pending = ray.wait(
+                pending,
+                num_returns=1,
+                timeout=max(0.0, call.deadline - time.monotonic()),
+                fetch_local=False,
+            )
             if not done:
-                late = [rank for rank, reference in enumerate(call.references) if reference in pending]
+                late = [
+                    rank for rank, reference in enumerate(call.references) if reference in pending
+                ]
                 who = " and ".join(self._name(rank) for rank in late)
-                self.lose("unresponsive", f"{who}: {call.method} not finished in {call.seconds:.3g} s")
-                raise GangError(f"{self.role}.{call.method}: ranks {late} missed the deadline of {call.seconds:.3g} s")
+                self.lose(
+                    "unresponsive", f"{who}: {call.method} not finished in {call.seconds:.3g} s"
+                )
+                raise GangError(
+                    f"{self.role}.{call.method}: ranks {late} missed the deadline of "
+                    f"{call.seconds:.3g} s"
+                )
             try:
                 ray.get(done)
             except ray.exceptions.RayError as error:
@@ -184,28 +246,51 @@ class Gang:
                 took = (time.monotonic() - call.began) * max(1, self.count) / call.size
                 self.seconds.setdefault((call.method, call.first), deque(maxlen=64)).append(took)
 
-    def _failed(self, call: Call, rank: int, error: ray.exceptions.RayError, pending: list[ObjectRef[Any]]) -> None:
+    def _failed(
+        self, call: Call, rank: int, error: ray.exceptions.RayError, pending: list[ObjectRef[Any]]
+    ) -> None:
         """End the gang; raises GangError for a death, else what the rank raised."""
         what, said = f"{self.role}.{call.method}", reason(error)
         if not died(error):  # the others' errors may be of a collective whose peer is gone
             for other, death in self._deaths(pending):
-                self.lose(ending(death), f"{self._name(call.references.index(other))} died ({reason(death)})")
-                raise GangError(f"{what}: a rank died ({ending(death)}); another said: {said}") from error
-        if call.starting and self.formed and not lost(error) and (never_began(error) or not died(error)):
+                self.lose(
+                    ending(death),
+                    f"{self._name(call.references.index(other))} died ({reason(death)})",
+                )
+                raise GangError(
+                    f"{what}: a rank died ({ending(death)}); another said: {said}"
+                ) from error
+        if (
+            call.starting
+            and self.formed
+            and not lost(error)
+            and (never_began(error) or not died(error))
+        ):
             self.avoided.add(nodes.of(self.ranks[rank]))
             self.lose("start", f"{self._name(rank)} could not start ({said})")
             raise GangError(f"{what}: rank {rank} could not start: {said}") from error
         if died(error):
             self.lose(ending(error), f"{self._name(rank)} died ({said})")
             raise GangError(f"{what}: rank {rank} died: {said}") from error
-        self.lose("lost" if lost(error) else "error", f"{self._name(rank)} failed ({said})" if lost(error) else "")
+        self.lose(
+            "lost" if lost(error) else "error",
+            f"{self._name(rank)} failed ({said})" if lost(error) else "",
+        )
         raise told(error, what) from error
 
-    def _deaths(self, pending: list[ObjectRef[Any]]) -> list[tuple[ObjectRef[Any], ray.exceptions.RayError]]:
-        """The first of the other ranks that died, if one did: its death may be seen later than what it did to the others."""
+    def _deaths(
+        self, pending: list[ObjectRef[Any]]
+    ) -> list[tuple[ObjectRef[Any], ray.exceptions.RayError]]:
+        """The first of the other ranks that died, if one did: its death may be seen later than what
+        it did to the others."""
         deadline = time.monotonic() + PROMPT
         while pending and time.monotonic() < deadline:
-            done, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+            done, pending = ray.wait(
+                pending,
+                num_returns=1,
+                timeout=max(0.0, deadline - time.monotonic()),
+                fetch_local=False,
+            )
             for reference in done:
                 try:
                     ray.get(reference)
@@ -215,8 +300,12 @@ class Gang:
         return []
 
     def leader(self, method: str, *arguments: Any, returns: int = 1) -> list[ObjectRef[Any]]:
-        """References to the results of rank 0; every rank runs the method, since it may use collectives. Raises as `finish`."""
-        found = [getattr(rank, method).options(num_returns=returns).remote(*arguments) for rank in self.ranks]
+        """References to the results of rank 0; every rank runs the method, since it may use
+        collectives. Raises as `finish`."""
+        found = [
+            getattr(rank, method).options(num_returns=returns).remote(*arguments)
+            for rank in self.ranks
+        ]
         self._watch(self._begun(method, [one[0] if returns > 1 else one for one in found], 1.0))
         return found[0] if returns > 1 else found[:1]
 
@@ -226,10 +315,15 @@ class Gang:
         return sum(count for why, count in self.restarts.items() if why not in FORGIVEN)
 
     def lose(self, why: str, words: str = "") -> None:
-        """End all ranks for a cause that is counted; `form` makes new ones. words: what happened, for people."""
+        """End all ranks for a cause that is counted; `form` makes new ones. words: what happened,
+        for people."""
         self.restarts[why] += 1
         if words and self.formed:
-            budget = "which no budget counts" if why in FORGIVEN else f"restart {self.spent} of {self.allowed}"
+            budget = (
+                "which no budget counts"
+                if why in FORGIVEN
+                else f"restart {self.spent} of {self.allowed}"
+            )
             self.note(f"{words}: learners begin again from the checkpoint, {budget}")
         self._kill()
 
@@ -240,7 +334,9 @@ class Gang:
     def _kill(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
-        self.ranks, self.places, self.running = [], [], []
+        self.ranks = []
+        self.places = []
+        self.running = []
         self.called.clear()
 
     def _release(self) -> None:

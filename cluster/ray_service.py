@@ -1,4 +1,5 @@
-"""All actors of one run: pools that grow, shrink and mend, a gang that is formed again, and who watches them."""
+"""All actors of one run: pools that grow, shrink and mend, a gang that is formed again, and who
+watches them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ Limits = Mapping[str, tuple[int, int]]
 
 
 class Crew:
-    """Pools of one rollout role and of rewards (one for each environment), and gangs: the learners, or none."""
+    """Pools of one rollout role and of rewards (one for each environment), and gangs: the learners,
+    or none."""
 
     faults: tuple[type[Exception], ...] = (GangError, LostObjects)
 
@@ -46,21 +48,37 @@ class Crew:
         auto: bool = False,
         request: int = 0,
     ):
-        """forgiven: how often the gang may be lost. run: in whose name others find it; empty: nobody does. auto: as many
-        rollout workers as the cluster has room for. request: for how many an autoscaler is asked."""
-        self.rollouts, self.rewards, self.gangs, self.meter = rollouts, rewards, gangs, meter
-        self.limits, self.forgiven, self.auto, self.request = limits, forgiven, auto, request
-        self.run, self.chunks, self.entered, self.formed = run, 0, False, False
-        self.earlier = Counter[str]()  # actors replaced under drivers before this one, by cause; no budget counts them
+        """forgiven: how often the gang may be lost. run: in whose name others find it; empty:
+        nobody does. auto: as many rollout workers as the cluster has room for. request: for how
+        many an autoscaler is asked."""
+        self.rollouts = rollouts
+        self.rewards = rewards
+        self.gangs = gangs
+        self.meter = meter
+        self.limits = limits
+        self.forgiven = forgiven
+        self.auto = auto
+        self.request = request
+        self.run = run
+        self.chunks = 0
+        self.entered = False
+        self.formed = False
+        # actors replaced under drivers before this one, by cause; no budget counts them
+        self.earlier = Counter[str]()
         self.looked = 0.0
         self.ending = False  # somebody asked for it
         self.wanted_ranks = gangs[0].count if gangs else 0
         self.reserve: PlacementGroup | None = None  # room for ranks that are to be added or to move
         self.reserved = 0  # how many
         self.leavers: set[str] = set()  # nodes that will go
-        self.warned: set[str] = set()  # those of them, present and past, that had actors of this run
+        # those of them, present and past, that had actors of this run
+        self.warned: set[str] = set()
         self.heeded: set[str] = set()  # those of them for which a checkpoint was asked
-        self.reporter = Reporter(run, rollouts, rewards, gangs, limits) if run else None
+        self.reporter = (
+            Reporter(run=run, rollouts=rollouts, rewards=rewards, gangs=gangs, limits=limits)
+            if run
+            else None
+        )
         for pool in self.pools:
             pool.tick = self.look
         for gang in gangs:
@@ -84,7 +102,8 @@ class Crew:
         return self.gangs[0]
 
     def enter(self, seconds: float, note: Callable[[str], None]) -> None:
-        """Make all actors, when there is room for all at once: see `admitted`. seconds: how long to wait for it.
+        """Make all actors, when there is room for all at once: see `admitted`. seconds: how long to
+        wait for it.
 
         note: hears of what is waited for, and as in `form`. Raises PlacementError.
         """
@@ -93,8 +112,12 @@ class Crew:
             note(text)
             self.report({"phase": text})
 
-        wanted = {pool.role: [placement.bundle(pool.resources)] * pool.desired for pool in self.pools}
-        wanted |= {gang.role: [placement.bundle(gang.resources)] * gang.count for gang in self.gangs}
+        wanted = {
+            pool.role: [placement.bundle(pool.resources)] * pool.desired for pool in self.pools
+        }
+        wanted |= {
+            gang.role: [placement.bundle(gang.resources)] * gang.count for gang in self.gangs
+        }
         self.report({"phase": "placing actors"})
         with admitted(wanted, seconds, self.run, told):
             self._take_places(note)
@@ -108,7 +131,8 @@ class Crew:
         self.entered = True
 
     def form(self, note: Callable[[str], None] = lambda text: None) -> None:
-        """Wait until every actor has loaded what it needs. note: hears of each loss and what replaces it, in one line."""
+        """Wait until every actor has loaded what it needs. note: hears of each loss and what
+        replaces it, in one line."""
         self.report({"phase": "loading models"})
         if not self.entered:
             self._take_places(note)
@@ -124,7 +148,8 @@ class Crew:
         """The gang's weights of this name to every rollout worker; returns their version."""
         try:
             return publish(self.learners, self.rollouts, self.chunks, weights)
-        except LostObjects:  # what comes next would build on an update that nobody saw: the gang goes back too
+        # what comes next would build on an update that nobody saw: the gang goes back too
+        except LostObjects:
             self.learners.lose("lost", "weights that were published are gone with a node")
             raise
 
@@ -133,8 +158,9 @@ class Crew:
         return self.meter.take()
 
     def recover(self, error: Exception) -> bool:
-        """Drop what is pending; form the gang anew if it is gone, and return whether it was. Raises the error when it was
-        gone too often, preemption apart; GangError when a rank turns out to be gone."""
+        """Drop what is pending; form the gang anew if it is gone, and return whether it was. Raises
+        the error when it was gone too often, preemption apart; GangError when a rank turns out to
+        be gone."""
         for pool in self.pools:
             pool.forget()
         if self.learners.ranks:
@@ -147,7 +173,8 @@ class Crew:
         return True
 
     def _make_room(self) -> None:
-        """A gang goes before workers that wait for room, and before those that took what there was."""
+        """A gang goes before workers that wait for room, and before those that took what there
+        was."""
         for pool in self.pools:
             pool.stand_back()
         if self.auto and not (self.learners.group and placement.placed(self.learners.group)):
@@ -163,13 +190,20 @@ class Crew:
             return
         self.looked = now
         self.leavers, alive = nodes.draining(), nodes.alive()
-        self.warned |= self.leavers & {place.node for place in self._places()}  # before those who can leave at once are gone
+        # before those who can leave at once are gone
+        self.warned |= self.leavers & {place.node for place in self._places()}
         for pool in self.pools:
             pool.settle(alive, self.leavers)
         self._reserve()
-        if self.auto and self.formed:  # before that, the fewest rollout workers must leave room for all others
+        # before that, the fewest rollout workers must leave room for all others
+        if self.auto and self.formed:
             fewest, most = self.limits["rollout"]
-            waiting = [pool.resources for pool in self.rewards for worker in pool.workers if not worker.look()]
+            waiting = [
+                pool.resources
+                for pool in self.rewards
+                for worker in pool.workers
+                if not worker.look()
+            ]
             waiting += [self.learners.resources] * self.reserved if self._waiting() else []
             room = nodes.room(self.rollouts, waiting)
             self.rollouts.desired = most if room is None else max(fewest, min(most, room))
@@ -191,17 +225,21 @@ class Crew:
         return self.ending
 
     def leaving(self) -> bool:
-        """Will nodes go with actors of this run on them? Each is told once; again and again while ranks are on them."""
+        """Will nodes go with actors of this run on them? Each is told once; again and again while
+        ranks are on them."""
         new = self.warned - self.heeded
         self.heeded |= new
-        return bool(new) or any(place.node in self.leavers for gang in self.gangs for place in gang.places)
+        return bool(new) or any(
+            place.node in self.leavers for gang in self.gangs for place in gang.places
+        )
 
     def _places(self) -> list[Place]:
         places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
         return places + [place for gang in self.gangs for place in gang.places]
 
     def regroup(self) -> str:
-        """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why, or nothing when it stays
+        """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why,
+        or nothing when it stays
         as it is: since nothing asks for it, or since there is no room."""
         gang, going = self.learners, self._going()
         if not going and self.wanted_ranks == gang.count:
@@ -209,7 +247,11 @@ class Crew:
         self._reserve()
         if self.reserve and not self.reserve.wait(RESERVE_SECONDS):
             return ""
-        why = f"{going} of {gang.count} ranks are on nodes that will go" if going else f"{gang.count} → {self.wanted_ranks} ranks"
+        why = (
+            f"{going} of {gang.count} ranks are on nodes that will go"
+            if going
+            else f"{gang.count} → {self.wanted_ranks} ranks"
+        )
         gang.restarts["preempted" if going else "scaled"] += 1
         before, gang.count = gang.count, self.wanted_ranks
         for pool in self.pools:
@@ -228,15 +270,21 @@ class Crew:
         return sum(place.node in self.leavers for gang in self.gangs for place in gang.places)
 
     def _reserve(self) -> None:
-        """Hold room for ranks that are to be added or to move, which also asks an autoscaler for it; they take it behind the
-        next checkpoint."""
-        wanted = max(0, self._going() + self.wanted_ranks - self.learners.count) if self.gangs and self.learners.places else 0
+        """Hold room for ranks that are to be added or to move, which also asks an autoscaler for
+        it; they take it behind the next checkpoint."""
+        wanted = (
+            max(0, self._going() + self.wanted_ranks - self.learners.count)
+            if self.gangs and self.learners.places
+            else 0
+        )
         if wanted == self.reserved:
             return
         self._release()
         if bundle := placement.bundle(self.learners.resources):
             avoided = self.learners.avoided.nodes()
-            self.reserve, self.reserved = (avoid.group(bundle, wanted, avoided), wanted) if wanted else (None, 0)
+            self.reserve, self.reserved = (
+                (avoid.group(bundle, wanted, avoided), wanted) if wanted else (None, 0)
+            )
 
     def _waiting(self) -> bool:
         """Is there no room yet for what is reserved?"""
@@ -249,9 +297,17 @@ class Crew:
 
     def _ask_autoscaler(self, workers: int) -> None:
         """For room for so many rollout workers beside all others; 0 takes the request back."""
-        wanted = [(self.rollouts.resources, workers), *((pool.resources, pool.desired) for pool in self.rewards)]
+        wanted = [
+            (self.rollouts.resources, workers),
+            *((pool.resources, pool.desired) for pool in self.rewards),
+        ]
         wanted += [(gang.resources, gang.count) for gang in self.gangs]
-        bundles = [bundle for resources, count in wanted for bundle in [placement.bundle(resources)] * count if bundle]
+        bundles = [
+            bundle
+            for resources, count in wanted
+            for bundle in [placement.bundle(resources)] * count
+            if bundle
+        ]
         request_resources(bundles=bundles if workers else [])
 
     def follow(self) -> dict[str, int]:
@@ -260,8 +316,14 @@ class Crew:
             pool.tend()
         self.look()
         restarts = self.earlier.total() + sum(self.restarts().values())
-        counts = {"rollout_workers": len(self.rollouts.workers), "reward_workers": sum(len(pool.workers) for pool in self.rewards)}
-        return counts | {"restarts": restarts, "reissued": sum(pool.reissued for pool in self.pools)}
+        counts = {
+            "rollout_workers": len(self.rollouts.workers),
+            "reward_workers": sum(len(pool.workers) for pool in self.rewards),
+        }
+        return counts | {
+            "restarts": restarts,
+            "reissued": sum(pool.reissued for pool in self.pools),
+        }
 
     def restarts(self) -> dict[str, int]:
         """Actors replaced under this driver, by cause."""
@@ -279,7 +341,9 @@ class Crew:
         return {
             "following": following,
             "restarts": dict(self.earlier + Counter(self.restarts())),
-            "refused": {"learner": f"waits for room for {self.reserved} ranks"} if self._waiting() else {},
+            "refused": {"learner": f"waits for room for {self.reserved} ranks"}
+            if self._waiting()
+            else {},
         }
 
     def stop(self) -> None:

@@ -1,4 +1,5 @@
-"""Is there a Ray at an address, and does it take our token? Asked first: Ray's own client tries for minutes."""
+"""Is there a Ray at an address, and does it take our token? Asked first: Ray's own client tries for
+minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 def reachable(address: str, seconds: float = SECONDS) -> bool:
-    """Does anything accept connections at HOST:PORT? Raises PlacementError for an address of another form."""
+    """Does anything accept connections at HOST:PORT? Raises PlacementError for an address of
+    another form."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise PlacementError(f"Ray address: expected HOST:PORT, got {address!r}")
@@ -26,12 +28,16 @@ def reachable(address: str, seconds: float = SECONDS) -> bool:
 
 
 def greet(address: str) -> None:
-    """Make sure that a Ray answers at HOST:PORT and lets us in. Where it asks for a token and RAY_AUTH_MODE is not set, sets it.
+    """Make sure that a Ray answers at HOST:PORT and lets us in. Where it asks for a token and
+    RAY_AUTH_MODE is not set, sets it.
 
     Raises PlacementError, in one line, within seconds.
     """
     if not reachable(address):
-        raise PlacementError(f"no Ray found: expected one at {address} (--address, or RAY_ADDRESS), nothing answers there")
+        raise PlacementError(
+            f"no Ray found: expected one at {address} (--address, or RAY_ADDRESS), nothing "
+            "answers there"
+        )
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return  # what follows asks without TLS
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
@@ -41,11 +47,21 @@ def greet(address: str) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         _read_environment()
     if code == "UNAUTHENTICATED":
-        got = f"RAY_AUTH_MODE={mode or '(not set)'} and {'another token' if token() else 'no token'}"
-        expected = "RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-        raise PlacementError(f"the Ray at {address} asks for a token: expected {expected}, got {got}")
+        got = (
+            f"RAY_AUTH_MODE={mode or '(not set)'} and {'another token' if token() else 'no token'}"
+        )
+        expected = (
+            "RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+            "~/.ray/auth_token"
+        )
+        raise PlacementError(
+            f"the Ray at {address} asks for a token: expected {expected}, got {got}"
+        )
     if code:
-        raise PlacementError(f"no Ray found: expected one at {address} (--address, or RAY_ADDRESS), something else answers there: {code}")
+        raise PlacementError(
+            f"no Ray found: expected one at {address} (--address, or RAY_ADDRESS), "
+            f"something else answers there: {code}"
+        )
 
 
 def lets_all_in(address: str) -> bool:
@@ -55,24 +71,31 @@ def lets_all_in(address: str) -> bool:
 
 def token_path() -> Path:
     """Where Ray looks for its token when no variable holds it."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+    return Path(
+        os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    ).expanduser()
 
 
 def token() -> str:
     """The token that Ray's client would send, or nothing."""
     path = token_path()
-    return os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
+    return os.environ.get("RAY_AUTH_TOKEN") or (
+        path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    )
 
 
 def token_hint() -> str:
     """How a person gets the token that the dashboard asks for; empty where Ray asks for none."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return ""
-    return ", which asks for a token: " + ("that in RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else f"cat {token_path()}")
+    return ", which asks for a token: " + (
+        "that in RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else f"cat {token_path()}"
+    )
 
 
 def require_home() -> None:
-    """A Ray that is started here makes a token where there is none, and writes it to ~/.ray. Raises PlacementError where it cannot."""
+    """A Ray that is started here makes a token where there is none, and writes it to ~/.ray. Raises
+    PlacementError where it cannot."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or token():
         return
     home = Path.home() / ".ray"
@@ -83,7 +106,8 @@ def require_home() -> None:
         probe.unlink()
     except OSError as error:
         raise PlacementError(
-            f"home: expected a folder that can be written, for Ray's token in {home}, got {there}: {error.strerror}; "
+            f"home: expected a folder that can be written, for Ray's token in {home}, got "
+            f"{there}: {error.strerror}; "
             "or set HOME, RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with a token"
         ) from error
 
@@ -102,7 +126,8 @@ def _ask(address: str, bearer: str) -> str:
 
 
 def _read_environment() -> None:
-    """Ray read the variables when it was imported; this is how its own ray.init changes the mode."""
+    """Ray read the variables when it was imported; this is how its own ray.init changes the
+    mode."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")

@@ -27,20 +27,39 @@ TRAINED = "time/training"
 
 
 class Reporter:
-    """Holds the newest report of each kind, and adds what the actors do. Wishes that were heard stay here, whatever becomes of
-    the board in the cluster's head."""
+    """Holds the newest report of each kind, and adds what the actors do. Wishes that were heard
+    stay here, whatever becomes of the board in the cluster's head."""
 
-    def __init__(self, run: str, rollouts: Pool, rewards: list[Pool], gangs: list[Gang], limits: Mapping[str, tuple[int, int]]):
-        self.rollouts, self.rewards, self.gangs = rollouts, rewards, gangs
+    def __init__(
+        self,
+        run: str,
+        rollouts: Pool,
+        rewards: list[Pool],
+        gangs: list[Gang],
+        limits: Mapping[str, tuple[int, int]],
+    ):
+        self.rollouts = rollouts
+        self.rewards = rewards
+        self.gangs = gangs
         self.everyone: list[Pool | Gang] = [rollouts, *rewards, *gangs]
         self.last: dict[str, Any] = {"started": time.time()}
         self.told = 0.0
-        self.counted: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()  # what the metrics know of
+        # what the metrics know of
+        self.counted: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()
         self.versions: set[str] = set()  # workers whose weights they know of
         self.ending = False  # somebody asked for it
-        self.wanted = {"rollout": rollouts.desired, "reward": rewards[0].desired, "learner": sum(gang.count for gang in gangs)}
-        self.known = {"run": run, "job": ray.get_runtime_context().get_job_id(), "limits": {role: list(pair) for role, pair in limits.items()}}
-        self.board, self.monitor = Board.at(ray.get_runtime_context().gcs_address, BOARD_SECONDS), Monitor(run)
+        self.wanted = {
+            "rollout": rollouts.desired,
+            "reward": rewards[0].desired,
+            "learner": sum(gang.count for gang in gangs),
+        }
+        self.known = {
+            "run": run,
+            "job": ray.get_runtime_context().get_job_id(),
+            "limits": {role: list(pair) for role, pair in limits.items()},
+        }
+        self.board = Board.at(ray.get_runtime_context().gcs_address, BOARD_SECONDS)
+        self.monitor = Monitor(run)
         self.board.claim(run, self._notice())
         for one in self.everyone:
             for cause in CAUSES:
@@ -49,7 +68,8 @@ class Reporter:
             self.monitor.begin("branchgrpo_retries", role=pool.role)
 
     def wishes(self) -> tuple[bool, dict[str, int]]:
-        """What people want: shall the run end, and actors by role. Where the head gives no answer: as before."""
+        """What people want: shall the run end, and actors by role. Where the head gives no answer:
+        as before."""
         with suppress(PlacementError):
             found = self.board.wishes(self.known["run"], (*self.wanted, STOP))
             self.ending |= STOP in found
@@ -57,16 +77,30 @@ class Reporter:
         return self.ending, dict(self.wanted)
 
     def _notice(self) -> dict[str, Any]:
-        notice = {**self.last, **self.known, "wanted": self.wanted, "stopping": self.ending, "updated": time.time()}
+        notice = {
+            **self.last,
+            **self.known,
+            "wanted": self.wanted,
+            "stopping": self.ending,
+            "updated": time.time(),
+        }
         return cast(dict[str, Any], control.plain(notice))
 
     def report(self, values: Mapping[str, Any], standing: Mapping[str, Any]) -> None:
         """`values` as the trainer gives them. standing: see `tell`."""
         figures: Mapping[str, float] = values.get("figures", {})
         self.last |= {key: value for key, value in values.items() if key != "figures"}
-        self.last |= {key: figures[name] for key, name in (("reward", "reward/total"), ("trained", TRAINED)) if name in figures}
+        self.last |= {
+            key: figures[name]
+            for key, name in (("reward", "reward/total"), ("trained", TRAINED))
+            if name in figures
+        }
         for key, prefix in (("seconds", "time/"), ("held_out", "held_out/")):
-            if found := {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix) and name != TRAINED}:
+            if found := {
+                name.removeprefix(prefix): value
+                for name, value in figures.items()
+                if name.startswith(prefix) and name != TRAINED
+            }:
                 self.last[key] = found
         self.monitor.iteration(figures)
         if "service/recoveries" in figures:
@@ -83,14 +117,30 @@ class Reporter:
 
     def _ready(self) -> dict[str, int]:
         """Ready actors by role; of rewards, in that environment which has fewest."""
-        ready = [sum(worker.state == "ready" for worker in pool.workers) for pool in (self.rollouts, *self.rewards)]
-        return {"rollout": ready[0], "reward": min(ready[1:], default=0), "learner": sum(len(gang.places) for gang in self.gangs)}
+        ready = [
+            sum(worker.state == "ready" for worker in pool.workers)
+            for pool in (self.rollouts, *self.rewards)
+        ]
+        return {
+            "rollout": ready[0],
+            "reward": min(ready[1:], default=0),
+            "learner": sum(len(gang.places) for gang in self.gangs),
+        }
 
     def _states(self) -> dict[str, list[dict[str, Any]]]:
         known, version = nodes.addresses(), int(self.last.get("version", -1))
-        states = {"rollout": self.rollouts.states(), "reward": [state for pool in self.rewards for state in pool.states()]}
+        states = {
+            "rollout": self.rollouts.states(),
+            "reward": [state for pool in self.rewards for state in pool.states()],
+        }
         states["learner"] = [
-            {"name": f"{gang.role}-{rank}", "state": "ready", "version": version, "node": place.node, "busy": 0}
+            {
+                "name": f"{gang.role}-{rank}",
+                "state": "ready",
+                "version": version,
+                "node": place.node,
+                "busy": 0,
+            }
             for gang in self.gangs
             for rank, place in enumerate(gang.places)
         ]
@@ -105,8 +155,14 @@ class Reporter:
         monitor.set("branchgrpo_epoch", int(self.last.get("epoch", 0)))
         for pool in (self.rollouts, *self.rewards):
             monitor.set("branchgrpo_workers_desired", pool.desired, role=pool.role)
-            monitor.set("branchgrpo_workers_ready", sum(worker.state == "ready" for worker in pool.workers), role=pool.role)
-            monitor.set("branchgrpo_queue_length", len(pool.queue) + len(pool.attempts), role=pool.role)
+            monitor.set(
+                "branchgrpo_workers_ready",
+                sum(worker.state == "ready" for worker in pool.workers),
+                role=pool.role,
+            )
+            monitor.set(
+                "branchgrpo_queue_length", len(pool.queue) + len(pool.attempts), role=pool.role
+            )
             self._count("branchgrpo_retries", pool.reissued, role=pool.role)
         for one in self.everyone:
             for cause, count in one.restarts.items():
@@ -114,19 +170,28 @@ class Reporter:
         for gang in self.gangs:
             monitor.set("branchgrpo_workers_desired", self.wanted["learner"], role=gang.role)
             monitor.set("branchgrpo_workers_ready", len(gang.places), role=gang.role)
-        for name, key in (("branchgrpo_iteration", "iteration"), ("branchgrpo_iterations_planned", "planned")):
+        for name, key in (
+            ("branchgrpo_iteration", "iteration"),
+            ("branchgrpo_iterations_planned", "planned"),
+        ):
             if key in self.last:
                 monitor.set(name, self.last[key])
         checkpoint = self.last.get("checkpoint", {})
         if made := checkpoint.get("time"):
             monitor.set("branchgrpo_checkpoint_timestamp_seconds", made)
             monitor.set("branchgrpo_checkpoint_iteration", checkpoint["iteration"])
-        held = {state["name"]: state["version"] for state in self.rollouts.states() if state["version"] >= 0}
+        held = {
+            state["name"]: state["version"]
+            for state in self.rollouts.states()
+            if state["version"] >= 0
+        }
         for worker in self.versions - held.keys():
             monitor.forget(role=self.rollouts.role, worker=worker)
         self.versions = set(held)
         for worker, version in held.items():
-            monitor.set("branchgrpo_weight_version", version, role=self.rollouts.role, worker=worker)
+            monitor.set(
+                "branchgrpo_weight_version", version, role=self.rollouts.role, worker=worker
+            )
 
     def _count(self, name: str, count: int, **labels: str) -> None:
         """Bring a counter up to `count`."""

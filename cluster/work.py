@@ -38,8 +38,11 @@ def place(actor: Any) -> Place:
 class Patience:
     """How long a pool waits, and how often it forgives."""
 
-    timeout: float = 1800.0  # seconds within which some task must finish, and a worker that has its place must get ready
-    straggler: float = 3.0  # a task is issued again after this many times the median of its like, and its worker ended after as many more
+    # seconds within which some task must finish, and a worker that has its place must get ready
+    timeout: float = 1800.0
+    # a task is issued again after this many times the median of its like, and its worker ended
+    # after as many more
+    straggler: float = 3.0
     least: float = 5.0  # … but never before this many seconds
     restarts: int = 20  # workers replaced in all, preempted ones apart
     attempts: int = 4  # workers that one task may take with it
@@ -100,7 +103,8 @@ class Task:
 
 
 class Flow:
-    """Pending tasks, perhaps of several pools, and what to do when each finishes; steps may add further tasks."""
+    """Pending tasks, perhaps of several pools, and what to do when each finishes; steps may add
+    further tasks."""
 
     def __init__(self) -> None:
         self.pools: Counter[Pool] = Counter()  # unfinished tasks of each
@@ -117,22 +121,34 @@ class Flow:
         self.pools[pool] -= 1
 
     def run(self, between: Callable[[], None] = lambda: None) -> None:
-        """Until nothing is pending; `between` is called now and then. Raises the first task's error, or TimeoutError when
-        none finishes in time."""
+        """Until nothing is pending; `between` is called now and then. Raises the first task's
+        error, or TimeoutError when none finishes in time."""
         heard = time.monotonic()
         while any(self.pools.values()):
             for pool in self.every:
                 pool.tend()
             if wait(*self.every):
                 heard = time.monotonic()
-            elif time.monotonic() - heard > (limit := max(pool.patience.timeout for pool in self.every)):
-                waiting = sorted({f"{pool.role}.{attempt.task.method}" for pool in self.every for attempt in pool.attempts.values() if attempt.task})
-                raise TimeoutError(f"no task finished in {limit:g} s; waiting for {waiting or 'workers'}")
+            elif time.monotonic() - heard > (
+                limit := max(pool.patience.timeout for pool in self.every)
+            ):
+                waiting = sorted(
+                    {
+                        f"{pool.role}.{attempt.task.method}"
+                        for pool in self.every
+                        for attempt in pool.attempts.values()
+                        if attempt.task
+                    }
+                )
+                raise TimeoutError(
+                    f"no task finished in {limit:g} s; waiting for {waiting or 'workers'}"
+                )
             between()
 
 
 def wait(*pools: Pool) -> int:
-    """Wait a moment for anything that the pools watch, and let them take it in. Returns how much came."""
+    """Wait a moment for anything that the pools watch, and let them take it in. Returns how much
+    came."""
     watched = {reference: pool for pool in pools for reference in pool.attempts}
     if not watched:
         time.sleep(TICK / 5)

@@ -1,4 +1,5 @@
-"""The workers of a pool: they are started, brought up to the others, lost and replaced, and leave."""
+"""The workers of a pool: they are started, brought up to the others, lost and replaced, and
+leave."""
 
 from __future__ import annotations
 
@@ -42,17 +43,23 @@ class Workers:
         patience: Patience,
         run: str = "",
     ):
-        """resources: options of the actors, as Ray takes them. run: in whose name the actors are named; empty: not named."""
-        self.role, self.meter, self.patience, self.run = role, meter, patience, run
+        """resources: options of the actors, as Ray takes them. run: in whose name the actors are
+        named; empty: not named."""
+        self.role = role
+        self.meter = meter
+        self.patience = patience
+        self.run = run
         self.desired, self.arguments = count, arguments
         self.actor, self.resources = ray.remote(cls), resources
         self.workers: list[Worker] = []
         self.made = 0
         self.queue: deque[Task] = deque()
-        self.greetings: list[tuple[str, tuple[Any, ...]]] = []  # behind `ready`: what brings a newcomer up to the others
+        # behind `ready`: what brings a newcomer up to the others
+        self.greetings: list[tuple[str, tuple[Any, ...]]] = []
         self.greeting, self.version = 0, 0
         self.attempts: dict[ObjectRef[Any], Attempt] = {}
-        self.seconds: dict[str, deque[float]] = {}  # of finished tasks for each of their size, by method
+        # of finished tasks for each of their size, by method
+        self.seconds: dict[str, deque[float]] = {}
         self.broadcasts: dict[str, deque[float]] = {}  # seconds until all had answered, by method
         self.restarts: Counter[str] = Counter()  # by cause
         self.nodes = set[str]()  # lost with workers on them
@@ -61,30 +68,40 @@ class Workers:
         self.avoided = Avoided()  # nodes where newcomers could not start
         self.unfit = 0  # newcomers in a row that could not start, while nobody else was there
         self.note: Callable[[str], None] = lambda text: None  # hears of losses, in one line each
-        self.losses: list[tuple[str, str]] = []  # not told yet: who is gone, and how the budget stands
+        # not told yet: who is gone, and how the budget stands
+        self.losses: list[tuple[str, str]] = []
         self.tended = 0.0
         self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
 
     def greet(self, greetings: Iterable[tuple[str, tuple[Any, ...]]], version: int = 0) -> None:
-        """From now on, newcomers run these methods before any work; they then hold this version of what the methods bring."""
-        self.greetings, self.greeting, self.version = list(greetings), self.greeting + 1, version
+        """From now on, newcomers run these methods before any work; they then hold this version of
+        what the methods bring."""
+        self.greetings = list(greetings)
+        self.greeting = self.greeting + 1
+        self.version = version
         for worker in self.workers:
-            if worker.state == "ready" and not worker.pending:  # a broadcast brought these up already
+            # a broadcast brought these up already
+            if worker.state == "ready" and not worker.pending:
                 worker.greeting, worker.version = self.greeting, version
 
     def settle(self, alive: Container[str], leaving: Container[str]) -> None:
-        """Nodes that are not alive took their workers with them, idle ones too. On those that will go, workers finish what they
-        have, and others take their place elsewhere; no budget counts that."""
+        """Nodes that are not alive took their workers with them, idle ones too. On those that will
+        go, workers finish what they have, and others take their place elsewhere; no budget counts
+        that."""
         for worker in [worker for worker in self.workers if worker.place]:
             assert worker.place
             if worker.place.node not in alive:
                 self._remove(worker, "node")
             elif worker.state != "draining" and worker.place.node in leaving:
                 worker.state, worker.leaving = "draining", "preempted"
-                self.note(f"{self._name(worker)}: that node will go; another worker takes its place when it has done its work")
+                self.note(
+                    f"{self._name(worker)}: that node will go; another worker takes its "
+                    "place when it has done its work"
+                )
 
     def probe(self, now: float) -> None:
-        """Ask idle workers whether they live, so that one that died or hangs is replaced before work waits for it."""
+        """Ask idle workers whether they live, so that one that died or hangs is replaced before
+        work waits for it."""
         for worker in list(self.workers):
             if worker.state != "ready" or worker.pending:  # what it works on has its own deadline
                 worker.probe = None
@@ -98,7 +115,11 @@ class Workers:
                 except ray.exceptions.RayError as error:
                     self._remove(worker, ending(error), reason(error))
             elif now - worker.probed > PROBE_LIMIT:
-                self._remove(worker, "unresponsive", f"no answer in {PROBE_LIMIT:g} s, while it had nothing to do")
+                self._remove(
+                    worker,
+                    "unresponsive",
+                    f"no answer in {PROBE_LIMIT:g} s, while it had nothing to do",
+                )
 
     def stand_back(self) -> None:
         """End workers that have no place yet: others are to get the room that comes free now."""
@@ -106,15 +127,22 @@ class Workers:
             self._remove(worker, "scaled")
 
     def renew(self, *arguments: Any) -> None:
-        """What workers are made with is another from now on; end those that cannot be told now, as they start or are busy."""
+        """What workers are made with is another from now on; end those that cannot be told now, as
+        they start or are busy."""
         self.arguments = arguments
         self.broadcasts.clear()
-        for worker in [worker for worker in self.workers if worker.state != "ready" or worker.pending]:
+        for worker in [
+            worker for worker in self.workers if worker.state != "ready" or worker.pending
+        ]:
             self._remove(worker, "scaled")
         self.greet([])
 
     def _start(self) -> None:
-        options = self.resources | ({"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE} if self.run else {})
+        options = self.resources | (
+            {"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE}
+            if self.run
+            else {}
+        )
         avoiding = self._avoiding()
         options |= {"label_selector": labels(avoiding)} if avoiding else {}
         handle = self.actor.options(**options).remote(*self.arguments, self.made)
@@ -128,7 +156,9 @@ class Workers:
 
     def _greet(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
         worker.state, worker.greeting = "starting", self.greeting
-        references = [getattr(worker.handle, method).remote(*arguments) for method, arguments in calls]
+        references = [
+            getattr(worker.handle, method).remote(*arguments) for method, arguments in calls
+        ]
         self._watch(Attempt(worker, references, None, time.monotonic()), references[-1])
 
     def _watch(self, attempt: Attempt, reference: ObjectRef[Any]) -> None:
@@ -136,47 +166,66 @@ class Workers:
         self.attempts[reference] = attempt
 
     def _avoiding(self) -> frozenset[str]:
-        """Nodes where newcomers are not to be; none when nobody is there and no other node could hold one."""
+        """Nodes where newcomers are not to be; none when nobody is there and no other node could
+        hold one."""
         found = frozenset(self.avoided.nodes())
         alone = bool(found) and all(worker.new for worker in self.workers)
         return frozenset() if alone and not nodes.fits(bundle(self.resources), found) else found
 
     def _look_elsewhere(self) -> None:
-        """Workers that wait for room are made again when the nodes that they must avoid are others by now."""
+        """Workers that wait for room are made again when the nodes that they must avoid are others
+        by now."""
         if self.avoided.until:
             now = self._avoiding()
-            for worker in [one for one in self.workers if one.new and one.avoiding != now and not one.look()]:
+            for worker in [
+                one for one in self.workers if one.new and one.avoiding != now and not one.look()
+            ]:
                 self._remove(worker, "scaled")
 
     def _unfit(self, worker: Worker, error: ray.exceptions.RayError) -> None:
-        """It could not start. Raises why, while the pool is formed; later only when nobody is left and several in a row could
+        """It could not start. Raises why, while the pool is formed; later only when nobody is left
+        and several in a row could
         not: until then others are started, elsewhere."""
         alone = all(one.new for one in self.workers)
         self.unfit = self.unfit + 1 if alone else 0
         if not self.formed or self.unfit >= self.patience.attempts:
             raise told(error, f"{self.role}.ready") from error
-        if worker.state != "draining" and (node := worker.place.node if worker.place else nodes.of(worker.handle)):
+        if worker.state != "draining" and (
+            node := worker.place.node if worker.place else nodes.of(worker.handle)
+        ):
             self.avoided.add(node)
         self._remove(worker, "start", reason(error))
 
     def _name(self, worker: Worker) -> str:
-        return f"{self.role}-{worker.index} on {nodes.address(worker.place.node if worker.place else nodes.of(worker.handle))}"
+        return (
+            f"{self.role}-{worker.index} on "
+            f"{nodes.address(worker.place.node if worker.place else nodes.of(worker.handle))}"
+        )
 
     def _remove(self, worker: Worker, why: str, words: str = "") -> None:
-        """The worker is gone: its tasks go to others. words: why, for people. Raises BudgetError when that was once too often;
-        workers that go with their node count once."""
+        """The worker is gone: its tasks go to others. words: why, for people. Raises BudgetError
+        when that was once too often; workers that go with their node count once."""
         if worker not in self.workers:
             return
         lost = worker.state != "draining" and why != "scaled"
         why = worker.leaving if worker.state == "draining" else why
-        gone = f"{self._name(worker)} {VERBS.get(why, 'died')} ({words or WORDS.get(why, why)})" if lost else why
+        gone = (
+            f"{self._name(worker)} {VERBS.get(why, 'died')} ({words or WORDS.get(why, why)})"
+            if lost
+            else why
+        )
         if why == "node" and worker.place:
             self.nodes.add(worker.place.node)
         self.workers.remove(worker)
-        self.attempts = {reference: attempt for reference, attempt in self.attempts.items() if attempt.worker is not worker}
+        self.attempts = {
+            reference: attempt
+            for reference, attempt in self.attempts.items()
+            if attempt.worker is not worker
+        }
         ray.kill(worker.handle)
         self.restarts[why] += 1
-        at = worker.pending[0].task if worker.pending else None  # what it worked on; the rest waited behind
+        # what it worked on; the rest waited behind
+        at = worker.pending[0].task if worker.pending else None
         if at and not at.done:
             at.failures += why not in FORGIVEN
         for attempt in reversed(worker.pending):  # so that the one at fault is repeated first
@@ -184,20 +233,47 @@ class Workers:
                 attempt.task.attempts.remove(attempt)
                 if not attempt.task.attempts and attempt.task not in self.queue:
                     self.queue.appendleft(attempt.task)
-        spent = len(self.nodes) + sum(count for cause, count in self.restarts.items() if cause not in (*FORGIVEN, "node"))
+        spent = len(self.nodes) + sum(
+            count for cause, count in self.restarts.items() if cause not in (*FORGIVEN, "node")
+        )
         if spent > self.patience.restarts:
             counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
-            raise BudgetError(f"{self.role}: {spent} losses of workers, {self.patience.restarts} are allowed: {counts}; last: {gone}")
+            raise BudgetError(
+                f"{self.role}: {spent} losses of workers, {self.patience.restarts} are "
+                f"allowed: {counts}; last: {gone}"
+            )
         if at and at.failures >= self.patience.attempts:
-            raise BudgetError(f"{self.role}.{at.method}: {at.failures} workers were lost with this task ({why}): {gone}")
+            raise BudgetError(
+                f"{self.role}.{at.method}: {at.failures} workers were lost with this task "
+                f"({why}): {gone}"
+            )
         if lost:
-            self.losses.append((gone, "which no budget counts" if why in FORGIVEN else f"restart {spent} of {self.patience.restarts}"))
+            self.losses.append(
+                (
+                    gone,
+                    "which no budget counts"
+                    if why in FORGIVEN
+                    else f"restart {spent} of {self.patience.restarts}",
+                )
+            )
 
     def states(self) -> list[dict[str, Any]]:
         """What each worker is and does, see cluster.control.WorkerState; `node` is its id."""
         found = []
         for one in self.workers:
-            state, node = ("waiting" if one.state == "starting" else one.state, "") if one.place is None else (one.state, one.place.node)
+            state, node = (
+                ("waiting" if one.state == "starting" else one.state, "")
+                if one.place is None
+                else (one.state, one.place.node)
+            )
             busy = sum(attempt.task is not None for attempt in one.pending)
-            found.append({"name": f"{self.role}-{one.index}", "state": state, "version": one.version, "node": node, "busy": busy})
+            found.append(
+                {
+                    "name": f"{self.role}-{one.index}",
+                    "state": state,
+                    "version": one.version,
+                    "node": node,
+                    "busy": busy,
+                }
+            )
         return found

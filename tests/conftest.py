@@ -7,6 +7,7 @@ import cluster
 
 __all__ = ["cluster"]
 
-# Some container images set it. Each actor of each run would then compile torch, diffusers and transformers once more.
+# Some container images set it. Each actor of each run would then compile torch, diffusers and
+# transformers once more.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

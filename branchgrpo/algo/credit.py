@@ -1,4 +1,5 @@
-"""Credit: from the leaves' scores to the advantage of every edge. Rewards are combined, compared, and pruned."""
+"""Credit: from the leaves' scores to the advantage of every edge. Rewards are combined, compared,
+and pruned."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ class Estimator(Protocol):
 class PruningRule(Protocol):
     """An entry of `branchgrpo.algo.pruning`."""
 
-    def keep(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0) -> list[Bool]:
+    def keep(
+        self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0
+    ) -> list[Bool]:
         """[N] per tree: True where an edge stays in the gradient."""
 
 
@@ -38,7 +41,8 @@ class Credit:
     """How scores become credit. The same inputs give the same credit on every rank."""
 
     weights: tuple[float, ...]  # [R] of the rewards
-    combine: Literal["reward", "advantage"]  # sum scores and compare the sums, or compare each reward and sum advantages
+    # sum scores and compare the sums, or compare each reward and sum advantages
+    combine: Literal["reward", "advantage"]
     estimator: Estimator
     pruning: Sequence[PruningRule]
     seed: int
@@ -51,8 +55,9 @@ class Credit:
     def leaf_rewards(self, scores: Scores) -> dict[tuple[int, int], F32]:
         """[L] of each tree: what pruning goes by and nodes fuse.
 
-        combine: reward gives `totals`. combine: advantage gives Σ weight · (r − mean)/std with mean and unbiased std over
-        all leaves of the prompt, so that no reward counts for more because its scale is wider.
+        combine: reward gives `totals`. combine: advantage gives Σ weight · (r − mean)/std with mean
+        and unbiased std over all leaves of the prompt, so that no reward counts for more because
+        its scale is wider.
         """
         if self.combine == "reward":
             return self.totals(scores)
@@ -62,33 +67,51 @@ class Credit:
         weights = np.array(self.weights, np.float32)
         found: dict[tuple[int, int], F32] = {}
         for keys in groups.values():
-            values = np.concatenate([scores[key] for key in keys], 1).astype(np.float64)  # [R, leaves of the prompt]
-            spread = values.std(1, ddof=1, keepdims=True) if values.shape[1] > 1 else np.zeros((len(values), 1))
+            # [R, leaves of the prompt]
+            values = np.concatenate([scores[key] for key in keys], 1).astype(np.float64)
+            spread = (
+                values.std(1, ddof=1, keepdims=True)
+                if values.shape[1] > 1
+                else np.zeros((len(values), 1))
+            )
             deviation = (values - values.mean(1, keepdims=True)) / np.maximum(spread, MIN_SPREAD)
             level = np.where(spread < MIN_SPREAD, 0.0, deviation)
             ends = np.cumsum([scores[key].shape[1] for key in keys])[:-1]
-            found |= dict(zip(keys, np.split((weights @ level).astype(np.float32), ends), strict=True))
+            found |= dict(
+                zip(keys, np.split((weights @ level).astype(np.float32), ends), strict=True)
+            )
         return found
 
-    def assign(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, scores: Scores) -> list[TreeCredit]:
-        """Credit of each tree, in order; its leaves have `leaf_rewards` of `scores`. Advantages always see the whole tree;
-        pruning only clears `keep`."""
+    def assign(
+        self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, scores: Scores
+    ) -> list[TreeCredit]:
+        """Credit of each tree, in order; its leaves have `leaf_rewards` of `scores`. Advantages
+        always see the whole tree; pruning only clears `keep`."""
         credits = self._compared(plan, trees, scores)
         for rule in self.pruning:
             masks = rule.keep(plan, trees, iteration, self.seed)
-            credits = [replace(one, keep=one.keep & mask) for one, mask in zip(credits, masks, strict=True)]
+            credits = [
+                replace(one, keep=one.keep & mask) for one, mask in zip(credits, masks, strict=True)
+            ]
         return credits
 
-    def _compared(self, plan: BranchPlan, trees: list[TreeHeader], scores: Scores) -> list[TreeCredit]:
-        """combine: advantage asks the estimator once for every reward and sums weight · advantage; node rewards stay those
-        of `leaf_rewards`."""
+    def _compared(
+        self, plan: BranchPlan, trees: list[TreeHeader], scores: Scores
+    ) -> list[TreeCredit]:
+        """combine: advantage asks the estimator once for every reward and sums weight · advantage;
+        node rewards stay those of `leaf_rewards`."""
         credits = self.estimator.credit(plan, trees)
         if self.combine == "reward":
             return credits
         advantage = np.zeros((len(trees), len(credits[0].advantage)), np.float32)
         for index, weight in enumerate(self.weights):
-            alone = [replace(tree, leaf_reward=scores[tree.prompt, tree.key.tree][index]) for tree in trees]
-            advantage += np.float32(weight) * np.stack([one.advantage for one in self.estimator.credit(plan, alone)])
+            alone = [
+                replace(tree, leaf_reward=scores[tree.prompt, tree.key.tree][index])
+                for tree in trees
+            ]
+            advantage += np.float32(weight) * np.stack(
+                [one.advantage for one in self.estimator.credit(plan, alone)]
+            )
         return [replace(one, advantage=row) for one, row in zip(credits, advantage, strict=True)]
 
 

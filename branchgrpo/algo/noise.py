@@ -1,7 +1,7 @@
 """Noise keyed by (seed, iteration, prompt, tree, node): the same tree on any number of workers.
 
-Every noise is drawn on the CPU from a counter-based generator, so neither the device, the batch it is
-drawn in, nor the order of work can change it.
+Every noise is drawn on the CPU from a counter-based generator, so neither the device, the batch it
+is drawn in, nor the order of work can change it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from branchgrpo.types import TreeKey
 _OWN, _SHARED = 0, 1
 
 
-def draw(seed: int, key: TreeKey, node: int, shape: tuple[int, ...], stream: int = _OWN) -> torch.Tensor:
+def draw(
+    seed: int, key: TreeKey, node: int, shape: tuple[int, ...], stream: int = _OWN
+) -> torch.Tensor:
     """Standard normal noise [*shape] float32 that belongs to one node of one tree."""
     name = struct.pack("<6q", seed, key.iteration, key.prompt, key.tree, node, stream)
     digest = hashlib.blake2b(name, digest_size=16).digest()
@@ -26,7 +28,15 @@ def draw(seed: int, key: TreeKey, node: int, shape: tuple[int, ...], stream: int
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 
-def branch(form: str, scale: float, seed: int, key: TreeKey, parent: int, children: list[int], shape: tuple[int, ...]) -> torch.Tensor:
+def branch(
+    form: str,
+    scale: float,
+    seed: int,
+    key: TreeKey,
+    parent: int,
+    children: list[int],
+    shape: tuple[int, ...],
+) -> torch.Tensor:
     """Noises [children, *shape] of all children of one node; each child's marginal is N(0, I).
 
     correlated: ξ_b = (ξ_0 + s·η_b)/√(1+s²), ξ_0 shared by the siblings (the paper's form).
@@ -41,7 +51,7 @@ def branch(form: str, scale: float, seed: int, key: TreeKey, parent: int, childr
         return torch.stack([sign * xi for xi in first_of_pairs for sign in (1.0, -1.0)])
     own = torch.stack([draw(seed, key, child, shape) for child in children])
     if form == "correlated":
-        shared = draw(seed, key, parent, shape, _SHARED)
+        shared = draw(seed, key=key, node=parent, shape=shape, stream=_SHARED)
         return (shared + scale * own) / math.sqrt(1.0 + scale**2)
     return own
 

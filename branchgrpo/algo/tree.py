@@ -1,7 +1,8 @@
 """Topology of a tree as arrays. No node objects: a tree is its plan, numbered level by level.
 
-Level l holds the nodes after l denoising steps; the edge into a node of level l belongs to step l − 1.
-Nodes are numbered breadth first, so children of one parent are neighbours, parents come in order, and
+Level l holds the nodes after l denoising steps; the edge into a node of level l belongs to step l −
+1. Nodes are numbered breadth first, so children of one parent are neighbours, parents come in
+   order, and
 the nodes below any node form one run of numbers at every level.
 """
 
@@ -46,7 +47,10 @@ class Topology:
         """(children of `nodes` [n] one after the other [c], how many each has [n])."""
         counts = self.child_count[nodes]
         before = np.cumsum(counts) - counts  # children of earlier nodes
-        found: I32 = (np.repeat(self.first_child[nodes] - before, counts) + np.arange(counts.sum(), dtype=np.int32)).astype(np.int32)
+        found: I32 = (
+            np.repeat(self.first_child[nodes] - before, counts)
+            + np.arange(counts.sum(), dtype=np.int32)
+        ).astype(np.int32)
         return found, counts
 
     def below(self, node: int, level: int) -> I32:
@@ -67,11 +71,17 @@ class Topology:
 
 @lru_cache(maxsize=64)
 def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) -> Topology:
-    parent, step, stochastic, counts, offset = [np.array([-1])], [np.array([-1])], [np.array([False])], [], [0, 1]
+    parent = [np.array([-1])]
+    step = [np.array([-1])]
+    stochastic = [np.array([False])]
+    counts = []
+    offset = [0, 1]
     last_split = max((i for i in range(len(fanout)) if random[i]), default=-1)
     for i, children in enumerate(fanout):
         size = offset[-1] - offset[-2]
-        if spine:  # the trunk, while there is one, is the first node of its level, and its first child goes on as the trunk
+        # the trunk, while there is one, is the first node of its level, and its first child goes on
+        # as the trunk
+        if spine:
             count = np.ones(size, np.int64)
             trunk, goes_on = i <= last_split, i < last_split
             count[0] = children * random[i] + goes_on if trunk else 1
@@ -86,8 +96,10 @@ def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) ->
         counts.append(count)
         offset.append(offset[-1] + int(count.sum()))
     nodes, leaves = offset[-1], offset[-1] - offset[-2]
-    ancestor, child_count = np.concatenate(parent), np.concatenate([*counts, np.zeros(leaves, np.int64)])
-    first_child = 1 + np.cumsum(child_count) - child_count  # breadth first: children come in the order of their parents
+    ancestor = np.concatenate(parent)
+    child_count = np.concatenate([*counts, np.zeros(leaves, np.int64)])
+    # breadth first: children come in the order of their parents
+    first_child = 1 + np.cumsum(child_count) - child_count
     leaf_first, leaf_count = np.arange(nodes) - offset[-2], np.ones(nodes, np.int64)
     for node in range(offset[-2] - 1, -1, -1):
         below = slice(first_child[node], first_child[node] + child_count[node])
@@ -113,16 +125,19 @@ def topology(plan: BranchPlan) -> Topology:
 
 
 def fork_level(plan: BranchPlan, fork_depth: int) -> int:
-    """Level at which trees are cut into subtrees: behind the `fork_depth`-th split; 0 = whole trees.
+    """Level at which trees are cut into subtrees: behind the `fork_depth`-th split; 0 = whole
+    trees.
 
-    A depth beyond the last split means the last split. A spine is never cut: its subtrees are unequal.
+    A depth beyond the last split means the last split. A spine is never cut: its subtrees are
+    unequal.
     """
     splits = () if plan.spine else plan.splits[:fork_depth]
     return splits[-1] + 1 if splits else 0
 
 
 def auto_fork_depth(plan: BranchPlan, trees: int, workers: int) -> int:
-    """The shallowest split whose frontier keeps every worker busy; 0 when whole trees already do."""
+    """The shallowest split whose frontier keeps every worker busy; 0 when whole trees already
+    do."""
     pieces = trees
     for depth, step in enumerate(plan.splits):
         if pieces >= workers:
@@ -131,12 +146,14 @@ def auto_fork_depth(plan: BranchPlan, trees: int, workers: int) -> int:
     return len(plan.splits)
 
 
-def assemble(plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tuple[int, int], np.ndarray]) -> list[TreeHeader]:
+def assemble(
+    plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tuple[int, int], np.ndarray]
+) -> list[TreeHeader]:
     """Whole trees from the headers of their segments.
 
-    rewards: (prompt row, tree number) → leaf rewards [L]; trees that it does not name were dropped. Trees come sorted
-    by (prompt row, tree), whatever order the segments arrived in. Raises ValueError when a tree or an edge is missing
-    or versions are mixed.
+    rewards: (prompt row, tree number) → leaf rewards [L]; trees that it does not name were dropped.
+    Trees come sorted by (prompt row, tree), whatever order the segments arrived in. Raises
+    ValueError when a tree or an edge is missing or versions are mixed.
     """
     topo = topology(plan)
     log_prob: dict[tuple[int, int], np.ndarray] = {}
@@ -150,11 +167,25 @@ def assemble(plan: BranchPlan, segments: list[SegmentHeader], rewards: dict[tupl
             tree = log_prob.setdefault(name, np.full(topo.nodes, np.nan, np.float32))
             tree[topo.segment_edges(subtree.node, segment.start, segment.stop)] = values
     if not rewards or not rewards.keys() <= key.keys():
-        raise ValueError(f"every reward must belong to a grown tree, those of (prompt row, tree) {sorted(rewards.keys() - key.keys())} do not")
+        raise ValueError(
+            "every reward must belong to a grown tree, those of (prompt row, tree) "
+            f"{sorted(rewards.keys() - key.keys())} do not"
+        )
     headers = []
     for name in sorted(rewards):
         values = np.where(topo.stochastic, log_prob[name], np.float32(0))
         if np.isnan(values).any():
-            raise ValueError(f"{key[name]}: {int(np.isnan(values).sum())} of {int(topo.stochastic.sum())} edges have no finite log-prob")
-        headers.append(TreeHeader(key[name], name[0], next(iter(versions)), values, rewards[name]))
+            raise ValueError(
+                f"{key[name]}: {int(np.isnan(values).sum())} of "
+                f"{int(topo.stochastic.sum())} edges have no finite log-prob"
+            )
+        headers.append(
+            TreeHeader(
+                key=key[name],
+                prompt=name[0],
+                policy_version=next(iter(versions)),
+                log_prob=values,
+                leaf_reward=rewards[name],
+            )
+        )
     return headers

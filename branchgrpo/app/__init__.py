@@ -1,1 +1,2 @@
-"""Composition root and commands: the only place that imports the method, its actors and the cluster."""
+"""Composition root and commands: the only place that imports the method, its actors and the
+cluster."""

@@ -23,7 +23,8 @@ from branchgrpo.models.base import EMBEDDED
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers")
 CODE = ("branchgrpo", "actors", "cluster")
-"""Our packages, which are compared by their text: a version says nothing while one works on them."""
+"""Our packages, which are compared by their text: a version says nothing while one works on
+them."""
 REWARD_FILES = ("path", "processor", "head", "config", "tokenizer", "base", "template")
 """Keys of rewards that name a file or a folder."""
 SHARED_MEMORY = "/dev/shm"
@@ -32,17 +33,26 @@ SHARED_MEMORY = "/dev/shm"
 def machine(files: Sequence[str], cuda: bool) -> dict[str, Any]:
     """Facts of the machine it runs on, as plain values. Runs where branchgrpo may be missing.
 
-    files: which of them are there. cuda: ask torch for GPUs even where no driver shows, which costs its import.
+    files: which of them are there. cuda: ask torch for GPUs even where no driver shows, which costs
+    its import.
     """
-    found: dict[str, Any] = {"python": platform.python_version(), "packages": {name: version(name) for name in PACKAGES}}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
     found["code"] = {name: code(name) for name in CODE}
-    found["shm"] = list(shutil.disk_usage(SHARED_MEMORY)[:3:2]) if os.path.isdir(SHARED_MEMORY) else None  # whole, free
+    # whole, free
+    found["shm"] = (
+        list(shutil.disk_usage(SHARED_MEMORY)[:3:2]) if os.path.isdir(SHARED_MEMORY) else None
+    )
     found["files"] = {file: Path(file).expanduser().exists() for file in files}
     found["cuda"] = None
     if cuda or Path("/dev/nvidiactl").exists():
         import torch
 
-        found["cuda"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        found["cuda"] = [
+            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+        ]
     return found
 
 
@@ -66,23 +76,41 @@ def code(package: str) -> str:
 
 
 def files(config: Config) -> list[str]:
-    """What every node must have: those of a model that is not shipped with the package, and of rewards."""
-    found = [] if config.model.path.startswith(EMBEDDED) else [str(Path(config.model.path) / "model_index.json")]
+    """What every node must have: those of a model that is not shipped with the package, and of
+    rewards."""
+    found = (
+        []
+        if config.model.path.startswith(EMBEDDED)
+        else [str(Path(config.model.path) / "model_index.json")]
+    )
     found += [path] if (path := getattr(config.model, "lora_path", "")) else []
-    return found + [path for reward in config.rewards for key in REWARD_FILES if (path := getattr(reward, key, ""))]
+    return found + [
+        path
+        for reward in config.rewards
+        for key in REWARD_FILES
+        if (path := getattr(reward, key, ""))
+    ]
 
 
 def folders(config: Config) -> dict[str, str]:
-    """What driver and workers must share, by config key, as the driver sees it: absolute paths, or URLs."""
+    """What driver and workers must share, by config key, as the driver sees it: absolute paths, or
+    URLs."""
     wanted = {"run.folder": config.run.folder, "checkpoint.folder": config.checkpoint.folder}
     if config.model.precomputed:
         wanted["model.encodings"] = str(getattr(config.model, "encodings", ""))
-    return {key: folder if "://" in folder else os.path.abspath(Path(folder).expanduser()) for key, folder in wanted.items() if folder}
+    return {
+        key: folder if "://" in folder else os.path.abspath(Path(folder).expanduser())
+        for key, folder in wanted.items()
+        if folder
+    }
 
 
 def own(config: Config) -> dict[str, Callable[[], str]]:
     """Checks on the driver's machine, by name: each returns a line, or raises UserError."""
-    rewards = {f"rewards.{index} ({reward.title})": partial(_reward, reward, f"rewards.{index}") for index, reward in enumerate(config.rewards)}
+    rewards = {
+        f"rewards.{index} ({reward.title})": partial(_reward, reward, f"rewards.{index}")
+        for index, reward in enumerate(config.rewards)
+    }
     return {"model": partial(_model, config), "prompts": partial(_prompts, config), **rewards}
 
 
@@ -94,7 +122,9 @@ def _model(config: Config) -> str:
 def _prompts(config: Config) -> str:
     prompt_check.check(config)
     train, held_out = prompts.lists(config)
-    return f"{len(train)} to train on ({config.prompts}), {len(held_out)} held out ({config.held_out})"
+    return (
+        f"{len(train)} to train on ({config.prompts}), {len(held_out)} held out ({config.held_out})"
+    )
 
 
 def _reward(reward: Any, key: str) -> str:
@@ -104,7 +134,8 @@ def _reward(reward: Any, key: str) -> str:
 
 
 def trained(config: Config) -> int:
-    """Numbers that are trained, read from the headers of the denoiser's files; 0 = not known: adapters, or files that are not whole."""
+    """Numbers that are trained, read from the headers of the denoiser's files; 0 = not known:
+    adapters, or files that are not whole."""
     try:
         config.model.check()
     except UserError:  # `own` tells

@@ -14,19 +14,38 @@ if TYPE_CHECKING:
     from branchgrpo.compare.runs import Comparison
 
 
-def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: dict[str, str], folder: Path | None, gain: float | None) -> int:
+def compare(
+    base: Path,
+    methods: list[str],
+    seeds: int,
+    budget: str,
+    overrides: dict[str, str],
+    folder: Path | None,
+    gain: float | None,
+) -> int:
     """Run methods one after another on one cluster, and write the tables and pictures."""
     from branchgrpo.compare.runs import Budget, Comparison
     from branchgrpo.report.terminal import Display
 
-    comparison = Comparison(base, methods, seeds, Budget.parse(budget), overrides, folder, gain)
+    comparison = Comparison(
+        base=base,
+        methods=methods,
+        seeds=seeds,
+        budget=Budget.parse(budget),
+        overrides=overrides,
+        folder=folder,
+        gain=gain,
+    )
     for config in comparison.configs.values():
         check(config, folder)
     interrupted, finished = Interruption(), True
     if comparison.open():
         first = next(iter(comparison.configs.values()))
         title, limit = "branchgrpo compare", first.run.max_minutes
-        with run_folder.alone(comparison.folder), Display(title, first.run.iterations, first.metric, max_minutes=limit) as display:
+        with (
+            run_folder.alone(comparison.folder),
+            Display(title, first.run.iterations, first.metric, max_minutes=limit) as display,
+        ):
             try:
                 with started(first, display) as form:
                     finished = comparison.run(form, display, interrupted)
@@ -34,7 +53,10 @@ def compare(base: Path, methods: list[str], seeds: int, budget: str, overrides: 
                 _table(comparison)
                 raise
     print(_table(comparison))
-    print(f"written to {comparison.folder}" + ("" if finished else "; interrupted: the same command goes on"))
+    print(
+        f"written to {comparison.folder}"
+        + ("" if finished else "; interrupted: the same command goes on")
+    )
     return 0 if finished else 130
 
 

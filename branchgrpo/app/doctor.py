@@ -28,6 +28,11 @@ def doctor(config: Config, address: str, as_json: bool) -> int:
         trained=checks.trained(config),
     )
     found = diagnose(config.cluster.address if address == "auto" else address, needs)
-    found = {name: replace(one, text=secrets.masked_text(one.text), advice=secrets.masked_text(one.advice)) for name, one in found.items()}
+    found = {
+        name: replace(
+            one, text=secrets.masked_text(one.text), advice=secrets.masked_text(one.advice)
+        )
+        for name, one in found.items()
+    }
     print(json.dumps(listing(found), indent=1)) if as_json else Console().print(render(found))
     return exit_code(found)

@@ -20,7 +20,16 @@ def evaluate(target: Target) -> int:
     check(target.config)
     with prepared(target) as (config, folder):
         config.model.check()
-        with Display("branchgrpo eval", 1, config.metric) as display, started(config, display, learning=False) as form:
-            row, _ = measure(config, form(config), display, folder / "samples.png", target.name)
+        with (
+            Display("branchgrpo eval", 1, config.metric) as display,
+            started(config, display, learning=False) as form,
+        ):
+            row, _ = measure(
+                config,
+                service=form(config),
+                display=display,
+                picture=folder / "samples.png",
+                title=target.name,
+            )
         written(target, folder, row)
     return 0

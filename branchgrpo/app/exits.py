@@ -11,12 +11,13 @@ from branchgrpo.config import secrets
 from branchgrpo.errors import GateError, StaleEpoch, UserError
 
 UNREAD = 141
-"""Exit code of a command whose output nobody reads any more, as in `run.py config | head`: 128 + SIGPIPE, as other programs have it."""
+"""Exit code of a command whose output nobody reads any more, as in `run.py config | head`: 128 +
+SIGPIPE, as other programs have it."""
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Of a command: its own (0 done, 1 for what doctor finds); 1 internal failure (with its trace), 2 bad input or missing
-    resources (a line for each mistake), 130 interrupted."""
+    """Of a command: its own (0 done, 1 for what doctor finds); 1 internal failure (with its trace),
+    2 bad input or missing resources (a line for each mistake), 130 interrupted."""
     try:
         try:
             return command()
@@ -31,10 +32,12 @@ def exit_code(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         if not _unread():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more as it ends
+        # the interpreter flushes once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
     except Exception as error:
-        if type(error).__name__ != "PlacementError":  # named, not imported: cluster needs Ray, which `config` must not load
+        # named, not imported: cluster needs Ray, which `config` must not load
+        if type(error).__name__ != "PlacementError":
             raise
         say(error)
         return 2

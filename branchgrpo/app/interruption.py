@@ -8,9 +8,11 @@ from typing import Any
 
 
 class Interruption:
-    """The first Ctrl-C or SIGTERM ends training after the iteration in flight, the second ends the program.
+    """The first Ctrl-C or SIGTERM ends training after the iteration in flight, the second ends the
+    program.
 
-    Before anybody has looked, which is behind the first iteration, there is nothing to save: the first ends the program.
+    Before anybody has looked, which is behind the first iteration, there is nothing to save: the
+    first ends the program.
     """
 
     def __init__(self) -> None:
@@ -23,7 +25,10 @@ class Interruption:
         if self.asked or not self.heeded:
             raise KeyboardInterrupt(signal.Signals(number).name)
         self.asked = True
-        print("\nfinishing this iteration, then writing what was reached; once more ends at once", file=sys.stderr)
+        print(
+            "\nfinishing this iteration, then writing what was reached; once more ends at once",
+            file=sys.stderr,
+        )
 
     def __call__(self) -> bool:
         self.heeded = True

@@ -16,7 +16,8 @@ from branchgrpo.config.shipped import QUICKSTART, config_file
 def main() -> int:
     """The command line. Exit codes: see branchgrpo/app/exits.py."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # torch's idle threads soon sleep: actors share cores, and spinning starves the others
+    # torch's idle threads soon sleep: actors share cores, and spinning starves the others
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     return exit_code(_command)
 
 
@@ -28,12 +29,28 @@ def _command() -> int:
     if found.command == "compare":
         from branchgrpo.app.compare import compare
 
-        return compare(found.config, found.methods, found.seeds, found.budget, overrides, found.folder, found.gain)
+        return compare(
+            found.config,
+            methods=found.methods,
+            seeds=found.seeds,
+            budget=found.budget,
+            overrides=overrides,
+            folder=found.folder,
+            gain=found.gain,
+        )
     if found.command == "eval":
         from branchgrpo.app.evaluate import evaluate
         from branchgrpo.runs.measured import chosen
 
-        return evaluate(chosen(found.folder, found.config, overrides, found.checkpoint, QUICKSTART))
+        return evaluate(
+            chosen(
+                found.folder,
+                config=found.config,
+                texts=overrides,
+                checkpoint=found.checkpoint,
+                default=QUICKSTART,
+            )
+        )
     if found.command == "serve-reward":
         from branchgrpo.app.serve_reward import serve_reward
 

@@ -17,13 +17,17 @@ def serve_reward(found: Any, overrides: dict[str, str]) -> int:
     if strange:
         raise UserError(f"--{strange[0]}: expected --{REWARD_KEYS}KEY, a key of the reward")
     serve(
-        configs.reward(found.name, {key.removeprefix(REWARD_KEYS): text for key, text in overrides.items()}, REWARD_KEYS),
-        found.host,
-        found.port,
-        found.token_env,
-        found.max_mb,
-        found.threads,
-        found.device,
+        configs.reward(
+            found.name,
+            {key.removeprefix(REWARD_KEYS): text for key, text in overrides.items()},
+            REWARD_KEYS,
+        ),
+        host=found.host,
+        port=found.port,
+        token_env=found.token_env,
+        max_mb=found.max_mb,
+        threads=found.threads,
+        device=found.device,
         ready=lambda url: print(f"serving {found.name} at {url}", flush=True),
     )
     return 0

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from cluster.ray_service import Crew
 
 MARK = 0.001
-"""What each actor reserves of the custom resource that marks its nodes: any number of actors fits."""
+"""What each actor reserves of the custom resource that marks its nodes: any number of actors
+fits."""
 
 
 def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
-    """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody does."""
+    """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody
+    does."""
     import ray
 
     from actors.learner import Learner
@@ -34,18 +36,75 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
     from cluster.rank_group import Gang
     from cluster.ray_service import Crew
 
-    meter, patience, rollout, scorer, learner = Meter(), _patience(config), config.rollout, config.reward_workers, config.learner
-    rollouts = Pool(RolloutWorker, "rollout", roles.rollouts(config), actor_options(rollout), (config,), meter, patience, run)
+    meter = Meter()
+    patience = _patience(config)
+    rollout = config.rollout
+    scorer = config.reward_workers
+    learner = config.learner
+    rollouts = Pool(
+        cls=RolloutWorker,
+        role="rollout",
+        count=roles.rollouts(config),
+        resources=actor_options(rollout),
+        arguments=(config,),
+        meter=meter,
+        patience=patience,
+        run=run,
+    )
     rewards = []
     for index, group in enumerate(config.reward_groups):
-        resources = actor_options(scorer, secrets.given(config.rewards[group[0]].runtime_env, f"rewards.{group[0]}.runtime_env"))
-        rewards.append(Pool(RewardWorker, f"reward{index or ''}", scorer.workers, resources, (config, group), meter, patience, run))
+        resources = actor_options(
+            scorer,
+            secrets.given(config.rewards[group[0]].runtime_env, f"rewards.{group[0]}.runtime_env"),
+        )
+        rewards.append(
+            Pool(
+                cls=RewardWorker,
+                role=f"reward{index or ''}",
+                count=scorer.workers,
+                resources=resources,
+                arguments=(config, group),
+                meter=meter,
+                patience=patience,
+                run=run,
+            )
+        )
     make = partial(_learner_arguments, config, ray.get)
-    gangs = [Gang(Learner, "learner", learner.ranks, actor_options(learner), make, meter, learner.deadlines, run)] if learning else []
-    ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)  # their number changes at checkpoints
-    limits = {"rollout": (rollout.min_workers, rollout.max_workers), "reward": (scorer.min_workers, scorer.max_workers), "learner": ranks}
+    gangs = (
+        [
+            Gang(
+                cls=Learner,
+                role="learner",
+                ranks=learner.ranks,
+                resources=actor_options(learner),
+                make=make,
+                meter=meter,
+                deadlines=learner.deadlines,
+                run=run,
+            )
+        ]
+        if learning
+        else []
+    )
+    # their number changes at checkpoints
+    ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)
+    limits = {
+        "rollout": (rollout.min_workers, rollout.max_workers),
+        "reward": (scorer.min_workers, scorer.max_workers),
+        "learner": ranks,
+    }
     auto = rollout.workers == "auto"
-    return Crew(rollouts, rewards, gangs, meter, limits, config.cluster.max_restarts, run, auto, rollout.request_workers)
+    return Crew(
+        rollouts=rollouts,
+        rewards=rewards,
+        gangs=gangs,
+        meter=meter,
+        limits=limits,
+        forgiven=config.cluster.max_restarts,
+        run=run,
+        auto=auto,
+        request=rollout.request_workers,
+    )
 
 
 def configure(made: Crew, config: Config) -> Crew:
@@ -73,7 +132,13 @@ def _patience(config: Config) -> Any:
     from cluster.pool import Patience
 
     options = config.cluster
-    return Patience(options.task_timeout_seconds, options.straggler_factor, options.straggler_seconds, options.max_restarts, options.max_attempts)
+    return Patience(
+        timeout=options.task_timeout_seconds,
+        straggler=options.straggler_factor,
+        least=options.straggler_seconds,
+        restarts=options.max_restarts,
+        attempts=options.max_attempts,
+    )
 
 
 def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]:
@@ -81,7 +146,8 @@ def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]
 
 
 def encode(config: Config, display: Display) -> int:
-    """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the rollout workers' resources; returns how many."""
+    """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the
+    rollout workers' resources; returns how many."""
     from actors.encoder import Encoder
     from branchgrpo.data.encodings import Encodings, encode_missing
     from cluster.admission import place_alone
@@ -93,7 +159,15 @@ def encode(config: Config, display: Display) -> int:
     texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
     if texts:
         display.phase(f"encoding {len(texts)} prompts into {store.folder}")
-        pool = Pool(Encoder, "encoder", roles.rollouts(config), actor_options(config.rollout), (config,), Meter(), _patience(config))
+        pool = Pool(
+            cls=Encoder,
+            role="encoder",
+            count=roles.rollouts(config),
+            resources=actor_options(config.rollout),
+            arguments=(config,),
+            meter=Meter(),
+            patience=_patience(config),
+        )
         try:
             place_alone(pool, config.cluster.wait_seconds, display.note)
             pool.wait_ready()
@@ -104,18 +178,28 @@ def encode(config: Config, display: Display) -> int:
 
 
 @contextmanager
-def started(config: Config, display: Display, learning: bool = True, run: str = "") -> Iterator[Callable[[Config], Crew]]:
-    """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the block."""
+def started(
+    config: Config, display: Display, learning: bool = True, run: str = ""
+) -> Iterator[Callable[[Config], Crew]]:
+    """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the
+    block."""
     from cluster import placement, session
 
     found = roles.begun(config, learning)
-    wanted = {role: [placement.bundle(actor_options(one))] * count for role, (one, count) in found.items()}
+    wanted = {
+        role: [placement.bundle(actor_options(one))] * count for role, (one, count) in found.items()
+    }
     if session.target(config.cluster.address) == "local":
         placement.require_here(wanted)
     for line in prompt_check.notes(config):
         display.note(line)
     display.phase("starting Ray")
-    connected = session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard, display.note)
+    connected = session.start(
+        config.cluster.address,
+        config.cluster.object_store_mb,
+        config.cluster.dashboard,
+        display.note,
+    )
     with ExitStack() as ending:
         ending.callback(session.stop)
         for line in connected.notes():
@@ -124,7 +208,9 @@ def started(config: Config, display: Display, learning: bool = True, run: str = 
             encode(config, display)
         made = crew(config, learning, run)
         ending.callback(made.stop)
-        display.phase("placing " + ", ".join(f"{count} {role}" for role, (_, count) in found.items()))
+        display.phase(
+            "placing " + ", ".join(f"{count} {role}" for role, (_, count) in found.items())
+        )
         made.enter(config.cluster.wait_seconds, display.note)
         display.phase("loading models")
         made.form(display.note)

@@ -16,7 +16,8 @@ from branchgrpo.runs import folder as run_folder
 
 
 def check(config: Config, folder: Path | None = None) -> None:
-    """What can be known to be wrong before anything starts. Raises UserError. folder: what is written, where it is not run.folder."""
+    """What can be known to be wrong before anything starts. Raises UserError. folder: what is
+    written, where it is not run.folder."""
     config.model.check()
     config.schedule()
     for index, reward in enumerate(config.rewards):
@@ -30,8 +31,8 @@ def check(config: Config, folder: Path | None = None) -> None:
 def train(config: Config, resume: str = "") -> int:
     """Train, evaluate before and after, write the run folder. Returns the exit code.
 
-    resume: "auto" goes on with the newest run of this name and seed that was cut off, if there is one; a run folder with that one; a
-    checkpoint's folder or URL begins a run there.
+    resume: "auto" goes on with the newest run of this name and seed that was cut off, if there is
+    one; a run folder with that one; a checkpoint's folder or URL begins a run there.
     """
     from branchgrpo.report.terminal import Display
     from branchgrpo.train.run import carry_out
@@ -39,10 +40,26 @@ def train(config: Config, resume: str = "") -> int:
     check(config)
     begun, interrupted = perf_counter(), Interruption()
     title = f"branchgrpo {config.run.name}"
-    with run_folder.driving(config, resume) as driver, Display(title, config.run.iterations, config.metric, max_minutes=config.run.max_minutes) as display:
+    with (
+        run_folder.driving(config, resume) as driver,
+        Display(
+            title, config.run.iterations, config.metric, max_minutes=config.run.max_minutes
+        ) as display,
+    ):
         with started(config, display, run=driver.folder.name) as form:
             seconds = perf_counter() - begun
-            summary = carry_out(config, form(config), driver.folder, display, interrupted, seconds, None, driver.origin, driver.resumed, driver.lease)
+            summary = carry_out(
+                config,
+                service=form(config),
+                folder=driver.folder,
+                display=display,
+                interrupted=interrupted,
+                start_up=seconds,
+                before=None,
+                origin=driver.origin,
+                resumed=driver.resumed,
+                lease=driver.lease,
+            )
         driver.ended = summary["stopped_by"]
     from rich.console import Console
 
@@ -59,10 +76,19 @@ def encode_alone(config: Config) -> int:
 
     check(config)
     if not config.model.precomputed:
-        raise UserError(f"model.encode: expected precompute, got {getattr(config.model, 'encode', 'inline')}: there is nothing to encode before training")
+        raise UserError(
+            "model.encode: expected precompute, got "
+            f"{getattr(config.model, 'encode', 'inline')}: there is nothing to encode "
+            "before training"
+        )
     with Display("branchgrpo encode", 1, config.metric) as display:
         display.phase("starting Ray")
-        session.start(config.cluster.address, config.cluster.object_store_mb, config.cluster.dashboard, display.note)
+        session.start(
+            config.cluster.address,
+            config.cluster.object_store_mb,
+            config.cluster.dashboard,
+            display.note,
+        )
         try:
             count = encode(config, display)
         finally:

@@ -17,18 +17,38 @@ def watch(found: argparse.Namespace) -> int:
     watched = control.find(boards(found.address), found.run)
     if found.command == "status":
         status = watched.status()
-        print(json.dumps(status, indent=1)) if found.json else Console().print(control.render(status))
+        print(json.dumps(status, indent=1)) if found.json else Console().print(
+            control.render(status)
+        )
         return 0
     if found.command == "stop":
         watched.stop()
-        print(json.dumps({"stopping": True}) if found.json else "the run ends behind the present iteration")
+        print(
+            json.dumps({"stopping": True})
+            if found.json
+            else "the run ends behind the present iteration"
+        )
         return 0
-    counts = {role: getattr(found, role) for role in ("rollout", "reward", "learner") if getattr(found, role) is not None}
+    counts = {
+        role: getattr(found, role)
+        for role in ("rollout", "reward", "learner")
+        if getattr(found, role) is not None
+    }
     changed = watched.scale(counts)
     if found.json:
         print(json.dumps(changed, indent=1))
     else:
-        print("\n".join(f"{role}: {change['from']} → {change['to']}, {change['when']}" for role, change in changed.items()))
+        print(
+            "\n".join(
+                f"{role}: {change['from']} → {change['to']}, {change['when']}"
+                for role, change in changed.items()
+            )
+        )
     if found.wait:
-        control.wait(watched, counts, found.timeout, told=lambda text: print(text, file=sys.stderr, flush=True))
+        control.wait(
+            watched,
+            counts,
+            found.timeout,
+            told=lambda text: print(text, file=sys.stderr, flush=True),
+        )
     return 0

@@ -29,7 +29,8 @@ Named = Iterable[tuple[str, "Tensor"]] | Mapping[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was whole when it was opened. Can be pickled: another process reads and checks its part."""
+    """A checkpoint that was whole when it was opened. Can be pickled: another process reads and
+    checks its part."""
 
     iteration: int
     epoch: int
@@ -43,7 +44,9 @@ class Saved:
         try:
             found = parse_json(self._read(STATE), once=True)
         except ValueError as error:
-            raise Damaged(f"{self.path}: {STATE} is not JSON: {' '.join(str(error).split())[:200]}") from error
+            raise Damaged(
+                f"{self.path}: {STATE} is not JSON: {' '.join(str(error).split())[:200]}"
+            ) from error
         if not isinstance(found, dict):
             raise Damaged(f"{self.path}: {STATE} holds no object, but {type(found).__name__}")
         return found
@@ -61,7 +64,8 @@ class Saved:
             raise Damaged(f"{self.path}: {file} {' '.join(str(error).split())[:300]}") from error
 
     def _read(self, file: str) -> bytes:
-        """Its bytes, checked as they are now: this may be another machine than the one that opened the checkpoint."""
+        """Its bytes, checked as they are now: this may be another machine than the one that opened
+        the checkpoint."""
         if file not in self.files:
             raise ValueError(f"{self.path} holds {', '.join(self.files)}, not {file}")
         sha256, size = self.files[file]
@@ -76,7 +80,8 @@ class Saved:
 
 
 def verified(folder: Storage) -> Saved:
-    """The checkpoint in a folder, all its bytes read. Raises Damaged for the first thing that is not as it was written."""
+    """The checkpoint in a folder, all its bytes read. Raises Damaged for the first thing that is
+    not as it was written."""
     manifest = unsealed(folder)
     files = manifest.files
     for name, (_, size) in files.items():
@@ -86,14 +91,22 @@ def verified(folder: Storage) -> Saved:
     for name, digest in zip(files, digests, strict=True):
         if digest != files[name][0]:
             raise Damaged(f"{name} has another sha256 than when it was saved")
-    return Saved(manifest.iteration, manifest.epoch, folder.where, manifest.created, files, folder)
+    return Saved(
+        iteration=manifest.iteration,
+        epoch=manifest.epoch,
+        path=folder.where,
+        created=manifest.created,
+        files=files,
+        storage=folder,
+    )
 
 
 def encode_state(state: Mapping[str, Any]) -> bytes:
-    """state.json; numbers that are not finite are written NaN, Infinity and -Infinity, as Python's json reads them.
+    """state.json; numbers that are not finite are written NaN, Infinity and -Infinity, as Python's
+    json reads them.
 
-    Raises TypeError, saying where, for what would come back as something else; numpy scalars become Python's. ValueError when
-    it is more than would be read.
+    Raises TypeError, saying where, for what would come back as something else; numpy scalars become
+    Python's. ValueError when it is more than would be read.
     """
     data = (json.dumps(_plain(state, "state"), indent=1) + "\n").encode()
     if len(data) > MAX_STATE:
@@ -102,13 +115,16 @@ def encode_state(state: Mapping[str, Any]) -> bytes:
 
 
 def encode_tensors(file: str, named: Named) -> bytes:
-    """A safetensors file. Raises ValueError for a name that occurs twice, and safetensors' RuntimeError for shared memory."""
+    """A safetensors file. Raises ValueError for a name that occurs twice, and safetensors'
+    RuntimeError for shared memory."""
     from safetensors.torch import save
 
     pairs = list(named.items() if isinstance(named, Mapping) else named)
     tensors = {name: tensor.detach().contiguous() for name, tensor in pairs}
     if len(tensors) < len(pairs):
-        raise ValueError(f"{file}: expected each name once, got {len(pairs)} tensors under {len(tensors)} names")
+        raise ValueError(
+            f"{file}: expected each name once, got {len(pairs)} tensors under {len(tensors)} names"
+        )
     return save(tensors)
 
 
@@ -139,5 +155,12 @@ def _plain(value: object, where: str) -> Any:
         return [_plain(one, f"{where}[{index}]") for index, one in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(one, f"{where}.{key}") for key, one in value.items()}
-    got = "a dict whose keys are not all strings" if isinstance(value, Mapping) else type(value).__name__
-    raise TypeError(f"{where}: expected None, bool, int, float, str, a list or a dict with string keys, got {got}")
+    got = (
+        "a dict whose keys are not all strings"
+        if isinstance(value, Mapping)
+        else type(value).__name__
+    )
+    raise TypeError(
+        f"{where}: expected None, bool, int, float, str, a list or a dict with string keys, "
+        f"got {got}"
+    )

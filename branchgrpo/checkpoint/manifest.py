@@ -1,4 +1,5 @@
-"""manifest.json of a checkpoint: what it must say, and how it is sealed. It may come from a stranger: all of it is checked.
+"""manifest.json of a checkpoint: what it must say, and how it is sealed. It may come from a
+stranger: all of it is checked.
 
 {version, iteration, epoch, created, files: {name: [sha256, bytes]}, digest}
 """
@@ -21,7 +22,9 @@ VERSION = 1
 
 STATE = "state.json"
 
-MAX_MANIFEST, MAX_STATE, MAX_FILES = 1 << 20, 16 << 20, 1000
+MAX_MANIFEST = 1 << 20
+MAX_STATE = 16 << 20
+MAX_FILES = 1000
 """Bytes of manifest.json and of state.json, and files, at most."""
 
 KEYS = ("version", "iteration", "epoch", "created", "files", "digest")
@@ -48,11 +51,20 @@ class Manifest:
 def sealed(manifest: Manifest) -> bytes:
     """manifest.json."""
     files = {name: list(entry) for name, entry in manifest.files.items()}
-    return _seal({"version": VERSION, "iteration": manifest.iteration, "epoch": manifest.epoch, "created": manifest.created, "files": files})
+    return _seal(
+        {
+            "version": VERSION,
+            "iteration": manifest.iteration,
+            "epoch": manifest.epoch,
+            "created": manifest.created,
+            "files": files,
+        }
+    )
 
 
 def unsealed(folder: Storage) -> Manifest:
-    """A folder's manifest. Valid are exactly the bytes that `sealed` makes: a flipped bit anywhere is found. Raises Damaged."""
+    """A folder's manifest. Valid are exactly the bytes that `sealed` makes: a flipped bit anywhere
+    is found. Raises Damaged."""
     raw = read(folder, MANIFEST, MAX_MANIFEST)
     try:
         body = parse_json(raw, once=True)
@@ -60,12 +72,18 @@ def unsealed(folder: Storage) -> Manifest:
         raise Damaged(f"{MANIFEST} is not JSON: {' '.join(str(error).split())[:200]}") from error
     version = body.get("version") if isinstance(body, dict) else None
     if type(version) is not int or version != VERSION:
-        raise Damaged(f"{MANIFEST} has format version {_seen(version)}, this program reads {VERSION}")
+        raise Damaged(
+            f"{MANIFEST} has format version {_seen(version)}, this program reads {VERSION}"
+        )
     if body.keys() != set(KEYS):
         raise Damaged(f"{MANIFEST} has other keys than {', '.join(KEYS)}")
     for key in ("iteration", "epoch"):
         _require(type(body[key]) is int and 0 <= body[key] < 1 << 53, key, body[key])
-    _require(isinstance(body["created"], str) and bool(_CREATED.fullmatch(body["created"])), "created", body["created"])
+    _require(
+        isinstance(body["created"], str) and bool(_CREATED.fullmatch(body["created"])),
+        "created",
+        body["created"],
+    )
     found = Manifest(body["iteration"], body["epoch"], body["created"], _files(body["files"]))
     if sealed(found) != raw:
         raise Damaged(f"{MANIFEST} is not as it was saved: its digest is another one")
@@ -76,10 +94,13 @@ def _files(found: Any) -> dict[str, tuple[str, int]]:
     _require(isinstance(found, dict) and len(found) <= MAX_FILES and STATE in found, "files", found)
     files = {}
     for name, entry in found.items():
-        _require(name == STATE or bool(_FILE.fullmatch(name)), "file named", name)  # nothing outside the folder
+        # nothing outside the folder
+        _require(name == STATE or bool(_FILE.fullmatch(name)), "file named", name)
         _require(isinstance(entry, list) and len(entry) == 2, f"sha256 and bytes of {name}", entry)
         sha256, size = entry
-        _require(isinstance(sha256, str) and bool(_SHA256.fullmatch(sha256)), f"sha256 of {name}", sha256)
+        _require(
+            isinstance(sha256, str) and bool(_SHA256.fullmatch(sha256)), f"sha256 of {name}", sha256
+        )
         _require(type(size) is int and 0 <= size < 1 << 53, f"bytes of {name}", size)
         files[name] = (sha256, size)
     _require(files[STATE][1] <= MAX_STATE, f"bytes of {STATE}", files[STATE][1])
@@ -89,11 +110,15 @@ def _files(found: Any) -> dict[str, tuple[str, int]]:
 def check_name(file: str) -> None:
     """Raises ValueError for a name that a checkpoint's file cannot have."""
     if not _FILE.fullmatch(file):
-        raise ValueError(f"expected a file name of letters, digits, '_', '-' and '.' that ends in .safetensors, got {file!r}")
+        raise ValueError(
+            "expected a file name of letters, digits, '_', '-' and '.' that ends in "
+            f".safetensors, got {file!r}"
+        )
 
 
 def read(folder: Storage, file: str, most: int) -> bytes:
-    """All bytes of a file. Raises Damaged for one that cannot be read, and one of more than `most`."""
+    """All bytes of a file. Raises Damaged for one that cannot be read, and one of more than
+    `most`."""
     with reading(file), folder.open(file) as source:
         data = source.read(most + 1)
     if len(data) > most:
@@ -109,7 +134,9 @@ def reading(file: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Damaged(f"{file} is missing") from error
     except OSError as error:
-        raise Damaged(f"{file} cannot be read: {' '.join(str(error.strerror or error).split())}") from error
+        raise Damaged(
+            f"{file} cannot be read: {' '.join(str(error.strerror or error).split())}"
+        ) from error
 
 
 def _seal(body: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """Where checkpoints lie: a local or shared folder, or any fsspec URL. What a commit is on each.
 
-A folder's checkpoint is written under another name, synced, and renamed. Object stores rename nothing: there the files
-come first, and the manifest, put last, makes them a checkpoint.
+A folder's checkpoint is written under another name, synced, and renamed. Object stores rename
+nothing: there the files come first, and the manifest, put last, makes them a checkpoint.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class Storage(Protocol):
         """In bytes. OSError for what is no regular file, symbolic links too."""
 
     def open(self, file: str) -> AbstractContextManager[BinaryIO]:
-        """For reading, at once: OSError for what is no regular file, symbolic links too, and when reading fails."""
+        """For reading, at once: OSError for what is no regular file, symbolic links too, and when
+        reading fails."""
 
     def claim(self, name: str) -> None:
-        """Take a name that no one else has then, for good; makes the folder, and an empty file of that name, perhaps with more
-        behind a point. FileExistsError when others have it, or want it at the same time."""
+        """Take a name that no one else has then, for good; makes the folder, and an empty file of
+        that name, perhaps with more behind a point. FileExistsError when others have it, or want it
+        at the same time."""
 
     def write(self, file: str, data: bytes) -> None:
         """A new file, for good when this returns."""
@@ -81,7 +83,9 @@ class Local:
             probe.touch()
             probe.unlink(missing_ok=True)
         except OSError as error:  # a file exists there, no right, a read-only disk …
-            raise UserError(f"{key}: expected a folder that can be written, got {self.root}: {error.strerror}") from error
+            raise UserError(
+                f"{key}: expected a folder that can be written, got {self.root}: {error.strerror}"
+            ) from error
 
     def child(self, name: str) -> Local:
         return Local(self.root / name)
@@ -140,7 +144,8 @@ class Local:
         try:
             os.fsync(handle)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder, and say so
+            # some network file systems cannot sync a folder, and say so
+            if error.errno != errno.EINVAL:
                 raise
         finally:
             os.close(handle)
@@ -150,17 +155,23 @@ class Remote:
     """A fsspec URL. fsspec and the protocol's own package are needed only here."""
 
     def __init__(self, fs: Any, root: str, where: str):
-        self.fs, self.root, self.where = fs, root.rstrip("/"), where.rstrip("/")
+        self.fs = fs
+        self.root = root.rstrip("/")
+        self.where = where.rstrip("/")
 
     @classmethod
     def at(cls, key: str, url: str) -> Remote:
-        """Raises UserError for a protocol that fsspec does not know, or whose package is missing."""
+        """Raises UserError for a protocol that fsspec does not know, or whose package is
+        missing."""
         import fsspec
 
         try:
             fs, root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:
-            raise UserError(f"{key}: expected a folder or an URL that fsspec can open, got {url}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{key}: expected a folder or an URL that fsspec can open, got {url}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
         return cls(fs, root, url)
 
     def prepare(self, key: str) -> None:
@@ -170,7 +181,10 @@ class Remote:
             self._ask("pipe_file", probe, b"")
             self._ask("rm_file", probe)
         except OSError as error:  # no credentials, no host, no right …
-            raise UserError(f"{key}: expected an URL that can be written, got {self.where}: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{key}: expected an URL that can be written, got {self.where}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
     def child(self, name: str) -> Remote:
         return Remote(self.fs, f"{self.root}/{name}", f"{self.where}/{name}")
@@ -178,14 +192,21 @@ class Remote:
     def names(self) -> list[str]:
         self.fs.invalidate_cache()  # other machines write here
         try:
-            return [path.rstrip("/").rpartition("/")[2] for path in self._ask("ls", self.root, detail=False)]
+            return [
+                path.rstrip("/").rpartition("/")[2]
+                for path in self._ask("ls", self.root, detail=False)
+            ]
         except FileNotFoundError:
             return []
 
     def size(self, file: str) -> int:
         found = self._ask("info", f"{self.root}/{file}")
         if found.get("type") != "file" or found.get("islink"):
-            raise OSError(errno.EINVAL, f"it is {'a symbolic link' if found.get('islink') else found.get('type')}, not a regular file")
+            raise OSError(
+                errno.EINVAL,
+                f"it is {'a symbolic link' if found.get('islink') else found.get('type')}, "
+                "not a regular file",
+            )
         if not isinstance(found.get("size"), int):  # some web servers
             raise OSError(errno.EINVAL, "its size is not known")
         return int(found["size"])
@@ -193,12 +214,16 @@ class Remote:
     @contextmanager
     def open(self, file: str) -> Iterator[BinaryIO]:
         self.size(file)  # opening a FIFO would wait for ever
-        with self._ask("open", f"{self.root}/{file}", "rb") as source, _own_errors(f"read {self.root}/{file}"):
+        with (
+            self._ask("open", f"{self.root}/{file}", "rb") as source,
+            _own_errors(f"read {self.root}/{file}"),
+        ):
             yield source
 
     def claim(self, name: str) -> None:
-        """fsspec does not promise exclusive creation: some protocols look first and write then. But what was written is listed: so each
-        writes a file of its own, then looks, and gives up when it sees another's. At most one does not."""
+        """fsspec does not promise exclusive creation: some protocols look first and write then. But
+        what was written is listed: so each writes a file of its own, then looks, and gives up when
+        it sees another's. At most one does not."""
         self._ask("makedirs", self.root, exist_ok=True)
         mine = f"{name}.{uuid4().hex}"
         self.write(mine, b"")

@@ -26,8 +26,9 @@ TOTAL = "total"
 
 
 def figures(comparison: Comparison, metric: str) -> dict[str, Any]:
-    """Everything: `rows` by method, those that have finished runs, the untrained model's first; `reference`, to which
-    differences and ratios refer; `level`, the gain whose time counts; `metric`; `seeds` asked for."""
+    """Everything: `rows` by method, those that have finished runs, the untrained model's first;
+    `reference`, to which differences and ratios refer; `level`, the gain whose time counts;
+    `metric`; `seeds` asked for."""
     done = [method for method in comparison.methods if comparison.complete(method)]
     alike = [method for method in done if method.startswith(REFERENCE)]
     reference = REFERENCE if REFERENCE in done else next(iter([*alike, *done]), None)
@@ -37,17 +38,33 @@ def figures(comparison: Comparison, metric: str) -> dict[str, Any]:
     for method in done:
         assert reference is not None
         rows[method] |= _against(comparison, method, reference, goal["gain"])
-        rows[method]["seconds_ratio"] = rows[method]["seconds_per_iteration"]["median"] / rows[reference]["seconds_per_iteration"]["median"]
-    return {"metric": metric, "seeds": len(comparison.seeds), "reference": reference, "level": goal, "rows": rows}
+        rows[method]["seconds_ratio"] = (
+            rows[method]["seconds_per_iteration"]["median"]
+            / rows[reference]["seconds_per_iteration"]["median"]
+        )
+    return {
+        "metric": metric,
+        "seeds": len(comparison.seeds),
+        "reference": reference,
+        "level": goal,
+        "rows": rows,
+    }
 
 
 def write(comparison: Comparison, metric: str) -> str:
-    """Write compare.json, compare.md, compare.png and compare-samples.png; returns the tables for a terminal."""
+    """Write compare.json, compare.md, compare.png and compare-samples.png; returns the tables for a
+    terminal."""
     found = figures(comparison, metric)
-    write_whole(comparison.folder / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    write_whole(
+        comparison.folder / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
+    )
     write_whole(comparison.folder / "compare.md", compare_tables.markdown(found))
     if found["reference"]:
-        compare_pictures.curves(comparison, comparison.folder / "compare.png", [TOTAL, *([metric] if metric != TOTAL else [])])
+        compare_pictures.curves(
+            comparison,
+            comparison.folder / "compare.png",
+            [TOTAL, *([metric] if metric != TOTAL else [])],
+        )
         compare_pictures.samples(comparison, comparison.folder / "compare-samples.png", metric)
     return compare_tables.terminal(found)
 
@@ -70,7 +87,10 @@ def _scores(kept: list[dict[str, Any]]) -> dict[str, F64]:
 def _held_out(scores: dict[str, F64]) -> Row:
     """Means over prompts of each seed, and over seeds with their interval."""
     means = {name: values.mean(axis=1) for name, values in scores.items()}
-    return {"held_out": {name: over_seeds(one) for name, one in means.items()}, "held_out_by_seed": {name: one.tolist() for name, one in means.items()}}
+    return {
+        "held_out": {name: over_seeds(one) for name, one in means.items()},
+        "held_out_by_seed": {name: one.tolist() for name, one in means.items()},
+    }
 
 
 def _untrained(comparison: Comparison) -> dict[str, Row]:
@@ -78,19 +98,28 @@ def _untrained(comparison: Comparison) -> dict[str, Row]:
     if not seeds:
         return {}
     kept = [_json(comparison.untrained_path(seed)) for seed in seeds]
-    return {"untrained": {"seeds": seeds, **_held_out(_scores([one["scores"] for one in kept])), "diversity": _mean_diversity(kept)}}
+    return {
+        "untrained": {
+            "seeds": seeds,
+            **_held_out(_scores([one["scores"] for one in kept])),
+            "diversity": _mean_diversity(kept),
+        }
+    }
 
 
 def _after(comparison: Comparison, method: str, seeds: list[int]) -> dict[str, F64]:
     """Scores [S, P] of the trained models."""
-    return _scores([_json(comparison.path(method, seed) / "held_out.json")["after"] for seed in seeds])
+    return _scores(
+        [_json(comparison.path(method, seed) / "held_out.json")["after"] for seed in seeds]
+    )
 
 
 def _row(comparison: Comparison, method: str) -> Row:
     """Figures of a method over its finished seeds."""
     seeds = comparison.complete(method)
     folders = [comparison.path(method, seed) for seed in seeds]
-    summaries, runs = [_json(folder / "summary.json") for folder in folders], [read(folder / "metrics.jsonl") for folder in folders]
+    summaries = [_json(folder / "summary.json") for folder in folders]
+    runs = [read(folder / "metrics.jsonl") for folder in folders]
     records = [record for run in runs for record in run if "time/iteration" in record]
     learner = comparison.configs[method, seeds[0]].learner
 
@@ -106,13 +135,25 @@ def _row(comparison: Comparison, method: str) -> Row:
         "seeds": seeds,
         "learning_rate": learner.learning_rate,
         "leaves": median("tree/leaves"),
-        "optimiser_steps": {"per_rollout": learner.optimiser_steps, "taken": [int(np.nansum(series(run, "update/optimiser_steps"))) for run in runs]},
+        "optimiser_steps": {
+            "per_rollout": learner.optimiser_steps,
+            "taken": [int(np.nansum(series(run, "update/optimiser_steps"))) for run in runs],
+        },
         "settings": comparison.settings()[method],
         "iterations": [one["iterations"] for one in summaries],
         "training_seconds": [float(series(run, "time/training")[-1]) for run in runs],
-        "nfe_old": {"forwards": mean("forwards_per_leaf", "rollout"), "edges": mean("edges_per_leaf", "all")},
-        "nfe_new": {"forwards": mean("forwards_per_leaf", "training"), "edges": mean("edges_per_leaf", "trained")},
-        "seconds_per_iteration": {"median": median("time/iteration"), "phases": {phase: median(f"time/{phase}") for phase in PHASES}},
+        "nfe_old": {
+            "forwards": mean("forwards_per_leaf", "rollout"),
+            "edges": mean("edges_per_leaf", "all"),
+        },
+        "nfe_new": {
+            "forwards": mean("forwards_per_leaf", "training"),
+            "edges": mean("edges_per_leaf", "trained"),
+        },
+        "seconds_per_iteration": {
+            "median": median("time/iteration"),
+            "phases": {phase: median(f"time/{phase}") for phase in PHASES},
+        },
         **_held_out(_after(comparison, method, seeds)),
         "gain": _gain(comparison, method, seeds),
         "diversity": _mean_diversity(summaries),
@@ -121,21 +162,26 @@ def _row(comparison: Comparison, method: str) -> Row:
 
 def _gain(comparison: Comparison, method: str, seeds: list[int]) -> Row:
     """What training added to each score, paired by seed and prompt."""
-    before = _scores([_json(comparison.path(method, seed) / "held_out.json")["before"] for seed in seeds])
+    before = _scores(
+        [_json(comparison.path(method, seed) / "held_out.json")["before"] for seed in seeds]
+    )
     after = _after(comparison, method, seeds)
     return {name: over_seeds((after[name] - before[name]).mean(axis=1)) for name in after}
 
 
 def _against(comparison: Comparison, method: str, reference: str, gain: float | None) -> Row:
-    """Differences to the reference by the seeds that both have finished, and the time to the gain; null for the
-    reference itself, and where no seed is common."""
+    """Differences to the reference by the seeds that both have finished, and the time to the gain;
+    null for the reference itself, and where no seed is common."""
     common = [seed for seed in comparison.complete(method) if comparison.done(reference, seed)]
     own = _curve(comparison, method, common or comparison.complete(method))
     if method == reference or not common:
         return {"difference": None, "time_to_gain": time_to(own, None, gain)}
     mine, theirs = _after(comparison, method, common), _after(comparison, reference, common)
     differences = {name: difference(mine[name], theirs[name]) for name in mine if name in theirs}
-    return {"difference": differences, "time_to_gain": time_to(own, _curve(comparison, reference, common), gain)}
+    return {
+        "difference": differences,
+        "time_to_gain": time_to(own, _curve(comparison, reference, common), gain),
+    }
 
 
 def _curve(comparison: Comparison, method: str, seeds: list[int]) -> Curve:
@@ -144,7 +190,8 @@ def _curve(comparison: Comparison, method: str, seeds: list[int]) -> Curve:
 
 
 def _checks(records: list[Record]) -> tuple[F64, F64]:
-    """(training seconds, gain) at each check of a run; the one before training, of the same prompts, is where gains begin."""
+    """(training seconds, gain) at each check of a run; the one before training, of the same
+    prompts, is where gains begin."""
     checks = [record for record in records if f"held_out/{TOTAL}" in record]
     begun = [float(record[f"held_out/{TOTAL}"]) for record in checks if not record["iteration"]]
     later = [record for record in checks if record["iteration"]]

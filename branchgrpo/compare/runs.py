@@ -1,4 +1,5 @@
-"""Several methods on the same prompts, seeds, reward and evaluation, one after another; goes on where it stopped."""
+"""Several methods on the same prompts, seeds, reward and evaluation, one after another; goes on
+where it stopped."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ CHECKS = 12
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each run trains: iterations, or seconds of training (held-out checks not counted)."""
+    """How long each run trains: iterations, or seconds of training (held-out checks not
+    counted)."""
 
     iterations: int = 0
     seconds: float = 0.0
@@ -42,7 +44,9 @@ class Budget:
         """`50` is iterations, `240s` seconds, `4m` minutes. Raises UserError for anything else."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", text.strip())
         if not match or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
-            raise UserError(f"--budget: expected iterations (50), seconds (240s) or minutes (4m), got {text!r}")
+            raise UserError(
+                f"--budget: expected iterations (50), seconds (240s) or minutes (4m), got {text!r}"
+            )
         if match[2]:
             return Budget(seconds=float(match[1]) * (60 if match[2] == "m" else 1))
         return Budget(iterations=int(match[1]))
@@ -50,32 +54,66 @@ class Budget:
     def overrides(self) -> dict[str, str]:
         """Config keys of a run of this length."""
         if self.iterations:
-            return {"run.iterations": str(self.iterations), "run.max_minutes": "0", "evaluation.every": str(math.ceil(self.iterations / CHECKS))}
-        keys = {"run.iterations": "0", "run.max_minutes": str(self.seconds / 60), "evaluation.every": "0"}
-        keys["learner.schedule"] = "constant"  # others need to know how many iterations there will be
+            return {
+                "run.iterations": str(self.iterations),
+                "run.max_minutes": "0",
+                "evaluation.every": str(math.ceil(self.iterations / CHECKS)),
+            }
+        keys = {
+            "run.iterations": "0",
+            "run.max_minutes": str(self.seconds / 60),
+            "evaluation.every": "0",
+        }
+        # others need to know how many iterations there will be
+        keys["learner.schedule"] = "constant"
         return keys | {"evaluation.every_seconds": str(self.seconds / CHECKS)}
 
 
 def _shared(config: Config) -> dict[str, Any]:
-    """What must be the same for all methods: anything else would not compare them, or not fit the actors that are there."""
-    roles = {"rollout": config.rollout, "reward_workers": config.reward_workers, "learner": config.learner}
-    found = {f"{name}.{key}": getattr(role, key) for name, role in roles.items() for key in ("cpus", "gpus", "threads")}
-    found |= {"rollout.workers": config.rollout.workers, "reward_workers.workers": config.reward_workers.workers, "learner.ranks": config.learner.ranks}
-    found |= {f"model.{key}": value for key, value in config.model if key == "lora_path" or not key.startswith("lora_")}
-    found |= {f"evaluation.{key}": value for key, value in config.evaluation if key != "weights"}  # a mean of its weights is a method's own choice
-    return found | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "cluster")} | {"shift": config.sampling.shift}
+    """What must be the same for all methods: anything else would not compare them, or not fit the
+    actors that are there."""
+    roles = {
+        "rollout": config.rollout,
+        "reward_workers": config.reward_workers,
+        "learner": config.learner,
+    }
+    found = {
+        f"{name}.{key}": getattr(role, key)
+        for name, role in roles.items()
+        for key in ("cpus", "gpus", "threads")
+    }
+    found |= {
+        "rollout.workers": config.rollout.workers,
+        "reward_workers.workers": config.reward_workers.workers,
+        "learner.ranks": config.learner.ranks,
+    }
+    found |= {
+        f"model.{key}": value
+        for key, value in config.model
+        if key == "lora_path" or not key.startswith("lora_")
+    }
+    # a mean of its weights is a method's own choice
+    found |= {f"evaluation.{key}": value for key, value in config.evaluation if key != "weights"}
+    return (
+        found
+        | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "cluster")}
+        | {"shift": config.sampling.shift}
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves of nested dicts under dotted keys."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return found
 
 
 class Comparison:
-    """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods take turns."""
+    """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods
+    take turns."""
 
     def __init__(
         self,
@@ -90,37 +128,59 @@ class Comparison:
         if gain is not None and not 0 < gain < math.inf:
             raise UserError(f"--gain: expected a gain of the held-out reward above 0, got {gain:g}")
         self.gain = gain
-        presets = {Path(method).name.removesuffix(".yaml"): method for method in methods}  # what a run is called → a preset's name or file
+        # what a run is called → a preset's name or file
+        presets = {Path(method).name.removesuffix(".yaml"): method for method in methods}
         if len(presets) != len(methods):
             raise UserError(f"compare: expected different methods, got {' '.join(methods)}")
-        if taken := {"run.seed", "run.name", "run.iterations", "run.max_minutes"} & overrides.keys():
-            raise UserError(f"compare: expected --seeds and --budget instead of --{min(taken)}, which each run sets itself")
-        fixed = budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
+        if (
+            taken := {"run.seed", "run.name", "run.iterations", "run.max_minutes"}
+            & overrides.keys()
+        ):
+            raise UserError(
+                f"compare: expected --seeds and --budget instead of --{min(taken)}, which "
+                "each run sets itself"
+            )
+        fixed = (
+            budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
+        )
         first = {name: configs.load(base, fixed, preset) for name, preset in presets.items()}
         shared = {name: _shared(one) for name, one in first.items()}
         for name, parts in shared.items():
             for key, value in parts.items():
                 if value != next(iter(shared.values()))[key]:
-                    raise UserError(f"compare: expected the same {key} for all methods, got another with {name}")
-        steps = max(one.evaluation.steps or one.sampling.steps for one in first.values())  # the same for all, whatever they train with
+                    raise UserError(
+                        f"compare: expected the same {key} for all methods, got another with {name}"
+                    )
+        # the same for all, whatever they train with
+        steps = max(one.evaluation.steps or one.sampling.steps for one in first.values())
         fixed["evaluation.steps"] = str(steps)
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):
             for name, preset in presets.items():
-                self.configs[name, seed] = configs.load(base, fixed | {"run.seed": str(seed), "run.name": name}, preset)
+                self.configs[name, seed] = configs.load(
+                    base, fixed | {"run.seed": str(seed), "run.name": name}, preset
+                )
         self.methods, self.seeds = list(presets), list(range(seeds))
         one = next(iter(self.configs.values()))
-        digest = hashlib.sha256("\n".join(one.model_dump_json() for one in self.configs.values()).encode())
+        digest = hashlib.sha256(
+            "\n".join(one.model_dump_json() for one in self.configs.values()).encode()
+        )
         for text in chain(*prompts.lists(one)):
             digest.update(b"\n" + text.encode())
         self.digest = digest.hexdigest()
         self.folder = folder or root(one) / f"compare-{self.digest[:8]}"
 
     def open(self) -> list[tuple[str, int]]:
-        """Make or reopen the folder; which runs are still to be done. Raises UserError when it holds another comparison."""
+        """Make or reopen the folder; which runs are still to be done. Raises UserError when it
+        holds another comparison."""
         request = self.folder / "request.json"
-        if self.folder.exists() and not (request.is_file() or (self.folder.is_dir() and not any(self.folder.iterdir()))):
-            raise UserError(f"compare: expected a comparison, or nothing, at {self.folder}, found something else; give another --folder")
+        if self.folder.exists() and not (
+            request.is_file() or (self.folder.is_dir() and not any(self.folder.iterdir()))
+        ):
+            raise UserError(
+                f"compare: expected a comparison, or nothing, at {self.folder}, found "
+                "something else; give another --folder"
+            )
         if request.is_file():
             try:
                 known = json.loads(request.read_text(encoding="utf-8"))
@@ -128,30 +188,61 @@ class Comparison:
             except (ValueError, KeyError, TypeError, AttributeError):
                 digest, gain = None, None
             if digest != self.digest:
-                raise UserError(f"compare: {self.folder} holds another comparison; expected the same methods, seeds, budget and keys, or another --folder")
+                raise UserError(
+                    f"compare: {self.folder} holds another comparison; expected the same "
+                    "methods, seeds, budget and keys, or another --folder"
+                )
             if gain != self.gain:
                 begun = f"--gain {gain:g}" if gain is not None else "no --gain"
-                raise UserError(f"compare: {self.folder} was begun with {begun}; the gain whose time counts is named before the runs, got {self.gain}")
+                raise UserError(
+                    f"compare: {self.folder} was begun with {begun}; the gain whose time "
+                    f"counts is named before the runs, got {self.gain}"
+                )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(request, json.dumps({"digest": self.digest, "methods": self.methods, "seeds": self.seeds, "gain": self.gain}, indent=1) + "\n")
+            write_whole(
+                request,
+                json.dumps(
+                    {
+                        "digest": self.digest,
+                        "methods": self.methods,
+                        "seeds": self.seeds,
+                        "gain": self.gain,
+                    },
+                    indent=1,
+                )
+                + "\n",
+            )
         return [run for run in self.configs if not self.done(*run)]
 
-    def run(self, form: Callable[[Config], Service], display: Display, interrupted: Callable[[], bool]) -> bool:
-        """Do what is left; `form` gives the service, set up anew for a config. False when it was interrupted."""
+    def run(
+        self, form: Callable[[Config], Service], display: Display, interrupted: Callable[[], bool]
+    ) -> bool:
+        """Do what is left; `form` gives the service, set up anew for a config. False when it was
+        interrupted."""
         todo = self.open()
         for number, (method, seed) in enumerate(todo):
             if interrupted():
                 return False
             config = self.configs[method, seed]
-            title = f"run {len(self.configs) - len(todo) + number + 1} of {len(self.configs)}: {method}, seed {seed}"
+            title = (
+                f"run {len(self.configs) - len(todo) + number + 1} of {len(self.configs)}: "
+                f"{method}, seed {seed}"
+            )
             display.begin(title, config.run.iterations, config.run.max_minutes)
             service = form(config)
             before = self._untrained(config, service, display)
             folder = self.path(method, seed)
             if folder.exists():  # cut off: it has no complete summary.json
                 rmtree(folder)
-            summary = carry_out(config, service, folder, display, interrupted, before=before)
+            summary = carry_out(
+                config,
+                service=service,
+                folder=folder,
+                display=display,
+                interrupted=interrupted,
+                before=before,
+            )
             if summary["stopped_by"] == "interrupted":
                 return False
         return True
@@ -165,13 +256,20 @@ class Comparison:
         return self.folder / f"untrained-seed{seed}.json"
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Of each method its keys, dotted, that are not the same for all; what the method itself is left out."""
+        """Of each method its keys, dotted, that are not the same for all; what the method itself is
+        left out."""
         found = {}
         for method in self.methods:
             tree = self.configs[method, self.seeds[0]].model_dump(mode="json", by_alias=True)
-            found[method] = _flat({key: value for key, value in tree.items() if key not in configs.METHOD_SECTIONS})
+            found[method] = _flat(
+                {key: value for key, value in tree.items() if key not in configs.METHOD_SECTIONS}
+            )
             del found[method]["run.name"]
-        keys = [key for key in next(iter(found.values())) if len({repr(one.get(key)) for one in found.values()}) > 1]
+        keys = [
+            key
+            for key in next(iter(found.values()))
+            if len({repr(one.get(key)) for one in found.values()}) > 1
+        ]
         return {method: {key: one.get(key) for key in keys} for method, one in found.items()}
 
     def complete(self, method: str) -> list[int]:
@@ -183,7 +281,9 @@ class Comparison:
         if not summary.is_file():
             return False
         try:
-            return bool(json.loads(summary.read_text(encoding="utf-8"))["stopped_by"] != "interrupted")
+            return bool(
+                json.loads(summary.read_text(encoding="utf-8"))["stopped_by"] != "interrupted"
+            )
         except (ValueError, KeyError):  # cut off while it was written
             return False
 
@@ -194,5 +294,9 @@ class Comparison:
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return {name: np.array(values, np.float32) for name, values in kept["scores"].items()}
         row, scores = measure(config, service, display, path.with_suffix(".png"))
-        write_whole(path, json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}}) + "\n")
+        write_whole(
+            path,
+            json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}})
+            + "\n",
+        )
         return scores

@@ -1,1 +1,2 @@
-"""What a run is made of: the schema, and how YAML, presets and overrides become a checked config."""
+"""What a run is made of: the schema, and how YAML, presets and overrides become a checked
+config."""

@@ -24,12 +24,15 @@ class _Place:
     """Where an error is: the key, the value that was given, or the closest above it."""
 
     def __init__(self, tree: Node, kind: Any):
-        self.node, self.kind, self.keys = tree, kind, list[str]()
+        self.node = tree
+        self.kind = kind
+        self.keys = list[str]()
         self.above = (tree, kind)  # the section that holds the last key
         self.given = True  # is `node` the value itself?
 
     def walk(self, location: Sequence[str | int]) -> _Place:
-        """Follow pydantic's location: keys and places, with a component's name behind its section, and ends that say which of several types it was."""
+        """Follow pydantic's location: keys and places, with a component's name behind its section,
+        and ends that say which of several types it was."""
         parts = [str(part) for part in location]
         while parts:
             if len(kinds.models(self.kind)) > 1 and parts[0] in kinds.names(self.kind):
@@ -53,7 +56,8 @@ class _Place:
         return True
 
     def follow(self, dotted: str) -> bool:
-        """Several keys down, as far as they were written; False, and nowhere, where the first is none of the schema's."""
+        """Several keys down, as far as they were written; False, and nowhere, where the first is
+        none of the schema's."""
         first, *rest = dotted.split(".")
         if not self.step(first):
             return False
@@ -68,10 +72,12 @@ class _Place:
 
 
 def lines(error: ValidationError, tree: Node, kind: Any, prefix: str = "") -> list[str]:
-    """All mistakes in `tree`, which is of type `kind`. prefix: before its keys, where they are some of a larger whole."""
+    """All mistakes in `tree`, which is of type `kind`. prefix: before its keys, where they are some
+    of a larger whole."""
     found: dict[tuple[str, str], list[str]] = {}
     for one in error.errors():
-        if one["type"] == "too_short" and len(one["input"]) >= one["ctx"]["min_length"]:  # an entry was wrong, and has its own line
+        # an entry was wrong, and has its own line
+        if one["type"] == "too_short" and len(one["input"]) >= one["ctx"]["min_length"]:
             continue
         if one["type"] == "value_error":
             messages = str(one["ctx"]["error"]).splitlines() if "ctx" in one else [one["msg"]]
@@ -79,13 +85,16 @@ def lines(error: ValidationError, tree: Node, kind: Any, prefix: str = "") -> li
             messages = [one["msg"]]
         for message in messages:
             place = _Place(tree, kind).walk(one["loc"])
-            text, got = _words(one["type"], message, one["input"], place, tree, kind)
+            text, got = _words(
+                one["type"], message=message, given=one["input"], place=place, tree=tree, kind=kind
+            )
             found.setdefault((_where(place, prefix), got), []).append(text)
     return [f"{where}{_joined(texts)}{got}" for (where, got), texts in found.items()]
 
 
 def _joined(texts: list[str]) -> str:
-    """A value that fits none of its several types has an error for each: one line says what they expected."""
+    """A value that fits none of its several types has an error for each: one line says what they
+    expected."""
     different = list(dict.fromkeys(texts))
     if len(different) > 1 and all(text.startswith("expected ") for text in different):
         return "expected " + " or ".join(text.removeprefix("expected ") for text in different)
@@ -99,9 +108,13 @@ def _where(place: _Place, prefix: str) -> str:
     return f"{origin}: {prefix}{dotted}: "
 
 
-def _words(sort: str, message: str, given: Any, place: _Place, tree: Node, kind: Any) -> tuple[str, str]:
+def _words(
+    sort: str, message: str, given: Any, place: _Place, tree: Node, kind: Any
+) -> tuple[str, str]:
     """What was expected, and what came; moves the place to the key that the message names."""
-    bare = isinstance(given, str) and not kinds.is_text(place.kind, given) and _NUMBER.fullmatch(given)
+    bare = (
+        isinstance(given, str) and not kinds.is_text(place.kind, given) and _NUMBER.fullmatch(given)
+    )
     got = f", got {given if bare else quoted(given, place.keys)}"
     if sort == "value_error":
         own = _OWN.fullmatch(message)
@@ -116,17 +129,23 @@ def _words(sort: str, message: str, given: Any, place: _Place, tree: Node, kind:
         place.step("name")
         if sort == "union_tag_not_found":
             return f"missing: expected one of {', '.join(names)}", ""
-        return f"expected one of {', '.join(names)}", f", got {quoted(name)}{kinds.closest(name, names)}"
+        return (
+            f"expected one of {', '.join(names)}",
+            f", got {quoted(name)}{kinds.closest(name, names)}",
+        )
     if sort in ("model_type", "model_attributes_type", "dict_type"):
         return "expected a section of keys", got
-    if sort in ("too_short", "too_long"):  # "Tuple should have at least 1 item after validation, not 0"
+    # "Tuple should have at least 1 item after validation, not 0"
+    if sort in ("too_short", "too_long"):
         return f"expected {message.partition(' should have ')[2].partition(' after ')[0]}", got
     if sort == "tuple_type":
         return "expected a list", got
     if sort == "string_pattern_mismatch":
         return f"expected text that matches {message.partition(' pattern ')[2]}", got
     if sort == "literal_error":
-        return message.replace("Input should be ", "expected "), got + kinds.closest(given, kinds.literals(place.kind))
+        return message.replace("Input should be ", "expected "), got + kinds.closest(
+            given, kinds.literals(place.kind)
+        )
     words = message.partition(", unable to ")[0]
     for begin in ("Input should be ", "String should be "):
         words = words.replace(begin, "expected ")
@@ -137,7 +156,11 @@ def _meaning(place: _Place) -> str:
     """A missing key's description."""
     node, kind = place.above
     model = kinds.chosen(kind, node)
-    described = (field.description for name, field in (model.model_fields if model else {}).items() if place.keys and place.keys[-1] in (name, field.alias))
+    described = (
+        field.description
+        for name, field in (model.model_fields if model else {}).items()
+        if place.keys and place.keys[-1] in (name, field.alias)
+    )
     return next((f": expected {text}" for text in described if text), "")
 
 

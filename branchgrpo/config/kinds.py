@@ -39,7 +39,11 @@ def models(kind: Any) -> list[type[BaseModel]]:
 
 def names(kind: Any) -> list[str]:
     """Names of the components that a type allows."""
-    return [str(model.model_fields["name"].default) for model in models(kind) if "name" in model.model_fields]
+    return [
+        str(model.model_fields["name"].default)
+        for model in models(kind)
+        if "name" in model.model_fields
+    ]
 
 
 def chosen(kind: Any, node: Node | None) -> type[BaseModel] | None:
@@ -57,8 +61,11 @@ def fields(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def entries(kind: Any) -> Any:
-    """Type of a list's entries; None for what is no list. Lists of fixed length have entries of one type here."""
-    return next((get_args(one)[0] for one in options(kind) if get_origin(one) in (tuple, list)), None)
+    """Type of a list's entries; None for what is no list. Lists of fixed length have entries of one
+    type here."""
+    return next(
+        (get_args(one)[0] for one in options(kind) if get_origin(one) in (tuple, list)), None
+    )
 
 
 def child(kind: Any, node: Node | None, key: str) -> Any:
@@ -77,9 +84,12 @@ def child(kind: Any, node: Node | None, key: str) -> Any:
 
 
 def plain(node: Node, kind: Any) -> Any:
-    """The value for pydantic: a scalar is its text where the type is text, else what YAML makes of it."""
+    """The value for pydantic: a scalar is its text where the type is text, else what YAML makes of
+    it."""
     if isinstance(node.value, dict):
-        return {key: plain(value, child(kind, node, key) or Any) for key, value in node.value.items()}
+        return {
+            key: plain(value, child(kind, node, key) or Any) for key, value in node.value.items()
+        }
     if isinstance(node.value, list):
         return [plain(value, entries(kind) or Any) for value in node.value]
     if node.text is not None and node.value is not None and is_text(kind, node.text):
@@ -100,18 +110,30 @@ def keys(kind: Any, node: Node | None, above: str = "") -> Iterator[str]:
                 yield from keys(entries(below), entry, f"{above}{key}.{index}.")
 
 
-def unknown(dotted: str, node: Node | None, kind: Any, tree: Node, root: Any, prefix: str = "") -> str:
-    """Words for a key that there is not, with what may be meant. node, kind: the section it is in; tree, root: the whole."""
+def unknown(
+    dotted: str, node: Node | None, kind: Any, tree: Node, root: Any, prefix: str = ""
+) -> str:
+    """Words for a key that there is not, with what may be meant. node, kind: the section it is in;
+    tree, root: the whole."""
     name, last = node.get("name") if node is not None else None, dotted.rpartition(".")[2]
     if len(models(kind)) > 1 and name:
-        others = [str(model.model_fields["name"].default) for model in models(kind) if last in fields(model)]
+        others = [
+            str(model.model_fields["name"].default)
+            for model in models(kind)
+            if last in fields(model)
+        ]
         if others:
             return f"unknown key of {name}, a key of {' and '.join(others)}"
-    return "unknown key" + (f" of {name}" if name in names(kind) else "") + suggestion(dotted, tree, root, prefix)
+    return (
+        "unknown key"
+        + (f" of {name}" if name in names(kind) else "")
+        + suggestion(dotted, tree, root, prefix)
+    )
 
 
 def suggestion(dotted: str, tree: Node, root: Any, prefix: str = "") -> str:
-    """Words that name the key, or two, of a config that may be meant by one that there is not; nothing where none is close."""
+    """Words that name the key, or two, of a config that may be meant by one that there is not;
+    nothing where none is close."""
     known = list(dict.fromkeys(keys(root, tree)))
     above, _, last = dotted.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == above}

@@ -1,4 +1,5 @@
-"""The configuration: a YAML file plus dotted command-line overrides, checked before anything starts.
+"""The configuration: a YAML file plus dotted command-line overrides, checked before anything
+starts.
 
 Loading one imports neither torch nor Ray.
 """
@@ -32,10 +33,16 @@ def _preset(name: Any) -> Node:
     if name in presets():
         return read(PRESETS / f"{name}.yaml")
     if not str(name).endswith((".yaml", ".yml")):
-        raise UserError(f"preset: expected a YAML file or one of {', '.join(presets())}, got {name!r}{kinds.closest(name, presets())}")
+        raise UserError(
+            f"preset: expected a YAML file or one of {', '.join(presets())}, got "
+            f"{name!r}{kinds.closest(name, presets())}"
+        )
     tree, own = _own(read(Path(name).expanduser()))
     if own is not None and own.value not in presets():
-        raise UserError(f"{own.origin}: preset: expected one of {', '.join(presets())}, got {_shown(own)!r}{kinds.closest(own.value, presets())}")
+        raise UserError(
+            f"{own.origin}: preset: expected one of {', '.join(presets())}, got "
+            f"{_shown(own)!r}{kinds.closest(own.value, presets())}"
+        )
     return merge(_preset(own.value), tree) if own is not None else tree
 
 
@@ -44,7 +51,9 @@ def _own(tree: Node) -> tuple[Node, Node | None]:
     own = tree.value.get("preset")
     if own is not None and own.value is None:
         own = None
-    return replace(tree, value={key: value for key, value in tree.value.items() if key != "preset"}), own
+    return replace(
+        tree, value={key: value for key, value in tree.value.items() if key != "preset"}
+    ), own
 
 
 def _shown(node: Node) -> Any:
@@ -52,10 +61,11 @@ def _shown(node: Node) -> Any:
 
 
 def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None = None) -> Config:
-    """Read and check a config. Raises UserError with a line for each mistake: where it was written, the key, what was expected, what came.
+    """Read and check a config. Raises UserError with a line for each mistake: where it was written,
+    the key, what was expected, what came.
 
-    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces what the file
-    says about the method; `texts`, the command line's dotted keys, go on top of all.
+    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces
+    what the file says about the method; `texts`, the command line's dotted keys, go on top of all.
     """
     tree, own = _own(read(path))
     if preset is not None:
@@ -68,9 +78,13 @@ def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None 
 
 
 def reward(name: str, texts: Mapping[str, str], prefix: str = "reward.") -> RewardOptions:
-    """Options of the reward `name` with these keys of the command line, which name them behind `prefix`. Raises UserError as `load` does."""
+    """Options of the reward `name` with these keys of the command line, which name them behind
+    `prefix`. Raises UserError as `load` does."""
     if name not in rewards.TABLE:
-        raise UserError(f"serve-reward: expected one of {', '.join(rewards.TABLE)}, got {name!r}{kinds.closest(name, list(rewards.TABLE))}")
+        raise UserError(
+            f"serve-reward: expected one of {', '.join(rewards.TABLE)}, got "
+            f"{name!r}{kinds.closest(name, list(rewards.TABLE))}"
+        )
     tree = Node({"name": Node(name, "serve-reward", name)}, "serve-reward")
     return cast(RewardOptions, _checked(tree, component(rewards.TABLE[name]), texts, prefix))
 
@@ -88,11 +102,13 @@ def _checked(tree: Node, kind: Any, texts: Mapping[str, str], prefix: str = "") 
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The whole config as mappings, lists and scalars, without its secrets: what may be written and sent."""
+    """The whole config as mappings, lists and scalars, without its secrets: what may be written and
+    sent."""
     found: dict[str, Any] = secrets.masked(config.model_dump(mode="json", by_alias=True))
     return found
 
 
 def dump(config: Config) -> str:
-    """The whole config as YAML, every default written out, secrets masked; `load` reads it back, where it had none."""
+    """The whole config as YAML, every default written out, secrets masked; `load` reads it back,
+    where it had none."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -1,7 +1,8 @@
 """Tables of import strings: a method, reward, model, rule or loss is one file and one line.
 
-Every entry is a pydantic class that is both the component's options and the component itself, so that
-a config section, once validated, can be called. The modules must import light packages only at their
+Every entry is a pydantic class that is both the component's options and the component itself, so
+that a config section, once validated, can be called. The modules must import light packages only at
+their
 top: loading a config needs no torch.
 """
 

@@ -1,4 +1,5 @@
-"""The configs that come with the product: in a checkout the folder `configs`, in a wheel package data."""
+"""The configs that come with the product: in a checkout the folder `configs`, in a wheel package
+data."""
 
 from __future__ import annotations
 
@@ -26,11 +27,15 @@ def presets() -> list[str]:
 
 
 def config_file(given: str | Path) -> Path:
-    """A YAML file of the user's own, or else the shipped config of that name. Raises UserError for a bare name that is neither."""
+    """A YAML file of the user's own, or else the shipped config of that name. Raises UserError for
+    a bare name that is neither."""
     path = Path(given).expanduser()
     bare = path.parent == Path() and path.suffix.lower() not in (".yaml", ".yml")
     if path.exists() or not bare:
         return path
     if str(given) not in names():
-        raise UserError(f"config: expected a YAML file or one of {', '.join(names())}, got {str(given)!r}{kinds.closest(str(given), names())}")
+        raise UserError(
+            f"config: expected a YAML file or one of {', '.join(names())}, got "
+            f"{str(given)!r}{kinds.closest(str(given), names())}"
+        )
     return FOLDER / f"{given}.yaml"

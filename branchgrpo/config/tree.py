@@ -1,4 +1,5 @@
-"""A config as it was written: values that remember where they came from, read from YAML, and laid on top of each other."""
+"""A config as it was written: values that remember where they came from, read from YAML, and laid
+on top of each other."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from branchgrpo.errors import UserError
 COMPONENTS = ("model", "method", "advantage", "loss")
 """Sections whose `name` picks one of several."""
 
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "map", "seq")}
+_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "map", "seq")
+}
 _MERGE = "tag:yaml.org,2002:merge"
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -43,14 +47,19 @@ def read(path: Path) -> Node:
             raise UserError(f"config: {path} is UTF-16: save as UTF-8")
         found = parse(data.decode("utf-8-sig"), str(path), lines=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config: expected a YAML file, cannot read {path}: {_line(error)}") from error
+        raise UserError(
+            f"config: expected a YAML file, cannot read {path}: {_line(error)}"
+        ) from error
     if not isinstance(found.value, dict):
-        raise UserError(f"config: expected a mapping of sections in {path}, got {type(found.value).__name__}")
+        raise UserError(
+            f"config: expected a mapping of sections in {path}, got {type(found.value).__name__}"
+        )
     return replace(found, origin=str(path))
 
 
 def parse(text: str, source: str, lines: bool = False) -> Node:
-    """YAML as a Node. source: what the origins say; lines: with each value's line behind it. Raises UserError."""
+    """YAML as a Node. source: what the origins say; lines: with each value's line behind it. Raises
+    UserError."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         return _Reader(source, lines).node(root) if root is not None else Node(None, source, "")
@@ -75,9 +84,15 @@ class _Reader:
     def node(self, node: yaml.Node, line: int | None = None) -> Node:
         line = node.start_mark.line if line is None else line
         if id(node) in self.open:
-            raise UserError(f"{self.place(line)}: expected YAML that does not hold itself, got an alias of what it is in")
+            raise UserError(
+                f"{self.place(line)}: expected YAML that does not hold itself, got an alias "
+                "of what it is in"
+            )
         if node.tag not in _TAGS:
-            raise UserError(f"{self.place(line)}: expected plain YAML, got the tag {node.tag.replace('tag:yaml.org,2002:', '!!')}")
+            raise UserError(
+                f"{self.place(line)}: expected plain YAML, got the tag "
+                f"{node.tag.replace('tag:yaml.org,2002:', '!!')}"
+            )
         self.open.add(id(node))
         try:
             return self.content(node, line)
@@ -93,17 +108,25 @@ class _Reader:
             value = self.loader.construct_object(node)
         except (ValueError, yaml.YAMLError):  # such as 2024-13-45, a date that is none
             value = node.value
-        return Node(value if isinstance(value, _PLAIN) else node.value, self.place(line), node.value)
+        return Node(
+            value if isinstance(value, _PLAIN) else node.value, self.place(line), node.value
+        )
 
     def mapping(self, node: yaml.MappingNode) -> dict[str, Node]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise UserError(f"{self.place(key.start_mark.line)}: expected a name before the colon, got a list or a mapping")
+                raise UserError(
+                    f"{self.place(key.start_mark.line)}: expected a name before the colon, "
+                    "got a list or a mapping"
+                )
             if key.tag != _MERGE and key.value in lines:
                 first, second = lines[key.value] + 1, key.start_mark.line + 1
                 places = f", in lines {first} and {second}" if self.lines else ""
-                raise UserError(f"{self.place(key.start_mark.line)}: {key.value}: expected each key once, got it twice{places}")
+                raise UserError(
+                    f"{self.place(key.start_mark.line)}: {key.value}: expected each key "
+                    f"once, got it twice{places}"
+                )
             if key.tag != _MERGE:
                 lines[key.value] = key.start_mark.line
         self.loader.flatten_mapping(node)  # puts what `<<` names before the mapping's own keys
@@ -114,7 +137,8 @@ class _Reader:
 
 
 def merge(below: Node | None, above: Node) -> Node:
-    """`above` on top of `below`, mapping by mapping; sections that name different components don't mix."""
+    """`above` on top of `below`, mapping by mapping; sections that name different components don't
+    mix."""
     if below is None or not (isinstance(below.value, dict) and isinstance(above.value, dict)):
         return above
     found = dict(below.value)

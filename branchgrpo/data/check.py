@@ -1,4 +1,5 @@
-"""What is known of a config's prompts before anything starts: enough of them, none that a reward cannot score."""
+"""What is known of a config's prompts before anything starts: enough of them, none that a reward
+cannot score."""
 
 from __future__ import annotations
 
@@ -27,11 +28,15 @@ class Refused:
     unit: str  # what numbers count: line, item, row
     source: str  # the file
     count: int = 0
-    first: list[tuple[int, str]] = field(default_factory=list)  # number and detail of the first SHOWN
+    # number and detail of the first SHOWN
+    first: list[tuple[int, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         named = "; ".join(f"{self.unit} {number}: {detail}" for number, detail in self.first)
-        return f"{self.reward}: expected prompts that it can score, got {self.count} of {self.key} with {self.kind} ({self.source}, {named})"
+        return (
+            f"{self.reward}: expected prompts that it can score, got {self.count} of "
+            f"{self.key} with {self.kind} ({self.source}, {named})"
+        )
 
 
 def check(config: Config) -> None:
@@ -39,7 +44,11 @@ def check(config: Config) -> None:
     train, held_out = prompts.lists(config)
     if reason := shortage(config, train, held_out):
         raise UserError(reason)
-    found = [one for key, texts in (("prompts", train), ("held_out", held_out)) for one in refused(config, key, texts)]
+    found = [
+        one
+        for key, texts in (("prompts", train), ("held_out", held_out))
+        for one in refused(config, key, texts)
+    ]
     if found:
         more = f"; run.py prompts shows {len(found) - 1} more of such faults" if found[1:] else ""
         raise UserError(f"{found[0]}{more}")
@@ -50,27 +59,49 @@ def shortage(config: Config, train: Prompts, held_out: Prompts) -> str:
     try:
         prompts.deal(len(train), config.rollout.prompts, 0, config.run.seed)
     except UserError as error:
-        return f"{error} in {config.prompts}" + (f", where {train.repeated} more are repeated" if train.repeated else "")
+        return f"{error} in {config.prompts}" + (
+            f", where {train.repeated} more are repeated" if train.repeated else ""
+        )
     wanted = max(config.evaluation.prompts, config.evaluation.diversity)
     if len(held_out) < wanted:
-        repeated = "" if config.held_out.startswith(prompts.SPLIT) or not held_out.repeated else f", where {held_out.repeated} more are repeated"
-        return f"held_out: expected at least {wanted} prompts for evaluation, got {len(held_out)} in {config.held_out}{repeated}"
-    if config.held_out.startswith(prompts.SPLIT) or not prompts.shared(train, held_out)[:wanted].all():
+        repeated = (
+            ""
+            if config.held_out.startswith(prompts.SPLIT) or not held_out.repeated
+            else f", where {held_out.repeated} more are repeated"
+        )
+        return (
+            f"held_out: expected at least {wanted} prompts for evaluation, got "
+            f"{len(held_out)} in {config.held_out}{repeated}"
+        )
+    if (
+        config.held_out.startswith(prompts.SPLIT)
+        or not prompts.shared(train, held_out)[:wanted].all()
+    ):
         return ""
-    return f"held_out: expected texts that are not trained on, got {config.held_out}: the first {wanted}, which evaluation takes, are in {config.prompts} too"
+    return (
+        f"held_out: expected texts that are not trained on, got {config.held_out}: the first "
+        f"{wanted}, which evaluation takes, are in {config.prompts} too"
+    )
 
 
 def refused(config: Config, key: str, texts: Prompts) -> list[Refused]:
     """What each reward cannot score, of one list: by reward and reason, in the order they come."""
     size = int(getattr(config.model, "height", 0)), int(getattr(config.model, "width", 0))
     found: dict[tuple[int, str], Refused] = {}
-    asked = [(index, reward) for index, reward in enumerate(config.rewards) if type(reward).refusal is not RewardOptions.refusal]
+    asked = [
+        (index, reward)
+        for index, reward in enumerate(config.rewards)
+        if type(reward).refusal is not RewardOptions.refusal
+    ]
     for place, text in enumerate(texts if asked else ()):
         for index, reward in asked:
             if (why := reward.refusal(text, *size)) is None:
                 continue
             name = f"rewards.{index} ({reward.title})"
-            one = found.setdefault((index, why.kind), Refused(key=key, reward=name, kind=why.kind, unit=texts.unit, source=texts.source))
+            one = found.setdefault(
+                (index, why.kind),
+                Refused(key=key, reward=name, kind=why.kind, unit=texts.unit, source=texts.source),
+            )
             one.count += 1
             if one.count <= SHOWN:
                 one.first.append((texts.number(place), shortened(why.detail)))
@@ -78,18 +109,29 @@ def refused(config: Config, key: str, texts: Prompts) -> list[Refused]:
 
 
 def notes(config: Config) -> list[str]:
-    """What was left out of the lists and what they share, a line each; nothing where there is nothing to say."""
+    """What was left out of the lists and what they share, a line each; nothing where there is
+    nothing to say."""
     train, held_out = prompts.lists(config)
     divided = config.held_out.startswith(prompts.SPLIT)
-    lines = [left_out(key, texts) for key, texts in (("prompts", train), ("held_out", held_out))[: 1 if divided else 2] if texts.blank or texts.repeated]
+    lines = [
+        left_out(key, texts)
+        for key, texts in (("prompts", train), ("held_out", held_out))[: 1 if divided else 2]
+        if texts.blank or texts.repeated
+    ]
     if not divided and (both := int(prompts.shared(train, held_out).sum())):
-        lines.append(f"{both} of {len(held_out)} held-out prompts are trained on too: their scores say nothing of unseen prompts")
+        lines.append(
+            f"{both} of {len(held_out)} held-out prompts are trained on too: their scores "
+            "say nothing of unseen prompts"
+        )
     return lines
 
 
 def left_out(key: str, texts: Prompts) -> str:
     """One line of what a file's rows became."""
-    return f"{key}: {texts.repeated} repeated and {texts.blank} blank or null prompts left out of {texts.source}"
+    return (
+        f"{key}: {texts.repeated} repeated and {texts.blank} blank or null prompts left out "
+        f"of {texts.source}"
+    )
 
 
 def shortened(text: str) -> str:

@@ -1,10 +1,11 @@
 """Text encodings made once, before training: safetensors shards and a manifest.
 
     FOLDER/manifest.json            model, text keys, and every finished shard with its count
-    FOLDER/shard-NAME.safetensors   arrays of n prompts, their digests [n, 16], and which were too long [n]
+    FOLDER/shard-NAME.safetensors   arrays of n prompts, their digests [n, 16], and which were too
+    long [n]
 
-A prompt is found by the digest of its text, so lists may change order, grow or overlap. A shard counts once the
-manifest names it; an interrupted run goes on with what is missing.
+A prompt is found by the digest of its text, so lists may change order, grow or overlap. A shard
+counts once the manifest names it; an interrupted run goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -45,17 +46,25 @@ def digest(text: str) -> bytes:
 
 
 def folder_of(model: PipelineModel) -> Path:
-    """Where this model's encodings are: its name comes from the encoders' files and the text keys."""
+    """Where this model's encodings are: its name comes from the encoders' files and the text
+    keys."""
     files = []
     for part in model.text_parts:
         root = model.folder() / part
-        files += [(str(path.relative_to(model.folder())), path.stat().st_size, _sample(path)) for path in sorted(root.rglob("*")) if path.is_file()]
-    name = hashlib.sha256(json.dumps([VERSION, model.pipeline, files, model.text_keys()]).encode()).hexdigest()[:16]
+        files += [
+            (str(path.relative_to(model.folder())), path.stat().st_size, _sample(path))
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        ]
+    name = hashlib.sha256(
+        json.dumps([VERSION, model.pipeline, files, model.text_keys()]).encode()
+    ).hexdigest()[:16]
     return Path(model.encodings).expanduser() / name
 
 
 def _sample(path: Path) -> str:
-    """Digest of a file's beginning, middle and end: fine-tuned weights have the same size, but not the same bytes."""
+    """Digest of a file's beginning, middle and end: fine-tuned weights have the same size, but not
+    the same bytes."""
     found, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         for place in (0, size // 2, max(0, size - SAMPLE)):
@@ -65,7 +74,8 @@ def _sample(path: Path) -> str:
 
 
 class Encodings:
-    """Reads and extends one folder. Shards are opened on first use; a prompt's row is read alone."""
+    """Reads and extends one folder. Shards are opened on first use; a prompt's row is read
+    alone."""
 
     def __init__(self, folder: Path, model: PipelineModel):
         self.folder, self.model = folder, model
@@ -80,7 +90,9 @@ class Encodings:
     def open(cls, model: ModelOptions) -> Encodings:
         """Of this model. Raises UserError when its folder is damaged."""
         if not isinstance(model, PipelineModel):
-            raise TypeError(f"expected a model that encodes text by itself, got {type(model).__name__}")
+            raise TypeError(
+                f"expected a model that encodes text by itself, got {type(model).__name__}"
+            )
         if (root := Path(model.encodings).expanduser()).exists() and not root.is_dir():
             raise UserError(f"model.encodings: expected a folder, got the file {root}")
         return cls(folder_of(model), model)
@@ -89,10 +101,19 @@ class Encodings:
         path = self.folder / MANIFEST
         found = json_file("model.encodings", path)
         if found.get("version") != VERSION:
-            raise UserError(f"model.encodings: expected version {VERSION} in {path}, got {str(found.get('version'))[:60]!r}")
+            raise UserError(
+                f"model.encodings: expected version {VERSION} in {path}, got "
+                f"{str(found.get('version'))[:60]!r}"
+            )
         shards = found.get("shards")
-        if not isinstance(shards, dict) or not all(SHARD_NAME.fullmatch(name) and type(count) is int and count >= 0 for name, count in shards.items()):
-            raise UserError(f"model.encodings: expected shards in {path}, shard-NAME.safetensors and their counts")
+        if not isinstance(shards, dict) or not all(
+            SHARD_NAME.fullmatch(name) and type(count) is int and count >= 0
+            for name, count in shards.items()
+        ):
+            raise UserError(
+                f"model.encodings: expected shards in {path}, shard-NAME.safetensors and "
+                "their counts"
+            )
         return found
 
     def _add(self, shard: str, count: int) -> None:
@@ -100,7 +121,10 @@ class Encodings:
         self.shards.append(shard)
         digests = self._open(index).get_tensor(_DIGESTS).numpy()
         if len(digests) != count:
-            raise UserError(f"model.encodings: expected {count} prompts in {self.folder / shard}, got {len(digests)}")
+            raise UserError(
+                f"model.encodings: expected {count} prompts in {self.folder / shard}, got "
+                f"{len(digests)}"
+            )
         self.where.update((row.tobytes(), (index, place)) for place, row in enumerate(digests))
 
     def _open(self, shard: int) -> Any:
@@ -112,36 +136,59 @@ class Encodings:
             try:
                 self.files[shard] = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
-                raise UserError(f"model.encodings: expected the safetensors file {path}, which cannot be read: {error}") from error
+                raise UserError(
+                    f"model.encodings: expected the safetensors file {path}, which cannot "
+                    f"be read: {error}"
+                ) from error
         return self.files[shard]
 
     @staticmethod
     def _check_shard(path: Path) -> None:
-        """Raises UserError unless it has digests, which texts were too long, and arrays of as many rows."""
+        """Raises UserError unless it has digests, which texts were too long, and arrays of as many
+        rows."""
         try:
             tensors = header(path).tensors
         except (OSError, BadHeader) as error:
             what = getattr(error, "strerror", None) or error
-            raise UserError(f"model.encodings: expected the safetensors file {path}, which cannot be read: {what}") from error
+            raise UserError(
+                f"model.encodings: expected the safetensors file {path}, which cannot be "
+                f"read: {what}"
+            ) from error
         rows = tensors[_DIGESTS].shape[0] if _DIGESTS in tensors and tensors[_DIGESTS].shape else -1
         shapes = {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
-        fits = (shapes.get(_DIGESTS), shapes.get(_TOO_LONG)) == (("U8", (rows, DIGEST_BYTES)), ("U8", (rows,)))
+        fits = (shapes.get(_DIGESTS), shapes.get(_TOO_LONG)) == (
+            ("U8", (rows, DIGEST_BYTES)),
+            ("U8", (rows,)),
+        )
         if not fits or any(shape[:1] != (rows,) for _, shape in shapes.values()):
-            raise UserError(f"model.encodings: expected {_DIGESTS} [n, {DIGEST_BYTES}], {_TOO_LONG} [n] and arrays of n rows in {path}")
+            raise UserError(
+                f"model.encodings: expected {_DIGESTS} [n, {DIGEST_BYTES}], {_TOO_LONG} [n] "
+                f"and arrays of n rows in {path}"
+            )
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         """Texts that are not here yet, each once, in their order."""
         return [text for text in dict.fromkeys(texts) if digest(text) not in self.where]
 
     def commit(self, shard: str, count: int) -> None:
-        """Name a finished shard in the manifest, beside those that other jobs may have added meanwhile."""
+        """Name a finished shard in the manifest, beside those that other jobs may have added
+        meanwhile."""
         if (self.folder / MANIFEST).is_file():
             for name, known in self._manifest()["shards"].items():
                 if name not in self.shards:
                     self._add(name, known)
         self._add(shard, count)
-        shards = {name: int(self._open(index).get_slice(_DIGESTS).get_shape()[0]) for index, name in enumerate(self.shards)}
-        manifest = {"version": VERSION, "model": self.model.path, "pipeline": self.model.pipeline, "keys": self.model.text_keys(), "shards": shards}
+        shards = {
+            name: int(self._open(index).get_slice(_DIGESTS).get_shape()[0])
+            for index, name in enumerate(self.shards)
+        }
+        manifest = {
+            "version": VERSION,
+            "model": self.model.path,
+            "pipeline": self.model.pipeline,
+            "keys": self.model.text_keys(),
+            "shards": shards,
+        }
         partial = self.folder / f"{MANIFEST}.{os.getpid()}.partial"
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.folder / MANIFEST)
@@ -152,14 +199,22 @@ class Encodings:
         return sum(int(self._open(shard).get_slice(_TOO_LONG)[row]) for shard, row in places)
 
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """Of P prompts, with the negative prompt beside each where the model is guided. Raises UserError for texts that are not here."""
+        """Of P prompts, with the negative prompt beside each where the model is guided. Raises
+        UserError for texts that are not here."""
         wanted = self._rows(prompts)
-        return pair(wanted, self._rows([self.model.negative_prompt]), len(prompts)) if self.model.guided else Conditioning(wanted, len(prompts))
+        return (
+            pair(wanted, self._rows([self.model.negative_prompt]), len(prompts))
+            if self.model.guided
+            else Conditioning(wanted, len(prompts))
+        )
 
     def _place(self, text: str) -> tuple[int, int]:
         place = self.where.get(digest(text))
         if place is None:
-            raise UserError(f"model.encodings: expected the encoding of {text[:60]!r} in {self.folder}, found none: run.py encode makes what is missing")
+            raise UserError(
+                f"model.encodings: expected the encoding of {text[:60]!r} in {self.folder}, "
+                "found none: run.py encode makes what is missing"
+            )
         return place
 
     def _rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -167,12 +222,17 @@ class Encodings:
         for shard, row in (self._place(text) for text in texts):
             file = self._open(shard)
             for name in set(file.keys()) - {_DIGESTS, _TOO_LONG}:
-                rows.setdefault(name, []).append(file.get_slice(name)[row : row + 1].float().numpy()[0])
+                rows.setdefault(name, []).append(
+                    file.get_slice(name)[row : row + 1].float().numpy()[0]
+                )
         return {name: stack(values) for name, values in rows.items()}
 
 
-def encode_missing(pool: Pool, store: Encodings, texts: Iterable[str], told: Callable[[int, int], None]) -> int:
-    """Have a pool of actors.encoder.Encoder encode what `store` lacks, shard by shard; `told` hears (done, all) texts.
+def encode_missing(
+    pool: Pool, store: Encodings, texts: Iterable[str], told: Callable[[int, int], None]
+) -> int:
+    """Have a pool of actors.encoder.Encoder encode what `store` lacks, shard by shard; `told` hears
+    (done, all) texts.
 
     Returns how many were encoded. Shards that finished before an interruption are kept.
     """
@@ -189,7 +249,13 @@ def encode_missing(pool: Pool, store: Encodings, texts: Iterable[str], told: Cal
     for first in range(0, len(missing), SHARD):
         part = missing[first : first + SHARD]
         name = hashlib.blake2b(b"".join(map(digest, part)), digest_size=8).hexdigest()
-        pool.submit(flow, "encode", part, (store.folder / f"shard-{name}.safetensors").resolve(), then=finished)
+        pool.submit(
+            flow,
+            "encode",
+            part,
+            (store.folder / f"shard-{name}.safetensors").resolve(),
+            then=finished,
+        )
     flow.run()
     return len(missing)
 
@@ -197,17 +263,32 @@ def encode_missing(pool: Pool, store: Encodings, texts: Iterable[str], told: Cal
 def stack(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Rows of one text each as one array; shorter texts are padded with zeros behind."""
     width = max(row.shape[0] for row in rows)
-    return np.stack([row if row.shape[0] == width else np.pad(row, [(0, width - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) for row in rows])
+    return np.stack(
+        [
+            row
+            if row.shape[0] == width
+            else np.pad(row, [(0, width - row.shape[0])] + [(0, 0)] * (row.ndim - 1))
+            for row in rows
+        ]
+    )
 
 
-def write_shard(path: Path, texts: Sequence[str], arrays: dict[str, Any], too_long: Sequence[bool]) -> None:
+def write_shard(
+    path: Path, texts: Sequence[str], arrays: dict[str, Any], too_long: Sequence[bool]
+) -> None:
     """Write tensors [n, …] of n texts, so that the file is there whole or not at all."""
     import torch
     from safetensors.torch import save_file
 
-    digests = torch.from_numpy(np.frombuffer(b"".join(digest(text) for text in texts), np.uint8).reshape(-1, DIGEST_BYTES).copy())
+    digests = torch.from_numpy(
+        np.frombuffer(b"".join(digest(text) for text in texts), np.uint8)
+        .reshape(-1, DIGEST_BYTES)
+        .copy()
+    )
     tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors | {_DIGESTS: digests, _TOO_LONG: torch.tensor(too_long, dtype=torch.uint8)}, partial)
+    save_file(
+        tensors | {_DIGESTS: digests, _TOO_LONG: torch.tensor(too_long, dtype=torch.uint8)}, partial
+    )
     partial.replace(path)

@@ -1,4 +1,5 @@
-"""Lists of prompts, and text files of them that are read on access: of 10 million lines, 16 bytes each are kept in memory."""
+"""Lists of prompts, and text files of them that are read on access: of 10 million lines, 16 bytes
+each are kept in memory."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ MAGIC = {
 
 
 def digest(text: str) -> int:
-    """64 bits that tell texts apart; blanks around a text don't count. Of 10 million texts, two collide once in 370,000 lists."""
+    """64 bits that tell texts apart; blanks around a text don't count. Of 10 million texts, two
+    collide once in 370,000 lists."""
     return xxhash.xxh3_64_intdigest(text.strip().encode())
 
 
@@ -62,7 +64,9 @@ class Prompts(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         places = range(len(self))[index]
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+        return (
+            self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+        )
 
     @abstractmethod
     def _at(self, place: int) -> str:
@@ -81,10 +85,21 @@ class Prompts(Sequence[str]):
 class Listed(Prompts):
     """Prompts in memory; blank ones are left out and counted."""
 
-    def __init__(self, texts: Iterable[str], source: str = "", *, form: str = "list", unit: str = "prompt", hint: str = ""):
+    def __init__(
+        self,
+        texts: Iterable[str],
+        source: str = "",
+        *,
+        form: str = "list",
+        unit: str = "prompt",
+        hint: str = "",
+    ):
         self._texts: list[str] = []
         self._numbers = array("q")
-        self.source, self.format, self.unit, self.hint = source, form, unit, hint
+        self.source = source
+        self.format = form
+        self.unit = unit
+        self.hint = hint
         for number, text in enumerate(texts, 1):
             if text.strip():
                 self._texts.append(text)
@@ -107,18 +122,21 @@ class Listed(Prompts):
 
 
 class LineFile(Prompts):
-    """Prompts of a file, one a line, indexed once and read from the file on access. Takes 16 bytes of memory a prompt.
+    """Prompts of a file, one a line, indexed once and read from the file on access. Takes 16 bytes
+    of memory a prompt.
 
-    Lines end with LF, CR LF or CR. Every line is checked when the file is indexed. The file stays open and must not
-    change; of a .gz, a temporary copy that ends with the process is read. Raises UserError, naming key, file and line,
-    for a line that is not UTF-8, too long or holds no text.
+    Lines end with LF, CR LF or CR. Every line is checked when the file is indexed. The file stays
+    open and must not change; of a .gz, a temporary copy that ends with the process is read. Raises
+    UserError, naming key, file and line, for a line that is not UTF-8, too long or holds no text.
     """
 
     format, unit = "text", "line"
     expected = "UTF-8 text with one prompt a line"
 
     def __init__(self, key: str, path: Path):
-        self.key, self.path, self.source = key, path, str(path)
+        self.key = key
+        self.path = path
+        self.source = str(path)
         self._file = unpacked(path)
         weakref.finalize(self, os.close, self._file)
         self._identity = identity(os.fstat(self._file))
@@ -141,7 +159,10 @@ class LineFile(Prompts):
         return self._digests
 
     def number(self, place: int) -> int:
-        start, offset, lines, last = int(self._starts[place]), 0, 1, b""
+        start = int(self._starts[place])
+        offset = 0
+        lines = 1
+        last = b""
         while offset < start:
             block = os.pread(self._file, min(BLOCK, start - offset), offset)
             lines += _line_ends(block) - (last == b"\r" and block[:1] == b"\n")
@@ -150,21 +171,30 @@ class LineFile(Prompts):
 
     def _check_same(self) -> None:
         if identity(os.fstat(self._file)) != self._identity:
-            raise UserError(f"{self.key}: expected {self.path} to stay as it was at the start, it has changed")
+            raise UserError(
+                f"{self.key}: expected {self.path} to stay as it was at the start, it has changed"
+            )
 
     def _at(self, place: int) -> str:
         self._check_same()
-        start, end = self._starts[place : place + 2].tolist()  # up to the next prompt, with what was left out between them
+        # up to the next prompt, with what was left out between them
+        start, end = self._starts[place : place + 2].tolist()
         read = os.pread(self._file, min(end - start, LONGEST), start)
         return self._prompt(read.replace(b"\r", b"\n").partition(b"\n")[0].decode())
 
     def _prompt(self, line: str) -> str:
-        """The prompt of a line, empty where it holds none. Raises ValueError for a line that is wrong."""
+        """The prompt of a line, empty where it holds none. Raises ValueError for a line that is
+        wrong."""
         return line.strip()
 
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """Where the lines with a prompt begin, with the length of the file behind, and digests of the prompts."""
-        starts, digests, lines, last = array("q"), array("Q"), 0, b"\n"  # they grow in place: joining in the end would take the memory twice
+        """Where the lines with a prompt begin, with the length of the file behind, and digests of
+        the prompts."""
+        # they grow in place: joining in the end would take the memory twice
+        starts = array("q")
+        digests = array("Q")
+        lines = 0
+        last = b"\n"
         for offset, block in self._blocks():
             kept, texts = self._kept(block, lines)
             starts.frombytes((kept + offset).tobytes())
@@ -175,12 +205,14 @@ class LineFile(Prompts):
         return np.frombuffer(starts, np.int64), np.frombuffer(digests, np.uint64)
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
-        """The file in pieces of whole lines, with the offset of each; a line that is far too long may be cut."""
+        """The file in pieces of whole lines, with the offset of each; a line that is far too long
+        may be cut."""
         offset = len(BOM) if os.pread(self._file, len(BOM), 0) == BOM else 0
         rest = b""
         while fresh := os.pread(self._file, BLOCK, offset + len(rest)):
             block = rest + fresh
-            cut = block.rfind(b"\n") + 1 or block.rfind(b"\r", 0, -1) + 1  # behind the last CR there may be its LF
+            # behind the last CR there may be its LF
+            cut = block.rfind(b"\n") + 1 or block.rfind(b"\r", 0, -1) + 1
             if not cut and len(block) > LONGEST:
                 cut = len(block)
             if cut:
@@ -190,11 +222,14 @@ class LineFile(Prompts):
             yield offset, rest
 
     def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[str]]:
-        """The prompts in a block that comes behind so many other lines, and where their lines begin."""
+        """The prompts in a block that comes behind so many other lines, and where their lines
+        begin."""
         try:
             text = block.decode()
         except UnicodeDecodeError as error:
-            raise self._wrong(lines + _line_ends(block[: error.start]), f"not UTF-8, {error.reason}") from error
+            raise self._wrong(
+                lines + _line_ends(block[: error.start]), f"not UTF-8, {error.reason}"
+            ) from error
         if (nul := block.find(b"\0")) >= 0:
             raise self._wrong(lines + _line_ends(block[:nul]), "a NUL, which no text has")
         data = np.frombuffer(block.replace(b"\r", b"\n"), np.uint8)  # CR LF: an empty line more
@@ -204,17 +239,24 @@ class LineFile(Prompts):
         starts = np.concatenate((np.zeros(1, np.int64), ends[:-1] + 1))
         longest = int(np.argmax(ends - starts))
         if ends[longest] - starts[longest] > LONGEST:
-            raise self._wrong(lines + _line_ends(block[: starts[longest]]), f"longer than {LONGEST} bytes")
+            raise self._wrong(
+                lines + _line_ends(block[: starts[longest]]), f"longer than {LONGEST} bytes"
+            )
         found: list[str] = []
         try:
             found.extend(map(self._prompt, text.replace("\r", "\n").split("\n")[: len(starts)]))
         except ValueError as error:  # of the line behind those that are found
-            raise self._wrong(lines + _line_ends(block[: starts[len(found)]]), str(error)) from error
+            raise self._wrong(
+                lines + _line_ends(block[: starts[len(found)]]), str(error)
+            ) from error
         return starts[np.array(list(map(bool, found)))], list(filter(None, found))
 
     def _wrong(self, before: int, reason: str) -> UserError:
         """What to raise for the line behind `before` others."""
-        return UserError(f"{self.key}: expected {self.expected}, got at line {before + 1} of {self.path}: {reason}")
+        return UserError(
+            f"{self.key}: expected {self.expected}, got at line {before + 1} of "
+            f"{self.path}: {reason}"
+        )
 
 
 def unpacked(path: Path) -> int:
@@ -228,7 +270,8 @@ def unpacked(path: Path) -> int:
 
 
 def no_text(head: bytes) -> str:
-    """What data is that is not text in UTF-8, by its first bytes; empty where they look like text."""
+    """What data is that is not text in UTF-8, by its first bytes; empty where they look like
+    text."""
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             return name
@@ -237,7 +280,8 @@ def no_text(head: bytes) -> str:
     if b"\0" not in head:
         return ""
     zeros = sorted((head[::2].count(0), head[1::2].count(0)))
-    if zeros[0] <= len(head) // 20 and zeros[1] >= len(head) // 4:  # every other byte: Latin letters in two bytes each
+    # every other byte: Latin letters in two bytes each
+    if zeros[0] <= len(head) // 20 and zeros[1] >= len(head) // 4:
         return "UTF-16: save as UTF-8"
     return f"binary data, with a NUL at byte {head.index(0) + 1}"
 

@@ -12,7 +12,8 @@ from branchgrpo.data.files import HEAD, LineFile, Listed, no_text, unpacked
 from branchgrpo.errors import UserError
 
 FIELDS = ("prompt", "text", "caption")
-"""Where a record keeps its prompt: the first of these that holds text. Capitals and a plural's s don't matter."""
+"""Where a record keeps its prompt: the first of these that holds text. Capitals and a plural's s
+don't matter."""
 
 NAMED = "prompt, text or caption"
 
@@ -20,11 +21,17 @@ NAMED = "prompt, text or caption"
 @lru_cache(maxsize=256)  # records of a file mostly have the same keys
 def fields_of(names: tuple[str, ...]) -> tuple[str, ...]:
     """Those of a record's keys that may hold the prompt, the first to be asked first."""
-    return tuple(name for field in FIELDS for name in names if name.strip().casefold() in (field, f"{field}s"))
+    return tuple(
+        name
+        for field in FIELDS
+        for name in names
+        if name.strip().casefold() in (field, f"{field}s")
+    )
 
 
 class JsonLineFile(LineFile):
-    """Prompts of a JSON Lines file: a string, or an object with a key prompt, text or caption, a line; kept as they are."""
+    """Prompts of a JSON Lines file: a string, or an object with a key prompt, text or caption, a
+    line; kept as they are."""
 
     format = "JSON Lines"
     expected = f"a JSON string, or an object with {NAMED}, a line"
@@ -39,7 +46,8 @@ class JsonLineFile(LineFile):
 
 
 def json_file(key: str, path: Path) -> Listed:
-    """Prompts of a JSON list of strings or of objects with a key prompt, text or caption; kept as they are.
+    """Prompts of a JSON list of strings or of objects with a key prompt, text or caption; kept as
+    they are.
 
     Raises UserError, naming the config key and the file, and the line or item that is wrong.
     """
@@ -55,7 +63,13 @@ def json_file(key: str, path: Path) -> Listed:
     if not isinstance(found, list):
         raise UserError(f"{expected}, got {_kind(found)} in {path}")
     hint = next(filter(None, map(without, found)), "")
-    return Listed(_texts(found, f"{expected}, got at item", path), str(path), form="JSON", unit="item", hint=hint)
+    return Listed(
+        _texts(found, f"{expected}, got at item", path),
+        str(path),
+        form="JSON",
+        unit="item",
+        hint=hint,
+    )
 
 
 def _texts(items: Iterable[object], expected: str, path: Path) -> Iterator[str]:
@@ -67,9 +81,11 @@ def _texts(items: Iterable[object], expected: str, path: Path) -> Iterator[str]:
 
 
 def text_of(value: object) -> str:
-    """The prompt of a JSON value: a string, or the first field of an object that holds text. Empty where it is null or blank
-    or has no such field. Raises ValueError for anything else."""
-    values = [value[name] for name in fields_of(tuple(value))] if isinstance(value, dict) else [value]
+    """The prompt of a JSON value: a string, or the first field of an object that holds text. Empty
+    where it is null or blank or has no such field. Raises ValueError for anything else."""
+    values = (
+        [value[name] for name in fields_of(tuple(value))] if isinstance(value, dict) else [value]
+    )
     for text in values:
         if text is None:
             continue
@@ -81,7 +97,8 @@ def text_of(value: object) -> str:
 
 
 def checked(text: str) -> str:
-    """The text. Raises ValueError where it is none: with a NUL, or half a surrogate pair, which JSON can spell."""
+    """The text. Raises ValueError where it is none: with a NUL, or half a surrogate pair, which
+    JSON can spell."""
     text.encode()
     if "\0" in text:
         raise ValueError("a NUL, which no text has")
@@ -92,7 +109,10 @@ def without(value: object) -> str:
     """Which keys an object has that has none for a prompt; empty for anything else."""
     if not isinstance(value, dict) or fields_of(tuple(value)):
         return ""
-    return f"expected {NAMED}, got an object with {', '.join(map(repr, sorted(value)[:5])) or 'no key'}"
+    return (
+        f"expected {NAMED}, got an object with "
+        f"{', '.join(map(repr, sorted(value)[:5])) or 'no key'}"
+    )
 
 
 def _parsed(text: str) -> object:
@@ -107,4 +127,10 @@ def _parsed(text: str) -> object:
 
 def _kind(value: object) -> str:
     """What JSON calls a value's type."""
-    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }.get(type(value), "a number")

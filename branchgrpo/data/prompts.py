@@ -40,50 +40,83 @@ LINES = ("", ".txt", ".text", ".prompts")
 
 READERS: dict[str, Callable[[str, Path], Prompts]] = {
     **dict.fromkeys(LINES, LineFile),
-    **{".jsonl": JsonLineFile, ".ndjson": JsonLineFile, ".json": json_file, ".csv": CsvFile, ".tsv": TsvFile, ".parquet": ParquetFile},
+    **{
+        ".jsonl": JsonLineFile,
+        ".ndjson": JsonLineFile,
+        ".json": json_file,
+        ".csv": CsvFile,
+        ".tsv": TsvFile,
+        ".parquet": ParquetFile,
+    },
 }
 
-READ = ".txt, .text, .prompts or no suffix (one prompt a line), .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, or .parquet"
+READ = (
+    ".txt, .text, .prompts or no suffix (one prompt a line), .jsonl, .ndjson, .json, .csv, "
+    ".tsv, each also with .gz, or .parquet"
+)
 
 
 def read(key: str, source: str) -> Prompts:
-    """The different prompts of a file, by its suffix, see READ: in the file's order, blank, null and repeated ones left out.
+    """The different prompts of a file, by its suffix, see READ: in the file's order, blank, null
+    and repeated ones left out.
 
-    embedded:NAME is a list shipped with the package, hpsv2:STYLE are the benchmark prompts of the package hpsv2. Files are
-    indexed, not loaded, lists of JSON apart, and must not change. A file that was read lately is not indexed again.
-    Raises UserError, naming the config key, for a file that is missing, unreadable, wrong or empty.
+    embedded:NAME is a list shipped with the package, hpsv2:STYLE are the benchmark prompts of the
+    package hpsv2. Files are indexed, not loaded, lists of JSON apart, and must not change. A file
+    that was read lately is not indexed again. Raises UserError, naming the config key, for a file
+    that is missing, unreadable, wrong or empty.
     """
     if source.startswith(SPLIT):
-        raise UserError(f"{key}: expected a source of its own, got {source}: that is for held_out alone")
+        raise UserError(
+            f"{key}: expected a source of its own, got {source}: that is for held_out alone"
+        )
     if source.startswith(HPSV2):
         return distinct(_benchmark(key, source.removeprefix(HPSV2)))
     path = Path(os.path.expanduser(source))
     if source.startswith(EMBEDDED):
-        path = Path(__file__).parents[1] / "assets" / "prompts" / f"{source.removeprefix(EMBEDDED)}.txt"
+        path = (
+            Path(__file__).parents[1]
+            / "assets"
+            / "prompts"
+            / f"{source.removeprefix(EMBEDDED)}.txt"
+        )
     try:
         if not path.is_file():
-            raise UserError(f"{key}: expected a file of prompts, found {'something else' if path.exists() else 'none'} at {path}")
+            raise UserError(
+                f"{key}: expected a file of prompts, found "
+                f"{'something else' if path.exists() else 'none'} at {path}"
+            )
         found = _opened(key, path.absolute(), identity(path.stat()))
-    except (OSError, EOFError, zlib.error) as error:  # the latter two: a .gz that is cut off or damaged
-        raise UserError(f"{key}: expected a file of prompts, cannot read {path}: {one_line(error)}") from error
+    # the latter two: a .gz that is cut off or damaged
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{key}: expected a file of prompts, cannot read {path}: {one_line(error)}"
+        ) from error
     if not found:
         left_out = f" ({found.blank} blank or null left out)" if found.blank else ""
-        raise UserError(f"{key}: expected at least one prompt, found none in {path}{left_out}{found.hint and f': {found.hint}'}")
+        raise UserError(
+            f"{key}: expected at least one prompt, found none in "
+            f"{path}{left_out}{found.hint and f': {found.hint}'}"
+        )
     return found
 
 
 def lists(config: Config) -> tuple[Prompts, Prompts]:
-    """Training prompts and held-out prompts of a config, no text twice in either. Raises UserError as `read` and `split` do,
-    and where all held-out texts are trained on."""
+    """Training prompts and held-out prompts of a config, no text twice in either. Raises UserError
+    as `read` and `split` do, and where all held-out texts are trained on."""
     train = read("prompts", config.prompts)
     if config.held_out.startswith(SPLIT):
         if not re.fullmatch(r"[0-9]{1,18}", number := config.held_out.removeprefix(SPLIT)):
-            raise UserError(f"held_out: expected {SPLIT}N with N a number of prompts, got {config.held_out}")
+            raise UserError(
+                f"held_out: expected {SPLIT}N with N a number of prompts, got {config.held_out}"
+            )
         return split(train, int(number), SPLIT_SEED)
     held_out = read("held_out", config.held_out)
     if shared(train, held_out).all():
         got = f"got {config.held_out}: all its {len(held_out)} are in {config.prompts} too"
-        raise UserError(f"held_out: expected texts that are not trained on, {got}; {SPLIT}N holds N of them back")
+        raise UserError(
+            f"held_out: expected texts that are not trained on, {got}; {SPLIT}N holds N of "
+            "them back"
+        )
     return train, held_out
 
 
@@ -109,28 +142,40 @@ def shared(train: Prompts, held_out: Prompts) -> NDArray[np.bool_]:
 
 
 def split(prompts: Sequence[str], count: int, seed: int) -> tuple[Prompts, Prompts]:
-    """Take `count` texts out by a seeded shuffle: (those that stay, in their order; those taken out, as shuffled).
+    """Take `count` texts out by a seeded shuffle: (those that stay, in their order; those taken
+    out, as shuffled).
 
-    Views: no text is copied, and they keep `count` indices. No text is on both sides: what comes twice counts once.
-    Raises UserError unless 0 < count < number of different texts.
+    Views: no text is copied, and they keep `count` indices. No text is on both sides: what comes
+    twice counts once. Raises UserError unless 0 < count < number of different texts.
     """
     found = distinct(prompts if isinstance(prompts, Prompts) else Listed(prompts))
     if not 0 < count < len(found):
-        got = f"{len(found)} different texts, got {count}" + (f" ({found.repeated} more are repeated)" if found.repeated else "")
-        raise UserError(f"held_out: expected {SPLIT}N with N from 1 to {len(found) - 1}, one less than prompts has: {got}")
-    taken = _shuffled(len(found), (seed, 0, 1))[:count].copy()  # 3 numbers: no epoch of `deal` is shuffled alike
+        got = f"{len(found)} different texts, got {count}" + (
+            f" ({found.repeated} more are repeated)" if found.repeated else ""
+        )
+        raise UserError(
+            f"held_out: expected {SPLIT}N with N from 1 to {len(found) - 1}, one less than "
+            f"prompts has: {got}"
+        )
+    # 3 numbers: no epoch of `deal` is shuffled alike
+    taken = _shuffled(len(found), (seed, 0, 1))[:count].copy()
     return _Rest(found, taken), _Taken(found, taken)
 
 
 def deal(count: int, batch: int, iteration: int, seed: int) -> list[int]:
-    """Indices of an iteration's prompts: epochs of a seeded shuffle, never one place twice in a batch. `lists`
-    hold no text twice, and so does no batch.
+    """Indices of an iteration's prompts: epochs of a seeded shuffle, never one place twice in a
+    batch. `lists` hold no text twice, and so does no batch.
 
-    The same for the same arguments, whatever was dealt before: a resumed run goes on where it stopped.
+    The same for the same arguments, whatever was dealt before: a resumed run goes on where it
+    stopped.
     """
     if batch > count:
-        raise UserError(f"rollout.prompts: expected at most {count}, the number of different training prompts, got {batch}")
-    per_epoch = count // batch  # what is left over of an epoch comes first in none, by chance of the shuffle
+        raise UserError(
+            f"rollout.prompts: expected at most {count}, the number of different training "
+            f"prompts, got {batch}"
+        )
+    # what is left over of an epoch comes first in none, by chance of the shuffle
+    per_epoch = count // batch
     epoch, place = divmod(iteration, per_epoch)
     dealt: list[int] = _epoch(count, seed, epoch)[place * batch : (place + 1) * batch].tolist()
     return dealt
@@ -141,7 +186,11 @@ class _View(Prompts):
 
     def __init__(self, source: Prompts):
         self._whole = source
-        self.format, self.unit, self.source, self.blank, self.repeated = source.format, source.unit, source.source, source.blank, source.repeated
+        self.format = source.format
+        self.unit = source.unit
+        self.source = source.source
+        self.blank = source.blank
+        self.repeated = source.repeated
 
     @abstractmethod
     def _place(self, place: int) -> int:
@@ -177,7 +226,8 @@ class _Rest(_View):
 
     def __init__(self, source: Prompts, without: Indices):
         super().__init__(source)
-        self._before: Indices = np.sort(without) - np.arange(len(without))  # how many stay before each that is left out
+        # how many stay before each that is left out
+        self._before: Indices = np.sort(without) - np.arange(len(without))
 
     def __len__(self) -> int:
         return len(self._whole) - len(self._before)
@@ -192,7 +242,9 @@ class _Rest(_View):
 
 def _shuffled(count: int, seed: tuple[int, ...]) -> Indices:
     """What Generator.permutation(count) gives, in half the memory where 32 bits are enough."""
-    order: Indices = np.arange(count, dtype=np.int32 if count <= np.iinfo(np.int32).max else np.int64)
+    order: Indices = np.arange(
+        count, dtype=np.int32 if count <= np.iinfo(np.int32).max else np.int64
+    )
     np.random.default_rng(seed).shuffle(order)
     return order
 
@@ -202,7 +254,8 @@ def _epoch(count: int, seed: int, epoch: int) -> Indices:
     return _shuffled(count, (seed, epoch))
 
 
-@lru_cache(maxsize=2)  # training and held-out prompts: the check before a run and the run itself ask for both
+# training and held-out prompts: the check before a run and the run itself ask for both
+@lru_cache(maxsize=2)
 def _opened(key: str, path: Path, known: tuple[int, ...]) -> Prompts:
     """A file's prompts; `known` is the file's identity, so that one which changed is read anew."""
     del known
@@ -214,10 +267,18 @@ def _opened(key: str, path: Path, known: tuple[int, ...]) -> Prompts:
 
 
 def _benchmark(key: str, style: str) -> Listed:
-    """What hpsv2.benchmark_prompts(style) gives, of the files it keeps; `all` joins the styles. Nothing is downloaded."""
+    """What hpsv2.benchmark_prompts(style) gives, of the files it keeps; `all` joins the styles.
+    Nothing is downloaded."""
     if style not in (*STYLES, "all"):
-        raise UserError(f"{key}: expected {HPSV2}STYLE with STYLE one of {', '.join(STYLES)}, all, got {HPSV2}{style}")
-    texts = (text for one in (STYLES if style == "all" else (style,)) for text in json_file(key, _benchmark_file(key, one)))
+        raise UserError(
+            f"{key}: expected {HPSV2}STYLE with STYLE one of {', '.join(STYLES)}, all, got "
+            f"{HPSV2}{style}"
+        )
+    texts = (
+        text
+        for one in (STYLES if style == "all" else (style,))
+        for text in json_file(key, _benchmark_file(key, one))
+    )
     return Listed(texts, f"{HPSV2}{style}")
 
 
@@ -225,10 +286,18 @@ def _benchmark_file(key: str, style: str) -> Path:
     """In the folder of hpsv2, or in Hugging Face's cache, which hpsv2 downloads to."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = Path(os.environ.get("HPS_ROOT", os.path.expanduser("~/.cache/hpsv2"))) / "datasets" / "benchmark" / f"{style}.json"
+    path = (
+        Path(os.environ.get("HPS_ROOT", os.path.expanduser("~/.cache/hpsv2")))
+        / "datasets"
+        / "benchmark"
+        / f"{style}.json"
+    )
     if path.is_file():
         return path
     cached = try_to_load_from_cache("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
     if not isinstance(cached, str):
-        raise UserError(f"{key}: expected hpsv2's benchmark prompts at {path}, found none; hpsv2.benchmark_prompts() downloads them")
+        raise UserError(
+            f"{key}: expected hpsv2's benchmark prompts at {path}, found none; "
+            "hpsv2.benchmark_prompts() downloads them"
+        )
     return Path(cached)

@@ -1,4 +1,5 @@
-"""What `run.py prompts` shows: what was read of a config's prompt files, and what a run could not use."""
+"""What `run.py prompts` shows: what was read of a config's prompt files, and what a run could not
+use."""
 
 from __future__ import annotations
 
@@ -30,11 +31,22 @@ def report(config: Config, as_json: bool) -> int:
 
 
 def gather(config: Config) -> dict[str, Any]:
-    """As plain values: `facts` of both lists, None for one that cannot be read; how many held-out texts are trained on too;
-    what else is wrong, a line each; whether a run could use them."""
-    found: dict[str, Any] = {"usable": False, "prompts": None, "held_out": None, "overlap": None, "problems": []}
+    """As plain values: `facts` of both lists, None for one that cannot be read; how many held-out
+    texts are trained on too; what else is wrong, a line each; whether a run could use them."""
+    found: dict[str, Any] = {
+        "usable": False,
+        "prompts": None,
+        "held_out": None,
+        "overlap": None,
+        "problems": [],
+    }
     train, held_out = _read(config, found["problems"])
-    if not found["problems"] and train is not None and held_out is not None and (reason := prompt_check.shortage(config, train, held_out)):
+    if (
+        not found["problems"]
+        and train is not None
+        and held_out is not None
+        and (reason := prompt_check.shortage(config, train, held_out))
+    ):
         found["problems"].append(reason)
     for key, texts in (("prompts", train), ("held_out", held_out)):
         if texts is not None:
@@ -42,7 +54,9 @@ def gather(config: Config) -> dict[str, Any]:
     if train is not None and held_out is not None:
         divided = config.held_out.startswith(prompts.SPLIT)
         found["overlap"] = 0 if divided else int(prompts.shared(train, held_out).sum())
-        found["usable"] = not (found["problems"] or found["prompts"]["refused"] or found["held_out"]["refused"])
+        found["usable"] = not (
+            found["problems"] or found["prompts"]["refused"] or found["held_out"]["refused"]
+        )
     return found
 
 
@@ -64,7 +78,8 @@ def _read(config: Config, problems: list[str]) -> tuple[Prompts | None, Prompts 
 
 
 def facts(config: Config, key: str, texts: Prompts) -> dict[str, Any]:
-    """Of one list: what its file became, the longest, EXAMPLES, and what each reward would refuse, by kind."""
+    """Of one list: what its file became, the longest, EXAMPLES, and what each reward would refuse,
+    by kind."""
     _, first = max((len(text), -place) for place, text in enumerate(texts))
     longest = -first
     shown = sorted({int((index + 0.5) * len(texts) / EXAMPLES) for index in range(EXAMPLES)})
@@ -75,10 +90,19 @@ def facts(config: Config, key: str, texts: Prompts) -> dict[str, Any]:
         "prompts": len(texts),
         "blank": texts.blank,
         "repeated": texts.repeated,
-        "longest": {"characters": len(texts[longest]), texts.unit: texts.number(longest), "text": texts[longest]},
+        "longest": {
+            "characters": len(texts[longest]),
+            texts.unit: texts.number(longest),
+            "text": texts[longest],
+        },
         "examples": [{texts.unit: texts.number(place), "text": texts[place]} for place in shown],
         "refused": [
-            {"reward": one.reward, "kind": one.kind, "count": one.count, "first": [{one.unit: number, "what": what} for number, what in one.first]}
+            {
+                "reward": one.reward,
+                "kind": one.kind,
+                "count": one.count,
+                "first": [{one.unit: number, "what": what} for number, what in one.first],
+            }
             for one in prompt_check.refused(config, key, texts)
         ],
     }
@@ -91,10 +115,15 @@ def render(found: dict[str, Any]) -> RenderableType:
         if found[key] is not None:
             parts += [_list(key, found[key]), Text()]
     if found["overlap"] is not None:
-        share = f"{found['overlap']:,} of {found['held_out']['prompts']:,} held-out prompts are trained on too"
+        share = (
+            f"{found['overlap']:,} of {found['held_out']['prompts']:,} held-out prompts are "
+            "trained on too"
+        )
         parts.append(Text(share, style="yellow" if found["overlap"] else "green"))
     refused = [key for key in ("prompts", "held_out") if found[key] and found[key]["refused"]]
-    errors = found["problems"] + [f"{key}: rewards cannot score all of them, see refused" for key in refused]
+    errors = found["problems"] + [
+        f"{key}: rewards cannot score all of them, see refused" for key in refused
+    ]
     parts += [Text(f"error: {line}", style="bold red") for line in errors]
     parts += [Text("a run can use them", style="green")] if found["usable"] else []
     return Group(*parts)
@@ -108,13 +137,29 @@ def _list(key: str, known: dict[str, Any]) -> RenderableType:
     unit = next(name for name in longest if name not in ("characters", "text"))
     rows = {
         "read": f"{known['source']} as {known['format']}",
-        "prompts": f"{known['prompts']:,} different; left out: {known['repeated']:,} repeated, {known['blank']:,} blank or null",
-        "longest": f"{longest['characters']:,} characters, {unit} {longest[unit]:,}: {prompt_check.shortened(longest['text'])}",
-        "examples": "\n".join(f"{unit} {example[unit]:,}: {prompt_check.shortened(example['text'])}" for example in known["examples"]),
-        "refused": "\n".join(_refused(one, unit) for one in known["refused"]) or "none: every reward can score all",
+        "prompts": (
+            f"{known['prompts']:,} different; left out: {known['repeated']:,} repeated, "
+            f"{known['blank']:,} blank or null"
+        ),
+        "longest": (
+            f"{longest['characters']:,} characters, {unit} {longest[unit]:,}: "
+            f"{prompt_check.shortened(longest['text'])}"
+        ),
+        "examples": "\n".join(
+            f"{unit} {example[unit]:,}: {prompt_check.shortened(example['text'])}"
+            for example in known["examples"]
+        ),
+        "refused": "\n".join(_refused(one, unit) for one in known["refused"])
+        or "none: every reward can score all",
     }
     for name, text in rows.items():
-        table.add_row(name, Text(text.replace("\r", " "), style="red" if name == "refused" and known["refused"] else ""))
+        table.add_row(
+            name,
+            Text(
+                text.replace("\r", " "),
+                style="red" if name == "refused" and known["refused"] else "",
+            ),
+        )
     return Group(Text(key, style="bold"), table)
 
 

@@ -1,6 +1,8 @@
-"""Files that others may have made: only regular ones are opened, and never more is read than was bargained for.
+"""Files that others may have made: only regular ones are opened, and never more is read than was
+bargained for.
 
-A FIFO would keep its reader waiting for ever, /dev/zero would never end, and a sparse file of a terabyte takes no room on a disk.
+A FIFO would keep its reader waiting for ever, /dev/zero would never end, and a sparse file of a
+terabyte takes no room on a disk.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ def opened(path: str | Path, follow: bool = True) -> BinaryIO:
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
     try:
         kind = os.stat(path, follow_symlinks=follow).st_mode
-        if stat.S_ISREG(kind):  # asked before it is opened as well: opening a device can do something
+        # asked before it is opened as well: opening a device can do something
+        if stat.S_ISREG(kind):
             file = os.fdopen(os.open(path, flags | (0 if follow else os.O_NOFOLLOW)), "rb")
             kind = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(kind):
@@ -32,14 +35,22 @@ def opened(path: str | Path, follow: bool = True) -> BinaryIO:
             file.close()
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error)) from error
-    raise OSError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(kind), 'a device')}, not a regular file")
+    raise OSError(
+        errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(kind), 'a device')}, not a regular file"
+    )
 
 
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def read(path: str | Path, most: int) -> bytes:
-    """All of a regular file. Raises OSError for what is none, and for one of more than `most` bytes."""
+    """All of a regular file. Raises OSError for what is none, and for one of more than `most`
+    bytes."""
     with opened(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -53,8 +64,8 @@ def read_json(path: str | Path, most: int = MAX_JSON) -> Any:
 
 
 def parse_json(data: bytes, once: bool = False) -> Any:
-    """What JSON text says; with `once`, no object may name anything twice. Raises ValueError for anything else, also for UTF-16
-    and for brackets that are nested too deep."""
+    """What JSON text says; with `once`, no object may name anything twice. Raises ValueError for
+    anything else, also for UTF-16 and for brackets that are nested too deep."""
     try:
         return json.loads(data.decode(), object_pairs_hook=_once if once else None)
     except RecursionError as error:

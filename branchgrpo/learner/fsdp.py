@@ -14,35 +14,47 @@ from branchgrpo.models.base import Adapter
 
 
 def shard_weights(model: Adapter, ranks: int) -> None:
-    """Shard the denoiser (and its frozen copy, if there is one) over all ranks, block by block. A process group must exist.
+    """Shard the denoiser (and its frozen copy, if there is one) over all ranks, block by block. A
+    process group must exist.
 
-    Weights that train are kept in float32, so that small steps of AdamW don't round to nothing, and computed with in
-    the model's own dtype; gradients are summed in float32. Adapters compute in float32 as on the rollout workers.
+    Weights that train are kept in float32, so that small steps of AdamW don't round to nothing, and
+    computed with in the model's own dtype; gradients are summed in float32. Adapters compute in
+    float32 as on the rollout workers.
     """
     compute = None if model.adapted or model.dtype == torch.float32 else model.dtype
     mesh = init_device_mesh(model.device.type, (ranks,))
     frozen = getattr(model, "base", None)
     if frozen is not None:
-        _shard(frozen, model.blocks_of(frozen), mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
+        _shard(
+            frozen, model.blocks_of(frozen), mesh, MixedPrecisionPolicy(cast_forward_inputs=False)
+        )
     if not model.adapted:
         model.module.float()
-    _shard(model.module, model.blocks_of(model.module), mesh, MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False))
+    _shard(
+        model.module,
+        model.blocks_of(model.module),
+        mesh,
+        MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False),
+    )
 
 
-def _shard(module: nn.Module, blocks: list[nn.Module], mesh: object, precision: MixedPrecisionPolicy) -> None:
+def _shard(
+    module: nn.Module, blocks: list[nn.Module], mesh: object, precision: MixedPrecisionPolicy
+) -> None:
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=precision)  # type: ignore[call-overload]
     fully_shard(module, mesh=mesh, mp_policy=precision)  # type: ignore[call-overload]
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole tensor behind a shard; other tensors as they are. A collective for shards: every rank must call it."""
+    """The whole tensor behind a shard; other tensors as they are. A collective for shards: every
+    rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor in main memory) one after the other, so that a device never holds more than one; nothing where
-    not `keep`. Every rank must use it up."""
+    """(name, whole tensor in main memory) one after the other, so that a device never holds more
+    than one; nothing where not `keep`. Every rank must use it up."""
     for name, tensor in tensors.items():
         whole = full(tensor.detach())
         if keep:

@@ -44,7 +44,8 @@ class Tally:
 
 
 def rate_factor(options: Learner, step: int, total: int) -> float:
-    """What the learning rate is multiplied by at optimiser step `step` (from 0) of `total`: linear warm-up, then the schedule."""
+    """What the learning rate is multiplied by at optimiser step `step` (from 0) of `total`: linear
+    warm-up, then the schedule."""
     if step < options.warmup:
         return (step + 1) / options.warmup
     progress = min(1.0, (step - options.warmup) / max(1, total - options.warmup))
@@ -55,7 +56,8 @@ def rate_factor(options: Learner, step: int, total: int) -> float:
 
 
 def ema_decay(decay: float, taken: int) -> float:
-    """Decay of the weights' mean after so many optimiser steps: warms up, or the mean would be the untrained model for long."""
+    """Decay of the weights' mean after so many optimiser steps: warms up, or the mean would be the
+    untrained model for long."""
     return min((1 + taken) / (10 + taken), decay)
 
 
@@ -63,22 +65,45 @@ class PolicyUpdate:
     """Trains one adapter; the same on every rank."""
 
     def __init__(self, config: Config, model: Adapter, ranks: int):
-        self.config, self.model, self.ranks = config, model, ranks
+        self.config = config
+        self.model = model
+        self.ranks = ranks
         trainable, options = model.trainable(), config.learner
         self.names, self.parameters = list(trainable), list(trainable.values())
-        # In bfloat16 most steps of AdamW would round to nothing: such weights follow float32 masters.
-        self.masters = [value if value.dtype == torch.float32 else value.detach().float() for value in self.parameters]
-        self.optimiser = torch.optim.AdamW(self.masters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay)
+        # In bfloat16 most steps of AdamW would round to nothing: such weights follow float32
+        # masters.
+        self.masters = [
+            value if value.dtype == torch.float32 else value.detach().float()
+            for value in self.parameters
+        ]
+        self.optimiser = torch.optim.AdamW(
+            self.masters,
+            lr=options.learning_rate,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+        )
         total = config.run.iterations * options.optimiser_steps
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: rate_factor(options, step, total))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda step: rate_factor(options, step, total)
+        )
         self.learning_rate = 0.0  # of the last optimiser step
-        self.ema = {name: value.detach().clone() for name, value in zip(trainable, self.masters, strict=True)} if options.ema else {}
+        self.ema = (
+            {
+                name: value.detach().clone()
+                for name, value in zip(trainable, self.masters, strict=True)
+            }
+            if options.ema
+            else {}
+        )
 
     def edges(self, plan: BranchPlan, rows: Rows) -> tuple[Edges, Tensor]:
-        """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have both log-probs equal."""
+        """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have
+        both log-probs equal."""
         v = self.model.velocity(rows.x, rows.sigma, rows.cond)
         mean, std = kernels.transition(plan, rows.steps, rows.x, v)
-        columns = [kernels.log_prob(rows.y[:, child], mean, std) for child in range(rows.y.shape[1])]
+        columns = [
+            kernels.log_prob(rows.y[:, child], mean, std) for child in range(rows.y.shape[1])
+        ]
         log_prob = torch.stack(columns, 1)
         old = torch.where(rows.present, rows.old, log_prob.detach())
         std = std.flatten(1)
@@ -87,15 +112,26 @@ class PolicyUpdate:
             behaviour, _ = kernels.transition(plan, rows.steps, rows.x, rows.velocity)
             shift = _distance(mean, behaviour)
         levels = torch.from_numpy(plan.sigmas).to(std.device)
-        return Edges(log_prob, old, rows.advantage, std, (levels[rows.steps + 1] - levels[rows.steps])[:, None], shift), mean
+        return Edges(
+            log_prob=log_prob,
+            old_log_prob=old,
+            advantage=rows.advantage,
+            std=std,
+            dt=(levels[rows.steps + 1] - levels[rows.steps])[:, None],
+            shift=shift,
+        ), mean
 
     def kl(self, plan: BranchPlan, rows: Rows, mean: Tensor, std: Tensor) -> Tensor:
-        """[n, 1] KL of the transition to that of the frozen base, mean over dimensions: ‖μ − μ_base‖²/(2·std²)."""
-        base, _ = kernels.transition(plan, rows.steps, rows.x, self.model.base_velocity(rows.x, rows.sigma, rows.cond))
+        """[n, 1] KL of the transition to that of the frozen base, mean over dimensions: ‖μ −
+        μ_base‖²/(2·std²)."""
+        base, _ = kernels.transition(
+            plan, rows.steps, rows.x, self.model.base_velocity(rows.x, rows.sigma, rows.cond)
+        )
         return _distance(mean, base) / (2.0 * std**2)
 
     def deviation(self, plan: BranchPlan, batches: list[Rows]) -> float:
-        """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none, infinite where a ratio is not finite."""
+        """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none, infinite
+        where a ratio is not finite."""
         worst = 0.0
         with torch.no_grad():
             for rows in batches:
@@ -107,21 +143,24 @@ class PolicyUpdate:
     def step(self, plan: BranchPlan, batches: list[Rows], tally: Tally) -> float:
         """One optimiser step over this rank's batches; returns the gradient norm before clipping.
 
-        Every rank must bring as many batches. A norm that is not finite leaves the weights alone: it is the
-        same on all ranks after the all-reduce, so all skip together.
+        Every rank must bring as many batches. A norm that is not finite leaves the weights alone:
+        it is the same on all ranks after the all-reduce, so all skip together.
         """
         for value in (*self.masters, *self.parameters):
             value.grad = None
         for index, rows in enumerate(batches):
             last = index == len(batches) - 1
-            # DDP sums gradients once, in the last micro-batch; sharded weights after each, or a rank would hold all gradients
+            # DDP sums gradients once, in the last micro-batch; sharded weights after each, or a
+            # rank would hold all gradients
             hold = getattr(self.model.denoiser, "no_sync", nullcontext) if not last else nullcontext
             with hold():
                 self._backward(plan, rows, tally)
         for master, value in zip(self.masters, self.parameters, strict=True):
             if master is not value and value.grad is not None:
                 master.grad = value.grad.float()
-        norm = float(full(torch.nn.utils.clip_grad_norm_(self.masters, self.config.learner.max_grad_norm)))
+        norm = float(
+            full(torch.nn.utils.clip_grad_norm_(self.masters, self.config.learner.max_grad_norm))
+        )
         if np.isfinite(norm):
             self.learning_rate = float(self.scheduler.get_last_lr()[0])
             taken = int(self.scheduler.last_epoch)  # before this one
@@ -160,7 +199,8 @@ class PolicyUpdate:
         tally.forwards += float(real.any(1).sum())
 
     def _average(self, taken: int) -> None:
-        """Move the exponential mean of the weights, every `ema_every` steps; `taken`: optimiser steps before this one."""
+        """Move the exponential mean of the weights, every `ema_every` steps; `taken`: optimiser
+        steps before this one."""
         options = self.config.learner
         if not self.ema or (taken + 1) % options.ema_every:
             return
@@ -201,7 +241,8 @@ def micro_batches(
     device: torch.device,
     velocities: Latents | None = None,
 ) -> list[Rows]:
-    """A shard as micro-batches of at most `size` parents; with the behaviour policy's velocities, if they are given."""
+    """A shard as micro-batches of at most `size` parents; with the behaviour policy's velocities,
+    if they are given."""
     topo, batches = topology(plan), []
     for first in range(0, len(shard.parents), size):
         part = slice(first, first + size)
@@ -214,10 +255,36 @@ def micro_batches(
                 for (tree, node), row in zip(parents.tolist(), edges.tolist(), strict=True)
             ]
         ).to(device)
-        behaviour = np.array([trees[tree].log_prob[row] for (tree, _), row in zip(parents.tolist(), edges, strict=True)], np.float32)
+        behaviour = np.array(
+            [
+                trees[tree].log_prob[row]
+                for (tree, _), row in zip(parents.tolist(), edges, strict=True)
+            ],
+            np.float32,
+        )
         prompt = torch.tensor([trees[tree].prompt for tree in parents[:, 0]], device=device)
-        old, advantage, weight, present = (torch.from_numpy(array).to(device) for array in (behaviour, shard.advantage[part], shard.weight[part], edges >= 0))
+        old, advantage, weight, present = (
+            torch.from_numpy(array).to(device)
+            for array in (behaviour, shard.advantage[part], shard.weight[part], edges >= 0)
+        )
         levels = torch.from_numpy(plan.sigmas).to(device)
-        velocity = torch.stack([velocities(tree, node) for tree, node in parents.tolist()]).to(device) if velocities else None
-        batches.append(Rows(x, y, levels[steps], steps, {name: array[prompt] for name, array in cond.items()}, old, advantage, weight, present, velocity))
+        velocity = (
+            torch.stack([velocities(tree, node) for tree, node in parents.tolist()]).to(device)
+            if velocities
+            else None
+        )
+        batches.append(
+            Rows(
+                x=x,
+                y=y,
+                sigma=levels[steps],
+                steps=steps,
+                cond={name: array[prompt] for name, array in cond.items()},
+                old=old,
+                advantage=advantage,
+                weight=weight,
+                present=present,
+                velocity=velocity,
+            )
+        )
     return batches

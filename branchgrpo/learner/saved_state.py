@@ -1,6 +1,8 @@
-"""What a checkpoint says, held against the policy that is to go on from it, before anything of the policy is changed.
+"""What a checkpoint says, held against the policy that is to go on from it, before anything of the
+policy is changed.
 
-Its seal says that the bytes are those that were written; not by whom. So types, names and shapes are checked as well.
+Its seal says that the bytes are those that were written; not by whom. So types, names and shapes
+are checked as well.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]:
-    """State and tensors by file and name, which `policy_state.restore` can take. Raises UserError, one line, where they are damaged,
-    of other types, or another model's."""
+    """State and tensors by file and name, which `policy_state.restore` can take. Raises UserError,
+    one line, where they are damaged, of other types, or another model's."""
     try:
         state = saved.state()
         check_state(state, policy)
@@ -41,18 +43,33 @@ def check_state(state: Mapping[str, Any], policy: PolicyUpdate) -> None:
     """Raises Damaged for state.json of other keys or types than this program writes."""
     for key in ("version", "skips"):
         _require(_count(state.get(key)), key, "a count", state.get(key))
-    _require(_number(state.get("steps")) and state["steps"] >= 0, "steps", "a number of steps", state.get("steps"))
+    _require(
+        _number(state.get("steps")) and state["steps"] >= 0,
+        "steps",
+        "a number of steps",
+        state.get("steps"),
+    )
     _check_schedule(state.get("schedule"), policy.scheduler.state_dict())
     driver = state.get("driver")
     _require(isinstance(driver, dict), "driver", "an object", driver)
     assert isinstance(driver, dict)
-    for key, right, wanted in (("iteration", _count, "a count"), ("seconds", _number, "a number"), ("gates", _numbers, "numbers by name")):
+    for key, right, wanted in (
+        ("iteration", _count, "a count"),
+        ("seconds", _number, "a number"),
+        ("gates", _numbers, "numbers by name"),
+    ):
         _require(key not in driver or right(driver[key]), f"driver.{key}", wanted, driver.get(key))
 
 
 def _check_schedule(found: Any, own: Mapping[str, Any]) -> None:
-    """The learning rate's schedule takes every key that it is given: no others than its own, and of the same kinds."""
-    _require(isinstance(found, dict) and "last_epoch" in found, "schedule", "an object with last_epoch", found)
+    """The learning rate's schedule takes every key that it is given: no others than its own, and of
+    the same kinds."""
+    _require(
+        isinstance(found, dict) and "last_epoch" in found,
+        "schedule",
+        "an object with last_epoch",
+        found,
+    )
     for key, value in found.items():
         if key not in own or key == "lr_lambdas":
             raise Damaged(f"state.json: expected no key schedule.{key[:60]!r}")
@@ -67,22 +84,37 @@ def _check_schedule(found: Any, own: Mapping[str, Any]) -> None:
 
 
 def check_tensors(tensors: Mapping[str, Mapping[str, Tensor]], policy: PolicyUpdate) -> None:
-    """Raises Damaged where names, shapes or dtypes are not the policy's. Only weights must be there for every name."""
+    """Raises Damaged where names, shapes or dtypes are not the policy's. Only weights must be there
+    for every name."""
     masters = policy.named_masters()
     learnt = tensors["weights"]
     if masters.keys() != learnt.keys():
         differing = sorted(name[:100] for name in masters.keys() ^ learnt.keys())[:3]
-        raise Damaged(f"expected weights of {len(masters)} parameters, got {len(learnt)}; differing: {differing}")
+        raise Damaged(
+            f"expected weights of {len(masters)} parameters, got {len(learnt)}; differing: "
+            f"{differing}"
+        )
     first, second = (tensors[moment].keys() for moment in MOMENTS)
     if first != second:
-        raise Damaged(f"expected both moments of AdamW for the same parameters, got {len(first)} and {len(second)}")
+        raise Damaged(
+            f"expected both moments of AdamW for the same parameters, got {len(first)} and "
+            f"{len(second)}"
+        )
     for file, named in tensors.items():
         for name, value in named.items():
-            where, wanted = f"{file}.safetensors: {name[:100]}", tuple(masters[name].shape) if name in masters else None
+            where = f"{file}.safetensors: {name[:100]}"
+            wanted = tuple(masters[name].shape) if name in masters else None
             if wanted != tuple(value.shape):
-                raise Damaged(f"{where}: expected {'no such tensor' if wanted is None else f'shape {wanted}'}, got {tuple(value.shape)}")
+                raise Damaged(
+                    f"{where}: expected "
+                    f"{'no such tensor' if wanted is None else f'shape {wanted}'}, got "
+                    f"{tuple(value.shape)}"
+                )
             if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
-                raise Damaged(f"{where}: expected float32 or alike, got {str(value.dtype).removeprefix('torch.')}")
+                raise Damaged(
+                    f"{where}: expected float32 or alike, got "
+                    f"{str(value.dtype).removeprefix('torch.')}"
+                )
 
 
 def _count(value: Any) -> bool:
@@ -99,5 +131,9 @@ def _numbers(value: Any) -> bool:
 
 def _require(fits: bool, key: str, wanted: str, got: Any) -> None:
     if not fits:
-        seen = f"a {type(got).__name__} of {len(got)}" if isinstance(got, list | dict) else repr(got[:60] if isinstance(got, str) else got)[:100]
+        seen = (
+            f"a {type(got).__name__} of {len(got)}"
+            if isinstance(got, list | dict)
+            else repr(got[:60] if isinstance(got, str) else got)[:100]
+        )
         raise Damaged(f"state.json: {key}: expected {wanted}, got {seen}")

@@ -28,17 +28,25 @@ ALL_PARTS: tuple[Part, ...] = ("denoiser", "encoders", "decoder")
 class ModelOptions(Component):
     """Options every family has."""
 
-    path: str = Field(description="folder in diffusers layout, or embedded:NAME for one shipped with the package")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the weights and of the forward pass")
+    path: str = Field(
+        description="folder in diffusers layout, or embedded:NAME for one shipped with the package"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the weights and of the forward pass"
+    )
 
     def folder(self) -> Path:
-        """Where the weights are. Raises UserError when the folder or its model_index.json is missing."""
+        """Where the weights are. Raises UserError when the folder or its model_index.json is
+        missing."""
         if self.path.startswith(EMBEDDED):
             folder = Path(__file__).parents[1] / "assets" / self.path.removeprefix(EMBEDDED)
         else:
             folder = Path(self.path).expanduser()
         if not (folder / "model_index.json").is_file():
-            raise UserError(f"model.path: expected a diffusers folder with model_index.json, found none at {folder}")
+            raise UserError(
+                "model.path: expected a diffusers folder with model_index.json, found none "
+                f"at {folder}"
+            )
         return folder
 
     @property
@@ -51,9 +59,11 @@ class ModelOptions(Component):
         self.folder()
 
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
-        """Noise levels of so many denoising steps: those that the family's pipeline makes of its default call.
+        """Noise levels of so many denoising steps: those that the family's pipeline makes of its
+        default call.
 
-        shift: a static shift in place of the model's own. Raises UserError where the model's scheduler is not known.
+        shift: a static shift in place of the model's own. Raises UserError where the model's
+        scheduler is not known.
         """
         return static(steps, shift or 1.0)
 
@@ -63,8 +73,8 @@ class ModelOptions(Component):
 
 
 class Adapter(ABC):
-    """A loaded model. Latents are [B, *S]; `S` is whatever shape the denoiser takes them in: `latent_shape` in training,
-    `evaluation_shape` in evaluation; all methods take both."""
+    """A loaded model. Latents are [B, *S]; `S` is whatever shape the denoiser takes them in:
+    `latent_shape` in training, `evaluation_shape` in evaluation; all methods take both."""
 
     device: torch.device
     dtype: torch.dtype  # of rollouts: what published weights are in, adapters apart
@@ -87,28 +97,34 @@ class Adapter(ABC):
 
     @abstractmethod
     def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
-        """Fixed pseudo-random conditioning of the right shapes, so that weights can be compared without prompts."""
+        """Fixed pseudo-random conditioning of the right shapes, so that weights can be compared
+        without prompts."""
 
     @abstractmethod
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
-        """Write the present weights: `pipeline`, a whole folder, with what is not trained copied from `source` and this
-        static shift in its scheduler's config (None: as it is there); `transformer`, the denoiser alone; or `lora`, the
-        adapters alone."""
+        """Write the present weights: `pipeline`, a whole folder, with what is not trained copied
+        from `source` and this static shift in its scheduler's config (None: as it is there);
+        `transformer`, the denoiser alone; or `lora`, the adapters alone."""
 
     @property
     def evaluation_shape(self) -> tuple[int, ...]:
-        """S of evaluation. Families that train on less than they are judged by (shorter videos) override it."""
+        """S of evaluation. Families that train on less than they are judged by (shorter videos)
+        override it."""
         return self.latent_shape
 
     @abstractmethod
     def truncated(self, prompts: list[str]) -> int:
-        """How many of these prompts are longer than what the longest text encoder takes. Needs the text encoders."""
+        """How many of these prompts are longer than what the longest text encoder takes. Needs the
+        text encoders."""
 
     def conditioning(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """Its arrays as tensors on this device, P rows each."""
         import torch
 
-        return {name: torch.from_numpy(array.copy()).to(self.device) for name, array in conditioning.arrays.items()}
+        return {
+            name: torch.from_numpy(array.copy()).to(self.device)
+            for name, array in conditioning.arrays.items()
+        }
 
     @property
     def module(self) -> Any:
@@ -116,18 +132,21 @@ class Adapter(ABC):
         return getattr(self.denoiser, "module", self.denoiser)
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
-        """Rows of the denoiser's sequence for one latent, text included: what its memory grows with."""
+        """Rows of the denoiser's sequence for one latent, text included: what its memory grows
+        with."""
         raise NotImplementedError
 
     def blocks_of(self, module: nn.Module) -> list[nn.Module]:
-        """The repeated blocks of the denoiser (or of its frozen copy), in which its weights are sharded."""
+        """The repeated blocks of the denoiser (or of its frozen copy), in which its weights are
+        sharded."""
         import torch
 
         lists = [part for part in module.children() if isinstance(part, torch.nn.ModuleList)]
         return [block for blocks in lists for block in blocks]
 
     def freeze_base(self) -> None:
-        """Keep what `base_velocity` needs: nothing with LoRA, whose adapters are switched off; else a copy of the denoiser."""
+        """Keep what `base_velocity` needs: nothing with LoRA, whose adapters are switched off; else
+        a copy of the denoiser."""
         if not self.adapted:
             self.base = copy.deepcopy(self.module).eval().requires_grad_(False)
 
@@ -147,13 +166,16 @@ class Adapter(ABC):
         finally:
             if self.adapted:
                 self.denoiser.enable_adapters()
-                for name in self.trainable().keys() - learning:  # peft lets all adapters learn again, also those that must not
+                # peft lets all adapters learn again, also those that must not
+                for name in self.trainable().keys() - learning:
                     self.module.get_parameter(name).requires_grad_(False)
             self.denoiser = trained
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by their name in the denoiser; the names survive wrapping."""
-        return {name: value for name, value in self.module.named_parameters() if value.requires_grad}
+        return {
+            name: value for name, value in self.module.named_parameters() if value.requires_grad
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Overwrite trainable parameters. Raises ValueError unless the names are exactly theirs."""
@@ -161,7 +183,10 @@ class Adapter(ABC):
 
         own = self.trainable()
         if own.keys() != tensors.keys():
-            raise ValueError(f"weights: expected {len(own)} parameters, got {len(tensors)}; differing: {sorted(own.keys() ^ tensors.keys())[:3]}")
+            raise ValueError(
+                f"weights: expected {len(own)} parameters, got {len(tensors)}; differing: "
+                f"{sorted(own.keys() ^ tensors.keys())[:3]}"
+            )
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)

@@ -1,4 +1,5 @@
-"""FLUX.1 through diffusers: packed latents [tokens, 4·channels], embedded guidance, CLIP and T5 text."""
+"""FLUX.1 through diffusers: packed latents [tokens, 4·channels], embedded guidance, CLIP and T5
+text."""
 
 from __future__ import annotations
 
@@ -19,8 +20,22 @@ class FluxModel(PipelineModel):
 
     pipeline: ClassVar[str] = "FluxPipeline"
     transformer: ClassVar[str] = "FluxTransformer2DModel"
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    text_parts: ClassVar[tuple[str, ...]] = (
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+    )
+    attention_layers: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     guidance_key: ClassVar[str] = "true_cfg_scale"
     lora_alphas: ClassVar[bool] = True
     unit: ClassVar[int] = 2
@@ -44,7 +59,9 @@ class Flux(PipelineAdapter):
     def prepare(self) -> None:
         config, unit = self.options.denoiser_config(), 2 * self.options.scale()
         rows, columns = self.options.height // unit, self.options.width // unit
-        self.img_ids = self.pipe._prepare_latent_image_ids(1, rows, columns, self.device, self.dtype)
+        self.img_ids = self.pipe._prepare_latent_image_ids(
+            1, rows, columns, self.device, self.dtype
+        )
         self.latent_shape = (rows * columns, int(config["in_channels"]))
         self.embeds_guidance = bool(config.get("guidance_embeds"))
 
@@ -52,11 +69,15 @@ class Flux(PipelineAdapter):
         import torch
 
         with torch.no_grad():
-            text, pooled, _ = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=self.options.max_sequence_length)
+            text, pooled, _ = self.pipe.encode_prompt(
+                texts, device=self.device, max_sequence_length=self.options.max_sequence_length
+            )
         return {"text": text, "pooled": pooled}
 
     def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
-        return [len(ids) for ids in self.pipe.tokenizer_2(texts, truncation=False)["input_ids"]], self.options.max_sequence_length
+        return [
+            len(ids) for ids in self.pipe.tokenizer_2(texts, truncation=False)["input_ids"]
+        ], self.options.max_sequence_length
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
         return (self.latent_shape[0] + cond["text"].shape[-2]) * (2 if self.options.guided else 1)
@@ -68,7 +89,9 @@ class Flux(PipelineAdapter):
         out: Tensor = self.denoiser(
             hidden_states=x.to(self.dtype),
             timestep=sigma.to(self.dtype),
-            guidance=torch.full_like(sigma, self.options.guidance, dtype=torch.float32) if self.embeds_guidance else None,
+            guidance=torch.full_like(sigma, self.options.guidance, dtype=torch.float32)
+            if self.embeds_guidance
+            else None,
             pooled_projections=cond["pooled"].to(self.dtype),
             encoder_hidden_states=text,
             txt_ids=torch.zeros(text.shape[1], 3, device=x.device, dtype=self.dtype),
@@ -79,13 +102,25 @@ class Flux(PipelineAdapter):
 
     def pixels(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae
-        z = self.pipe._unpack_latents(x0.to(vae.dtype), self.options.height, self.options.width, self.pipe.vae_scale_factor)
-        image: Tensor = vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        z = self.pipe._unpack_latents(
+            x0.to(vae.dtype), self.options.height, self.options.width, self.pipe.vae_scale_factor
+        )
+        image: Tensor = vae.decode(
+            z / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False
+        )[0]
         return image[:, :, None]
 
     def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         import torch
 
         config = self.module.config
-        text = torch.randn(rows, min(8, self.options.max_sequence_length), int(config.joint_attention_dim), generator=generator)
-        return {"text": text, "pooled": torch.randn(rows, int(config.pooled_projection_dim), generator=generator)}
+        text = torch.randn(
+            rows,
+            min(8, self.options.max_sequence_length),
+            int(config.joint_attention_dim),
+            generator=generator,
+        )
+        return {
+            "text": text,
+            "pooled": torch.randn(rows, int(config.pooled_projection_dim), generator=generator),
+        }

@@ -1,7 +1,8 @@
-"""What models of diffusers have in common: loading, guidance, LoRA, text, decoding in batches, export.
+"""What models of diffusers have in common: loading, guidance, LoRA, text, decoding in batches,
+export.
 
-A family is a subclass of `PipelineModel` (its options and the names of its classes) and one of `PipelineAdapter`
-(how its latents, text and pixels look).
+A family is a subclass of `PipelineModel` (its options and the names of its classes) and one of
+`PipelineAdapter` (how its latents, text and pixels look).
 """
 
 from __future__ import annotations
@@ -40,66 +41,122 @@ class PipelineModel(ModelOptions):
     pipeline: ClassVar[str]  # diffusers' class
     transformer: ClassVar[str]  # diffusers' class of the denoiser
     text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
-    optional_parts: ClassVar[tuple[str, ...]] = ()  # those of them that a folder may lack (null in model_index.json)
+    # those of them that a folder may lack (null in model_index.json)
+    optional_parts: ClassVar[tuple[str, ...]] = ()
     attention_layers: ClassVar[tuple[str, ...]]  # where LoRA adapters go unless told otherwise
-    lora_alphas: ClassVar[bool] = False  # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
-    unit: ClassVar[int]  # height and width must be multiples of this many pixels of a latent: the patch
-    schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)  # diffusers' classes whose schedules are known
+    # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
+    lora_alphas: ClassVar[bool] = False
+    # height and width must be multiples of this many pixels of a latent: the patch
+    unit: ClassVar[int]
+    # diffusers' classes whose schedules are known
+    schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)
     guidance_key: ClassVar[str]  # what the stock pipeline calls true_cfg
     decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
 
     height: int = Field(720, ge=16, description="picture height in pixels")
     width: int = Field(720, ge=16, description="picture width in pixels")
-    true_cfg: float = Field(1.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
-    negative_prompt: str = Field("", description="what true_cfg guides away from")
-    lora_rank: int = Field(0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights")
-    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
-    lora_targets: tuple[str, ...] = Field((), description="names of the layers they go into; empty = the family's attention projections")
-    lora_path: str = Field(
-        "", description="begin with this adapter: a safetensors file or a folder with one, of the same rank, alpha and layers; empty: a new one"
+    true_cfg: float = Field(
+        1.0,
+        ge=1,
+        description="classifier-free guidance, away from negative_prompt, in rollouts and "
+        "training; 1 = none",
     )
-    gradient_checkpointing: bool = Field(False, description="the learner keeps no activations inside a block and computes them again: less memory, more time")
-    compile: bool = Field(False, description="torch.compile of the denoiser's repeated blocks; the first forward takes minutes")
-    attention: str = Field("", description="diffusers' attention backend, as flash or _native_cudnn; empty: diffusers' default")
+    negative_prompt: str = Field("", description="what true_cfg guides away from")
+    lora_rank: int = Field(
+        0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights"
+    )
+    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
+    lora_targets: tuple[str, ...] = Field(
+        (),
+        description="names of the layers they go into; empty = the family's attention projections",
+    )
+    lora_path: str = Field(
+        "",
+        description="begin with this adapter: a safetensors file or a folder with one, of the "
+        "same rank, alpha and layers; empty: a new one",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="the learner keeps no activations inside a block and computes them again: "
+        "less memory, more time",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the denoiser's repeated blocks; the first forward takes "
+        "minutes",
+    )
+    attention: str = Field(
+        "",
+        description="diffusers' attention backend, as flash or _native_cudnn; empty: diffusers' "
+        "default",
+    )
     vae_tiling: bool = Field(False, description="decode in tiles: less memory, faint seams")
-    decode_batch: int = Field(16, ge=1, description="pictures or videos the autoencoder decodes at once")
-    encode: Literal["inline", "precompute"] = Field("inline", description="text encoders in every rollout worker, or all prompts once before training")
-    encodings: str = Field("encodings", description="where precompute keeps them; one folder for each model and set of text keys below it")
+    decode_batch: int = Field(
+        16, ge=1, description="pictures or videos the autoencoder decodes at once"
+    )
+    encode: Literal["inline", "precompute"] = Field(
+        "inline",
+        description="text encoders in every rollout worker, or all prompts once before training",
+    )
+    encodings: str = Field(
+        "encodings",
+        description="where precompute keeps them; one folder for each model and set of text keys "
+        "below it",
+    )
 
     def check(self) -> None:
         folder = self.folder()
         index = check_pipeline("model.path", folder, self.pipeline)
         for part in ("transformer", "vae", "scheduler", *self.text_parts):
             if part not in self.optional_parts and not (index.get(part) or [None])[-1]:
-                raise UserError(f"model.path: expected a {part} in {folder / 'model_index.json'}, which names none")
+                raise UserError(
+                    f"model.path: expected a {part} in {folder / 'model_index.json'}, which "
+                    "names none"
+                )
         wanted, found = self.transformer, self.denoiser_config().get("_class_name")
         if found != wanted:
-            raise UserError(f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}")
+            raise UserError(
+                f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}"
+            )
         self.scheduler_config()
         if self.lora_path:
             self.lora_file()
         unit = self.unit * self.scale()
         if self.height % unit or self.width % unit:
-            raise UserError(f"model.height, model.width: expected multiples of {unit}, got {self.height}×{self.width}")
+            raise UserError(
+                f"model.height, model.width: expected multiples of {unit}, got "
+                f"{self.height}×{self.width}"
+            )
 
     def scheduler_config(self, shift: float | None = None) -> dict[str, Any]:
-        """scheduler_config.json; with a number, that static shift in place of the model's own. Raises UserError for one that is not known."""
+        """scheduler_config.json; with a number, that static shift in place of the model's own.
+        Raises UserError for one that is not known."""
         path = self.folder() / SCHEDULER
         found = json_file("model.path", path)
         scheduler.check(found, path, self.schedulers)
-        return found if shift is None else found | {"use_dynamic_shifting": False, scheduler.shift_key(found): shift}
+        return (
+            found
+            if shift is None
+            else found | {"use_dynamic_shifting": False, scheduler.shift_key(found): shift}
+        )
 
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
         found = self.scheduler_config(shift)
-        return Schedule(self.times(found, steps), scheduler.shift(found, self.picture_tokens()), float(found.get("shift_terminal") or 0.0))
+        return Schedule(
+            self.times(found, steps),
+            scheduler.shift(found, self.picture_tokens()),
+            float(found.get("shift_terminal") or 0.0),
+        )
 
     def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
-        """[T] the schedule before its shift: what the family's pipeline gives its scheduler, or leaves to it."""
+        """[T] the schedule before its shift: what the family's pipeline gives its scheduler, or
+        leaves to it."""
         del config
         return scheduler.even_times(steps)
 
     def picture_tokens(self) -> int:
-        """Tokens of a picture, by which a dynamic shift is chosen; 0 where the pipeline tells its scheduler no size."""
+        """Tokens of a picture, by which a dynamic shift is chosen; 0 where the pipeline tells its
+        scheduler no size."""
         unit = self.unit * self.scale()
         return (self.height // unit) * (self.width // unit)
 
@@ -108,13 +165,16 @@ class PipelineModel(ModelOptions):
         return json_file("model.path", self.folder() / "transformer" / "config.json")
 
     def scale(self) -> int:
-        """Pixels per latent, along each side. Raises UserError when the autoencoder's config is missing."""
+        """Pixels per latent, along each side. Raises UserError when the autoencoder's config is
+        missing."""
         path = self.folder() / "vae" / "config.json"
         if not path.is_file():
             raise UserError(f"model.path: expected {path}, which is missing")
         channels = json_file("model.path", path).get("block_out_channels")
         if not isinstance(channels, list):
-            raise UserError(f"model.path: expected a list block_out_channels in {path}, got {channels}")
+            raise UserError(
+                f"model.path: expected a list block_out_channels in {path}, got {channels}"
+            )
         return int(2 ** (len(channels) - 1))
 
     @property
@@ -128,12 +188,23 @@ class PipelineModel(ModelOptions):
         return self.lora_alpha or 2 * self.lora_rank
 
     def lora_file(self) -> lora.LoraFile:
-        """The adapter to begin with. Raises UserError where it is not one of this model, or of another rank, alpha or layers."""
-        return lora.check(self.lora_path, lora.layers(self.folder() / "transformer", self.adapted_layers), self.lora_rank, self.alpha)
+        """The adapter to begin with. Raises UserError where it is not one of this model, or of
+        another rank, alpha or layers."""
+        return lora.check(
+            self.lora_path,
+            lora.layers(self.folder() / "transformer", self.adapted_layers),
+            self.lora_rank,
+            self.alpha,
+        )
 
     def stock_call(self) -> dict[str, Any]:
         """Arguments of the stock pipeline's call, steps apart, that draws what evaluation draws."""
-        found = {"height": self.height, "width": self.width, **self.family_call(), self.guidance_key: self.true_cfg}
+        found = {
+            "height": self.height,
+            "width": self.width,
+            **self.family_call(),
+            self.guidance_key: self.true_cfg,
+        }
         return found | ({"negative_prompt": self.negative_prompt} if self.guided else {})
 
     def family_call(self) -> dict[str, Any]:
@@ -165,17 +236,32 @@ class PipelineAdapter(Adapter):
 
         from branchgrpo.models.weights import dtype_named
 
-        self.options, self.device, self.dtype = options, torch.device(device), dtype_named(options.dtype)
+        self.options = options
+        self.device = torch.device(device)
+        self.dtype = dtype_named(options.dtype)
         folder, pipeline = options.folder(), getattr(diffusers, options.pipeline)
-        denoiser = self._load_denoiser(getattr(diffusers, options.transformer)) if "denoiser" in parts else None
+        denoiser = (
+            self._load_denoiser(getattr(diffusers, options.transformer))
+            if "denoiser" in parts
+            else None
+        )
         index = json_file("model.path", folder / "model_index.json")
-        absent = {part: None for part in options.text_parts if "encoders" not in parts or (index.get(part) or [None])[-1] is None}
+        absent = {
+            part: None
+            for part in options.text_parts
+            if "encoders" not in parts or (index.get(part) or [None])[-1] is None
+        }
         dtypes = {"vae": dtype_named(options.decoder_dtype or options.dtype), "default": self.dtype}
         given: dict[str, Any] = dict(absent) | ({} if "decoder" in parts else {"vae": None})
         for part in (*options.text_parts, "vae"):
-            if part not in given and "Tokenizer" not in index[part][1]:  # transformers would fill what a file lacks with random numbers
-                given[part] = whole(class_named(index[part]), folder / part, dtypes.get(part, self.dtype))
-        self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **given, dtype=dtypes).to(self.device)
+            # transformers would fill what a file lacks with random numbers
+            if part not in given and "Tokenizer" not in index[part][1]:
+                given[part] = whole(
+                    class_named(index[part]), folder / part, dtypes.get(part, self.dtype)
+                )
+        self.pipe = pipeline.from_pretrained(
+            folder, transformer=denoiser, **given, dtype=dtypes
+        ).to(self.device)
         for part in (*options.text_parts, "vae"):
             module: Any = getattr(self.pipe, part, None)
             if hasattr(module, "requires_grad_"):
@@ -197,9 +283,14 @@ class PipelineAdapter(Adapter):
             alpha, targets = options.alpha, list(options.adapted_layers)
             found.requires_grad_(False)
             try:
-                found.add_adapter(LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets))
+                found.add_adapter(
+                    LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
+                )
             except ValueError as error:
-                raise UserError(f"model.lora_targets: expected names of layers of {options.transformer}, got {', '.join(targets)}") from error
+                raise UserError(
+                    "model.lora_targets: expected names of layers of "
+                    f"{options.transformer}, got {', '.join(targets)}"
+                ) from error
             for value in found.parameters():
                 if value.requires_grad:  # few, and in bfloat16 they would not learn
                     value.data = value.data.float()
@@ -210,7 +301,10 @@ class PipelineAdapter(Adapter):
             try:
                 found.set_attention_backend(options.attention)
             except (ValueError, RuntimeError, ImportError) as error:
-                raise UserError(f"model.attention: diffusers cannot use {options.attention!r} here: {' '.join(str(error).split())}") from error
+                raise UserError(
+                    f"model.attention: diffusers cannot use {options.attention!r} here: "
+                    f"{' '.join(str(error).split())}"
+                ) from error
         if options.gradient_checkpointing:
             found.enable_gradient_checkpointing()
         return found.to(self.device).eval()
@@ -221,7 +315,8 @@ class PipelineAdapter(Adapter):
 
     @abstractmethod
     def texts(self, texts: list[str]) -> dict[str, Tensor]:
-        """Encodings of n texts, n rows each; what varies in length pads with zeros behind, on dimension 1."""
+        """Encodings of n texts, n rows each; what varies in length pads with zeros behind, on
+        dimension 1."""
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -244,12 +339,18 @@ class PipelineAdapter(Adapter):
         return unwanted + self.options.true_cfg * (wanted - unwanted)
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        rows = self.texts([*prompts, self.options.negative_prompt] if self.options.guided else prompts)
+        rows = self.texts(
+            [*prompts, self.options.negative_prompt] if self.options.guided else prompts
+        )
         arrays = {name: array.float().cpu().numpy() for name, array in rows.items()}
         if not self.options.guided:
             return Conditioning(arrays, len(prompts))
         count = len(prompts)
-        return pair({name: array[:count] for name, array in arrays.items()}, {name: array[count:] for name, array in arrays.items()}, count)
+        return pair(
+            {name: array[:count] for name, array in arrays.items()},
+            {name: array[count:] for name, array in arrays.items()},
+            count,
+        )
 
     def truncated(self, prompts: list[str]) -> int:
         lengths, limit = self.tokenize(prompts)
@@ -271,14 +372,23 @@ class PipelineAdapter(Adapter):
         with torch.no_grad():
             for part in torch.split(x0, self.options.decode_batch):
                 pictures = (self.pixels(part).float() / 2 + 0.5).clamp(0, 1)
-                found.append((pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy())
+                found.append(
+                    (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+                )
         return np.concatenate(found)
 
     def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
         import torch
 
-        found = {name: array.to(self.device) for name, array in self.probe_texts(rows, torch.Generator().manual_seed(1)).items()}
-        return found if not self.options.guided else {name: torch.stack([array, array.flip(0)], 1) for name, array in found.items()}
+        found = {
+            name: array.to(self.device)
+            for name, array in self.probe_texts(rows, torch.Generator().manual_seed(1)).items()
+        }
+        return (
+            found
+            if not self.options.guided
+            else {name: torch.stack([array, array.flip(0)], 1) for name, array in found.items()}
+        )
 
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
         if form == "lora":
@@ -290,44 +400,80 @@ class PipelineAdapter(Adapter):
             module.fuse_lora()
             module.unload_lora()
         if form == "pipeline":
-            kept = {"model_index.json", *json_file("model.path", source / "model_index.json")} - {"transformer"}  # others are single-file copies of the weights
-            copytree(source, folder, ignore=lambda at, names: [name for name in names if Path(at) == source and name not in kept], dirs_exist_ok=True)
-            if shift is not None:  # so that the stock pipeline's own call has the schedule of training
+            # others are single-file copies of the weights
+            kept = {"model_index.json", *json_file("model.path", source / "model_index.json")} - {
+                "transformer"
+            }
+            copytree(
+                source,
+                folder,
+                ignore=lambda at, names: [
+                    name for name in names if Path(at) == source and name not in kept
+                ],
+                dirs_exist_ok=True,
+            )
+            # so that the stock pipeline's own call has the schedule of training
+            if shift is not None:
                 (folder / SCHEDULER).unlink()
-                (folder / SCHEDULER).write_text(json.dumps(self.options.scheduler_config(shift), indent=2) + "\n", encoding="utf-8")
+                (folder / SCHEDULER).write_text(
+                    json.dumps(self.options.scheduler_config(shift), indent=2) + "\n",
+                    encoding="utf-8",
+                )
             folder = folder / "transformer"
         module.save_pretrained(folder)
 
 
 def class_named(entry: list[str]) -> Any:
-    """The class of a part, as model_index.json names it. Raises UserError for one that the installed packages lack."""
+    """The class of a part, as model_index.json names it. Raises UserError for one that the
+    installed packages lack."""
     library, name = entry
-    found = getattr(import_module(library), name, None) if library in ("diffusers", "transformers") else None
+    found = (
+        getattr(import_module(library), name, None)
+        if library in ("diffusers", "transformers")
+        else None
+    )
     if found is None:
-        raise UserError(f"model.path: expected a class of diffusers or transformers in model_index.json, got {library}.{name}")
+        raise UserError(
+            "model.path: expected a class of diffusers or transformers in "
+            f"model_index.json, got {library}.{name}"
+        )
     return found
 
 
 def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A network with every weight from its files. Raises UserError where some are missing, or of another shape."""
+    """A network with every weight from its files. Raises UserError where some are missing, or of
+    another shape."""
     try:
-        found, told = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        found, told = kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"model.path: {folder} does not fit {kind.__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"model.path: {folder} does not fit {kind.__name__}: {' '.join(str(error).split())}"
+        ) from error
     wrong = sorted(str(name) for name in [*told["missing_keys"], *told["mismatched_keys"]])
     if wrong:
-        raise UserError(f"model.path: expected all weights of {kind.__name__} in {folder}, which lacks {len(wrong)} of them, as {wrong[0]}")
+        raise UserError(
+            f"model.path: expected all weights of {kind.__name__} in {folder}, which lacks "
+            f"{len(wrong)} of them, as {wrong[0]}"
+        )
     return found
 
 
-def pair(wanted: Mapping[str, NDArray[Any]], unwanted: Mapping[str, NDArray[Any]], rows: int) -> Conditioning:
-    """Conditioning for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so that rows stay
-    independent. Where the texts differ in length, dimension 1 is padded with zeros behind."""
+def pair(
+    wanted: Mapping[str, NDArray[Any]], unwanted: Mapping[str, NDArray[Any]], rows: int
+) -> Conditioning:
+    """Conditioning for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so
+    that rows stay independent. Where the texts differ in length, dimension 1 is padded with zeros
+    behind."""
     arrays = {}
     for name, array in wanted.items():
         other = unwanted[name]
         if array.ndim > 1 and array.shape[1] != other.shape[1]:
             width = max(array.shape[1], other.shape[1])
-            array, other = (np.pad(one, [(0, 0), (0, width - one.shape[1])] + [(0, 0)] * (one.ndim - 2)) for one in (array, other))
+            array, other = (
+                np.pad(one, [(0, 0), (0, width - one.shape[1])] + [(0, 0)] * (one.ndim - 2))
+                for one in (array, other)
+            )
         arrays[name] = np.stack([array, np.broadcast_to(other, array.shape)], 1)
     return Conditioning(arrays, rows)

@@ -1,4 +1,5 @@
-"""Qwen-Image through diffusers: packed latents [tokens, 4·channels], text of Qwen2.5-VL with a mask, true guidance."""
+"""Qwen-Image through diffusers: packed latents [tokens, 4·channels], text of Qwen2.5-VL with a
+mask, true guidance."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MASKED = ("native", "_native_cudnn", "_native_efficient", "_native_math", "flex", "flash_varlen", "xformers")
+MASKED = (
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_math",
+    "flex",
+    "flash_varlen",
+    "xformers",
+)
 """diffusers' attention backends that take a mask, which text of different lengths needs."""
 
 
@@ -25,24 +34,58 @@ class QwenImageModel(PipelineModel):
     pipeline: ClassVar[str] = "QwenImagePipeline"
     transformer: ClassVar[str] = "QwenImageTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    attention_layers: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     guidance_key: ClassVar[str] = "true_cfg_scale"
     unit: ClassVar[int] = 2
 
     name: Literal["qwen_image"] = Field("qwen_image", description="the model family")
-    true_cfg: float = Field(4.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
-    negative_prompt: str = Field(" ", description="what true_cfg guides away from; the model's authors use a space")
-    max_sequence_length: int = Field(512, ge=1, le=1024, description="text tokens per prompt, behind the pipeline's own instruction")
+    true_cfg: float = Field(
+        4.0,
+        ge=1,
+        description="classifier-free guidance, away from negative_prompt, in rollouts and "
+        "training; 1 = none",
+    )
+    negative_prompt: str = Field(
+        " ", description="what true_cfg guides away from; the model's authors use a space"
+    )
+    max_sequence_length: int = Field(
+        512,
+        ge=1,
+        le=1024,
+        description="text tokens per prompt, behind the pipeline's own instruction",
+    )
 
     def check(self) -> None:
         super().check()
         if self.attention and self.attention not in MASKED:
-            raise UserError(f"model.attention: expected one that takes a mask ({', '.join(MASKED)}), got {self.attention!r}")
+            raise UserError(
+                f"model.attention: expected one that takes a mask ({', '.join(MASKED)}), "
+                f"got {self.attention!r}"
+            )
         if self.denoiser_config().get("guidance_embeds"):
-            raise UserError(f"model.path: expected a {self.transformer} without guidance_embeds, which diffusers cannot run, got one with it")
+            raise UserError(
+                f"model.path: expected a {self.transformer} without guidance_embeds, which "
+                "diffusers cannot run, got one with it"
+            )
 
     def scale(self) -> int:
-        return int(2 ** len(json_file("model.path", self.folder() / "vae" / "config.json")["temperal_downsample"]))
+        return int(
+            2
+            ** len(
+                json_file("model.path", self.folder() / "vae" / "config.json")[
+                    "temperal_downsample"
+                ]
+            )
+        )
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> QwenImage:
         return QwenImage(self, device, parts)
@@ -61,20 +104,27 @@ class QwenImage(PipelineAdapter):
         if self.denoiser is not None:
             last = f"transformer_blocks.{int(config['num_layers']) - 1}."
             for name, value in self.denoiser.named_parameters():
-                if name.startswith((f"{last}attn.to_add_out.", f"{last}txt_mlp.")):  # nobody reads the last block's text: no gradient, which DDP refuses
+                # nobody reads the last block's text: no gradient, which DDP refuses
+                if name.startswith((f"{last}attn.to_add_out.", f"{last}txt_mlp.")):
                     value.requires_grad_(False)
 
     def texts(self, texts: list[str]) -> dict[str, Tensor]:
         import torch
 
         with torch.no_grad():
-            text, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=self.options.max_sequence_length)
+            text, mask = self.pipe.encode_prompt(
+                texts, device=self.device, max_sequence_length=self.options.max_sequence_length
+            )
         return {"text": text, "mask": torch.ones(text.shape[:2]) if mask is None else mask}
 
     def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
         pipe = self.pipe
-        found = pipe.tokenizer([pipe.prompt_template_encode.format(text) for text in texts], truncation=False)["input_ids"]
-        return [len(ids) - pipe.prompt_template_encode_start_idx for ids in found], self.options.max_sequence_length
+        found = pipe.tokenizer(
+            [pipe.prompt_template_encode.format(text) for text in texts], truncation=False
+        )["input_ids"]
+        return [
+            len(ids) - pipe.prompt_template_encode_start_idx for ids in found
+        ], self.options.max_sequence_length
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
         return (self.latent_shape[0] + cond["text"].shape[-2]) * (2 if self.options.guided else 1)
@@ -93,20 +143,34 @@ class QwenImage(PipelineAdapter):
     def guide(self, wanted: Tensor, unwanted: Tensor) -> Tensor:
         """Guidance that keeps each token as long as without it, as the pipeline does."""
         guided = super().guide(wanted, unwanted)
-        rescaled: Tensor = guided * (wanted.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        rescaled: Tensor = guided * (
+            wanted.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        )
         return rescaled
 
     def pixels(self, x0: Tensor) -> Tensor:
         import torch
 
         vae = self.pipe.vae
-        z = self.pipe._unpack_latents(x0.to(vae.dtype), self.options.height, self.options.width, self.options.scale())
-        mean, std = (torch.tensor(values, device=z.device, dtype=z.dtype)[:, None, None, None] for values in (vae.config.latents_mean, vae.config.latents_std))
+        z = self.pipe._unpack_latents(
+            x0.to(vae.dtype), self.options.height, self.options.width, self.options.scale()
+        )
+        mean, std = (
+            torch.tensor(values, device=z.device, dtype=z.dtype)[:, None, None, None]
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
         image: Tensor = vae.decode(z * std + mean, return_dict=False)[0]
         return image
 
     def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         import torch
 
-        mask = (torch.arange(8) < 8 - 2 * (torch.arange(rows)[:, None] % 2)).float()  # 8 and 6 tokens in turn
-        return {"text": torch.randn(rows, 8, int(self.module.config.joint_attention_dim), generator=generator) * mask[:, :, None], "mask": mask}
+        # 8 and 6 tokens in turn
+        mask = (torch.arange(8) < 8 - 2 * (torch.arange(rows)[:, None] % 2)).float()
+        return {
+            "text": torch.randn(
+                rows, 8, int(self.module.config.joint_attention_dim), generator=generator
+            )
+            * mask[:, :, None],
+            "mask": mask,
+        }

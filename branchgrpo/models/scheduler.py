@@ -1,4 +1,5 @@
-"""The schedules that diffusers' schedulers make of their config: in numpy, so that planning needs no torch."""
+"""The schedules that diffusers' schedulers make of their config: in numpy, so that planning needs
+no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ EULER, UNIPC = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"
 TRAIN_TIMESTEPS = 1000
 """The denoisers take σ on this scale."""
 
-_OTHER_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "stochastic_sampling")
+_OTHER_LEVELS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
 
 
 def shift_key(config: dict[str, Any]) -> str:
@@ -35,34 +42,49 @@ def check(config: dict[str, Any], path: Path, known: tuple[str, ...]) -> None:
     if config.get("num_train_timesteps", TRAIN_TIMESTEPS) != TRAIN_TIMESTEPS:
         strange.append(f"num_train_timesteps: {config['num_train_timesteps']}")
     if strange:
-        raise UserError(f"model.path: expected a scheduler of plain flow matching in {path}, got {', '.join(strange)}")
+        raise UserError(
+            f"model.path: expected a scheduler of plain flow matching in {path}, got "
+            f"{', '.join(strange)}"
+        )
 
 
 def shift(config: dict[str, Any], tokens: int) -> float:
-    """The factor of the shift: static, or, where the config says so, that of a picture of so many tokens.
+    """The factor of the shift: static, or, where the config says so, that of a picture of so many
+    tokens.
 
-    tokens: of the picture alone; 0 where the pipeline tells its scheduler no size. Raises UserError then.
+    tokens: of the picture alone; 0 where the pipeline tells its scheduler no size. Raises UserError
+    then.
     """
     if not config.get("use_dynamic_shifting"):
         return float(config.get(shift_key(config), 1.0))
     if not tokens:
-        raise UserError("sampling.shift: expected a number, since the model's scheduler has use_dynamic_shifting and its pipeline tells it no size")
-    low, high = (config.get(key, default) for key, default in (("base_shift", 0.5), ("max_shift", 1.15)))
-    first, last = (config.get(key, default) for key, default in (("base_image_seq_len", 256), ("max_image_seq_len", 4096)))
+        raise UserError(
+            "sampling.shift: expected a number, since the model's scheduler has "
+            "use_dynamic_shifting and its pipeline tells it no size"
+        )
+    low, high = (
+        config.get(key, default) for key, default in (("base_shift", 0.5), ("max_shift", 1.15))
+    )
+    first, last = (
+        config.get(key, default)
+        for key, default in (("base_image_seq_len", 256), ("max_image_seq_len", 4096))
+    )
     mu = low + (high - low) / (last - first) * (tokens - first)
     return float(mu) if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def even_times(steps: int) -> NDArray[np.float64]:
-    """[T] what pipelines give their scheduler that choose the times themselves: linspace(1, 1/T, T)."""
+    """[T] what pipelines give their scheduler that choose the times themselves: linspace(1, 1/T,
+    T)."""
     return np.linspace(1.0, 0.0, steps + 1)[:-1]
 
 
 def own_times(config: dict[str, Any], steps: int) -> NDArray[np.float64]:
     """[T] what `set_timesteps(T)` begins with.
 
-    The Euler scheduler spaces them evenly between its extreme levels, which a static shift has moved already, and shifts
-    them again; UniPC takes the first T of T + 1 between 1 and its last timestep.
+    The Euler scheduler spaces them evenly between its extreme levels, which a static shift has
+    moved already, and shifts them again; UniPC takes the first T of T + 1 between 1 and its last
+    timestep.
     """
     least = 1.0 / TRAIN_TIMESTEPS
     if config["_class_name"] == UNIPC:

@@ -1,4 +1,5 @@
-"""Stable Diffusion 3 and 3.5 through diffusers: latents [channels, H/8, W/8], two CLIPs and T5, true guidance."""
+"""Stable Diffusion 3 and 3.5 through diffusers: latents [channels, H/8, W/8], two CLIPs and T5,
+true guidance."""
 
 from __future__ import annotations
 
@@ -20,31 +21,64 @@ if TYPE_CHECKING:
 
 
 class SD3Model(PipelineModel):
-    """Stable Diffusion 3.5 medium or large, 3 medium, or any folder that diffusers' StableDiffusion3Pipeline loads."""
+    """Stable Diffusion 3.5 medium or large, 3 medium, or any folder that diffusers'
+    StableDiffusion3Pipeline loads."""
 
     pipeline: ClassVar[str] = "StableDiffusion3Pipeline"
     transformer: ClassVar[str] = "SD3Transformer2DModel"
-    text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
-    optional_parts: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")  # T5, which weighs more than the rest
-    # Of `attn` and, in 3.5 medium, of the pictures' second attention `attn2`, which has the first four.
-    attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    text_parts: ClassVar[tuple[str, ...]] = (
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+    )
+    # T5, which weighs more than the rest
+    optional_parts: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
+    # Of `attn` and, in 3.5 medium, of the pictures' second attention `attn2`, which has the first
+    # four.
+    attention_layers: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
 
     name: Literal["sd3"] = Field("sd3", description="the model family")
-    true_cfg: float = Field(4.5, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
-    max_sequence_length: int = Field(256, ge=1, le=512, description="T5 tokens per prompt; the two CLIPs read 77")
+    true_cfg: float = Field(
+        4.5,
+        ge=1,
+        description="classifier-free guidance, away from negative_prompt, in rollouts and "
+        "training; 1 = none",
+    )
+    max_sequence_length: int = Field(
+        256, ge=1, le=512, description="T5 tokens per prompt; the two CLIPs read 77"
+    )
 
     def check(self) -> None:
         super().check()
         if self.attention:
-            raise UserError(f"model.attention: expected it empty, since diffusers' {self.transformer} has no backends to choose from, got {self.attention!r}")
+            raise UserError(
+                f"model.attention: expected it empty, since diffusers' {self.transformer} "
+                f"has no backends to choose from, got {self.attention!r}"
+            )
         largest = int(self.denoiser_config()["pos_embed_max_size"]) * self.unit * self.scale()
         if max(self.height, self.width) > largest:
-            raise UserError(f"model.height, model.width: expected at most {largest}, as many positions as the model knows, got {self.height}×{self.width}")
+            raise UserError(
+                f"model.height, model.width: expected at most {largest}, as many positions "
+                f"as the model knows, got {self.height}×{self.width}"
+            )
 
     def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
-        return scheduler.own_times(config, steps)  # StableDiffusion3Pipeline gives its scheduler none
+        # StableDiffusion3Pipeline gives its scheduler none
+        return scheduler.own_times(config, steps)
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> SD3:
         return SD3(self, device, parts)
@@ -60,7 +94,8 @@ class SD3(PipelineAdapter):
         rows, columns = options.height // options.scale(), options.width // options.scale()
         self.latent_shape = (int(config["in_channels"]), rows, columns)
         self.positions = rows * columns // int(config["patch_size"]) ** 2
-        if self.denoiser is None:  # the pipeline asks the transformer how wide the zeros are that stand for a missing T5
+        # the pipeline asks the transformer how wide the zeros are that stand for a missing T5
+        if self.denoiser is None:
             self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**config))
 
     def texts(self, texts: list[str]) -> dict[str, Tensor]:
@@ -79,7 +114,11 @@ class SD3(PipelineAdapter):
 
     def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
         t5 = self.pipe.tokenizer_3
-        tokenizer, limit = (t5, self.options.max_sequence_length) if t5 is not None else (self.pipe.tokenizer, self.pipe.tokenizer_max_length)
+        tokenizer, limit = (
+            (t5, self.options.max_sequence_length)
+            if t5 is not None
+            else (self.pipe.tokenizer, self.pipe.tokenizer_max_length)
+        )
         return [len(ids) for ids in tokenizer(texts, truncation=False)["input_ids"]], limit
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
@@ -97,7 +136,10 @@ class SD3(PipelineAdapter):
 
     def pixels(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae
-        image: Tensor = vae.decode(x0.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        image: Tensor = vae.decode(
+            x0.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor,
+            return_dict=False,
+        )[0]
         return image[:, :, None]
 
     def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -105,4 +147,7 @@ class SD3(PipelineAdapter):
 
         config = self.module.config
         text = torch.randn(rows, 8, int(config.joint_attention_dim), generator=generator)
-        return {"text": text, "pooled": torch.randn(rows, int(config.pooled_projection_dim), generator=generator)}
+        return {
+            "text": text,
+            "pooled": torch.randn(rows, int(config.pooled_projection_dim), generator=generator),
+        }

@@ -1,4 +1,5 @@
-"""Wan2.1 text-to-video through diffusers: latents [16, frames, rows, columns], UMT5 text, classifier-free guidance."""
+"""Wan2.1 text-to-video through diffusers: latents [16, frames, rows, columns], UMT5 text,
+classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 
 class WanModel(PipelineModel):
-    """Wan2.1-T2V-1.3B or -14B, or any folder that diffusers' WanPipeline loads with a single denoiser.
+    """Wan2.1-T2V-1.3B or -14B, or any folder that diffusers' WanPipeline loads with a single
+    denoiser.
 
-    LoRA goes into the projections of self- and cross-attention; `lora_targets` takes ffn.net.0.proj and ffn.net.2 too.
+    LoRA goes into the projections of self- and cross-attention; `lora_targets` takes ffn.net.0.proj
+    and ffn.net.2 too.
     """
 
     pipeline: ClassVar[str] = "WanPipeline"
@@ -32,28 +35,49 @@ class WanModel(PipelineModel):
     guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.UNIPC, scheduler.EULER)
-    decoder_dtype: ClassVar[str] = "float32"  # as diffusers' documentation has it for this autoencoder
+    # as diffusers' documentation has it for this autoencoder
+    decoder_dtype: ClassVar[str] = "float32"
 
     name: Literal["wan"] = Field("wan", description="the model family")
     height: int = Field(480, ge=16, description="picture height in pixels")
     width: int = Field(832, ge=16, description="picture width in pixels")
     frames: int = Field(17, ge=1, description="frames of a video in training: 1 + a multiple of 4")
-    evaluation_frames: int = Field(0, ge=0, description="frames of a video in evaluation; 0 = frames")
-    true_cfg: float = Field(5.0, ge=1, description="classifier-free guidance, away from negative_prompt, in rollouts and training; 1 = none")
-    max_sequence_length: int = Field(512, ge=1, description="UMT5 tokens per prompt, to which shorter ones are padded")
-    decode_batch: int = Field(1, ge=1, description="videos the autoencoder decodes at once, each frame by frame")
+    evaluation_frames: int = Field(
+        0, ge=0, description="frames of a video in evaluation; 0 = frames"
+    )
+    true_cfg: float = Field(
+        5.0,
+        ge=1,
+        description="classifier-free guidance, away from negative_prompt, in rollouts and "
+        "training; 1 = none",
+    )
+    max_sequence_length: int = Field(
+        512, ge=1, description="UMT5 tokens per prompt, to which shorter ones are padded"
+    )
+    decode_batch: int = Field(
+        1, ge=1, description="videos the autoencoder decodes at once, each frame by frame"
+    )
 
     def check(self) -> None:
         super().check()
         index = json_file("model.path", self.folder() / "model_index.json")
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
-            raise UserError(f"model.path: expected a Wan2.1 folder, whose one denoiser serves every noise level, got Wan2.2 at {self.folder()}")
-        for key, count in (("frames", self.frames), ("evaluation_frames", self.evaluation_frames or self.frames)):
+            raise UserError(
+                "model.path: expected a Wan2.1 folder, whose one denoiser serves every "
+                f"noise level, got Wan2.2 at {self.folder()}"
+            )
+        for key, count in (
+            ("frames", self.frames),
+            ("evaluation_frames", self.evaluation_frames or self.frames),
+        ):
             if (count - 1) % self.period():
-                raise UserError(f"model.{key}: expected 1 + a multiple of {self.period()}, got {count}")
+                raise UserError(
+                    f"model.{key}: expected 1 + a multiple of {self.period()}, got {count}"
+                )
 
     def scale(self) -> int:
-        return int(self._autoencoder().get("scale_factor_spatial", 8))  # files older than the key are all of this scale
+        # files older than the key are all of this scale
+        return int(self._autoencoder().get("scale_factor_spatial", 8))
 
     def period(self) -> int:
         """Frames per latent frame, but for the first, which stands alone."""
@@ -62,7 +86,12 @@ class WanModel(PipelineModel):
     def shape(self, frames: int) -> tuple[int, ...]:
         """Shape of a video's latents."""
         channels = int(self._autoencoder().get("z_dim", 16))
-        return channels, (frames - 1) // self.period() + 1, self.height // self.scale(), self.width // self.scale()
+        return (
+            channels,
+            (frames - 1) // self.period() + 1,
+            self.height // self.scale(),
+            self.width // self.scale(),
+        )
 
     def _autoencoder(self) -> dict[str, Any]:
         return json_file("model.path", self.folder() / "vae" / "config.json")
@@ -88,7 +117,8 @@ class Wan(PipelineAdapter):
     def prepare(self) -> None:
         options = self.options
         self.whole_timesteps = options.scheduler_config()["_class_name"] == scheduler.UNIPC
-        self.latent_shape, self._evaluation_shape = options.shape(options.frames), options.shape(options.evaluation_frames or options.frames)
+        self.latent_shape = options.shape(options.frames)
+        self._evaluation_shape = options.shape(options.evaluation_frames or options.frames)
 
     @property
     def evaluation_shape(self) -> tuple[int, ...]:
@@ -99,11 +129,18 @@ class Wan(PipelineAdapter):
 
         length = self.options.max_sequence_length
         with torch.no_grad():
-            text, _ = self.pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length, device=self.device)
+            text, _ = self.pipe.encode_prompt(
+                texts,
+                do_classifier_free_guidance=False,
+                max_sequence_length=length,
+                device=self.device,
+            )
         return {"text": text}
 
     def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
-        return [len(ids) for ids in self.pipe.tokenizer(texts, truncation=False)["input_ids"]], self.options.max_sequence_length
+        return [
+            len(ids) for ids in self.pipe.tokenizer(texts, truncation=False)["input_ids"]
+        ], self.options.max_sequence_length
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
         _, frames, rows, columns = self.latent_shape
@@ -126,7 +163,10 @@ class Wan(PipelineAdapter):
         import torch
 
         vae = self.pipe.vae
-        std, mean = (torch.tensor(one, device=x0.device, dtype=vae.dtype).view(-1, 1, 1, 1) for one in (vae.config.latents_std, vae.config.latents_mean))
+        std, mean = (
+            torch.tensor(one, device=x0.device, dtype=vae.dtype).view(-1, 1, 1, 1)
+            for one in (vae.config.latents_std, vae.config.latents_mean)
+        )
         video: Tensor = vae.decode(x0.to(vae.dtype) * std + mean, return_dict=False)[0]
         return video
 
@@ -134,4 +174,8 @@ class Wan(PipelineAdapter):
         import torch
 
         width = int(self.module.config.text_dim)
-        return {"text": torch.randn(rows, min(8, self.options.max_sequence_length), width, generator=generator)}
+        return {
+            "text": torch.randn(
+                rows, min(8, self.options.max_sequence_length), width, generator=generator
+            )
+        }

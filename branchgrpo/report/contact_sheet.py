@@ -1,4 +1,5 @@
-"""A sheet of pictures with their captions and scores; of videos, film strips and an animation beside it."""
+"""A sheet of pictures with their captions and scores; of videos, film strips and an animation
+beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ MOVING = 12
 """Videos that the animation shows: the first ones."""
 
 MOVING_FRAMES = 41
-"""Frames of the animation at most; it then plays fewer of them a second, as long as the video is."""
+"""Frames of the animation at most; it then plays fewer of them a second, as long as the video
+is."""
 
 KEPT = 8
 """Prompts whose pictures a run keeps as they are, so that sheets of several runs can be drawn."""
@@ -30,34 +32,64 @@ KEPT = 8
 GAP, LINE = 18, 17  # between tiles, and from line to line of small text
 
 
-def pictures(path: Path, pixels: U8, captions: list[str], scores: F32, metric: str, title: str, fps: float = 16.0) -> None:
+def pictures(
+    path: Path,
+    pixels: U8,
+    captions: list[str],
+    scores: F32,
+    metric: str,
+    title: str,
+    fps: float = 16.0,
+) -> None:
     """A PNG sheet of P pictures or videos, each with its caption and score.
 
-    pixels: [P, F, H, W, 3]; scores: [P]. Of videos (F > 1) the sheet shows a few frames side by side, and an animated
-    WebP under the same name shows the first of them moving, at `fps` frames a second (Wan's own rate unless told
-    otherwise). Small pictures are enlarged by a whole factor without smoothing, so that every pixel stays what it is;
-    large ones are reduced. Raises ValueError when the counts differ or are 0.
+    pixels: [P, F, H, W, 3]; scores: [P]. Of videos (F > 1) the sheet shows a few frames side by
+    side, and an animated WebP under the same name shows the first of them moving, at `fps` frames a
+    second (Wan's own rate unless told otherwise). Small pictures are enlarged by a whole factor
+    without smoothing, so that every pixel stays what it is; large ones are reduced. Raises
+    ValueError when the counts differ or are 0.
     """
     if not len(pixels) == len(captions) == len(scores) > 0:
-        raise ValueError(f"pictures: expected as many captions and scores as pictures, got {len(pixels)}, {len(captions)}, {len(scores)}")
+        raise ValueError(
+            "pictures: expected as many captions and scores as pictures, got "
+            f"{len(pixels)}, {len(captions)}, {len(scores)}"
+        )
     frames = pixels.shape[1]
     size = tile_size(pixels.shape[2], pixels.shape[3], 384 if frames == 1 else 192)
     strips = [strip(one[evenly(frames, STRIP)], size) for one in pixels]
     what = "pictures" if frames == 1 else "videos"
-    sheet, _ = _sheet(strips, captions, scores, metric, title, what)
+    sheet, _ = _sheet(
+        strips, captions=captions, scores=scores, metric=metric, title=title, what=what
+    )
     sheet.save(path)
     if frames > 1:
         shown = slice(MOVING)
         times = evenly(frames, MOVING_FRAMES)
         tiles = [[strip(one[[time]], size) for one in pixels[shown]] for time in times]
-        base, corners = _sheet(tiles[0], captions[shown], scores[shown], metric, title, what)
-        _animate(path.with_suffix(".webp"), base, corners, tiles, 1000 * frames / fps / len(times))
+        base, corners = _sheet(
+            tiles[0],
+            captions=captions[shown],
+            scores=scores[shown],
+            metric=metric,
+            title=title,
+            what=what,
+        )
+        _animate(
+            path.with_suffix(".webp"),
+            base=base,
+            corners=corners,
+            tiles=tiles,
+            milliseconds=1000 * frames / fps / len(times),
+        )
 
 
 def keep(path: Path, pixels: U8, captions: list[str], scores: F32) -> None:
-    """The first pictures [P, F, H, W, 3] without loss, of videos a few frames, with caption and score: an .npz file."""
+    """The first pictures [P, F, H, W, 3] without loss, of videos a few frames, with caption and
+    score: an .npz file."""
     few = pixels[:KEPT, evenly(pixels.shape[1], STRIP)]
-    np.savez_compressed(path, pixels=few, captions=np.array(captions[:KEPT]), scores=np.asarray(scores[:KEPT]))
+    np.savez_compressed(
+        path, pixels=few, captions=np.array(captions[:KEPT]), scores=np.asarray(scores[:KEPT])
+    )
 
 
 def kept(path: Path) -> tuple[U8, list[str], F32]:
@@ -66,7 +98,13 @@ def kept(path: Path) -> tuple[U8, list[str], F32]:
         return found["pixels"], found["captions"].tolist(), found["scores"]
 
 
-def _animate(path: Path, base: Image, corners: list[tuple[int, int]], tiles: list[list[Image]], milliseconds: float) -> None:
+def _animate(
+    path: Path,
+    base: Image,
+    corners: list[tuple[int, int]],
+    tiles: list[list[Image]],
+    milliseconds: float,
+) -> None:
     """The sheet `base` with other tiles at its corners at every time, over and over."""
     whole = []
     for row in tiles:
@@ -74,7 +112,15 @@ def _animate(path: Path, base: Image, corners: list[tuple[int, int]], tiles: lis
         for tile, corner in zip(row, corners, strict=True):
             picture.paste(tile, corner)
         whole.append(picture)
-    whole[0].save(path, save_all=True, append_images=whole[1:], duration=round(milliseconds), loop=0, quality=60, method=2)
+    whole[0].save(
+        path,
+        save_all=True,
+        append_images=whole[1:],
+        duration=round(milliseconds),
+        loop=0,
+        quality=60,
+        method=2,
+    )
 
 
 def strip(frames: U8, size: tuple[int, int]) -> Image:
@@ -85,29 +131,43 @@ def strip(frames: U8, size: tuple[int, int]) -> Image:
     enlarged = height > frames.shape[1]
     found = Image.new("RGB", (len(frames) * (width + 2) - 2, height), "white")
     for number, frame in enumerate(frames):
-        drawn = Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
+        drawn = Image.fromarray(frame).resize(
+            (width, height), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+        )
         found.paste(drawn, (number * (width + 2), 0))
     return found
 
 
-def _sheet(tiles: list[Image], captions: list[str], scores: F32, metric: str, title: str, what: str) -> tuple[Image, list[tuple[int, int]]]:
+def _sheet(
+    tiles: list[Image], captions: list[str], scores: F32, metric: str, title: str, what: str
+) -> tuple[Image, list[tuple[int, int]]]:
     """Equally large tiles with a title, captions and scores, and the upper left corner of each."""
     from PIL import Image, ImageDraw
 
     width, height = tiles[0].size
     columns = min(len(tiles), 8 if width <= 160 else 4 if width <= 384 else 2)
     rows = math.ceil(len(tiles) / columns)
-    small, bold, large = font(13), font(13, bold=True), font(20, bold=True)
+    small = font(13)
+    bold = font(13, bold=True)
+    large = font(20, bold=True)
     wrapped = [wrap(caption, small, width) for caption in captions]
     pitch = height + 6 + LINE * (max(map(len, wrapped)) + 1) + GAP
     total = max(420, columns * (width + GAP) + GAP)  # room for the title over a single picture
-    head = [*wrap(title, large, total - 2 * GAP, most=2), f"mean {metric} {scores.mean():.3f} of {len(scores)} {what}"]
+    head = [
+        *wrap(title, large, total - 2 * GAP, most=2),
+        f"mean {metric} {scores.mean():.3f} of {len(scores)} {what}",
+    ]
     top = GAP + 26 * (len(head) - 1) + LINE + GAP
     sheet = Image.new("RGB", (total, top + rows * pitch), "white")
     draw = ImageDraw.Draw(sheet)
     for index, text in enumerate(head):
         last = index == len(head) - 1
-        draw.text((GAP, GAP + 26 * index), text, fill="#555555" if last else "black", font=small if last else large)
+        draw.text(
+            (GAP, GAP + 26 * index),
+            text,
+            fill="#555555" if last else "black",
+            font=small if last else large,
+        )
     corners = []
     for index, (tile, caption) in enumerate(zip(tiles, wrapped, strict=True)):
         x, y = GAP + index % columns * (width + GAP), top + index // columns * pitch
@@ -116,12 +176,18 @@ def _sheet(tiles: list[Image], captions: list[str], scores: F32, metric: str, ti
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline="#bbbbbb")
         for number, words in enumerate(caption):
             draw.text((x, y + height + 5 + number * LINE), words, fill="black", font=small)
-        draw.text((x, y + height + 5 + len(caption) * LINE), f"{metric.split('/')[-1]} {scores[index]:.3f}", fill="#1f4e8c", font=bold)
+        draw.text(
+            (x, y + height + 5 + len(caption) * LINE),
+            f"{metric.split('/')[-1]} {scores[index]:.3f}",
+            fill="#1f4e8c",
+            font=bold,
+        )
     return sheet, corners
 
 
 def tile_size(height: int, width: int, most: int) -> tuple[int, int]:
-    """Height and width at which a picture is drawn: the longer side is at least 128 and at most `most` pixels."""
+    """Height and width at which a picture is drawn: the longer side is at least 128 and at most
+    `most` pixels."""
     longer = max(height, width)
     if longer < 128:
         factor = math.ceil(128 / longer)
@@ -135,11 +201,18 @@ def font(size: int, bold: bool = False) -> FreeTypeFont:
     import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path())
+        / "fonts"
+        / "ttf"
+        / f"DejaVuSans{'-Bold' if bold else ''}.ttf",
+        size,
+    )
 
 
 def wrap(text: str, font: FreeTypeFont, width: int, most: int = 3) -> list[str]:
-    """Lines of at most `width` pixels; what does not fit into `most` lines becomes an ellipsis. Long words are cut."""
+    """Lines of at most `width` pixels; what does not fit into `most` lines becomes an ellipsis.
+    Long words are cut."""
     lines, rest = [""], " ".join(text.split())
     for character in rest:
         if font.getlength(lines[-1] + character) <= width:

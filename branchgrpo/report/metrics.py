@@ -12,7 +12,12 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
     """An iteration's figures under their names in metrics.jsonl (docs/run-folder.md lists them)."""
     leaves = np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)])
     rows = sorted({row for row, _ in harvest.rewards})
-    spread = np.mean([np.concatenate([harvest.rewards[key] for key in harvest.rewards if key[0] == row]).std() for row in rows])
+    spread = np.mean(
+        [
+            np.concatenate([harvest.rewards[key] for key in harvest.rewards if key[0] == row]).std()
+            for row in rows
+        ]
+    )
     headers = [header for header, _ in harvest.segments]
     values = {"reward/total": float(leaves.mean()), "reward/spread": float(spread)}
     values |= {f"reward/{name}": float(harvest.part(name).mean()) for name in harvest.parts}
@@ -50,12 +55,19 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
 
 
 def overlooked(harvest: Harvest, prompts: int) -> dict[str, str]:
-    """Lines, by kind, on what does not end a run and is easily overlooked in an iteration of so many prompts."""
+    """Lines, by kind, on what does not end a run and is easily overlooked in an iteration of so
+    many prompts."""
     told = {}
     if harvest.truncated:
-        cut = f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take and were cut"
+        cut = (
+            f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take "
+            "and were cut"
+        )
         told["truncated"] = f"{cut} (said once; prompts/truncated counts)"
     if harvest.dropped:
         row, reason = next(iter(harvest.dropped.items()))
-        told["dropped"] = f"{len(harvest.dropped)} of {prompts} prompt groups dropped (said once; reward/dropped_groups counts): row {row}: {reason}"
+        told["dropped"] = (
+            f"{len(harvest.dropped)} of {prompts} prompt groups dropped (said once; "
+            f"reward/dropped_groups counts): row {row}: {reason}"
+        )
     return told

@@ -25,30 +25,52 @@ RECENT = 50
 
 
 class Display:
-    """Shows a training run. Start-up and finish are phases: each lasts until the next one or the end.
+    """Shows a training run. Start-up and finish are phases: each lasts until the next one or the
+    end.
 
-    On a terminal that can move its cursor there is a panel, redrawn at most four times a second; anywhere
-    else every phase, note and iteration is a plain line. Leaving the block always restores the terminal.
+    On a terminal that can move its cursor there is a panel, redrawn at most four times a second;
+    anywhere else every phase, note and iteration is a plain line. Leaving the block always restores
+    the terminal.
 
-    iterations: planned; 0 = until max_minutes. metric: the held-out score to show, as reward/score. max_minutes: time limit of training, 0 = none; the
-    ETA knows it.
+    iterations: planned; 0 = until max_minutes. metric: the held-out score to show, as reward/score.
+    max_minutes: time limit of training, 0 = none; the ETA knows it.
     """
 
-    def __init__(self, title: str, iterations: int, metric: str, console: Console | None = None, max_minutes: float = 0.0):
+    def __init__(
+        self,
+        title: str,
+        iterations: int,
+        metric: str,
+        console: Console | None = None,
+        max_minutes: float = 0.0,
+    ):
         self.console = console or Console()
         self.title, self.progress = title, Progress(iterations, metric, max_minutes)
         self._phase: tuple[str, float] | None = None  # text, when it began
         self._part = (0, 0)  # done of all, within the phase
         self._lock = Lock()  # the panel is drawn by a thread of its own
-        moves = self.console.is_terminal and not self.console.is_dumb_terminal and self.console.encoding.startswith("utf")
-        self._live = Live(get_renderable=self._draw, console=self.console, refresh_per_second=4) if moves else None
+        moves = (
+            self.console.is_terminal
+            and not self.console.is_dumb_terminal
+            and self.console.encoding.startswith("utf")
+        )
+        self._live = (
+            Live(get_renderable=self._draw, console=self.console, refresh_per_second=4)
+            if moves
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self._end_phase(broken=kind is not None)
         finally:
@@ -59,7 +81,10 @@ class Display:
         """Another run begins: its progress starts from nothing."""
         self._end_phase()
         with self._lock:
-            self.title, self.progress = title, Progress(iterations, self.progress.metric, max_minutes)
+            self.title, self.progress = (
+                title,
+                Progress(iterations, self.progress.metric, max_minutes),
+            )
         self._print(title)
 
     def phase(self, text: str) -> None:
@@ -82,7 +107,8 @@ class Display:
         self._print(text)
 
     def update(self, iteration: int, values: Mapping[str, float]) -> None:
-        """`iteration` iterations are done; the figures of the last one under their names in metrics.jsonl.
+        """`iteration` iterations are done; the figures of the last one under their names in
+        metrics.jsonl.
 
         update(0, …) may give the held-out score before training. Any figure may be missing.
         """
@@ -95,19 +121,32 @@ class Display:
         with self._lock:
             phase, self._phase = self._phase, None
         if phase:
-            self._print(f"{phase[0]}: {'stopped after ' if broken else ''}{perf_counter() - phase[1]:.1f} s", style="red" if broken else "dim")
+            self._print(
+                f"{phase[0]}: "
+                f"{'stopped after ' if broken else ''}{perf_counter() - phase[1]:.1f} s",
+                style="red" if broken else "dim",
+            )
 
     def _print(self, text: str, style: str = "") -> None:
         encoding, text = self.console.encoding, masked_text(text)
-        text = text.encode(encoding, "replace").decode(encoding)  # a log in ASCII is no reason to stop training
+        # a log in ASCII is no reason to stop training
+        text = text.encode(encoding, "replace").decode(encoding)
         self.console.print(Text(text, style=style if self._live else ""), soft_wrap=True)
 
     def _draw(self) -> RenderableType:
         with self._lock:
-            parts: list[RenderableType] = [panel(self.title, self.progress)] if self.progress.values else []
+            parts: list[RenderableType] = (
+                [panel(self.title, self.progress)] if self.progress.values else []
+            )
             if self._phase:
                 (text, begun), (done, total) = self._phase, self._part
-                parts.append(Text(f"{masked_text(text)}{f' {done}/{total}' if total else ''} … {perf_counter() - begun:.0f} s", style="bold cyan"))
+                parts.append(
+                    Text(
+                        f"{masked_text(text)}{f' {done}/{total}' if total else ''} … "
+                        f"{perf_counter() - begun:.0f} s",
+                        style="bold cyan",
+                    )
+                )
                 if total:
                     parts.append(ProgressBar(total=total, completed=done))
             return Group(*parts)
@@ -117,14 +156,17 @@ class Progress:
     """How far a run is and how it does."""
 
     def __init__(self, iterations: int, metric: str, max_minutes: float = 0.0):
-        self.iterations, self.metric, self.max_minutes = iterations, metric, max_minutes
+        self.iterations = iterations
+        self.metric = metric
+        self.max_minutes = max_minutes
         self.iteration = 0
         self.values: dict[str, float] = {}  # of the last iteration
         self.rewards: deque[float] = deque(maxlen=RECENT)
         self.held_out: list[tuple[int, float]] = []  # (iteration, score)
         self.scores: dict[str, float] = {}  # the last held-out scores, by reward/score
         self.begun = 0.0
-        self.stamps: deque[float] = deque(maxlen=RECENT + 1)  # when training began, when each iteration ended
+        # when training began, when each iteration ended
+        self.stamps: deque[float] = deque(maxlen=RECENT + 1)
 
     def add(self, iteration: int, values: Mapping[str, float], now: float) -> None:
         """Take in an iteration that ended at `now`, in seconds of any clock."""
@@ -136,7 +178,11 @@ class Progress:
             self.stamps.append(now)
         if "reward/total" in values:
             self.rewards.append(values["reward/total"])
-        self.scores |= {name.removeprefix("held_out/"): value for name, value in values.items() if name.startswith("held_out/")}
+        self.scores |= {
+            name.removeprefix("held_out/"): value
+            for name, value in values.items()
+            if name.startswith("held_out/")
+        }
         if f"held_out/{self.metric}" in values:
             self.held_out.append((iteration, values[f"held_out/{self.metric}"]))
 
@@ -152,14 +198,25 @@ class Progress:
             return None
         if not self.iterations:
             return max(0.0, 60 * self.max_minutes - self.elapsed)
-        left = (self.iterations - self.iteration) * (self.stamps[-1] - self.stamps[0]) / (len(self.stamps) - 1)
-        return max(0.0, min(left, 60 * self.max_minutes - self.elapsed) if self.max_minutes else left)
+        left = (
+            (self.iterations - self.iteration)
+            * (self.stamps[-1] - self.stamps[0])
+            / (len(self.stamps) - 1)
+        )
+        return max(
+            0.0, min(left, 60 * self.max_minutes - self.elapsed) if self.max_minutes else left
+        )
 
     @property
     def others(self) -> dict[str, float]:
-        """Held-out scores beside the one that decides, by reward/score: where there are several rewards."""
+        """Held-out scores beside the one that decides, by reward/score: where there are several
+        rewards."""
         several = len({name.partition("/")[0] for name in self.scores}) > 1
-        return {name: value for name, value in self.scores.items() if name != self.metric} if several else {}
+        return (
+            {name: value for name, value in self.scores.items() if name != self.metric}
+            if several
+            else {}
+        )
 
     @property
     def done(self) -> str:
@@ -168,7 +225,8 @@ class Progress:
 
     @property
     def trend(self) -> str:
-        """Arrow: where the exponential mean of the reward went in ten iterations, against how much the reward jumps."""
+        """Arrow: where the exponential mean of the reward went in ten iterations, against how much
+        the reward jumps."""
         means = smooth(self.rewards)
         if len(means) < 5:
             return "→"  # too early to say
@@ -186,12 +244,16 @@ def clock(seconds: float) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """One block character a value, from the lowest to the highest. Values that are not finite are blank."""
+    """One block character a value, from the lowest to the highest. Values that are not finite are
+    blank."""
     finite = [value for value in values if abs(value) < float("inf")]  # false for NaN too
     if not finite:
         return " " * len(values)
     low, width = min(finite), (max(finite) - min(finite)) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / width)] if abs(value) < float("inf") else " " for value in values)
+    return "".join(
+        "▁▂▃▄▅▆▇█"[round(7 * (value - low) / width)] if abs(value) < float("inf") else " "
+        for value in values
+    )
 
 
 def line(progress: Progress) -> str:
@@ -201,18 +263,49 @@ def line(progress: Progress) -> str:
     def known(*entries: tuple[str, str]) -> str:
         return " ".join(form.format(values[key]) for form, key in entries if key in values)
 
-    name = metric if progress.others else metric.split("/")[-1]  # of several rewards, each may have a "score"
+    # of several rewards, each may have a "score"
+    name = metric if progress.others else metric.split("/")[-1]
     score = f"{name} {progress.held_out[-1][1]:.3g}" if progress.held_out else ""
-    score = " ".join(filter(None, [score, *(f"{other} {value:.3g}" for other, value in progress.others.items())]))
+    score = " ".join(
+        filter(None, [score, *(f"{other} {value:.3g}" for other, value in progress.others.items())])
+    )
     reward = known((f"reward {{:.3f}} ({progress.trend})", "reward/total"))
-    phases = " ".join(f"{phase} {values[f'time/{phase}']:.2f}".replace(" 0.", " .") for phase in PHASES if f"time/{phase}" in values)
+    phases = " ".join(
+        f"{phase} {values[f'time/{phase}']:.2f}".replace(" 0.", " .")
+        for phase in PHASES
+        if f"time/{phase}" in values
+    )
     edges = f"edges {_of(values)}" if {"update/edges", "tree/edges"} <= values.keys() else ""
-    skipped = known(("skipped {:.0f}", "update/skipped_steps")) if values.get("update/skipped_steps") else ""
+    skipped = (
+        known(("skipped {:.0f}", "update/skipped_steps"))
+        if values.get("update/skipped_steps")
+        else ""
+    )
     parts = [
         " ".join(filter(None, [progress.done, reward, score])),
         known(("{:.2f} s", "time/iteration")) + (f": {phases}" if phases else ""),
-        " ".join(filter(None, [known(("fwd {:.0f}", "tree/forwards"), ("train {:.0f}", "update/forwards")), edges])),
-        " ".join(filter(None, [known(("clip {:.2f}", "update/clip_fraction"), ("gn {:.2g}", "update/gradient_norm"), ("v{:.0f}", "update/version")), skipped])),
+        " ".join(
+            filter(
+                None,
+                [
+                    known(("fwd {:.0f}", "tree/forwards"), ("train {:.0f}", "update/forwards")),
+                    edges,
+                ],
+            )
+        ),
+        " ".join(
+            filter(
+                None,
+                [
+                    known(
+                        ("clip {:.2f}", "update/clip_fraction"),
+                        ("gn {:.2g}", "update/gradient_norm"),
+                        ("v{:.0f}", "update/version"),
+                    ),
+                    skipped,
+                ],
+            )
+        ),
         f"eta {clock(progress.eta)}" if progress.eta is not None else "",
     ]
     return " | ".join(filter(None, parts))
@@ -231,21 +324,44 @@ def panel(title: str, progress: Progress) -> Panel:
     rows.add_row("progress", _bar(progress))
     means = smooth(progress.rewards)
     colour = {"↑": "green", "↓": "red"}.get(progress.trend, "")
-    reward = Text.assemble((get("reward/total", ".3f"), "bold"), " ", (progress.trend, colour), f"  mean {means[-1]:.3f}" if means else "")
-    reward.append(f"  spread {get('reward/spread', '.3f')}  ").append(sparkline(list(progress.rewards)[-24:]), style="cyan")
+    reward = Text.assemble(
+        (get("reward/total", ".3f"), "bold"),
+        " ",
+        (progress.trend, colour),
+        f"  mean {means[-1]:.3f}" if means else "",
+    )
+    reward.append(f"  spread {get('reward/spread', '.3f')}  ").append(
+        sparkline(list(progress.rewards)[-24:]), style="cyan"
+    )
     rows.add_row("reward", reward)
     rows.add_row("held out", _held_out(progress))
     rows.add_row("seconds", _seconds(values))
-    rows.add_row("rollout", f"{get('tree/trees')} trees, {get('tree/leaves')} leaves, {get('tree/forwards')} forwards, {get('tree/edges')} stochastic edges")
-    rows.add_row("training", f"{get('update/forwards')} forwards, edges kept {_of(values)}, skipped steps {get('update/skipped_steps')}")
+    rows.add_row(
+        "rollout",
+        f"{get('tree/trees')} trees, {get('tree/leaves')} leaves, {get('tree/forwards')} "
+        f"forwards, {get('tree/edges')} stochastic edges",
+    )
+    rows.add_row(
+        "training",
+        f"{get('update/forwards')} forwards, edges kept {_of(values)}, skipped steps "
+        f"{get('update/skipped_steps')}",
+    )
     norm, deviation = get("update/gradient_norm", ".2g"), get("update/ratio_deviation", ".1e")
-    rows.add_row("policy", f"clipped {get('update/clip_fraction', '.0%')}, gradient norm {norm}, |ratio − 1| {deviation}, weights v{get('update/version')}")
-    return Panel(rows, title=Text(title, style="bold"), title_align="left", border_style="cyan", width=None)
+    rows.add_row(
+        "policy",
+        f"clipped {get('update/clip_fraction', '.0%')}, gradient norm {norm}, |ratio − 1| "
+        f"{deviation}, weights v{get('update/version')}",
+    )
+    return Panel(
+        rows, title=Text(title, style="bold"), title_align="left", border_style="cyan", width=None
+    )
 
 
 def _of(values: Mapping[str, float]) -> str:
     """Trained edges of stochastic ones."""
-    return "/".join(f"{values[key]:.0f}" if key in values else "–" for key in ("update/edges", "tree/edges"))
+    return "/".join(
+        f"{values[key]:.0f}" if key in values else "–" for key in ("update/edges", "tree/edges")
+    )
 
 
 def _bar(progress: Progress) -> Table:
@@ -254,7 +370,11 @@ def _bar(progress: Progress) -> Table:
     grid.add_column(ratio=1)
     grid.add_column(no_wrap=True)
     text = Text.assemble((progress.done, "bold"), f"  {clock(progress.elapsed)}  eta {eta}")
-    total, completed = (progress.iterations, progress.iteration) if progress.iterations else (60 * progress.max_minutes, progress.elapsed)
+    total, completed = (
+        (progress.iterations, progress.iteration)
+        if progress.iterations
+        else (60 * progress.max_minutes, progress.elapsed)
+    )
     grid.add_row(ProgressBar(total=total, completed=completed), text)
     return grid
 
@@ -265,7 +385,9 @@ def _held_out(progress: Progress) -> Text:
     (start_at, start), (last_at, last) = progress.held_out[0], progress.held_out[-1]
     text = Text.assemble(f"{progress.metric} ", (f"{last:.3g}", "bold"), f" at {last_at}")
     if last_at > start_at:
-        text.append(f", {start:.3g} at {start_at} (").append(f"{last - start:+.3g}", style="green" if last > start else "red").append(")")
+        text.append(f", {start:.3g} at {start_at} (").append(
+            f"{last - start:+.3g}", style="green" if last > start else "red"
+        ).append(")")
     for name, value in progress.others.items():
         text.append(f"  {name} {value:.3g}")
     return text
@@ -274,7 +396,10 @@ def _held_out(progress: Progress) -> Text:
 def _seconds(values: Mapping[str, float]) -> Table:
     """Each phase, below it its seconds and a bar: its share of the iteration."""
     known = [phase for phase in PHASES if f"time/{phase}" in values]
-    whole = max(values.get("time/iteration", 0.0), sum(values[f"time/{phase}"] for phase in known)) or 1.0
+    whole = (
+        max(values.get("time/iteration", 0.0), sum(values[f"time/{phase}"] for phase in known))
+        or 1.0
+    )
     grid = Table.grid(padding=(0, 1, 0, 0), expand=True)
     for _ in ("all", *known):
         grid.add_column(ratio=1, no_wrap=True)

@@ -1,4 +1,5 @@
-"""Aesthetic rating: LAION's improved predictor, a head on CLIP ViT-L/14 (Schuhmann 2022, improved-aesthetic-predictor)."""
+"""Aesthetic rating: LAION's improved predictor, a head on CLIP ViT-L/14 (Schuhmann 2022,
+improved-aesthetic-predictor)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,13 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import PictureOptions, PictureScorer
-from branchgrpo.rewards.common.checkpoints import check_checkpoint, check_processor, fit, given, read_state
+from branchgrpo.rewards.common.checkpoints import (
+    check_checkpoint,
+    check_processor,
+    fit,
+    given,
+    read_state,
+)
 from branchgrpo.rewards.common.clip import check_clip, load_clip
 from branchgrpo.types import F32, U8
 
@@ -21,11 +28,18 @@ PATH, HEAD = "rewards.aesthetic.path", "rewards.aesthetic.head"
 
 
 class AestheticReward(PictureOptions):
-    """Score: the rating, on a scale of 1 … 10, that the head gives the picture's L2-normalised CLIP features; prompts play no part."""
+    """Score: the rating, on a scale of 1 … 10, that the head gives the picture's L2-normalised CLIP
+    features; prompts play no part."""
 
     name: Literal["aesthetic"] = Field("aesthetic", description="the reward")
-    path: str = Field("", description="transformers CLIPModel folder (ViT-L/14) with its image processor")
-    head: str = Field("", description="checkpoint of the head, .safetensors or what torch.save wrote; the head stays in float32")
+    path: str = Field(
+        "", description="transformers CLIPModel folder (ViT-L/14) with its image processor"
+    )
+    head: str = Field(
+        "",
+        description="checkpoint of the head, .safetensors or what torch.save wrote; the head "
+        "stays in float32",
+    )
 
     def check(self) -> None:
         check_clip(PATH, self.path)
@@ -49,7 +63,10 @@ class Aesthetic(PictureScorer):
         model = load_clip(PATH, folder, options, device)
         self.vision, self.projection = model.vision_model, model.visual_projection
         self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        self.head = load_head(given(HEAD, options.head, "a checkpoint of the aesthetic head"), self.projection.out_features).to(device)
+        self.head = load_head(
+            given(HEAD, options.head, "a checkpoint of the aesthetic head"),
+            self.projection.out_features,
+        ).to(device)
 
     def pictures(self, pictures: U8, prompts: list[str]) -> F32:
         import torch
@@ -57,15 +74,20 @@ class Aesthetic(PictureScorer):
         from torch.nn.functional import normalize
 
         del prompts
-        pixels = self.processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+        pixels = self.processor(
+            [Image.fromarray(picture) for picture in pictures], return_tensors="pt"
+        )["pixel_values"]
         with torch.inference_mode():
-            features = self.projection(self.vision(pixels.to(self.vision.device, self.vision.dtype)).pooler_output)
+            features = self.projection(
+                self.vision(pixels.to(self.vision.device, self.vision.dtype)).pooler_output
+            )
             scores: F32 = self.head(normalize(features.float(), dim=-1)).squeeze(-1).cpu().numpy()
         return scores
 
 
 def load_head(path: Path, width: int) -> nn.Module:
-    """The head, from features of `width` to a rating; its checkpoint names layers.0 … layers.7, of which 1, 3 and 5 are dropouts.
+    """The head, from features of `width` to a rating; its checkpoint names layers.0 … layers.7, of
+    which 1, 3 and 5 are dropouts.
 
     Raises UserError where the checkpoint is another's or takes features of another width.
     """
@@ -74,10 +96,24 @@ def load_head(path: Path, width: int) -> nn.Module:
     state = read_state(HEAD, path)
     first = state.get("layers.0.weight")
     if first is None or first.ndim != 2:
-        raise UserError(f"{HEAD}: expected a matrix layers.0.weight in {path}, got {sorted(state)[:3]}")
+        raise UserError(
+            f"{HEAD}: expected a matrix layers.0.weight in {path}, got {sorted(state)[:3]}"
+        )
     if first.shape[1] != width:
-        raise UserError(f"{HEAD}: expected a head on the {width} features of {PATH}, got one on {first.shape[1]} in {path}")
-    layers = [nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2), nn.Linear(128, 64), nn.Dropout(0.1)]
-    head = nn.ModuleDict({"layers": nn.Sequential(*layers, nn.Linear(64, 16), nn.Linear(16, 1))}).eval()
+        raise UserError(
+            f"{HEAD}: expected a head on the {width} features of {PATH}, got one on "
+            f"{first.shape[1]} in {path}"
+        )
+    layers = [
+        nn.Linear(width, 1024),
+        nn.Dropout(0.2),
+        nn.Linear(1024, 128),
+        nn.Dropout(0.2),
+        nn.Linear(128, 64),
+        nn.Dropout(0.1),
+    ]
+    head = nn.ModuleDict(
+        {"layers": nn.Sequential(*layers, nn.Linear(64, 16), nn.Linear(16, 1))}
+    ).eval()
     fit(HEAD, path, head, state)
     return head["layers"]

@@ -34,11 +34,17 @@ class RuntimeEnv(TypedDict, total=False):
 class RewardOptions(Component):
     """Options every reward has."""
 
-    label: str = Field("", pattern=r"^[A-Za-z0-9._-]*$", description="what its scores are called in figures, as label/score; empty: the reward's name")
+    label: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="what its scores are called in figures, as label/score; empty: the reward's "
+        "name",
+    )
     weight: float = Field(1.0, description="factor of its trained score, see combine")
     runtime_env: RuntimeEnv = Field(
         default_factory=RuntimeEnv,
-        description="Ray runtime_env of its workers, which then score nothing else; empty: none. In env_vars, ${NAME} is the variable NAME of the driver",
+        description="Ray runtime_env of its workers, which then score nothing else; empty: none. "
+        "In env_vars, ${NAME} is the variable NAME of the driver",
     )
 
     @property
@@ -51,10 +57,12 @@ class RewardOptions(Component):
         return ("score",)
 
     def check(self) -> None:
-        """Raise UserError for what can be seen to be wrong without loading anything: files that are missing."""
+        """Raise UserError for what can be seen to be wrong without loading anything: files that are
+        missing."""
 
     def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
-        """Why the reward cannot score pictures of this prompt, asked before anything starts; None where it can.
+        """Why the reward cannot score pictures of this prompt, asked before anything starts; None
+        where it can.
 
         height, width: of the pictures, in pixels; 0 where the model doesn't say.
         """
@@ -71,7 +79,8 @@ class Scorer(ABC):
 
     trains_on: str = "score"  # which of the scores is the reward
     reports: tuple[str, ...] = ("score",)  # which are reported
-    max_ratio: float = limits.MAX_RATIO  # of a picture's longer side to its shorter one; others are refused before they come here
+    # of a picture's longer side to its shorter one; others are refused before they come here
+    max_ratio: float = limits.MAX_RATIO
 
     @abstractmethod
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
@@ -79,11 +88,18 @@ class Scorer(ABC):
 
 
 class PictureOptions(RewardOptions):
-    """Options of rewards that score single pictures with a network; a video's score is the mean over some of its frames."""
+    """Options of rewards that score single pictures with a network; a video's score is the mean
+    over some of its frames."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype of the weights and of the forward pass")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="dtype of the weights and of the forward pass"
+    )
     batch: int = Field(32, ge=1, description="pictures per forward")
-    frames: int = Field(4, ge=1, description="frames of a video that are scored, evenly spaced; more than it has: all")
+    frames: int = Field(
+        4,
+        ge=1,
+        description="frames of a video that are scored, evenly spaced; more than it has: all",
+    )
 
 
 class PictureScorer(Scorer):
@@ -102,7 +118,12 @@ class PictureScorer(Scorer):
         texts = [prompt for prompt in prompts for _ in chosen]
         rows = limits.batches(len(flat), self.picture_options.batch, flat.shape[1] * flat.shape[2])
         found = [self.pictures(flat[part], texts[part]) for part in rows]
-        return {"score": np.concatenate(found).astype(np.float32).reshape(len(pixels), len(chosen)).mean(1)}
+        return {
+            "score": np.concatenate(found)
+            .astype(np.float32)
+            .reshape(len(pixels), len(chosen))
+            .mean(1)
+        }
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -112,7 +133,8 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 
 def existing(key: str, path: str, what: str) -> Path:
-    """The file or folder at `path`. Raises UserError, naming the config key and what was expected, where there is none."""
+    """The file or folder at `path`. Raises UserError, naming the config key and what was expected,
+    where there is none."""
     found = Path(path).expanduser()
     if not found.exists():
         raise UserError(f"{key}: expected {what}, found nothing at {found}")

@@ -18,11 +18,16 @@ PATH, MODEL = "rewards.clip.path", "rewards.clip.model"
 
 
 class ClipReward(PictureOptions):
-    """Score: the plain cosine of the picture's and the prompt's features; neither × 2.5 nor cut at 0 as in the paper."""
+    """Score: the plain cosine of the picture's and the prompt's features; neither × 2.5 nor cut at
+    0 as in the paper."""
 
     name: Literal["clip"] = Field("clip", description="the reward")
     path: str = Field("", description="open_clip checkpoint, .safetensors or what torch.save wrote")
-    model: str = Field("ViT-B-32", description="architecture: a name that open_clip knows, or a .json file of its model config")
+    model: str = Field(
+        "ViT-B-32",
+        description="architecture: a name that open_clip knows, or a .json file of its model "
+        "config",
+    )
 
     def check(self) -> None:
         architecture(MODEL, self.model)
@@ -35,15 +40,24 @@ class ClipReward(PictureOptions):
 
 
 class Clip(OpenClipScorer):
-    """The loaded network, with open_clip's own preparation of pictures; `preprocess_cfg` of a .json file changes it."""
+    """The loaded network, with open_clip's own preparation of pictures; `preprocess_cfg` of a .json
+    file changes it."""
 
     def __init__(self, options: ClipReward, device: str):
         from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
         config = architecture(MODEL, options.model)
-        super().__init__(options, PATH, config, given(PATH, options.path, "an open_clip checkpoint"), device)
+        super().__init__(
+            options,
+            key=PATH,
+            config=config,
+            path=given(PATH, options.path, "an open_clip checkpoint"),
+            device=device,
+        )
         wanted = config.get("preprocess_cfg", {}) | {"size": self.network.visual.image_size}
-        self.transform = image_transform_v2(PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), wanted)), is_train=False)
+        self.transform = image_transform_v2(
+            PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), wanted)), is_train=False
+        )
 
     def prepared(self, pictures: U8) -> Tensor:
         import torch

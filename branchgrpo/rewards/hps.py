@@ -1,4 +1,5 @@
-"""HPSv2 and HPSv2.1: human preference, learnt by fine-tuning open_clip's ViT-H-14 (Wu et al. 2023, arXiv 2306.09341)."""
+"""HPSv2 and HPSv2.1: human preference, learnt by fine-tuning open_clip's ViT-H-14 (Wu et al. 2023,
+arXiv 2306.09341)."""
 
 from __future__ import annotations
 
@@ -22,12 +23,23 @@ REPOSITORY = "xswu/HPSv2"
 
 
 class HpsReward(PictureOptions):
-    """Score: cosine of the picture's and the prompt's features, without the logit scale, as the package hpsv2 reports it."""
+    """Score: cosine of the picture's and the prompt's features, without the logit scale, as the
+    package hpsv2 reports it."""
 
     name: Literal["hps"] = Field("hps", description="the reward")
-    path: str = Field("", description="checkpoint; empty: where the package hpsv2 looks, $HPS_ROOT (~/.cache/hpsv2) and the Hugging Face cache")
-    version: Literal["v2.0", "v2.1"] = Field("v2.1", description="which checkpoint an empty path stands for")
-    model: str = Field("ViT-H-14", description="architecture: a name that open_clip knows, or a .json file of its model config")
+    path: str = Field(
+        "",
+        description="checkpoint; empty: where the package hpsv2 looks, $HPS_ROOT "
+        "(~/.cache/hpsv2) and the Hugging Face cache",
+    )
+    version: Literal["v2.0", "v2.1"] = Field(
+        "v2.1", description="which checkpoint an empty path stands for"
+    )
+    model: str = Field(
+        "ViT-H-14",
+        description="architecture: a name that open_clip knows, or a .json file of its model "
+        "config",
+    )
 
     def checkpoint(self) -> Path:
         """The checkpoint. Raises UserError where it is missing."""
@@ -41,7 +53,10 @@ class HpsReward(PictureOptions):
         for path in (root / name, Path(cached) if isinstance(cached, str) else None):
             if path and path.is_file():
                 return path
-        raise UserError(f"rewards.hps.path: expected {name} in {root} or as part of {REPOSITORY} in the Hugging Face cache, found neither")
+        raise UserError(
+            f"rewards.hps.path: expected {name} in {root} or as part of {REPOSITORY} in the "
+            "Hugging Face cache, found neither"
+        )
 
     def check(self) -> None:
         architecture("rewards.hps.model", self.model)
@@ -57,10 +72,19 @@ class Hps(OpenClipScorer):
     """The loaded network."""
 
     def __init__(self, options: HpsReward, device: str):
-        super().__init__(options, "rewards.hps.path", architecture("rewards.hps.model", options.model), options.checkpoint(), device)
+        super().__init__(
+            options,
+            key="rewards.hps.path",
+            config=architecture("rewards.hps.model", options.model),
+            path=options.checkpoint(),
+            device=device,
+        )
         height, width = self.network.visual.image_size
         if height != width:
-            raise UserError(f"rewards.hps.model: expected a square image_size, got {height} × {width} in {options.model}")
+            raise UserError(
+                f"rewards.hps.model: expected a square image_size, got {height} × {width} "
+                f"in {options.model}"
+            )
         self.size: int = height
 
     def prepared(self, pictures: U8) -> Tensor:
@@ -70,9 +94,10 @@ class Hps(OpenClipScorer):
 def longest(pictures: U8, size: int, device: str) -> Tensor:
     """Pictures u8 [B, H, W, 3] as hpsv2 prepares them, f32 [B, 3, size, size].
 
-    The longest side becomes `size` (bicubic with antialias, as torchvision resizes tensors since 0.17, on values 0 … 1,
-    which may overshoot), the rest is padded with black, and CLIP's mean and deviation are applied. The package leaves a
-    picture unpadded whose longest side is `size` already, and then fails unless it is square; here it is padded.
+    The longest side becomes `size` (bicubic with antialias, as torchvision resizes tensors since
+    0.17, on values 0 … 1, which may overshoot), the rest is padded with black, and CLIP's mean and
+    deviation are applied. The package leaves a picture unpadded whose longest side is `size`
+    already, and then fails unless it is square; here it is padded.
     """
     import torch
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -82,8 +107,17 @@ def longest(pictures: U8, size: int, device: str) -> Tensor:
     height, width = x.shape[2:]
     if max(height, width) != size:
         scale = size / float(max(height, width))
-        x = interpolate(x, size=(round(height * scale), round(width * scale)), mode="bicubic", align_corners=False, antialias=True)
+        x = interpolate(
+            x,
+            size=(round(height * scale), round(width * scale)),
+            mode="bicubic",
+            align_corners=False,
+            antialias=True,
+        )
     below, right = size - x.shape[2], size - x.shape[3]
     x = pad(x, (right // 2, right - right // 2, below // 2, below - below // 2))
-    mean, deviation = (torch.tensor(values, device=device).view(3, 1, 1) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    mean, deviation = (
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    )
     return (x - mean) / deviation

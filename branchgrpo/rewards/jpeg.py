@@ -1,4 +1,5 @@
-"""JPEG size: a reward that needs no weights, to see that training works (Black et al. 2023, arXiv 2305.13301)."""
+"""JPEG size: a reward that needs no weights, to see that training works (Black et al. 2023, arXiv
+2305.13301)."""
 
 from __future__ import annotations
 
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 
 
 class JpegReward(RewardOptions):
-    """Score: kilobytes (1000 bytes) of the picture as a JPEG, negative where small is wanted; prompts play no part."""
+    """Score: kilobytes (1000 bytes) of the picture as a JPEG, negative where small is wanted;
+    prompts play no part."""
 
     name: Literal["jpeg"] = Field("jpeg", description="the reward")
-    want: Literal["small", "large"] = Field("small", description="small: score −kilobytes; large: score kilobytes")
+    want: Literal["small", "large"] = Field(
+        "small", description="small: score −kilobytes; large: score kilobytes"
+    )
     quality: int = Field(95, ge=1, le=100, description="JPEG quality")
-    frames: int = Field(4, ge=1, description="frames of a video that are scored, evenly spaced; more than it has: all")
+    frames: int = Field(
+        4,
+        ge=1,
+        description="frames of a video that are scored, evenly spaced; more than it has: all",
+    )
 
     def build(self, threads: int, device: str) -> Jpeg:
         """Pillow knows neither threads nor devices."""
@@ -38,7 +46,9 @@ class Jpeg(Scorer):
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         del prompts
         chosen = evenly(pixels.shape[1], self.options.frames)
-        sizes = np.array([[self.kilobytes(video[frame]) for frame in chosen] for video in pixels], np.float32)
+        sizes = np.array(
+            [[self.kilobytes(video[frame]) for frame in chosen] for video in pixels], np.float32
+        )
         return {"score": (sizes if self.options.want == "large" else -sizes).mean(1)}
 
     def kilobytes(self, picture: NDArray[np.uint8]) -> float:

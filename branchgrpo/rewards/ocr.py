@@ -1,8 +1,8 @@
 """OCR reward: does the picture show the text that the prompt asks for?
 
-The networks are PP-OCR's, as the package rapidocr-onnxruntime ships them. A picture that is one line of text goes to
-the recogniser alone, whose ONNX file is used without importing the package (it would load OpenCV). On a page, the
-package's own detector finds the lines first.
+The networks are PP-OCR's, as the package rapidocr-onnxruntime ships them. A picture that is one
+line of text goes to the recogniser alone, whose ONNX file is used without importing the package (it
+would load OpenCV). On a page, the package's own detector finds the lines first.
 """
 
 from __future__ import annotations
@@ -29,29 +29,52 @@ Score = Literal["exact", "edit", "likelihood"]
 
 
 COLUMNS = 64 * 192
-"""Pixels of width, all pictures together, that the recogniser reads at once; each takes 42 kB of memory."""
+"""Pixels of width, all pictures together, that the recogniser reads at once; each takes 42 kB of
+memory."""
 
 
 class OcrReward(RewardOptions):
-    """Scores: exact (the text read equals the target), edit (1 − edit distance / length, at least 0) and, of a line,
-    likelihood (exp(−½ · CTC negative log-likelihood of the target), dense)."""
+    """Scores: exact (the text read equals the target), edit (1 − edit distance / length, at least
+    0) and, of a line, likelihood (exp(−½ · CTC negative log-likelihood of the target), dense)."""
 
     name: Literal["ocr"] = Field("ocr", description="the reward")
     train_on: Score = Field("likelihood", description="the score that trains")
-    report: tuple[Score, ...] = Field(("exact", "edit", "likelihood"), min_length=1, description="the scores that are reported")
-    target: str = Field(
-        QUOTED, description='regular expression whose first group that matches is the wanted text in the prompt; the default finds "…", “…”, „…“, «…», ‘…’'
+    report: tuple[Score, ...] = Field(
+        ("exact", "edit", "likelihood"), min_length=1, description="the scores that are reported"
     )
-    read: Literal["line", "page"] = Field("line", description="the whole picture is one line of text, or text of any length is found anywhere in it")
-    fold: bool = Field(False, description="compare without spaces and in lower case, as Flow-GRPO does")
-    width: int = Field(0, ge=0, description="width that a line is resized to, its height is 48; 0 = as wide as the picture's shape asks")
-    frames: int = Field(1, ge=1, description="frames of a video that are read, evenly spaced; scores are their means")
+    target: str = Field(
+        QUOTED,
+        description="regular expression whose first group that matches is the wanted text in the "
+        'prompt; the default finds "…", “…”, „…“, «…», ‘…’',
+    )
+    read: Literal["line", "page"] = Field(
+        "line",
+        description="the whole picture is one line of text, or text of any length is found "
+        "anywhere in it",
+    )
+    fold: bool = Field(
+        False, description="compare without spaces and in lower case, as Flow-GRPO does"
+    )
+    width: int = Field(
+        0,
+        ge=0,
+        description="width that a line is resized to, its height is 48; 0 = as wide as the "
+        "picture's shape asks",
+    )
+    frames: int = Field(
+        1,
+        ge=1,
+        description="frames of a video that are read, evenly spaced; scores are their means",
+    )
     batch: int = Field(64, ge=1, description="pictures per forward of the recogniser")
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
         if self.read == "page" and "likelihood" in (self.train_on, *self.report):
-            raise ValueError("expected train_on and report without likelihood, which only read: line has; with read: page take train_on: edit")
+            raise ValueError(
+                "expected train_on and report without likelihood, which only read: line "
+                "has; with read: page take train_on: edit"
+            )
         return self
 
     @field_validator("target")
@@ -69,7 +92,10 @@ class OcrReward(RewardOptions):
         """The text a prompt asks for. Raises UserError when it names none."""
         text, refused = find(self.target, prompt)
         if refused:
-            raise UserError(f"rewards.ocr.target: expected {self.target!r} to find text in every prompt, got {refused.kind} in {refused.detail}")
+            raise UserError(
+                f"rewards.ocr.target: expected {self.target!r} to find text in every "
+                f"prompt, got {refused.kind} in {refused.detail}"
+            )
         return text
 
     @property
@@ -96,13 +122,20 @@ class Reader(Scorer):
     """What reading a line and a page have in common."""
 
     def __init__(self, options: OcrReward):
-        self.options, self.trains_on, self.reports = options, options.train_on, options.report
+        self.options = options
+        self.trains_on = options.train_on
+        self.reports = options.report
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         chosen = evenly(pixels.shape[1], self.options.frames)
         flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
-        found = self.pictures(flat, [self.options.target_of(prompt) for prompt in prompts for _ in chosen])
-        return {name: np.array(values, np.float32).reshape(-1, len(chosen)).mean(1) for name, values in found.items()}
+        found = self.pictures(
+            flat, [self.options.target_of(prompt) for prompt in prompts for _ in chosen]
+        )
+        return {
+            name: np.array(values, np.float32).reshape(-1, len(chosen)).mean(1)
+            for name, values in found.items()
+        }
 
     @abstractmethod
     def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
@@ -115,7 +148,9 @@ class Reader(Scorer):
         if "exact" in self.options.wanted:
             scores["exact"] = [float(text == target) for text, target in pairs]
         if "edit" in self.options.wanted:
-            scores["edit"] = [1.0 - min(1.0, edit_distance(text, target) / len(target)) for text, target in pairs]
+            scores["edit"] = [
+                1.0 - min(1.0, edit_distance(text, target) / len(target)) for text, target in pairs
+            ]
         return scores
 
     def _folded(self, text: str) -> str:
@@ -125,7 +160,8 @@ class Reader(Scorer):
 class OcrPage(Reader):
     """Detector, then recogniser. Lines are joined by spaces, from top to bottom."""
 
-    max_ratio = 8.0  # a line that is found in a long picture is read at 48 pixels' height: 512 × 17 took 2.2 GB
+    # a line that is found in a long picture is read at 48 pixels' height: 512 × 17 took 2.2 GB
+    max_ratio = 8.0
 
     def __init__(self, options: OcrReward, threads: int):
         from rapidocr_onnxruntime import RapidOCR
@@ -154,7 +190,13 @@ class Ocr(Reader):
     def pictures(self, pictures: U8, targets: list[str]) -> dict[str, list[float]]:
         scores: dict[str, list[float]] = {name: [] for name in self.options.wanted}
         height, width = pictures.shape[1:3]
-        most = max(1, min(self.options.batch, COLUMNS // (self.options.width or network.line_width(height, width))))
+        most = max(
+            1,
+            min(
+                self.options.batch,
+                COLUMNS // (self.options.width or network.line_width(height, width)),
+            ),
+        )
         for rows in limits.batches(len(targets), most, height * width):
             probability = self._read(pictures[rows])
             if "likelihood" in scores:
@@ -170,8 +212,15 @@ class Ocr(Reader):
 
         x = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2)
         width = self.options.width or network.line_width(*pictures.shape[1:3])
-        x = torch.nn.functional.interpolate(x, size=(network.HEIGHT, width), mode="bilinear", align_corners=False) / 127.5 - 1.0
-        out: F32 = self.session.run(None, {self.session.get_inputs()[0].name: x.flip(1).numpy()})[0]  # BGR
+        x = (
+            torch.nn.functional.interpolate(
+                x, size=(network.HEIGHT, width), mode="bilinear", align_corners=False
+            )
+            / 127.5
+            - 1.0
+        )
+        # BGR
+        out: F32 = self.session.run(None, {self.session.get_inputs()[0].name: x.flip(1).numpy()})[0]
         return out
 
     def decode(self, probability: F32) -> list[str]:
@@ -183,10 +232,12 @@ class Ocr(Reader):
         return texts
 
     def likelihood(self, probability: F32, targets: list[str]) -> list[float]:
-        """exp(−½ · CTC negative log-likelihood) of each target; 0 for text that the frames cannot hold."""
+        """exp(−½ · CTC negative log-likelihood) of each target; 0 for text that the frames cannot
+        hold."""
         import torch
 
-        log_p = torch.from_numpy(probability).clamp_min(1e-8).log().transpose(0, 1)  # [time, B, alphabet]
+        # [time, B, alphabet]
+        log_p = torch.from_numpy(probability).clamp_min(1e-8).log().transpose(0, 1)
         codes = [[self._code(character) for character in target] for target in targets]
         lengths = torch.tensor([len(code) for code in codes])
         flat = torch.tensor([i for code in codes for i in code])

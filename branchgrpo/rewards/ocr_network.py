@@ -1,4 +1,5 @@
-"""The recogniser that the OCR reward reads lines with: PP-OCR's, as the package rapidocr-onnxruntime ships it."""
+"""The recogniser that the OCR reward reads lines with: PP-OCR's, as the package
+rapidocr-onnxruntime ships it."""
 
 from __future__ import annotations
 
@@ -23,10 +24,15 @@ def recogniser() -> Path:
     """The ONNX file of the recogniser."""
     spec = find_spec("rapidocr_onnxruntime")
     if spec is None or spec.origin is None:
-        raise UserError("rewards.ocr: expected the package rapidocr-onnxruntime, which is not installed")
+        raise UserError(
+            "rewards.ocr: expected the package rapidocr-onnxruntime, which is not installed"
+        )
     found = sorted((Path(spec.origin).parent / "models").glob("*rec*.onnx"))
     if not found:
-        raise UserError(f"rewards.ocr: expected a recogniser (*rec*.onnx) in {Path(spec.origin).parent / 'models'}")
+        raise UserError(
+            "rewards.ocr: expected a recogniser (*rec*.onnx) in "
+            f"{Path(spec.origin).parent / 'models'}"
+        )
     return found[0]
 
 
@@ -36,7 +42,9 @@ def session(threads: int) -> InferenceSession:
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    return onnxruntime.InferenceSession(str(recogniser()), settings, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(recogniser()), settings, providers=["CPUExecutionProvider"]
+    )
 
 
 def alphabet_of(loaded: InferenceSession) -> tuple[str, ...]:
@@ -54,7 +62,11 @@ def known_characters() -> frozenset[str]:
 def frames_of(width: int) -> int:
     """Frames that the recogniser gives of a line so many pixels wide, found by running it once."""
     loaded = session(1)
-    return int(loaded.run(None, {loaded.get_inputs()[0].name: np.zeros((1, 3, HEIGHT, width), np.float32)})[0].shape[1])
+    return int(
+        loaded.run(
+            None, {loaded.get_inputs()[0].name: np.zeros((1, 3, HEIGHT, width), np.float32)}
+        )[0].shape[1]
+    )
 
 
 def line_width(height: int, width: int) -> int:
@@ -63,5 +75,6 @@ def line_width(height: int, width: int) -> int:
 
 
 def frames_needed(text: str) -> int:
-    """Frames that CTC spells a text in at the least: one a character, and a blank between equal neighbours."""
+    """Frames that CTC spells a text in at the least: one a character, and a blank between equal
+    neighbours."""
     return len(text) + sum(one == other for one, other in pairwise(text))

@@ -8,21 +8,31 @@ from branchgrpo.rewards import ocr_network as network
 from branchgrpo.rewards.base import Refusal
 
 QUOTED = r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|‘((?:[^’]|’(?=\w))+)’(?!\w)'
-"""The first quotation of a prompt, quotes of other kinds within it included. An apostrophe ends none."""
+"""The first quotation of a prompt, quotes of other kinds within it included. An apostrophe ends
+none."""
 
 SINGLE = r"(?<!\w)'([^']+)'(?!\w)"
 """A quotation in straight single quotes, which may as well be two apostrophes."""
 
 NO_TEXT = "no text that target finds"
-OTHER_QUOTES = 'text in quotes that target does not look for; the default target finds "…", “…”, „…“, «…» and ‘…’'
+OTHER_QUOTES = (
+    'text in quotes that target does not look for; the default target finds "…", “…”, '
+    "„…“, «…» and ‘…’"
+)
 EMPTY = "an empty text"
-NESTED = "quotes within quotes of the same kind, which leave open where the text ends; two kinds tell"
-UNKNOWN = "a character that the recogniser does not know, so that likelihood has no value; train_on and report can do without it"
+NESTED = (
+    "quotes within quotes of the same kind, which leave open where the text ends; two kinds tell"
+)
+UNKNOWN = (
+    "a character that the recogniser does not know, so that likelihood has no value; "
+    "train_on and report can do without it"
+)
 TOO_LONG = "a text that the picture's frames cannot hold, so that likelihood is always 0"
 
 
 def find(pattern: str, prompt: str) -> tuple[str, Refusal | None]:
-    """The text that a prompt asks for, of the first group that took part in the match; or why there is none."""
+    """The text that a prompt asks for, of the first group that took part in the match; or why there
+    is none."""
     found = re.search(pattern, prompt)
     if not found:
         quoted = re.search(QUOTED, prompt) or re.search(SINGLE, prompt)

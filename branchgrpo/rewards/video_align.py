@@ -1,14 +1,15 @@
-"""VideoReward of VideoAlign (Liu et al. 2025, https://arxiv.org/abs/2501.13918): visual quality, motion quality and
-text alignment of a video from Qwen2-VL.
+"""VideoReward of VideoAlign (Liu et al. 2025, https://arxiv.org/abs/2501.13918): visual quality,
+motion quality and text alignment of a video from Qwen2-VL.
 
-The video and a text that holds one special token per criterion go through Qwen2-VL; a linear head without bias reads
-the last hidden state at these tokens, and each score is normalised by a mean and a standard deviation. As in the
-published inference, rotary positions count tokens (they are not Qwen2-VL's own three-dimensional ones), frames are
-sampled evenly at `fps`, and each is resized to a multiple of 28 × 28 pixels of 100,352 to `max_pixels` pixels.
+The video and a text that holds one special token per criterion go through Qwen2-VL; a linear head
+without bias reads the last hidden state at these tokens, and each score is normalised by a mean and
+a standard deviation. As in the published inference, rotary positions count tokens (they are not
+Qwen2-VL's own three-dimensional ones), frames are sampled evenly at `fps`, and each is resized to a
+multiple of 28 × 28 pixels of 100,352 to `max_pixels` pixels.
 
-The published text (`detailed_special` in VideoAlign's prompt_template.py) is not part of this package: the default
-template asks for the same three criteria in other words. **For the published scores, put that text, with its line
-breaks, into a file and name it in `template`.**
+The published text (`detailed_special` in VideoAlign's prompt_template.py) is not part of this
+package: the default template asks for the same three criteria in other words. **For the published
+scores, put that text, with its line breaks, into a file and name it in `template`.**
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import check_weights, json_file
 from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, existing
-from branchgrpo.rewards.common.checkpoints import check_checkpoint, check_processor, given, network, read_state
+from branchgrpo.rewards.common.checkpoints import (
+    check_checkpoint,
+    check_processor,
+    given,
+    network,
+    read_state,
+)
 from branchgrpo.rewards.http import limits
 from branchgrpo.types import F32, U8
 
@@ -33,7 +40,8 @@ if TYPE_CHECKING:
 KEY = "rewards.video_align"
 Score = Literal["overall", "vq", "mq", "ta"]
 TOKENS = {"vq": "<|VQ_reward|>", "mq": "<|MQ_reward|>", "ta": "<|TA_reward|>"}
-NORMAL = {"vq": (3.6757, 2.2476), "mq": (1.1646, 1.3811), "ta": (2.8105, 2.5121)}  # mean, std of the published checkpoint
+# mean, std of the published checkpoint
+NORMAL = {"vq": (3.6757, 2.2476), "mq": (1.1646, 1.3811), "ta": (2.8105, 2.5121)}
 PROMPT = "{text_prompt}"
 SPECIAL = re.compile(r"<\|\w+\|>")
 MIN_PIXELS = 128 * 28 * 28
@@ -42,10 +50,12 @@ MIN_FRAMES, MAX_FRAMES, PAIR = 4, 768, 2  # Qwen2-VL sees frames in pairs
 TEMPLATE = """
 Rate a generated video by three criteria, each on its own, from 0 (worst) to 10 (best).
 
-Visual quality: how sharp, detailed, plausible and well composed single frames are. Broken bodies, impossible scenes and harmful content are worst.
+Visual quality: how sharp, detailed, plausible and well composed single frames are. \
+Broken bodies, impossible scenes and harmful content are worst.
 Rating of visual quality: <|VQ_reward|>
 
-Motion quality: how stable, natural, smooth and clear the motion is from frame to frame. A video in which hardly anything moves rates low.
+Motion quality: how stable, natural, smooth and clear the motion is from frame to frame. \
+A video in which hardly anything moves rates low.
 Rating of motion quality: <|MQ_reward|>
 
 Text alignment: how well subjects, actions, surroundings, style and camera follow the prompt.
@@ -55,24 +65,41 @@ Rating of text alignment: <|TA_reward|>
 
 
 class VideoAlignReward(RewardOptions):
-    """Scores: vq, mq, ta (normalised) and overall, their sum. A picture is scored as a video that stands still.
+    """Scores: vq, mq, ta (normalised) and overall, their sum. A picture is scored as a video that
+    stands still.
 
-    `path` holds either merged weights (*.safetensors, with `rm_head.weight`) or the published layout: model.pth, or
-    checkpoint-N/model.pth of which the highest N counts, with LoRA weights that are merged on loading, and
-    model_config.json, which says how.
+    `path` holds either merged weights (*.safetensors, with `rm_head.weight`) or the published
+    layout: model.pth, or checkpoint-N/model.pth of which the highest N counts, with LoRA weights
+    that are merged on loading, and model_config.json, which says how.
     """
 
     name: Literal["video_align"] = Field("video_align", description="the reward")
     path: str = Field("", description="folder of the VideoReward checkpoint")
-    base: str = Field("", description="Qwen2-VL folder with config, tokenizer and processor (Qwen2-VL-2B-Instruct); empty: path")
-    template: str = Field("", description="file of the text around a prompt, with {text_prompt} and the three special tokens; empty: our own wording")
+    base: str = Field(
+        "",
+        description="Qwen2-VL folder with config, tokenizer and processor "
+        "(Qwen2-VL-2B-Instruct); empty: path",
+    )
+    template: str = Field(
+        "",
+        description="file of the text around a prompt, with {text_prompt} and the three special "
+        "tokens; empty: our own wording",
+    )
     train_on: Score = Field("overall", description="the score that trains")
-    report: tuple[Score, ...] = Field(("overall", "vq", "mq", "ta"), min_length=1, description="the scores that are reported")
+    report: tuple[Score, ...] = Field(
+        ("overall", "vq", "mq", "ta"), min_length=1, description="the scores that are reported"
+    )
     video_fps: float = Field(16.0, gt=0, description="frames per second of the videos")
-    fps: float = Field(2.0, gt=0, description="frames per second that are scored, at least 4 frames in all")
+    fps: float = Field(
+        2.0, gt=0, description="frames per second that are scored, at least 4 frames in all"
+    )
     frames: int = Field(0, ge=0, description="score this many frames instead, made even; 0: by fps")
-    max_pixels: int = Field(200704, ge=MIN_PIXELS, description="pixels of a frame after resizing, at most")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("bfloat16", description="dtype of the weights and of the forward pass")
+    max_pixels: int = Field(
+        200704, ge=MIN_PIXELS, description="pixels of a frame after resizing, at most"
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "bfloat16", description="dtype of the weights and of the forward pass"
+    )
     batch: int = Field(4, ge=1, description="videos per forward")
 
     def reported(self) -> tuple[str, ...]:
@@ -87,21 +114,34 @@ class VideoAlignReward(RewardOptions):
     def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
         del height, width
         found = SPECIAL.search(prompt)
-        return Refusal("a special token, which the network would take for ours", f"{found.group()} in {prompt!r}") if found else None
+        return (
+            Refusal(
+                "a special token, which the network would take for ours",
+                f"{found.group()} in {prompt!r}",
+            )
+            if found
+            else None
+        )
 
     def folders(self) -> tuple[Path, Path]:
         """The checkpoint's folder and the base's. Raises UserError for one that is missing."""
         folder = given(f"{KEY}.path", self.path, "a VideoReward folder")
-        return folder, existing(f"{KEY}.base", self.base, "a Qwen2-VL folder") if self.base else folder
+        return folder, existing(
+            f"{KEY}.base", self.base, "a Qwen2-VL folder"
+        ) if self.base else folder
 
     def text(self) -> str:
-        """The template. Raises UserError unless it holds the prompt's place and each special token once."""
+        """The template. Raises UserError unless it holds the prompt's place and each special token
+        once."""
         if not self.template:
             return TEMPLATE
         text = existing(f"{KEY}.template", self.template, "a text file").read_text(encoding="utf-8")
         for part in (PROMPT, *TOKENS.values()):
             if text.count(part) != 1:
-                raise UserError(f"{KEY}.template: expected {part} once in {self.template}, found it {text.count(part)} times")
+                raise UserError(
+                    f"{KEY}.template: expected {part} once in {self.template}, found it "
+                    f"{text.count(part)} times"
+                )
         return text
 
     def build(self, threads: int, device: str) -> VideoAlign:
@@ -110,19 +150,30 @@ class VideoAlignReward(RewardOptions):
 
 
 def checked_prompt(prompt: str) -> str:
-    """The prompt. Raises UserError for one that holds a special token, which the network would take for ours."""
+    """The prompt. Raises UserError for one that holds a special token, which the network would take
+    for ours."""
     if found := SPECIAL.search(prompt):
-        raise UserError(f"{KEY}: expected prompts without special tokens, got {found.group()} in {prompt!r}")
+        raise UserError(
+            f"{KEY}: expected prompts without special tokens, got {found.group()} in {prompt!r}"
+        )
     return prompt
 
 
 def weights_file(folder: Path) -> Path:
-    """The folder itself where it holds merged weights, else its model.pth. Raises UserError where there is neither, or files are not whole."""
-    adapters = [path for place in (folder, *folder.glob("checkpoint-*")) for path in place.glob("adapter_model.*")]
+    """The folder itself where it holds merged weights, else its model.pth. Raises UserError where
+    there is neither, or files are not whole."""
+    adapters = [
+        path
+        for place in (folder, *folder.glob("checkpoint-*"))
+        for path in place.glob("adapter_model.*")
+    ]
     if any(path not in adapters for path in folder.glob("*.safetensors")):
         check_weights(f"{KEY}.path", folder)
         return folder
-    steps = sorted(folder.glob("checkpoint-[0-9]*/model.pth"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    steps = sorted(
+        folder.glob("checkpoint-[0-9]*/model.pth"),
+        key=lambda path: int(path.parent.name.rpartition("-")[2]),
+    )
     for path in (folder / "model.pth", *reversed(steps)):
         if path.is_file():
             check_checkpoint(f"{KEY}.path", path)
@@ -135,7 +186,9 @@ def qwen_config(folder: Path) -> Path:
     """The folder. Raises UserError unless it is a Qwen2-VL's, with tokenizer and processor."""
     found = json_file(f"{KEY}.base", folder / "config.json").get("model_type")
     if found != "qwen2_vl":
-        raise UserError(f"{KEY}.base: expected model_type qwen2_vl in {folder / 'config.json'}, got {found}")
+        raise UserError(
+            f"{KEY}.base: expected model_type qwen2_vl in {folder / 'config.json'}, got {found}"
+        )
     return check_processor(f"{KEY}.base", str(folder), tokenizer=True)
 
 
@@ -148,32 +201,52 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 
 def weights(folder: Path, training: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors by Qwen2VLModel's names, and rm_head.weight; LoRA merged, the language head left out."""
+    """Tensors by Qwen2VLModel's names, and rm_head.weight; LoRA merged, the language head left
+    out."""
     found = weights_file(folder)
     if found.is_dir():
         from safetensors.torch import load_file
 
-        files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_model")]
+        files = [
+            path
+            for path in sorted(folder.glob("*.safetensors"))
+            if not path.name.startswith("adapter_model")
+        ]
         state = {name: value for path in files for name, value in load_file(path).items()}
     else:
         state = merged(found, read_state(f"{KEY}.path", found), training)
-    for pattern, name in ((r"^(model\.)?visual\.", "visual."), (r"^model\.(language_model\.)?", "language_model.")):
+    for pattern, name in (
+        (r"^(model\.)?visual\.", "visual."),
+        (r"^model\.(language_model\.)?", "language_model."),
+    ):
         state = {re.sub(pattern, name, old): value for old, value in state.items()}
     state.pop("lm_head.weight", None)
     return state
 
 
 def merged(path: Path, state: dict[str, Tensor], training: dict[str, Any]) -> dict[str, Tensor]:
-    """peft's names without its prefixes, and W + s·BA for each adapted W; s = alpha / rank, or alpha / √rank (rslora)."""
+    """peft's names without its prefixes, and W + s·BA for each adapted W; s = alpha / rank, or
+    alpha / √rank (rslora)."""
     state = {name.removeprefix("base_model.model."): value for name, value in state.items()}
-    modules = [name.removesuffix(".lora_A.default.weight") for name in state if name.endswith(".lora_A.default.weight")]
+    modules = [
+        name.removesuffix(".lora_A.default.weight")
+        for name in state
+        if name.endswith(".lora_A.default.weight")
+    ]
     lora = training.get("peft_lora_config", {})
     if modules and "lora_alpha" not in lora:
-        raise UserError(f"{KEY}.path: expected peft_lora_config.lora_alpha in a model_config.json near {path}, which holds LoRA weights; found none")
+        raise UserError(
+            f"{KEY}.path: expected peft_lora_config.lora_alpha in a model_config.json near "
+            f"{path}, which holds LoRA weights; found none"
+        )
     for module in modules:
-        names = [f"{module}.{part}.weight" for part in ("lora_A.default", "lora_B.default", "base_layer")]
+        names = [
+            f"{module}.{part}.weight" for part in ("lora_A.default", "lora_B.default", "base_layer")
+        ]
         if not state.keys() >= set(names):
-            raise UserError(f"{KEY}.path: expected {', '.join(names)} in {path}, which lacks some of them")
+            raise UserError(
+                f"{KEY}.path: expected {', '.join(names)} in {path}, which lacks some of them"
+            )
         a, b, w = (state.pop(name).float() for name in names)
         scale = lora["lora_alpha"] / (len(a) ** 0.5 if lora.get("use_rslora") else len(a))
         state[names[2]] = w + scale * (b @ a)
@@ -181,7 +254,8 @@ def merged(path: Path, state: dict[str, Tensor], training: dict[str, Any]) -> di
 
 
 class VideoAlign(Scorer):
-    """The loaded network. The head runs in float32 whatever the dtype: in bfloat16 scores would come in steps of 1/64."""
+    """The loaded network. The head runs in float32 whatever the dtype: in bfloat16 scores would
+    come in steps of 1/64."""
 
     def __init__(self, options: VideoAlignReward, device: str):
         from transformers import AutoConfig, AutoProcessor, Qwen2VLModel
@@ -189,25 +263,51 @@ class VideoAlign(Scorer):
         folder, base = options.folders()
         config, training = AutoConfig.from_pretrained(qwen_config(base)), model_config(folder)
         state = weights(folder, training)
-        head, embedding = state.pop("rm_head.weight", None), state.get("language_model.embed_tokens.weight")
+        head = state.pop("rm_head.weight", None)
+        embedding = state.get("language_model.embed_tokens.weight")
         hidden = config.text_config.hidden_size
         if head is None or tuple(head.shape) not in ((1, hidden), (3, hidden)) or embedding is None:
             got = "none" if head is None or embedding is None else tuple(head.shape)
-            raise UserError(f"{KEY}.path: expected rm_head.weight [1 or 3, {hidden}] and a Qwen2-VL's weights in {folder}, got {got}")
+            raise UserError(
+                f"{KEY}.path: expected rm_head.weight [1 or 3, {hidden}] and a Qwen2-VL's "
+                f"weights in {folder}, got {got}"
+            )
         config.text_config.vocab_size = embedding.shape[0]  # training resized it to the tokenizer
-        self.options, self.device, self.head, self.template = options, device, head.float().to(device), options.text()
+        self.options = options
+        self.device = device
+        self.head = head.float().to(device)
+        self.template = options.text()
         self.trains_on, self.reports = options.train_on, options.report
         self.normal = normal(training)
-        self.model = network(f"{KEY}.path", folder, Qwen2VLModel, config, state, options.dtype).to(device)
+        self.model = network(
+            f"{KEY}.path",
+            path=folder,
+            kind=Qwen2VLModel,
+            config=config,
+            state=state,
+            dtype=options.dtype,
+        ).to(device)
         self.processor = AutoProcessor.from_pretrained(base)
         if not self.processor.chat_template:
-            raise UserError(f"{KEY}.base: expected a chat template (chat_template.json or .jinja) in {base}, found none")
+            raise UserError(
+                f"{KEY}.base: expected a chat template (chat_template.json or .jinja) in "
+                f"{base}, found none"
+            )
         self.processor.tokenizer.padding_side = "right"
         self.processor.video_processor.cap_pixels_per_frame = False  # frames come resized
         self.processor.tokenizer.add_tokens(list(TOKENS.values()), special_tokens=True)
-        self.places = dict(zip(TOKENS, self.processor.tokenizer.convert_tokens_to_ids(list(TOKENS.values())), strict=True))
+        self.places = dict(
+            zip(
+                TOKENS,
+                self.processor.tokenizer.convert_tokens_to_ids(list(TOKENS.values())),
+                strict=True,
+            )
+        )
         if max(self.places.values()) >= len(embedding):
-            raise UserError(f"{KEY}.path: expected embeddings of {1 + max(self.places.values())} tokens, the tokenizer's of {base}, got {len(embedding)}")
+            raise UserError(
+                f"{KEY}.path: expected embeddings of {1 + max(self.places.values())} "
+                f"tokens, the tokenizer's of {base}, got {len(embedding)}"
+            )
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         chosen = sampled(pixels.shape[1], self.options)
@@ -215,17 +315,34 @@ class VideoAlign(Scorer):
         rows = limits.batches(len(pixels), self.options.batch, each)
         parts = [self._criteria(pixels[part][:, chosen], prompts[part]) for part in rows]
         raw = np.concatenate(parts)
-        scores = {name: (raw[:, place] - mean) / std for place, (name, (mean, std)) in enumerate(self.normal.items())}
+        scores = {
+            name: (raw[:, place] - mean) / std
+            for place, (name, (mean, std)) in enumerate(self.normal.items())
+        }
         return {"overall": sum(scores.values(), np.zeros(len(pixels), np.float32)), **scores}
 
     def _criteria(self, videos: U8, prompts: list[str]) -> F32:
         """The head's numbers [B, 3] for videos u8 [B, F, H, W, 3]."""
         import torch
 
-        chat = [[{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": self._text(prompt)}]}] for prompt in prompts]
+        chat = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "video"}, {"type": "text", "text": self._text(prompt)}],
+                }
+            ]
+            for prompt in prompts
+        ]
         text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         frames = [resized(video, self.options.max_pixels) for video in videos]
-        inputs = self.processor(text=text, videos=frames, padding=True, return_tensors="pt", videos_kwargs={"do_resize": False}).to(self.device)
+        inputs = self.processor(
+            text=text,
+            videos=frames,
+            padding=True,
+            return_tensors="pt",
+            videos_kwargs={"do_resize": False},
+        ).to(self.device)
         ids = inputs["input_ids"]
         positions = torch.arange(ids.shape[1], device=self.device).expand(3, *ids.shape)
         with torch.inference_mode():
@@ -237,7 +354,8 @@ class VideoAlign(Scorer):
                 video_grid_thw=inputs["video_grid_thw"],
                 use_cache=False,
             ).last_hidden_state
-            found = torch.stack([states[ids == token] for token in self.places.values()], 1).float()  # [B, 3, hidden]
+            # [B, 3, hidden]
+            found = torch.stack([states[ids == token] for token in self.places.values()], 1).float()
             rows = self.head.expand(3, -1)  # one row for all three, or one each
             raw: F32 = (found * rows).sum(-1).cpu().numpy()
         return raw
@@ -249,27 +367,45 @@ class VideoAlign(Scorer):
 def normal(training: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """(mean, std) of vq, mq and ta: the checkpoint's, or the published ones where it names none."""
     found = training.get("inference_config") or {}
-    return {name: (found.get(f"{name.upper()}_mean", mean), found.get(f"{name.upper()}_std", std)) for name, (mean, std) in NORMAL.items()}
+    return {
+        name: (found.get(f"{name.upper()}_mean", mean), found.get(f"{name.upper()}_std", std))
+        for name, (mean, std) in NORMAL.items()
+    }
 
 
 def sampled(count: int, options: VideoAlignReward) -> list[int]:
-    """Which of a video's frames are scored: evenly spaced from the first to the last, an even number where there are two."""
+    """Which of a video's frames are scored: evenly spaced from the first to the last, an even
+    number where there are two."""
     import torch
 
     if options.frames:
         wanted = max(PAIR, round(options.frames / PAIR) * PAIR)
     else:
         at_most = min(MAX_FRAMES, count) // PAIR * PAIR
-        wanted = round(min(max(count / options.video_fps * options.fps, MIN_FRAMES), at_most) / PAIR) * PAIR
-    places: list[int] = torch.linspace(0, count - 1, max(1, min(wanted, count))).round().long().tolist()
+        wanted = (
+            round(min(max(count / options.video_fps * options.fps, MIN_FRAMES), at_most) / PAIR)
+            * PAIR
+        )
+    places: list[int] = (
+        torch.linspace(0, count - 1, max(1, min(wanted, count))).round().long().tolist()
+    )
     return places
 
 
 def resized(video: U8, max_pixels: int) -> Tensor:
-    """Frames [F, 3, h, w] of a video u8 [F, H, W, 3], values 0 … 255: sides multiples of 28, area between the bounds, bicubic."""
+    """Frames [F, 3, h, w] of a video u8 [F, H, W, 3], values 0 … 255: sides multiples of 28, area
+    between the bounds, bicubic."""
     import torch
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     x = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2).float()
-    size = smart_resize(x.shape[2], x.shape[3], factor=28, min_pixels=MIN_PIXELS, max_pixels=max_pixels)
-    return torch.nn.functional.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 255).round()
+    size = smart_resize(
+        x.shape[2], x.shape[3], factor=28, min_pixels=MIN_PIXELS, max_pixels=max_pixels
+    )
+    return (
+        torch.nn.functional.interpolate(
+            x, size=size, mode="bicubic", align_corners=False, antialias=True
+        )
+        .clamp(0, 255)
+        .round()
+    )

@@ -1,7 +1,7 @@
 """Growing and scoring an iteration's trees on a pool of workers.
 
-Prompts are encoded once; trunks grow, their frontier latents stay where they are, subtrees read them by
-reference; leaves are scored as soon as a subtree has them, while others still grow.
+Prompts are encoded once; trunks grow, their frontier latents stay where they are, subtrees read
+them by reference; leaves are scored as soon as a subtree has them, while others still grow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import numpy as np
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.config.schema import Config
 from branchgrpo.service import Pool, Reference, Service
-from branchgrpo.types import EVALUATION, F32, BranchPlan, RewardScores, SegmentHeader, Subtree, TreeKey
+from branchgrpo.types import (
+    EVALUATION,
+    F32,
+    BranchPlan,
+    RewardScores,
+    SegmentHeader,
+    Subtree,
+    TreeKey,
+)
 
 T = TypeVar("T")
 
@@ -31,13 +39,17 @@ class Harvest:
     conditioning: Reference = None
     segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
     media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
-    scores: dict[tuple[int, int], F32] = field(default_factory=dict)  # (prompt row, tree) → trained scores [R, L]
-    rewards: dict[tuple[int, int], F32] = field(default_factory=dict)  # (prompt row, tree) → their weighted sum [L]
+    # (prompt row, tree) → trained scores [R, L]
+    scores: dict[tuple[int, int], F32] = field(default_factory=dict)
+    # (prompt row, tree) → their weighted sum [L]
+    rewards: dict[tuple[int, int], F32] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
     truncated: int = 0  # prompts that the text encoders cut short
     retries: int = 0  # of rewards
-    dropped: dict[int, str] = field(default_factory=dict)  # prompt rows without rewards, whose trees are left out; and why
-    seconds: dict[str, float] = field(default_factory=dict)  # encode, grow, score: when the last task of each ended
+    # prompt rows without rewards, whose trees are left out; and why
+    dropped: dict[int, str] = field(default_factory=dict)
+    # encode, grow, score: when the last task of each ended
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def edges(self, plan: BranchPlan) -> int:
         """Stochastic edges of all trees: as many as an update may train on, at least 1."""
@@ -57,35 +69,80 @@ class Forest:
     """Grows trees of one policy version."""
 
     def __init__(self, config: Config, service: Service, run: str):
-        self.config, self.service, self.run = config, service, run
+        self.config = config
+        self.service = service
+        self.run = run
 
-    def grow(self, plan: BranchPlan, iteration: int, version: int, prompts: list[int], texts: list[str], trees: int) -> Harvest:
-        """Grow and score `trees` trees for each prompt: indices in the prompt list, and their texts."""
-        return _Growth(self, plan, iteration, version, prompts, texts, trees).run()
+    def grow(
+        self,
+        plan: BranchPlan,
+        iteration: int,
+        version: int,
+        prompts: list[int],
+        texts: list[str],
+        trees: int,
+    ) -> Harvest:
+        """Grow and score `trees` trees for each prompt: indices in the prompt list, and their
+        texts."""
+        return _Growth(
+            forest=self,
+            plan=plan,
+            iteration=iteration,
+            version=version,
+            prompts=prompts,
+            texts=texts,
+            trees=trees,
+        ).run()
 
 
 class _Growth:
     """One call of Forest.grow: the task graph of an iteration."""
 
-    def __init__(self, forest: Forest, plan: BranchPlan, iteration: int, version: int, prompts: list[int], texts: list[str], trees: int):
-        self.config, self.plan, self.version, self.texts = forest.config, plan, version, texts
+    def __init__(
+        self,
+        forest: Forest,
+        plan: BranchPlan,
+        iteration: int,
+        version: int,
+        prompts: list[int],
+        texts: list[str],
+        trees: int,
+    ):
+        self.config = forest.config
+        self.plan = plan
+        self.version = version
+        self.texts = texts
         # A held-out check compares the same prompts before and after, so none may be missing.
-        self.may_drop = forest.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
+        self.may_drop = (
+            forest.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
+        )
         self.rollouts, self.rewards = forest.service.rollouts, forest.service.rewards
-        self.trees = [Subtree(TreeKey(forest.run, iteration, prompt, tree), row, 0) for row, prompt in enumerate(prompts) for tree in range(trees)]
+        self.trees = [
+            Subtree(TreeKey(forest.run, iteration, prompt, tree), row, 0)
+            for row, prompt in enumerate(prompts)
+            for tree in range(trees)
+        ]
         depth = self.config.rollout.fork_depth
-        self.fork = fork_level(plan, auto_fork_depth(plan, len(self.trees), len(self.rollouts)) if depth == "auto" else depth)
+        self.fork = fork_level(
+            plan,
+            auto_fork_depth(plan, len(self.trees), len(self.rollouts))
+            if depth == "auto"
+            else depth,
+        )
         self.frontier = topology(plan).level(self.fork).tolist()
         self.flow, self.shared_plan = self.rollouts.flow(), self.rollouts.share(plan)
         self.harvest, self.begun = Harvest(), perf_counter()
 
     def run(self) -> Harvest:
-        self.rollouts.submit(self.flow, "encode", self.texts, returns=2, size=len(self.texts), then=self._encoded)
+        self.rollouts.submit(
+            self.flow, "encode", self.texts, returns=2, size=len(self.texts), then=self._encoded
+        )
         self.flow.run()
         self._drop()
         self.harvest.rewards = self.config.credit.totals(self.harvest.scores)
         seconds, previous = self.harvest.seconds, 0.0
-        for phase in ("encode", "grow", "score"):  # from ends to durations: what follows the phase before
+        # from ends to durations: what follows the phase before
+        for phase in ("encode", "grow", "score"):
             seconds[phase], previous = seconds[phase] - previous, seconds[phase]
         return self.harvest
 
@@ -94,7 +151,8 @@ class _Growth:
 
     def _encoded(self, references: list[Reference]) -> None:
         self._clock("encode")
-        self.harvest.truncated, self.harvest.conditioning = self.rollouts.fetch(references[0]), references[1]
+        self.harvest.truncated = self.rollouts.fetch(references[0])
+        self.harvest.conditioning = references[1]
         if self.fork:
             for group in _groups(self.trees, len(self.rollouts)):
                 self._grow(group, [], 0, self.fork)
@@ -104,34 +162,73 @@ class _Growth:
     def _to_leaves(self, subtrees: list[Subtree], roots: list[Reference], start: int) -> None:
         """Split subtrees into tasks that keep every worker busy and none above max_batch leaves."""
         rollout, leaves = self.config.rollout, topology(self.plan).leaf_count
-        share = len(subtrees) / (len(self.trees) * len(self.frontier))  # of the iteration's subtrees
-        tasks = max(share * len(self.rollouts) * rollout.tasks_per_worker, sum(int(leaves[one.node]) for one in subtrees) / rollout.max_batch)
+        # of the iteration's subtrees
+        share = len(subtrees) / (len(self.trees) * len(self.frontier))
+        tasks = max(
+            share * len(self.rollouts) * rollout.tasks_per_worker,
+            sum(int(leaves[one.node]) for one in subtrees) / rollout.max_batch,
+        )
         for rows in _groups(list(range(len(subtrees))), int(np.ceil(tasks))):
-            self._grow([subtrees[row] for row in rows], [roots[row] for row in rows] if roots else [], start, self.plan.steps)
+            self._grow(
+                [subtrees[row] for row in rows],
+                [roots[row] for row in rows] if roots else [],
+                start,
+                self.plan.steps,
+            )
 
     def _grow(self, subtrees: list[Subtree], roots: list[Reference], start: int, stop: int) -> None:
         returns = 3 if stop == self.plan.steps else 2 + len(subtrees) * len(self.frontier)
-        arguments = (self.shared_plan, self.version, tuple(subtrees), start, stop, self.harvest.conditioning, *roots)
+        arguments = (
+            self.shared_plan,
+            self.version,
+            tuple(subtrees),
+            start,
+            stop,
+            self.harvest.conditioning,
+            *roots,
+        )
         below, levels = topology(self.plan).below, range(start, stop)
-        size = FORWARD_ROWS * len(levels) + sum(len(below(subtree.node, level)) for subtree in subtrees for level in levels)
-        self.rollouts.submit(self.flow, "grow", *arguments, returns=returns, size=size, then=self._grown)
+        size = FORWARD_ROWS * len(levels) + sum(
+            len(below(subtree.node, level)) for subtree in subtrees for level in levels
+        )
+        self.rollouts.submit(
+            self.flow, "grow", *arguments, returns=returns, size=size, then=self._grown
+        )
 
     def _grown(self, references: list[Reference]) -> None:
         self._clock("grow")
         header: SegmentHeader = self.rollouts.fetch(references[0])
         self.harvest.segments.append((header, references[1]))
         if header.stop < self.plan.steps:
-            below = [Subtree(tree.key, tree.prompt, node) for tree in header.subtrees for node in self.frontier]
+            below = [
+                Subtree(tree.key, tree.prompt, node)
+                for tree in header.subtrees
+                for node in self.frontier
+            ]
             self._to_leaves(below, references[2:], header.stop)
             return
         media, subtrees = references[2], header.subtrees
         self.harvest.media.append((subtrees, media))
-        texts, leaves = [self.texts[subtree.prompt] for subtree in subtrees], topology(self.plan).leaf_count
+        texts = [self.texts[subtree.prompt] for subtree in subtrees]
+        leaves = topology(self.plan).leaf_count
         pictures = sum(int(leaves[subtree.node]) for subtree in subtrees)
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            pool.submit(self.flow, "score", media, texts, size=pictures, then=partial(self._scored, pool, group, subtrees))
+            pool.submit(
+                self.flow,
+                "score",
+                media,
+                texts,
+                size=pictures,
+                then=partial(self._scored, pool, group, subtrees),
+            )
 
-    def _scored(self, pool: Pool, group: tuple[int, ...], subtrees: tuple[Subtree, ...], references: list[Reference]) -> None:
+    def _scored(
+        self,
+        pool: Pool,
+        group: tuple[int, ...],
+        subtrees: tuple[Subtree, ...],
+        references: list[Reference],
+    ) -> None:
         self._clock("score")
         scores: RewardScores = pool.fetch(references[0])
         self.harvest.retries += scores.retries
@@ -140,23 +237,34 @@ class _Growth:
             rows, key = slice(index * each, (index + 1) * each), (subtree.prompt, subtree.key.tree)
             if not scores.ok[rows].all():
                 if not self.may_drop:
-                    raise RuntimeError(f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} leaves have no reward: {scores.reason}")
+                    raise RuntimeError(
+                        f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} leaves "
+                        f"have no reward: {scores.reason}"
+                    )
                 self.harvest.dropped[subtree.prompt] = scores.reason
             first = int(topo.leaf_first[subtree.node])
             leaves = slice(first, first + each)
-            trained = self.harvest.scores.setdefault(key, np.full((len(self.config.rewards), topo.leaves), np.nan, np.float32))
+            trained = self.harvest.scores.setdefault(
+                key, np.full((len(self.config.rewards), topo.leaves), np.nan, np.float32)
+            )
             trained[list(group), leaves] = scores.trained[:, rows]
             for name, part in scores.parts.items():
-                self.harvest.parts.setdefault(name, {}).setdefault(key, np.full(topo.leaves, np.nan, np.float32))[leaves] = part[rows]
+                self.harvest.parts.setdefault(name, {}).setdefault(
+                    key, np.full(topo.leaves, np.nan, np.float32)
+                )[leaves] = part[rows]
 
     def _drop(self) -> None:
-        """Leave out all trees of prompts that lack a reward: what is left of a group would be compared wrongly."""
+        """Leave out all trees of prompts that lack a reward: what is left of a group would be
+        compared wrongly."""
         harvest = self.harvest
         for table in (harvest.scores, *harvest.parts.values()):
             for key in [key for key in table if key[0] in harvest.dropped]:
                 del table[key]
         if not harvest.scores:
-            raise RuntimeError(f"all {len(harvest.dropped)} prompt groups were dropped: {next(iter(harvest.dropped.values()))}")
+            raise RuntimeError(
+                f"all {len(harvest.dropped)} prompt groups were dropped: "
+                f"{next(iter(harvest.dropped.values()))}"
+            )
 
 
 def _groups(items: list[T], count: int) -> list[list[T]]:

@@ -1,7 +1,7 @@
 """Batched expansion of a segment of many trees: one forward for the whole frontier.
 
-A segment runs from level `start` to level `stop`; the rows of every subtree, tree and prompt advance
-together, `max_batch` rows a forward.
+A segment runs from level `start` to level `stop`; the rows of every subtree, tree and prompt
+advance together, `max_batch` rows a forward.
 """
 
 from __future__ import annotations
@@ -39,48 +39,97 @@ class Segment:
 class Sampler:
     """Grows segments with one model. Pure: the result depends on keys, weights and inputs alone."""
 
-    def __init__(self, model: Adapter, seed: int, storage: torch.dtype, max_batch: int, keep_velocity: bool = False):
-        self.model, self.seed, self.storage, self.max_batch, self.keep_velocity = model, seed, storage, max_batch, keep_velocity
+    def __init__(
+        self,
+        model: Adapter,
+        seed: int,
+        storage: torch.dtype,
+        max_batch: int,
+        keep_velocity: bool = False,
+    ):
+        self.model = model
+        self.seed = seed
+        self.storage = storage
+        self.max_batch = max_batch
+        self.keep_velocity = keep_velocity
         self.halved = 0  # how often max_batch was, for want of memory
 
     def roots(self, plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> Tensor:
-        """Pure noise at the root of each tree: [M, *S] storage dtype; chains that belong together share it."""
+        """Pure noise at the root of each tree: [M, *S] storage dtype; chains that belong together
+        share it."""
         drawn = []
         for subtree in subtrees:
             key = subtree.key
             if plan.shared_root:
                 key = replace(key, tree=key.tree - key.tree % plan.chains)
-            shape = self.model.evaluation_shape if key.iteration == EVALUATION else self.model.latent_shape
+            shape = (
+                self.model.evaluation_shape
+                if key.iteration == EVALUATION
+                else self.model.latent_shape
+            )
             drawn.append(noise.draw(self.seed, key, 0, shape))
         return torch.stack(drawn).to(self.storage)
 
     @torch.no_grad()
-    def grow(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], x: Tensor, start: int, stop: int, conditioning: Conditioning) -> Segment:
+    def grow(
+        self,
+        plan: BranchPlan,
+        subtrees: tuple[Subtree, ...],
+        x: Tensor,
+        start: int,
+        stop: int,
+        conditioning: Conditioning,
+    ) -> Segment:
         """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`."""
         topo, device = topology(plan), self.model.device
         state = _State(topo, subtrees, x.to(device), start)
-        used = sorted({subtree.prompt for subtree in subtrees})  # encodings are large: only those of this task go to the device
-        cond = self.model.conditioning(Conditioning({name: array[used] for name, array in conditioning.arrays.items()}, len(used)))
+        # encodings are large: only those of this task go to the device
+        used = sorted({subtree.prompt for subtree in subtrees})
+        cond = self.model.conditioning(
+            Conditioning(
+                {name: array[used] for name, array in conditioning.arrays.items()}, len(used)
+            )
+        )
         prompt = torch.tensor([used.index(subtree.prompt) for subtree in subtrees], device=device)
         log_probs: list[np.ndarray] = []
         kept, velocities = _Kept(), _Kept()
-        forwards, clean, halved = 0, None, self.halved
+        forwards = 0
+        clean = None
+        halved = self.halved
         for step in range(start, stop):
             rows = prompt[torch.from_numpy(state.owner).to(device)]
-            v = self._velocity(state.x, float(plan.sigmas[step]), {name: array[rows] for name, array in cond.items()})
+            v = self._velocity(
+                state.x,
+                float(plan.sigmas[step]),
+                {name: array[rows] for name, array in cond.items()},
+            )
             forwards += len(state.x)
             children, counts = topo.children(state.node)
             above, random = np.repeat(np.arange(len(counts)), counts), topo.stochastic[children]
-            going, clean = kernels.deterministic(plan, step, state.x, v, clean)
+            going, clean = kernels.deterministic(plan, step=step, x=state.x, v=v, previous=clean)
             parents = torch.from_numpy(above).to(device)
-            below, clean = going.to(self.storage)[parents], clean[parents] if "dpm" in plan.kernel else None
+            below = going.to(self.storage)[parents]
+            clean = clean[parents] if "dpm" in plan.kernel else None
             if random.any():
-                mean, std = kernels.transition(plan, torch.full((len(v),), step, device=device), state.x, v)
+                mean, std = kernels.transition(
+                    plan, torch.full((len(v),), step, device=device), state.x, v
+                )
                 noisy = torch.from_numpy(np.flatnonzero(random)).to(device)
                 mean, std = mean[parents[noisy]], std[parents[noisy]]
-                xi = self._noise(plan, subtrees, state, above[random], children[random])
+                xi = self._noise(
+                    plan,
+                    subtrees=subtrees,
+                    state=state,
+                    above=above[random],
+                    children=children[random],
+                )
                 below[noisy] = (mean + std * xi).to(self.storage)
-                log_probs.append(kernels.log_prob(below[noisy], mean, std).cpu().numpy().reshape(len(subtrees), -1))
+                log_probs.append(
+                    kernels.log_prob(below[noisy], mean, std)
+                    .cpu()
+                    .numpy()
+                    .reshape(len(subtrees), -1)
+                )
                 trained = np.unique(above[random])
                 kept.add(state.x, state.owner, state.node, trained)
                 if self.keep_velocity:
@@ -89,13 +138,27 @@ class Sampler:
                 kept.add(state.x, state.owner, state.node, np.flatnonzero(random))
             else:
                 state.advance(below, above, children)
-        if stop == plan.steps and plan.stochastic[-1]:  # noise on the last edge is trained on, but not shown
+        # noise on the last edge is trained on, but not shown
+        if stop == plan.steps and plan.stochastic[-1]:
             state.x = going.to(self.storage)[parents]
-        edges = np.concatenate(log_probs, 1) if log_probs else np.zeros((len(subtrees), 0), np.float32)
+        edges = (
+            np.concatenate(log_probs, 1) if log_probs else np.zeros((len(subtrees), 0), np.float32)
+        )
         owner, node, latents = kept.arrays(state.x)
         parent_row = np.array([kept.seen[name] for name in velocities.seen], np.int32)
         velocity, wide = velocities.arrays(x.float())[2], len(state.x) // len(subtrees)
-        return Segment(edges, owner, node, latents, parent_row, velocity, state.x, wide, forwards, self.halved - halved)
+        return Segment(
+            log_prob=edges,
+            kept_subtree=owner,
+            kept_node=node,
+            kept=latents,
+            parent_row=parent_row,
+            velocity=velocity,
+            frontier=state.x,
+            frontier_rows=wide,
+            forwards=forwards,
+            halved=self.halved - halved,
+        )
 
     def _velocity(self, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
         out: list[Tensor] = []
@@ -104,25 +167,51 @@ class Sampler:
             rows = slice(first, first + self.max_batch)
             levels = torch.full((len(x[rows]),), sigma, device=x.device)
             try:
-                out.append(self.model.velocity(x[rows], levels, {name: array[rows] for name, array in cond.items()}))
+                out.append(
+                    self.model.velocity(
+                        x[rows], levels, {name: array[rows] for name, array in cond.items()}
+                    )
+                )
                 first += len(levels)
             except torch.OutOfMemoryError as error:
                 self._halve(x[rows], error)
         return torch.cat(out)
 
     def _halve(self, x: Tensor, error: torch.OutOfMemoryError) -> None:
-        """From now on, forwards of half as many latents as this one [b, *S], which did not fit. Raises UserError for a single one."""
+        """From now on, forwards of half as many latents as this one [b, *S], which did not fit.
+        Raises UserError for a single one."""
         if len(x) == 1:
             line = str(error).splitlines()[0]
-            raise UserError(f"rollout.max_batch: out of memory even with 1 latent {list(x.shape[1:])} a forward on {x.device}: {line}") from error
+            raise UserError(
+                f"rollout.max_batch: out of memory even with 1 latent {list(x.shape[1:])} a "
+                f"forward on {x.device}: {line}"
+            ) from error
         self.max_batch, self.halved = len(x) // 2, self.halved + 1
 
-    def _noise(self, plan: BranchPlan, subtrees: tuple[Subtree, ...], state: _State, above: np.ndarray, children: I32) -> Tensor:
-        """[c, *S] standard normal noise of c random children, keyed by node; `above` [c] are rows of their parents, rising."""
+    def _noise(
+        self,
+        plan: BranchPlan,
+        subtrees: tuple[Subtree, ...],
+        state: _State,
+        above: np.ndarray,
+        children: I32,
+    ) -> Tensor:
+        """[c, *S] standard normal noise of c random children, keyed by node; `above` [c] are rows
+        of their parents, rising."""
         shape, drawn = tuple(state.x.shape[1:]), []
         for row, siblings in _runs(above, children):
             key, parent = subtrees[state.owner[row]].key, int(state.node[row])
-            drawn.append(noise.branch(plan.branch_noise, plan.branch_scale, self.seed, key, parent, siblings, shape))
+            drawn.append(
+                noise.branch(
+                    plan.branch_noise,
+                    scale=plan.branch_scale,
+                    seed=self.seed,
+                    key=key,
+                    parent=parent,
+                    children=siblings,
+                    shape=shape,
+                )
+            )
         return torch.cat(drawn).to(state.x.device)
 
 
@@ -141,11 +230,15 @@ class _State:
         self.owner = np.arange(len(subtrees))
         self.node = np.array([subtree.node for subtree in subtrees], np.int32)
         if not np.isin(self.node, topo.level(start)).all():
-            raise ValueError(f"subtrees must start at level {start}, got nodes {self.node.tolist()}")
+            raise ValueError(
+                f"subtrees must start at level {start}, got nodes {self.node.tolist()}"
+            )
 
     def advance(self, x: Tensor, above: np.ndarray, children: I32) -> None:
         """Go one level down; x holds a row for each child, `above` the row of its parent."""
-        self.x, self.owner, self.node = x, self.owner[above], children
+        self.x = x
+        self.owner = self.owner[above]
+        self.node = children
 
 
 class _Kept:

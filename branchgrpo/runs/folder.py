@@ -1,4 +1,5 @@
-"""A run's folder: taken exclusively when its name is made, found again by what run.json says, and driven by one process at a time."""
+"""A run's folder: taken exclusively when its name is made, found again by what run.json says, and
+driven by one process at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from branchgrpo.config.secrets import masked_text
 RECORD = "run.json"
 VERSION = 1
 TAKEN = "taken"
-"""Claimed in a run's place under checkpoint.folder: runs of other run folders may have the same name."""
+"""Claimed in a run's place under checkpoint.folder: runs of other run folders may have the same
+name."""
 
 Say = Callable[[str], None]
 
@@ -45,11 +47,11 @@ class Driver:
 
 @contextmanager
 def driving(config: Config, resume: str, say: Say = print) -> Iterator[Driver]:
-    """The folder in which this process drives a run, alone, until the block ends. A new folder that nothing was written to
-    goes with the block.
+    """The folder in which this process drives a run, alone, until the block ends. A new folder that
+    nothing was written to goes with the block.
 
-    resume: see `run.py train --resume`. say: lines for a person: runs that are left alone, what changed. Raises UserError for
-    a run that is live, or was something else.
+    resume: see `run.py train --resume`. say: lines for a person: runs that are left alone, what
+    changed. Raises UserError for a run that is live, or was something else.
     """
     driver, made = _chosen(config, resume, say)
     try:
@@ -67,7 +69,8 @@ def driving(config: Config, resume: str, say: Say = print) -> Iterator[Driver]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """No other process may work in this folder until the block ends. Raises UserError where one does."""
+    """No other process may work in this folder until the block ends. Raises UserError where one
+    does."""
     while True:
         number = leases.newest(folder)
         if number and leases.lives(folder, number):
@@ -94,7 +97,8 @@ def _chosen(config: Config, resume: str, say: Say) -> tuple[Driver, list[Path]]:
         folder = Path(resume)
         if driver := _taken_over(config, folder, say):
             return driver, []
-        raise UserError(f"--resume: expected a run that is not live, got {folder}, whose driver goes on")
+        raise UserError(f"--resume: expected a run that is not live, got {folder}, whose driver "
+            "goes on")
     origin = _origin(config, resume, say) if resume not in ("", "auto") else ""
     return _begun(config, origin)
 
@@ -108,7 +112,8 @@ def root(config: Config) -> Path:
 
 
 def checkpoints(config: Config, folder: Path) -> str:
-    """Where the checkpoints of a run folder are: an absolute path, since actors may work elsewhere, or a URL."""
+    """Where the checkpoints of a run folder are: an absolute path, since actors may work elsewhere,
+    or a URL."""
     place = config.checkpoint.folder.rstrip("/")
     if not place:
         return str((folder / "checkpoints").resolve())
@@ -116,11 +121,13 @@ def checkpoints(config: Config, folder: Path) -> str:
 
 
 def check_folders(config: Config, folder: Path | None = None) -> None:
-    """Raise UserError, naming the key, where a run could not write; leaves nothing behind. folder: instead of run.folder."""
+    """Raise UserError, naming the key, where a run could not write; leaves nothing behind. folder:
+    instead of run.folder."""
     if folder:
         _check_writable("--folder", folder)
     elif "://" in config.run.folder:
-        raise UserError(f"run.folder: expected a folder, got the URL {config.run.folder}; checkpoint.folder takes URLs")
+        raise UserError(f"run.folder: expected a folder, got the URL {config.run.folder}; "
+            "checkpoint.folder takes URLs")
     else:
         _check_writable("run.folder", root(config))
     if config.checkpoint.kept and config.checkpoint.folder:
@@ -128,7 +135,8 @@ def check_folders(config: Config, folder: Path | None = None) -> None:
 
 
 def _check_writable(key: str, folder: Path) -> None:
-    """Raise UserError where the folder cannot be written, or made. Asks by writing: no bits of a mode tell of a read-only disk."""
+    """Raise UserError where the folder cannot be written, or made. Asks by writing: no bits of a
+    mode tell of a read-only disk."""
     there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
     probe = there / f".probe-{uuid4().hex}"
     try:
@@ -140,7 +148,8 @@ def _check_writable(key: str, folder: Path) -> None:
 
 
 def named(parent: Path, stem: str, free: Callable[[str], bool] = lambda name: True) -> Path:
-    """A new folder STEM, STEM-2, … that no other process has made, of a name that is `free` elsewhere too."""
+    """A new folder STEM, STEM-2, … that no other process has made, of a name that is `free`
+    elsewhere too."""
     for number in count(1):
         folder = parent / (stem if number == 1 else f"{stem}-{number}")
         try:
@@ -154,7 +163,9 @@ def named(parent: Path, stem: str, free: Callable[[str], bool] = lambda name: Tr
 
 
 def _begun(config: Config, origin: str) -> tuple[Driver, list[Path]]:
-    what, place, started = identity(config), root(config), datetime.now(UTC)
+    what = identity(config)
+    place = root(config)
+    started = datetime.now(UTC)
     made = [one for one in (place, *place.parents) if not one.exists()]
     folder = named(place, f"{config.run.name}-{started.astimezone():%Y%m%d-%H%M%S}", lambda name: _claimed_elsewhere(config, name))
     driver = Driver(folder, Lease(folder, 1), origin=origin)
@@ -175,7 +186,8 @@ def _elsewhere(config: Config, name: str) -> str:
 
 
 def _claimed_elsewhere(config: Config, name: str) -> bool:
-    """A name that is free in run.folder may be taken in checkpoint.folder, by a run of another run.folder."""
+    """A name that is free in run.folder may be taken in checkpoint.folder, by a run of another
+    run.folder."""
     if not (config.checkpoint.kept and config.checkpoint.folder):
         return True
     storage = storage_at(KEY, checkpoints(config, Path(name)))
@@ -208,7 +220,8 @@ def is_run(folder: Path) -> bool:
 
 
 def unfinished(config: Config, say: Say = print) -> Iterator[Path]:
-    """Folders of runs of exactly this name and seed that were cut off, interrupted, or are live: the newest first."""
+    """Folders of runs of exactly this name and seed that were cut off, interrupted, or are live:
+    the newest first."""
     found, parent = list[tuple[str, str, Path]](), root(config)
     for folder in parent.glob(f"{config.run.name}-*") if parent.is_dir() else ():
         started = _started(config, folder, say)
@@ -239,7 +252,8 @@ def _started(config: Config, folder: Path, say: Say) -> str:
 
 
 def _finished(folder: Path, say: Say) -> bool:
-    """Has the run come to its end? Where its summary cannot be read, its last driver's progress tells."""
+    """Has the run come to its end? Where its summary cannot be read, its last driver's progress
+    tells."""
     path = folder / "summary.json"
     if not path.exists():
         return False
@@ -248,13 +262,15 @@ def _finished(folder: Path, say: Say) -> bool:
     if not isinstance(ended, str):
         ended = leases.progress(folder, leases.newest(folder)).get("ended")
     if not isinstance(ended, str):
-        say(f"{folder}: its summary.json cannot be read, it is passed over; --resume {folder} goes on with it")
+        say(f"{folder}: its summary.json cannot be read, it is passed over; --resume {folder} "
+            "goes on with it")
         return True
     return ended not in ("interrupted", "failed")
 
 
 def _taken_over(config: Config, folder: Path, say: Say) -> Driver | None:
-    """Drive this run from now on, unless it is live. Raises UserError where it was something else; that changes nothing in it."""
+    """Drive this run from now on, unless it is live. Raises UserError where it was something else;
+    that changes nothing in it."""
     while True:
         number = leases.newest(folder)
         if number and leases.lives(folder, number, say):
@@ -287,7 +303,8 @@ def _compared(config: Config, folder: Path, saved: dict[str, Any]) -> list[str]:
         elsewhere = saved.get("checkpoint", {}).get("folder", "")
         before = checkpoints(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"folder": elsewhere})}), folder)
     if before and before != masked_text(now) and config.checkpoint.kept and _holds_some(before) and not _holds_some(now):
-        raise UserError(f"--resume: {folder}: checkpoint.folder: expected the place of its checkpoints, {before}, got {masked_text(now)}, which has none")
+        raise UserError(f"--resume: {folder}: checkpoint.folder: expected the place of its "
+            f"checkpoints, {before}, got {masked_text(now)}, which has none")
     return lines
 
 

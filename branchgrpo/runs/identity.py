@@ -1,4 +1,5 @@
-"""What a run is: what gives its tensors their meaning, what it keeps to the end, and what may change from one driver to the next."""
+"""What a run is: what gives its tensors their meaning, what it keeps to the end, and what may
+change from one driver to the next."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ from branchgrpo.files.regular import opened, read
 from branchgrpo.files.safetensors_header import header
 
 COMPUTING = ("gradient_checkpointing", "compile", "attention", "vae_tiling", "decode_batch", "encode", "encodings")
-"""Keys of `model` that say how it is computed: they may change at any time. All others say what it is."""
+"""Keys of `model` that say how it is computed: they may change at any time. All others say what it
+is."""
 MEANING = ("model.name", "model.path", "model.files", "model.dtype", "model.lora_rank", "model.lora_alpha", "model.lora_targets")
-"""What gives tensors their meaning: also a new run that begins at a checkpoint must have the same."""
+"""What gives tensors their meaning: also a new run that begins at a checkpoint must have the
+same."""
 HEAD = 64
 """Bytes of each tensor that count for the digest: training moves nearly all numbers."""
 MOST_JSON = 64 << 20
@@ -37,7 +40,8 @@ def identity(config: Config) -> Identity:
 
 
 def identity_of(dump: Mapping[str, Any], config: Config) -> Identity:
-    """Of a run of which only the resolved config is known; without the digest of its model's files."""
+    """Of a run of which only the resolved config is known; without the digest of its model's
+    files."""
     found = _plain_identity(dump, tuple(getattr(config.model, "attention_layers", ())))
     return found | ({"model.path": _place(found["model.path"])} if isinstance(found.get("model.path"), str) else {})
 
@@ -72,8 +76,9 @@ def _place(path: str) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Of the parts that model_index.json names: all JSON files, and of each safetensors file its name, header and the first
-    bytes of each tensor. Reads little, and tells models of equal shapes apart."""
+    """Of the parts that model_index.json names: all JSON files, and of each safetensors file its
+    name, header and the first bytes of each tensor. Reads little, and tells models of equal shapes
+    apart."""
     digest = hashlib.sha256()
     index = json_file("model.path", folder / "model_index.json")
     parts = [folder / part for part in sorted(index) if "/" not in part and (folder / part).is_dir()]
@@ -84,7 +89,8 @@ def model_digest(folder: Path) -> str:
                 for piece in _heads(path) if path.suffix == ".safetensors" else [read(path, MOST_JSON)]:
                     digest.update(piece)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: expected files that can be read in {folder}: {' '.join(str(error).split())}") from error
+        raise UserError(f"model.path: expected files that can be read in {folder}: "
+            f"{' '.join(str(error).split())}") from error
     return digest.hexdigest()[:16]
 
 
@@ -98,10 +104,11 @@ def _heads(path: Path) -> Iterator[bytes]:
 
 
 def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str, meaning_alone: bool = False) -> list[str]:
-    """Raise UserError, naming keys, old and new values, where `new` is not what `old` was. Returns lines: what could not be
-    compared, and with `meaning_alone` what differs and may.
+    """Raise UserError, naming keys, old and new values, where `new` is not what `old` was. Returns
+    lines: what could not be compared, and with `meaning_alone` what differs and may.
 
-    what: whose tensors they are, in words. meaning_alone: a new run begins at the checkpoint, not the same goes on.
+    what: whose tensors they are, in words. meaning_alone: a new run begins at the checkpoint, not
+    the same goes on.
     """
     differing = [key for key in new if key in old and old[key] != new[key] and key not in ("model.path", "model.files")]
     known = "model.files" in old
@@ -137,8 +144,8 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def changes(old: Mapping[str, Any], config: Config) -> list[str]:
-    """A line for each key whose value is another than in the resolved config `old`; keys that only one of them has are of
-    components that were exchanged, or of another version."""
+    """A line for each key whose value is another than in the resolved config `old`; keys that only
+    one of them has are of components that were exchanged, or of another version."""
     before, now = dict(leaves(old)), dict(leaves(shown(config)))
     return [f"{key}: {before[key]} → {value}" for key, value in now.items() if key in before and before[key] != value]
 
@@ -167,7 +174,8 @@ CHECKED_BY = ("prompts", "held_out", "rewards", "combine", "sampling", "run.seed
 
 
 def checked_alike(old: Mapping[str, Any], config: Config) -> bool:
-    """Do scores of the untrained model that were measured by the resolved config `old` hold for this one?"""
+    """Do scores of the untrained model that were measured by the resolved config `old` hold for
+    this one?"""
 
     def part(dump: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in leaves(dump) if any(key == name or key.startswith(name + ".") for name in CHECKED_BY)}

@@ -1,10 +1,13 @@
-"""Who drives a run: numbered claims that only one process gets each, and a lease that is renewed while the run goes on.
+"""Who drives a run: numbered claims that only one process gets each, and a lease that is renewed
+while the run goes on.
 
-    FOLDER/drivers/000002.json              which process claimed the run's second part; its time of change is the lease
-    FOLDER/drivers/000002.progress.json     what that driver has spent so far, and how it ended
+    FOLDER/drivers/000002.json              which process claimed the run's second part; its time of
+    change is the lease FOLDER/drivers/000002.progress.json     what that driver has spent so far,
+    and how it ended
 
-Whether a driver lives is asked of the system on the same machine, and elsewhere of the lease: clocks of hosts differ, so its
-age is taken from the file system's clock, and where that is not enough, it is watched.
+Whether a driver lives is asked of the system on the same machine, and elsewhere of the lease:
+clocks of hosts differ, so its age is taken from the file system's clock, and where that is not
+enough, it is watched.
 """
 
 from __future__ import annotations
@@ -31,17 +34,20 @@ LOOK_SECONDS = 1.0
 """How often a lease is looked at while it is watched."""
 
 Progress = dict[str, Any]
-"""What a driver tells of itself: `seconds` by stage, `restarts` by cause, `reissued`, `recoveries`; `ended`, once it has."""
+"""What a driver tells of itself: `seconds` by stage, `restarts` by cause, `reissued`, `recoveries`;
+`ended`, once it has."""
 
 
 class Lease:
-    """A claimed part of a run, renewed by a thread until `close`. Raises FileExistsError where another process has the number."""
+    """A claimed part of a run, renewed by a thread until `close`. Raises FileExistsError where
+    another process has the number."""
 
     def __init__(self, folder: Path, number: int):
         self.folder, self.number = folder, number
         self.earlier = earlier(folder, number)
         self.progress: Progress = {}
-        self.seconds: Callable[[], Mapping[str, float]] = dict  # by stage, asked whenever the progress is written
+        # by stage, asked whenever the progress is written
+        self.seconds: Callable[[], Mapping[str, float]] = dict
         self._lock, self._closing = Lock(), Event()
         (folder / DRIVERS).mkdir(exist_ok=True)
         self._file = _claim_file(folder, number)
@@ -53,11 +59,13 @@ class Lease:
         self._thread.start()
 
     def put(self, **values: Any) -> None:
-        """What is told with the next renewal. Raises StaleEpoch when another driver has taken the run over."""
+        """What is told with the next renewal. Raises StaleEpoch when another driver has taken the
+        run over."""
         with self._lock:
             self.progress |= values
         if newest(self.folder) > self.number:
-            raise StaleEpoch(f"{self.folder}: another driver has taken this run over (number {newest(self.folder)}, this one is {self.number})")
+            raise StaleEpoch(f"{self.folder}: another driver has taken this run over (number "
+                f"{newest(self.folder)}, this one is {self.number})")
 
     def close(self, ended: str) -> None:
         """The run does not go on here. ended: iterations, max_minutes, interrupted or failed."""
@@ -65,12 +73,14 @@ class Lease:
         self._thread.join()
         with self._lock:
             self.progress["ended"] = ended
-        with suppress(OSError):  # nothing to tell it to: the process ends soon, and its lease with it
+        # nothing to tell it to: the process ends soon, and its lease with it
+        with suppress(OSError):
             self._tell()
 
     def _renew(self) -> None:
         while not self._closing.wait(RENEW_SECONDS):
-            with suppress(OSError):  # storage that fails for a while: a lease that lapses meanwhile is told by `put`
+            # storage that fails for a while: a lease that lapses meanwhile is told by `put`
+            with suppress(OSError):
                 os.utime(self._file)
                 self._tell()
 
@@ -108,11 +118,16 @@ def progress(folder: Path, number: int) -> Progress:
 
 
 def lives(folder: Path, number: int, say: Callable[[str], None] = print) -> bool:
-    """Does the driver that claimed this number go on? Waits, for LAPSE_SECONDS at most, where only time can tell."""
-    own, file, begun, seen = _process(), _claim_file(folder, number), time.monotonic(), 0.0
+    """Does the driver that claimed this number go on? Waits, for LAPSE_SECONDS at most, where only
+    time can tell."""
+    own = _process()
+    file = _claim_file(folder, number)
+    begun = time.monotonic()
+    seen = 0.0
     while "ended" not in progress(folder, number):
         try:
-            with file.open(encoding="utf-8") as opened:  # opening it asks a network file system for what is there now
+            # opening it asks a network file system for what is there now
+            with file.open(encoding="utf-8") as opened:
                 text, renewed = opened.read(), os.fstat(opened.fileno()).st_mtime
         except FileNotFoundError:
             return False
@@ -122,7 +137,8 @@ def lives(folder: Path, number: int, say: Callable[[str], None] = print) -> bool
         if seen and renewed != seen:
             return True
         if not seen and _now(folder) - renewed <= LAPSE_SECONDS:
-            say(f"{folder}: is its driver on {holder.get('host', 'another machine')} gone? Waiting for {LAPSE_SECONDS:.0f} s at most")
+            say(f"{folder}: is its driver on {holder.get('host', 'another machine')} gone? "
+                f"Waiting for {LAPSE_SECONDS:.0f} s at most")
         seen = renewed
         if _now(folder) - renewed > LAPSE_SECONDS or time.monotonic() - begun > LAPSE_SECONDS:
             return False
@@ -180,7 +196,8 @@ def _process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """The boot and the process namespace in which a process id means something; empty where the system does not tell."""
+    """The boot and the process namespace in which a process id means something; empty where the
+    system does not tell."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + " " + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -188,7 +205,8 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None when there is none, or only its exit code is left."""
+    """When a process started, in ticks since the boot; None when there is none, or only its exit
+    code is left."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,5 @@
-"""What `eval` measures: a pipeline folder; or a run's weights in whatever form it wrote them, or one of its checkpoints."""
+"""What `eval` measures: a pipeline folder; or a run's weights in whatever form it wrote them, or
+one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Target:
 
     config: Config  # its model is that of the folder, or what the run began with
     folder: Path  # what was asked for
-    weights: Path | None = None  # a transformer's folder: the model's other parts come from config.model.path
+    # a transformer's folder: the model's other parts come from config.model.path
+    weights: Path | None = None
     saved: Saved | None = None  # a checkpoint of a run
 
     @property
@@ -43,14 +45,15 @@ class Target:
 def chosen(folder: Path, config: Path | None, texts: Mapping[str, str], checkpoint: int | None, default: Path) -> Target:
     """What to measure, by a folder and the command line's other words.
 
-    config: a YAML file; without one a run's own, and `default` for a pipeline's folder. checkpoint: of which iteration, for a
-    run. Raises UserError where there are no weights to measure.
+    config: a YAML file; without one a run's own, and `default` for a pipeline's folder. checkpoint:
+    of which iteration, for a run. Raises UserError where there are no weights to measure.
     """
     if folder.name == "weights" and not (folder / "model_index.json").is_file() and is_run(folder.parent):
         folder = folder.parent
     if not is_run(folder):
         if checkpoint is not None:
-            raise UserError(f"--checkpoint: expected the folder of a run, got {folder}, which has no config.yaml")
+            raise UserError(f"--checkpoint: expected the folder of a run, got {folder}, which "
+                "has no config.yaml")
         return Target(_loaded(config or default, {**texts, "model.path": str(folder)}), folder)
     own = folder / "config.yaml"
     found = _loaded(config or own, texts)
@@ -70,9 +73,11 @@ def chosen(folder: Path, config: Path | None, texts: Mapping[str, str], checkpoi
 
 @contextmanager
 def prepared(target: Target) -> Iterator[tuple[Config, Path]]:
-    """The config of the very model, and a new folder for what is measured, which goes again when the block fails.
+    """The config of the very model, and a new folder for what is measured, which goes again when
+    the block fails.
 
-    Weights of other forms than a pipeline's are put together in it, on the disk that workers see, until the block ends.
+    Weights of other forms than a pipeline's are put together in it, on the disk that workers see,
+    until the block ends.
     """
     folder = named(root(target.config), f"eval-{datetime.now():%Y%m%d-%H%M%S}")
     made = folder.resolve() / "model"
@@ -89,7 +94,8 @@ def written(target: Target, folder: Path, row: Mapping[str, Any]) -> None:
     """Write eval.json and print its figures."""
     (folder / "eval.json").write_text(json.dumps({"model": target.name, **row}, indent=1) + "\n", encoding="utf-8")
     for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():
-        print(f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of {value['n']} prompts")
+        print(f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "
+            f"{value['n']} prompts")
     print(f"written to {folder}")
 
 
@@ -111,24 +117,28 @@ def _put_together(target: Target, made: Path) -> Config:
 
 
 def _export(config: Config, saved: Saved, folder: Path) -> str:
-    """Write a checkpoint's weights as `run.export` would: adapters, or the transformer. Returns which."""
+    """Write a checkpoint's weights as `run.export` would: adapters, or the transformer. Returns
+    which."""
     averaged = config.evaluation.weights == "ema"
     tensors = saved.tensors(f"{'ema' if averaged else 'weights'}.safetensors")
     model = config.model.build("cpu", ("denoiser",))
     try:
         model.load(tensors)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--checkpoint: {saved.path} does not fit the model: {' '.join(str(error).split())}") from error
+        raise UserError(f"--checkpoint: {saved.path} does not fit the model: "
+            f"{' '.join(str(error).split())}") from error
     form = "lora" if model.adapted else "transformer"
     model.save(folder, config.model.folder(), form)
     return form
 
 
 def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
-    """The checkpoint of this iteration, or the newest. Raises UserError, naming those that are there."""
+    """The checkpoint of this iteration, or the newest. Raises UserError, naming those that are
+    there."""
     where = checkpoints(config, folder)
     if "://" not in where and not Path(where).is_dir():
-        raise UserError(f"{folder}: expected weights/ or checkpoints, found neither there nor in {where}")
+        raise UserError(f"{folder}: expected weights/ or checkpoints, found neither there nor in "
+            f"{where}")
     store = Store(where)
     found = store.newest() if iteration is None else store.newest(iteration)
     if found:
@@ -136,7 +146,8 @@ def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
     there = ", ".join(str(number) for number in store.iterations()) or "none"
     damaged = "; ".join(f"{name}: {reason}" for name, reason in store.damaged)
     wanted = "weights/ or a valid checkpoint" if iteration is None else f"one of iteration {iteration}"
-    raise UserError(f"--checkpoint: expected {wanted} in {where}, found {there}{f' (damaged: {damaged})' if damaged else ''}")
+    raise UserError(f"--checkpoint: expected {wanted} in {where}, found "
+        f"{there}{f' (damaged: {damaged})' if damaged else ''}")
 
 
 def _loaded(path: Path, texts: Mapping[str, str]) -> Config:
@@ -154,7 +165,8 @@ def _with_adapter(config: Config, weights: Path, keep_alpha: bool = False) -> Co
 
 
 def _with(config: Config, keys: Mapping[str, Any]) -> Config:
-    """The config with other keys of the model, those that its family has; what trains and is exported plays no part."""
+    """The config with other keys of the model, those that its family has; what trains and is
+    exported plays no part."""
     model = cast(ModelOptions, config.model)
     known = {key: value for key, value in keys.items() if key in type(model).model_fields}
     return config.model_copy(update={"model": model.model_copy(update=known)})

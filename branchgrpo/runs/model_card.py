@@ -1,4 +1,5 @@
-"""The model card of exported weights: what they are, what they scored, and the stock call that draws what was evaluated."""
+"""The model card of exported weights: what they are, what they scored, and the stock call that
+draws what was evaluated."""
 
 from __future__ import annotations
 
@@ -18,21 +19,24 @@ PACKAGES = ("branchgrpo", "diffusers", "transformers", "peft", "torch")
 
 
 def write_card(folder: Path, config: Config, summary: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Write README.md beside a run's weights and say the call; neither where nothing was exported."""
+    """Write README.md beside a run's weights and say the call; neither where nothing was
+    exported."""
     model: Any = config.model
     if config.run.export == "none" or not isinstance(model, PipelineModel):
         return
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     (weights / "README.md").write_text(text(config, model, summary), encoding="utf-8")
-    say(f"{weights / 'README.md'} has the code that draws with these weights: {call(config, model)}")
+    say(f"{weights / 'README.md'} has the code that draws with these weights: "
+        f"{call(config, model)}")
 
 
 def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> str:
     """The card, in Markdown."""
     base, rows = Path(model.path.removeprefix("embedded:")).name, summary["held_out"]
     scores = [
-        f"| {name} | {one['before']:.4f} | {one['after']:.4f} | {one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}] |"
+        f"| {name} | {one['before']:.4f} | {one['after']:.4f} | {one['difference']:+.4f} "
+            f"[{one['low']:+.4f}, {one['high']:+.4f}] |"
         for name, one in rows.items()
     ]
     count = next((one["n"] for one in rows.values()), 0)
@@ -41,8 +45,10 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
     lines = [
         f"# {config.run.name}",
         "",
-        f"{base}, trained by reinforcement learning (branchgrpo, method family `{config.method.name}`{adapters}, {summary['iterations']} iterations, seed "
-        f"{config.run.seed}) against {', '.join(reward.title for reward in config.rewards)}. This folder holds {what}.",
+        f"{base}, trained by reinforcement learning (branchgrpo, method family "
+            f"`{config.method.name}`{adapters}, {summary['iterations']} iterations, seed "
+        f"{config.run.seed}) against "
+            f"{', '.join(reward.title for reward in config.rewards)}. This folder holds {what}.",
         "",
         "## Use",
         "",
@@ -54,7 +60,8 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
         "",
         "## Scores",
         "",
-        f"{count} held-out prompts, the same noise before and after; the 95 % interval is over prompts.",
+        f"{count} held-out prompts, the same noise before and after; the 95 % interval is "
+            "over prompts.",
         "",
         "| score | before | after | difference |",
         "|---|---|---|---|",
@@ -93,7 +100,8 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
     if form == "lora":
         lines.append('pipe.load_lora_weights(".")')
     if changes := _scheduler(config, model):
-        lines.append(f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {changes})")
+        lines.append("pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, "
+            f"{changes})")
     if model.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     prompt = "a photo of a cat" if not model.path.startswith("embedded:") else "the number 38 in black on yellow"
@@ -122,7 +130,10 @@ def _scheduler(config: Config, model: PipelineModel) -> str:
 def _remark(model: PipelineModel) -> str:
     if model.scheduler_config()["_class_name"] != scheduler.UNIPC:
         return ""
-    return " It took Euler's steps (solver_order 1 and no corrector); without that line the scheduler takes second-order ones on the same noise levels."
+    return (
+        " It took Euler's steps (solver_order 1 and no corrector); without that line the "
+        "scheduler takes second-order ones on the same noise levels."
+    )
 
 
 def _absent(model: PipelineModel) -> list[str]:

@@ -15,42 +15,65 @@ PICTURES = 4
 """Pictures of a prompt whose distances are measured."""
 
 Scores = dict[str, F32]
-"""Scores [P] of held-out prompts: `total`, which training maximises, and those reported, by reward/score."""
+"""Scores [P] of held-out prompts: `total`, which training maximises, and those reported, by
+reward/score."""
 
 
 class Evaluator:
     """Measures the weights that the rollout workers hold."""
 
     def __init__(self, config: Config, service: Service, forest: Forest):
-        self.config, self.service, self.forest = config, service, forest
+        self.config = config
+        self.service = service
+        self.forest = forest
         _, self.held_out = prompts.lists(config)
 
     def scores(self, version: int, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
-        """Scores of the first `count` held-out prompts under the ODE sampler and the pixels [pictures, F, H, W, 3] of the
-        first ones, with weights of this version."""
+        """Scores of the first `count` held-out prompts under the ODE sampler and the pixels
+        [pictures, F, H, W, 3] of the first ones, with weights of this version."""
         harvest, found = self._sample(version, count, 1, pictures)
         scores = {"total": harvest.total()} | {name: harvest.part(name) for name in harvest.parts}
         return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
 
     def diversity(self, version: int) -> F32:
-        """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a scale of 0 … 1."""
+        """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a
+        scale of 0 … 1."""
         count = self.config.evaluation.diversity
         _, found = self._sample(version, count, PICTURES, count)
-        return np.array([pairwise_distance(np.stack([found[row, tree] for tree in range(PICTURES)])) for row in range(count)], np.float32)
+        return np.array(
+            [
+                pairwise_distance(np.stack([found[row, tree] for tree in range(PICTURES)]))
+                for row in range(count)
+            ],
+            np.float32,
+        )
 
-    def _sample(self, version: int, count: int, trees: int, pictures: int) -> tuple[Harvest, dict[tuple[int, int], U8]]:
-        """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of the first `pictures` prompts."""
+    def _sample(
+        self, version: int, count: int, trees: int, pictures: int
+    ) -> tuple[Harvest, dict[tuple[int, int], U8]]:
+        """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of
+        the first `pictures` prompts."""
         texts, options = self.held_out[:count], self.config.evaluation
         averaged = options.weights == "ema" and version > 0
         if averaged:
             self.service.publish("ema")
         plan = ode_plan(self.config.schedule(options.steps))
-        harvest = self.forest.grow(plan, EVALUATION, version, list(range(len(texts))), texts, trees)
+        harvest = self.forest.grow(
+            plan,
+            iteration=EVALUATION,
+            version=version,
+            prompts=list(range(len(texts))),
+            texts=texts,
+            trees=trees,
+        )
         found: dict[tuple[int, int], U8] = {}
         for subtrees, reference in harvest.media:
             if any(subtree.prompt < pictures for subtree in subtrees):
                 pixels = self.service.rollouts.fetch(reference).pixels
-                found |= {(subtree.prompt, subtree.key.tree): picture for subtree, picture in zip(subtrees, pixels, strict=True)}
+                found |= {
+                    (subtree.prompt, subtree.key.tree): picture
+                    for subtree, picture in zip(subtrees, pixels, strict=True)
+                }
         if averaged:
             self.service.publish()
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
@@ -60,5 +83,9 @@ class Evaluator:
 def pairwise_distance(pixels: U8) -> float:
     """Mean over pairs of pictures [n, …] of their root mean square difference, 0 … 1."""
     flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255.0
-    pairs = [np.sqrt(np.square(one - other).mean()) for index, one in enumerate(flat) for other in flat[index + 1 :]]
+    pairs = [
+        np.sqrt(np.square(one - other).mean())
+        for index, one in enumerate(flat)
+        for other in flat[index + 1 :]
+    ]
     return float(np.mean(pairs))

@@ -1,4 +1,5 @@
-"""The driver's loop: plan → grow trees → score leaves → update → publish → log, and what survives failures of machines."""
+"""The driver's loop: plan → grow trees → score leaves → update → publish → log, and what survives
+failures of machines."""
 
 from __future__ import annotations
 
@@ -61,10 +62,22 @@ class Done:
 
 
 class Trainer:
-    """Trains one config on one service. `interrupted` is asked between iterations; checkpoints go to the store `where`."""
+    """Trains one config on one service. `interrupted` is asked between iterations; checkpoints go
+    to the store `where`."""
 
-    def __init__(self, config: Config, service: Service, run: str, display: Display, interrupted: Callable[[], bool], where: str):
-        self.config, self.service, self.display, self.interrupted = config, service, display, interrupted
+    def __init__(
+        self,
+        config: Config,
+        service: Service,
+        run: str,
+        display: Display,
+        interrupted: Callable[[], bool],
+        where: str,
+    ):
+        self.config = config
+        self.service = service
+        self.display = display
+        self.interrupted = interrupted
         self.train_prompts, _ = prompts.lists(config)
         self.forest = Forest(config, service, run)
         self.evaluator = Evaluator(config, service, self.forest)
@@ -76,15 +89,22 @@ class Trainer:
             self.begun_with = config.method
             self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
         self.ahead: deque[Grown] = deque()
-        self.stale = self.recoveries = self.reissued = self.saved = 0  # stale: trees dropped since the last figures
-        self.earlier: Mapping[str, int] = {}  # recoveries and reissued tasks under drivers before this one
-        self.where, self.origin, self.epoch = where, "", 0
+        # stale: trees dropped since the last figures
+        self.stale = self.recoveries = self.reissued = self.saved = 0
+        # recoveries and reissued tasks under drivers before this one
+        self.earlier: Mapping[str, int] = {}
+        self.where = where
+        self.origin = ""
+        self.epoch = 0
         self.updating = False  # an update was begun that the workers have not got
 
     def train(self, log: Log) -> Outcome:
         """The main loop, until the last iteration, the time limit or an interruption."""
-        outcome, ending, reached = self.outcome, "", -1
-        while reached != outcome.iterations:  # a failure at the last checkpoint may take the run back
+        outcome = self.outcome
+        ending = ""
+        reached = -1
+        # a failure at the last checkpoint may take the run back
+        while reached != outcome.iterations:
             ending = "iterations" if 0 < self.config.run.iterations <= outcome.iterations else ""
             while not ending:
                 done = self.surviving(self._iteration, log)
@@ -96,8 +116,8 @@ class Trainer:
         return outcome
 
     def surviving(self, work: Callable[[], T], log: Log) -> T:
-        """What `work` gives. When machines fail, the service recovers, the run goes back to its newest checkpoint if it
-        must, and `work` begins again."""
+        """What `work` gives. When machines fail, the service recovers, the run goes back to its
+        newest checkpoint if it must, and `work` begins again."""
         failure: Exception | None = None
         while True:
             try:
@@ -113,9 +133,19 @@ class Trainer:
         outcome, started = self.outcome, perf_counter()
         grown = self._next()
         self._tell(grown)
-        ready, plan, harvest = perf_counter(), grown.plan, grown.harvest
+        ready = perf_counter()
+        plan = grown.plan
+        harvest = grown.harvest
         self.updating = True
-        call = self.service.learners.begin("update", plan, grown.iteration, harvest.segments, harvest.conditioning, harvest.scores, size=harvest.edges(plan))
+        call = self.service.learners.begin(
+            "update",
+            plan,
+            grown.iteration,
+            harvest.segments,
+            harvest.conditioning,
+            harvest.scores,
+            size=harvest.edges(plan),
+        )
         self._grow_ahead()
         stats = self.service.learners.finish(call)[0]
         updated = perf_counter()
@@ -124,8 +154,17 @@ class Trainer:
         self.updating = False
         ended = perf_counter()
         outcome.seconds += ended - started
-        times = {"time/update": updated - ready, "time/publish": ended - updated, "time/iteration": ended - started, "time/training": outcome.seconds}
-        values = figures(harvest, stats, self.service.driver_bytes()) | times | self._adapt(grown.plan, harvest)
+        times = {
+            "time/update": updated - ready,
+            "time/publish": ended - updated,
+            "time/iteration": ended - started,
+            "time/training": outcome.seconds,
+        }
+        values = (
+            figures(harvest, stats, self.service.driver_bytes())
+            | times
+            | self._adapt(grown.plan, harvest)
+        )
         values |= {
             "tree/staleness": float(stats.version - 1 - grown.version),
             "tree/stale_dropped": self.stale,
@@ -134,19 +173,28 @@ class Trainer:
         self.stale = 0
         counts = self.service.follow()
         self.reissued = counts.get("reissued", 0)
-        values |= {f"service/{name}": float(count + self.earlier.get(name, 0)) for name, count in counts.items()}
+        values |= {
+            f"service/{name}": float(count + self.earlier.get(name, 0))
+            for name, count in counts.items()
+        }
         return Done(outcome.iterations, ended - started, values)
 
     def _conclude(self, done: Done, log: Log) -> str:
-        """What comes behind an update: checks, a checkpoint, figures. Returns why training ends here, or nothing. After a
-        failure it goes on where it was, unless the run has gone back meanwhile."""
+        """What comes behind an update: checks, a checkpoint, figures. Returns why training ends
+        here, or nothing. After a failure it goes on where it was, unless the run has gone back
+        meanwhile."""
         outcome, values = self.outcome, done.values
         if done.iteration != outcome.iterations:
             return ""
         done.ending = self._ending() if done.ending is None else done.ending
-        due = not done.ending and self.config.checkpoint.kept and (self.service.leaving() or self._due(done.seconds))
+        due = (
+            not done.ending
+            and self.config.checkpoint.kept
+            and (self.service.leaving() or self._due(done.seconds))
+        )
         if not done.told:
-            if not done.ending:  # behind the last iteration there is the whole check, and a checkpoint
+            # behind the last iteration there is the whole check, and a checkpoint
+            if not done.ending:
                 values |= self._check(done.seconds)
             if due:
                 self.save()
@@ -154,8 +202,14 @@ class Trainer:
             log.write(outcome.iterations, values)
             done.told = True
             self.display.update(outcome.iterations, values)
-            state = {"phase": "training", "iteration": outcome.iterations, "planned": self.config.run.iterations}
-            self.service.report(state | {"version": outcome.version, "epoch": self.epoch, "figures": values})
+            state = {
+                "phase": "training",
+                "iteration": outcome.iterations,
+                "planned": self.config.run.iterations,
+            }
+            self.service.report(
+                state | {"version": outcome.version, "epoch": self.epoch, "figures": values}
+            )
         if due and self.saved == outcome.iterations and (why := self.service.regroup()):
             self.display.note(f"learners formed anew: {why}")
             self._go_back(log)
@@ -173,21 +227,37 @@ class Trainer:
         return self._grow(self.outcome.iterations)
 
     def _grow_ahead(self) -> None:
-        """With async.max_staleness: grow while the learner updates, as far ahead as trees may be old."""
+        """With async.max_staleness: grow while the learner updates, as far ahead as trees may be
+        old."""
         last = self.config.run.iterations or np.inf
-        while len(self.ahead) < self.config.async_.max_staleness and (iteration := self.outcome.iterations + 1 + len(self.ahead)) < last:
+        while (
+            len(self.ahead) < self.config.async_.max_staleness
+            and (iteration := self.outcome.iterations + 1 + len(self.ahead)) < last
+        ):
             self.ahead.append(self._grow(iteration))
 
     def _grow(self, iteration: int) -> Grown:
         config, version = self.config, self.outcome.version
         plan = self.method.plan(iteration, self.schedule, config.run.seed)
-        chosen = prompts.deal(len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed)
+        chosen = prompts.deal(
+            len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed
+        )
         texts = [self.train_prompts[index] for index in chosen]
-        harvest = self.forest.grow(plan, iteration, version, chosen, texts, config.rollout.trees_per_prompt * plan.chains)
-        return Grown(iteration, version, plan, harvest, len(texts))
+        harvest = self.forest.grow(
+            plan,
+            iteration=iteration,
+            version=version,
+            prompts=chosen,
+            texts=texts,
+            trees=config.rollout.trees_per_prompt * plan.chains,
+        )
+        return Grown(
+            iteration=iteration, version=version, plan=plan, harvest=harvest, prompts=len(texts)
+        )
 
     def _tell(self, grown: Grown) -> None:
-        """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups. Each iteration's count is in the metrics."""
+        """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups.
+        Each iteration's count is in the metrics."""
         for kind, text in overlooked(grown.harvest, grown.prompts).items():
             if kind not in self.told:
                 self.told.add(kind)
@@ -196,8 +266,9 @@ class Trainer:
     # surviving
 
     def begin(self, log: Log | None = None, origin: str = "") -> bool:
-        """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the newest checkpoint, if there
-        is one, or from the checkpoint `origin`; returns whether there was."""
+        """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the
+        newest checkpoint, if there is one, or from the checkpoint `origin`; returns whether there
+        was."""
         self.origin = origin
         if log:
             return self._go_back(log)
@@ -209,21 +280,36 @@ class Trainer:
             self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
 
     def save(self) -> None:
-        """Write a checkpoint. One that cannot be written is said; training goes on. Raises StaleEpoch when another program
-        has taken the run over."""
+        """Write a checkpoint. One that cannot be written is said; training goes on. Raises
+        StaleEpoch when another program has taken the run over."""
         outcome = self.outcome
-        driver = {"iteration": outcome.iterations, "seconds": outcome.seconds, "gates": outcome.gates}
-        driver |= {"is": self.identity} | ({"chooser": self.chooser.state()} if self.chooser else {})
+        driver = {
+            "iteration": outcome.iterations,
+            "seconds": outcome.seconds,
+            "gates": outcome.gates,
+        }
+        driver |= {"is": self.identity} | (
+            {"chooser": self.chooser.state()} if self.chooser else {}
+        )
         try:
-            found = self.service.learners.call("checkpoint", self.where, outcome.iterations, self.epoch, driver)[0]
+            found = self.service.learners.call(
+                "checkpoint", self.where, outcome.iterations, self.epoch, driver
+            )[0]
         except StaleEpoch:
-            self.service.report({"phase": "taken over by another program", "figures": {"checkpoint/rejected": 1.0}})
+            self.service.report(
+                {"phase": "taken over by another program", "figures": {"checkpoint/rejected": 1.0}}
+            )
             raise
         if "failed" in found:
-            self.display.note(f"checkpoint of iteration {outcome.iterations} could not be written: {found['failed']}; training goes on")
+            self.display.note(
+                f"checkpoint of iteration {outcome.iterations} could not be written: "
+                f"{found['failed']}; training goes on"
+            )
         else:
             self.saved = outcome.iterations
-            self.service.report({"checkpoint": {"iteration": self.saved, "path": self.where, "time": time()}})
+            self.service.report(
+                {"checkpoint": {"iteration": self.saved, "path": self.where, "time": time()}}
+            )
 
     @cached_property
     def identity(self) -> Identity:
@@ -234,14 +320,18 @@ class Trainer:
         self.recoveries += 1
         self.ahead.clear()
         self.display.note(f"recovering: {type(error).__name__}: {error}")
-        if self.service.recover(error) or self.updating:  # an update that was begun must not be made twice
+        # an update that was begun must not be made twice
+        if self.service.recover(error) or self.updating:
             self.updating = False
             self._go_back(log)
-        else:  # workers may hold other weights, such as those of a check, or what was published last is gone
+        # workers may hold other weights, such as those of a check, or what was published last is
+        # gone
+        else:
             self.outcome.version = self.service.publish()
 
     def _go_back(self, log: Log) -> bool:
-        """To the newest checkpoint; writers of earlier epochs are fenced off. Returns whether there was one."""
+        """To the newest checkpoint; writers of earlier epochs are fenced off. Returns whether there
+        was one."""
         self._claim()
         return self._restore(log)
 
@@ -254,7 +344,9 @@ class Trainer:
         outcome.gates = dict(state.get("gates", {}))
         self.saved = outcome.iterations
         if self.chooser:
-            self.chooser = SplitChooser(self.begun_with, self.config.sampling.steps, self.config.run.seed)
+            self.chooser = SplitChooser(
+                self.begun_with, self.config.sampling.steps, self.config.run.seed
+            )
             if state.get("chooser"):
                 try:
                     self.chooser.load(state["chooser"])
@@ -269,7 +361,9 @@ class Trainer:
 
     def _due(self, seconds: float) -> bool:
         """A checkpoint is due behind an iteration that took `seconds`."""
-        options, total, period = self.config.checkpoint, self.outcome.seconds, 60 * self.config.checkpoint.every_minutes
+        options = self.config.checkpoint
+        total = self.outcome.seconds
+        period = 60 * self.config.checkpoint.every_minutes
         by_count = options.every > 0 and self.outcome.iterations % options.every == 0
         return by_count or (period > 0 and total // period > (total - seconds) // period)
 
@@ -291,23 +385,35 @@ class Trainer:
     def _adapt(self, plan: BranchPlan, harvest: Harvest) -> dict[str, float]:
         if not self.chooser:
             return {}
-        self.chooser.observe(plan, np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)]))
+        self.chooser.observe(
+            plan, np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)])
+        )
         self.method = self.chooser.method
         return {f"splits/{index}": float(step) for index, step in enumerate(plan.splits)}
 
     def _check(self, seconds: float) -> dict[str, float]:
         """The held-out check, when it is due behind an iteration that took `seconds`."""
-        options, iteration, total = self.config.evaluation, self.outcome.iterations, self.outcome.seconds
+        options = self.config.evaluation
+        iteration = self.outcome.iterations
+        total = self.outcome.seconds
         due = options.every > 0 and iteration % options.every == 0
-        due |= options.every_seconds > 0 and total // options.every_seconds > (total - seconds) // options.every_seconds
+        due |= (
+            options.every_seconds > 0
+            and total // options.every_seconds > (total - seconds) // options.every_seconds
+        )
         if not due:
             return {}
         scores, _ = self.evaluate(min(options.prompts_between, options.prompts))
         return {f"held_out/{name}": float(values.mean()) for name, values in scores.items()}
 
     def _publish(self, stats: StepStats) -> None:
-        """Publish, and once, after the first step that changed anything, check that the workers changed with it."""
-        gate = self.config.gates.enabled and "probe_difference" not in self.outcome.gates and stats.optimiser_steps > 0
+        """Publish, and once, after the first step that changed anything, check that the workers
+        changed with it."""
+        gate = (
+            self.config.gates.enabled
+            and "probe_difference" not in self.outcome.gates
+            and stats.optimiser_steps > 0
+        )
         before = self.service.rollouts.broadcast("probe") if gate else []
         self.outcome.version = self.service.publish()
         if not np.isnan(stats.on_policy_deviation):
@@ -319,9 +425,18 @@ class Trainer:
         """before: the velocity that all workers had, see actors.rollout.probe."""
         learner, bound = self.service.learners.call("probe")[0], self.config.gates.probe_tolerance
         for worker, new in enumerate(self.service.rollouts.broadcast("probe")):
-            difference, change = float(np.abs(new - learner).max()), float(np.abs(new - before).max())
-            self.outcome.gates["probe_difference"] = max(difference, self.outcome.gates.get("probe_difference", 0.0))
+            difference = float(np.abs(new - learner).max())
+            change = float(np.abs(new - before).max())
+            self.outcome.gates["probe_difference"] = max(
+                difference, self.outcome.gates.get("probe_difference", 0.0)
+            )
             if change == 0.0:
-                raise GateError(f"gate weights arrive: rollout-{worker} computes the same velocity as before the first publish")
+                raise GateError(
+                    f"gate weights arrive: rollout-{worker} computes the same velocity as "
+                    "before the first publish"
+                )
             if not difference <= bound:
-                raise GateError(f"gate weights arrive: expected rollout-{worker}'s velocity within {bound:g} of the learner's, got {difference:.3g}")
+                raise GateError(
+                    f"gate weights arrive: expected rollout-{worker}'s velocity within "
+                    f"{bound:g} of the learner's, got {difference:.3g}"
+                )

@@ -1,4 +1,5 @@
-"""Where a run's seconds went, by stage; also of drivers before this one, and of a stage that goes on."""
+"""Where a run's seconds went, by stage; also of drivers before this one, and of a stage that goes
+on."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from time import perf_counter
 
 
 class Stages:
-    """Seconds by stage. earlier: those of drivers before this one. Another thread may ask at any time."""
+    """Seconds by stage. earlier: those of drivers before this one. Another thread may ask at any
+    time."""
 
     def __init__(self, earlier: Mapping[str, float] | None = None):
         self.earlier = dict(earlier or {})
@@ -40,4 +42,7 @@ class Stages:
     def now(self) -> dict[str, float]:
         """Of all drivers."""
         own = self.own()
-        return {stage: self.earlier.get(stage, 0.0) + own.get(stage, 0.0) for stage in [*self.earlier, *(stage for stage in own if stage not in self.earlier)]}
+        return {
+            stage: self.earlier.get(stage, 0.0) + own.get(stage, 0.0)
+            for stage in [*self.earlier, *(stage for stage in own if stage not in self.earlier)]
+        }

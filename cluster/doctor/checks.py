@@ -1,4 +1,5 @@
-"""What `run.py doctor` looks at: each check takes what was found, judges it, and says what to do."""
+"""What `run.py doctor` looks at: each check takes what was found, judges it, and says what to
+do."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from uuid import uuid4
 
 import ray
 from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
-from ray._private.runtime_env.packaging import _dir_travel  # no public call tells what an upload takes
+
+# no public call tells what an upload takes
+from ray._private.runtime_env.packaging import _dir_travel
 
 from cluster.doctor.machines import DRIVER, Answers, Machines, failures, leave, missing, remove
 from cluster.reach import lets_all_in, reachable, token_hint, token_path
@@ -45,34 +48,59 @@ def nodes(address: str, machines: Machines) -> Finding:
     dead = sum(not node["Alive"] for node in ray.nodes())
     gone = f", {dead} more have gone" if dead else ""
     size = f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU"
-    return Finding("ok", f"Ray {ray.__version__} at {address}: {_nodes(len(machines.nodes))}{gone}, {size}")
+    return Finding(
+        "ok", f"Ray {ray.__version__} at {address}: {_nodes(len(machines.nodes))}{gone}, {size}"
+    )
 
 
 def ports(session: Session) -> Finding:
-    """Can the dashboard (for `ray job submit`), the GCS (for drivers) and the client server (for ray://) be reached from here?"""
+    """Can the dashboard (for `ray job submit`), the GCS (for drivers) and the client server (for
+    ray://) be reached from here?"""
     host, dashboard = session.address.rpartition(":")[0], session.dashboard.removeprefix("http://")
     served = {"GCS": session.address, "dashboard": dashboard, "client": f"{host}:{CLIENT_PORT}"}
     closed = [name for name, address in served.items() if not address or not reachable(address)]
-    text = "; ".join(f"{name} {address or 'not served'}{' closed' if address and name in closed else ''}" for name, address in served.items())
+    text = "; ".join(
+        f"{name} {address or 'not served'}{' closed' if address and name in closed else ''}"
+        for name, address in served.items()
+    )
     if "GCS" in closed:
         return Finding("fail", text, "open the port of the GCS between this machine and the head")
     if "dashboard" in closed:
-        return Finding("warn", text, "ray job submit, metrics and the dashboard need it: start the head with --include-dashboard true")
+        return Finding(
+            "warn",
+            text,
+            "ray job submit, metrics and the dashboard need it: start the head with "
+            "--include-dashboard true",
+        )
     return Finding("ok", text + (" (only ray:// addresses need it)" if closed else ""))
 
 
 def authentication(address: str) -> Finding:
     """Does the Ray at this address let in whoever reaches it? Empty: none runs."""
     if not address:
-        return Finding("ok", f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE') or '(not set: the default of the Ray that is started here)'}")
+        unset = "(not set: the default of the Ray that is started here)"
+        return Finding("ok", f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE') or unset}")
     if not lets_all_in(address):
-        return Finding("ok", f"Ray asks for a token, and so does its dashboard{token_hint()}".replace(", which asks for a token", ""))
-    advice = "start Ray with RAY_AUTH_MODE=token on all nodes and set it here; ray get-auth-token --generate makes a token"
-    return Finding("warn", "Ray asks for no token: whoever reaches its ports can run code on every node", advice)
+        return Finding(
+            "ok",
+            f"Ray asks for a token, and so does its dashboard{token_hint()}".replace(
+                ", which asks for a token", ""
+            ),
+        )
+    advice = (
+        "start Ray with RAY_AUTH_MODE=token on all nodes and set it here; ray "
+        "get-auth-token --generate makes a token"
+    )
+    return Finding(
+        "warn",
+        "Ray asks for no token: whoever reaches its ports can run code on every node",
+        advice,
+    )
 
 
 def token_mode() -> tuple[str, int] | None:
-    """The token file that Ray reads on the machine it runs on, and its mode; None where there is none or the token is a variable."""
+    """The token file that Ray reads on the machine it runs on, and its mode; None where there is
+    none or the token is a variable."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
     path = token_path()
@@ -86,107 +114,220 @@ def token_file(answers: Answers) -> Finding:
     found = {name: answer for name, answer in answers.items() if answer}
     open_to = {name: (path, mode) for name, (path, mode) in found.items() if mode & 0o077}
     if open_to:
-        text = ", ".join(f"{name}: {path} has mode {mode:o}" for name, (path, mode) in open_to.items())
+        text = ", ".join(
+            f"{name}: {path} has mode {mode:o}" for name, (path, mode) in open_to.items()
+        )
         state: State = "fail" if any(mode & 0o007 for _, mode in open_to.values()) else "warn"
-        return Finding(state, f"others may read the token: {text}", f"chmod 600 {' '.join(sorted({path for path, _ in open_to.values()}))}")
-    return Finding("ok", ", ".join(f"{name}: {path} is its owner's alone" for name, (path, _) in found.items()) or "none: no token, or RAY_AUTH_TOKEN holds it")
+        return Finding(
+            state,
+            f"others may read the token: {text}",
+            f"chmod 600 {' '.join(sorted({path for path, _ in open_to.values()}))}",
+        )
+    return Finding(
+        "ok",
+        ", ".join(f"{name}: {path} is its owner's alone" for name, (path, _) in found.items())
+        or "none: no token, or RAY_AUTH_TOKEN holds it",
+    )
 
 
 def versions(facts: Answers) -> Finding:
     """The same Python, packages and code on every node as here."""
     if broken := failures(facts):
-        return Finding("fail", broken, "the node's Python cannot say what it has: install the same environment on all nodes")
+        return Finding(
+            "fail",
+            broken,
+            "the node's Python cannot say what it has: install the same environment on all nodes",
+        )
     ours, wrong = _named(facts[DRIVER]), []
     for name, answer in facts.items():
-        wrong += [f"{name} has {what} {got}, {ours[what]} is here" for what, got in _named(answer).items() if got != ours[what]]
+        wrong += [
+            f"{name} has {what} {got}, {ours[what]} is here"
+            for what, got in _named(answer).items()
+            if got != ours[what]
+        ]
     text = ", ".join(f"{what} {version}" for what, version in ours.items())
     if wrong:
-        return Finding("fail", "; ".join(wrong), "install the same environment on all nodes; code travels with ray job submit --working-dir .")
-    return Finding("ok", f"{text}, on {_nodes(len(facts) - 1)} and here" if len(facts) > 1 else text)
+        return Finding(
+            "fail",
+            "; ".join(wrong),
+            "install the same environment on all nodes; code travels with ray job submit "
+            "--working-dir .",
+        )
+    return Finding(
+        "ok", f"{text}, on {_nodes(len(facts) - 1)} and here" if len(facts) > 1 else text
+    )
 
 
 def _named(machine: Mapping[str, Any]) -> dict[str, str]:
-    return {"Python": machine["python"], **machine["packages"], **{f"{name}'s code": digest for name, digest in machine["code"].items()}}
+    return {
+        "Python": machine["python"],
+        **machine["packages"],
+        **{f"{name}'s code": digest for name, digest in machine["code"].items()},
+    }
 
 
-def gpus(counted: Mapping[str, int], facts: Answers, wanted: Mapping[str, tuple[int, float]]) -> Finding:
-    """Are there as many as the config wants, and does torch see those that Ray counts? counted: by node. wanted: by role, actors
-    and GPUs of each."""
-    seen = {name: None if answer["cuda"] is None else len(answer["cuda"]) for name, answer in facts.items() if not isinstance(answer, Exception)}
+def gpus(
+    counted: Mapping[str, int], facts: Answers, wanted: Mapping[str, tuple[int, float]]
+) -> Finding:
+    """Are there as many as the config wants, and does torch see those that Ray counts? counted: by
+    node. wanted: by role, actors and GPUs of each."""
+    seen = {
+        name: None if answer["cuda"] is None else len(answer["cuda"])
+        for name, answer in facts.items()
+        if not isinstance(answer, Exception)
+    }
     have = sum(counted.values()) if counted else seen.get(DRIVER) or 0
     need = sum(count * each for count, each in wanted.values())
     where = f"on {_nodes(len(counted))}" if counted else "here"
     if have < need:
         roles = ", ".join(f"{count} {role} × {each:g}" for role, (count, each) in wanted.items())
-        advice = "ask the cluster that it is for (--address HOST:PORT), start nodes with more, or set ROLE.gpus and the number of actors"
-        return Finding("fail", f"the config wants {need:g} ({roles}), {have or 'none'} {'are' if have != 1 else 'is'} {where}", advice)
+        advice = (
+            "ask the cluster that it is for (--address HOST:PORT), start nodes with more, "
+            "or set ROLE.gpus and the number of actors"
+        )
+        return Finding(
+            "fail",
+            f"the config wants {need:g} ({roles}), {have or 'none'} "
+            f"{'are' if have != 1 else 'is'} {where}",
+            advice,
+        )
     if not counted:
-        return Finding("ok", f"torch sees {seen.get(DRIVER) or 'no'} GPUs here, the config wants {f'{need:g}' if need else 'none'}")
-    lacking = [f"{name}: Ray counts {count}, torch sees {seen[name] or 0}" for name, count in counted.items() if name in seen and count > (seen[name] or 0)]
+        return Finding(
+            "ok",
+            f"torch sees {seen.get(DRIVER) or 'no'} GPUs here, the config wants "
+            f"{f'{need:g}' if need else 'none'}",
+        )
+    lacking = [
+        f"{name}: Ray counts {count}, torch sees {seen[name] or 0}"
+        for name, count in counted.items()
+        if name in seen and count > (seen[name] or 0)
+    ]
     if lacking:
-        return Finding("fail", "; ".join(lacking), "install a torch with CUDA and the driver it needs, and start Ray with the GPUs that are there")
-    unused = [f"{name}: Ray counts {count}, torch sees {seen[name]}" for name, count in counted.items() if (seen.get(name) or 0) > count]
+        return Finding(
+            "fail",
+            "; ".join(lacking),
+            "install a torch with CUDA and the driver it needs, and start Ray with the "
+            "GPUs that are there",
+        )
+    unused = [
+        f"{name}: Ray counts {count}, torch sees {seen[name]}"
+        for name, count in counted.items()
+        if (seen.get(name) or 0) > count
+    ]
     if unused:
         return Finding("warn", "; ".join(unused), "start Ray on that node with --num-gpus")
-    told = f"{have} on {sum(map(bool, counted.values()))} of {_nodes(len(counted))}, torch sees all; the config wants {need:g}"
+    told = (
+        f"{have} on {sum(map(bool, counted.values()))} of {_nodes(len(counted))}, torch sees "
+        f"all; the config wants {need:g}"
+    )
     return Finding("ok", told)
 
 
 def object_store(stores: Mapping[str, int], wanted: int, published: int) -> Finding:
-    """Room for two versions of the weights, and for what the config would start here. Sizes in bytes; stores: by node."""
+    """Room for two versions of the weights, and for what the config would start here. Sizes in
+    bytes; stores: by node."""
     smallest, size = min(stores.items(), key=lambda entry: entry[1])
     text = f"{_size(size)} on {smallest}, the smallest"
     text += f"; published weights {_size(published)}" if published else ""
     if size < 2 * published:
-        return Finding("fail", f"{text}: expected room for two versions of them", f"ray start --object-store-memory {2 * published}")
+        return Finding(
+            "fail",
+            f"{text}: expected room for two versions of them",
+            f"ray start --object-store-memory {2 * published}",
+        )
     if size < wanted:
-        return Finding("warn", f"{text}: expected cluster.object_store_mb, {_size(wanted)}", f"ray start --object-store-memory {wanted}")
+        return Finding(
+            "warn",
+            f"{text}: expected cluster.object_store_mb, {_size(wanted)}",
+            f"ray start --object-store-memory {wanted}",
+        )
     return Finding("ok", text)
 
 
 def shared_memory(facts: Answers, stores: Mapping[str, int], wanted: int) -> Finding:
     """/dev/shm holds the object store. In bytes; wanted: of a Ray that is started here."""
-    have = {name: answer["shm"] for name, answer in facts.items() if not isinstance(answer, Exception)}
+    have = {
+        name: answer["shm"] for name, answer in facts.items() if not isinstance(answer, Exception)
+    }
     if none := [name for name, shm in have.items() if shm is None]:
-        return Finding("warn", f"no /dev/shm on {', '.join(none)}: the object store goes to the disk", "mount a tmpfs there")
-    small = [f"{name}: {_size(shm[0])} for an object store of {_size(need)}" for name, shm in have.items() if shm[0] < (need := stores.get(name, wanted))]
+        return Finding(
+            "warn",
+            f"no /dev/shm on {', '.join(none)}: the object store goes to the disk",
+            "mount a tmpfs there",
+        )
+    small = [
+        f"{name}: {_size(shm[0])} for an object store of {_size(need)}"
+        for name, shm in have.items()
+        if shm[0] < (need := stores.get(name, wanted))
+    ]
     if small:
-        return Finding("warn", "; ".join(small), "in a container: --shm-size, or a memory emptyDir at /dev/shm")
-    return Finding("ok", ", ".join(f"{name}: {_size(shm[1])} of {_size(shm[0])} free" for name, shm in have.items()))
+        return Finding(
+            "warn", "; ".join(small), "in a container: --shm-size, or a memory emptyDir at /dev/shm"
+        )
+    return Finding(
+        "ok",
+        ", ".join(f"{name}: {_size(shm[1])} of {_size(shm[0])} free" for name, shm in have.items()),
+    )
 
 
 def files(facts: Answers) -> Finding:
     """What the model and the rewards are loaded from, on every node."""
-    lacking = [f"{name}: {file}" for name, answer in facts.items() if not isinstance(answer, Exception) for file, there in answer["files"].items() if not there]
+    lacking = [
+        f"{name}: {file}"
+        for name, answer in facts.items()
+        if not isinstance(answer, Exception)
+        for file, there in answer["files"].items()
+        if not there
+    ]
     if lacking:
         return Finding(
             "fail",
             f"expected these files, found none: {'; '.join(lacking)}",
-            "put models and rewards on storage that all nodes mount at the same place, or copy them",
+            "put models and rewards on storage that all nodes mount at the same place, or "
+            "copy them",
         )
-    return Finding("ok", "on all machines" if facts[DRIVER]["files"] else "all are shipped with the package")
+    return Finding(
+        "ok", "on all machines" if facts[DRIVER]["files"] else "all are shipped with the package"
+    )
 
 
 def clocks(found: Mapping[str, tuple[float, float]]) -> Finding:
     """Do the nodes' clocks agree with ours? found: by node, seconds ahead and how exact that is."""
-    text = ", ".join(f"{name} {ahead:+.2f} ± {exact:.2f} s" for name, (ahead, exact) in found.items())
+    text = ", ".join(
+        f"{name} {ahead:+.2f} ± {exact:.2f} s" for name, (ahead, exact) in found.items()
+    )
     wrong = any(abs(ahead) - exact > SKEW_SECONDS for ahead, exact in found.values())
-    return Finding("warn", text, "run an NTP client on all nodes: ages and times in logs don't compare") if wrong else Finding("ok", text)
+    return (
+        Finding(
+            "warn", text, "run an NTP client on all nodes: ages and times in logs don't compare"
+        )
+        if wrong
+        else Finding("ok", text)
+    )
 
 
 def job_stop(environment: Mapping[str, str]) -> Finding:
-    """Has a submitted job the time to save a checkpoint when it is stopped? Ray gives 3 s unless told otherwise."""
+    """Has a submitted job the time to save a checkpoint when it is stopped? Ray gives 3 s unless
+    told otherwise."""
     if IN_JOB not in environment:
         return Finding("ok", f"not in a submitted job; submit with {GRACE} in its env_vars")
     seconds = environment.get(GRACE, "")
     if seconds.isdigit() and int(seconds) >= GRACE_SECONDS:
         return Finding("ok", f"{GRACE}={seconds}")
-    advice = f'ray job submit --runtime-env-json \'{{"env_vars": {{"{GRACE}": "{GRACE_SECONDS}"}}}}\''
-    return Finding("warn", f"{GRACE}={seconds or '(unset: 3 s)'}: ray job stop may kill the run before its checkpoint is written", advice)
+    advice = (
+        f'ray job submit --runtime-env-json \'{{"env_vars": {{"{GRACE}": "{GRACE_SECONDS}"}}}}\''
+    )
+    return Finding(
+        "warn",
+        f"{GRACE}={seconds or '(unset: 3 s)'}: ray job stop may kill the run before its "
+        "checkpoint is written",
+        advice,
+    )
 
 
 def working_dir(folder: Path, limit: int) -> Finding:
-    """Does what `ray job submit --working-dir` would upload of the folder fit Ray's limit, in bytes? Ray packs without compressing."""
+    """Does what `ray job submit --working-dir` would upload of the folder fit Ray's limit, in
+    bytes? Ray packs without compressing."""
     sizes = Counter[str]()
 
     def add(path: Path) -> None:
@@ -197,12 +338,30 @@ def working_dir(folder: Path, limit: int) -> Finding:
 
     try:
         # honours .gitignore and .rayignore as the upload does
-        _dir_travel(folder, [], add, include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1", logger=logging.Logger("silent", 100))
+        _dir_travel(
+            folder,
+            [],
+            add,
+            include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
+            logger=logging.Logger("silent", 100),
+        )
     except _Enough:
         ((largest, size),) = sizes.most_common(1)
-        text = f"{folder}: more than {_size(limit)}, Ray's limit for ray job submit --working-dir; {_size(size)} or more of it in {largest}"
-        return Finding("warn", text, "name what the run does not need in .gitignore or .rayignore, and keep data on shared storage")
-    return Finding("ok", f"{folder}: {_size(sizes.total())} to upload with ray job submit, of {_size(limit)} at most")
+        text = (
+            f"{folder}: more than {_size(limit)}, Ray's limit for ray job submit "
+            f"--working-dir; {_size(size)} or more of it in {largest}"
+        )
+        return Finding(
+            "warn",
+            text,
+            "name what the run does not need in .gitignore or .rayignore, and keep data on "
+            "shared storage",
+        )
+    return Finding(
+        "ok",
+        f"{folder}: {_size(sizes.total())} to upload with ray job submit, of {_size(limit)} "
+        "at most",
+    )
 
 
 class _Enough(Exception):
@@ -218,8 +377,15 @@ def disk(folder: str, trained: int) -> Finding:
         path = path.parent
     status = os.statvfs(path)
     free, need = status.f_bavail * status.f_frsize, trained * STATE_BYTES
-    text = f"{_size(free)} free at {path}; a checkpoint needs {f'about {_size(need)}' if trained else 'three times the trained weights'}"
-    return Finding("fail", text, "free space, or another checkpoint.folder") if free < need else Finding("ok", text)
+    text = (
+        f"{_size(free)} free at {path}; a checkpoint needs "
+        f"{f'about {_size(need)}' if trained else 'three times the trained weights'}"
+    )
+    return (
+        Finding("fail", text, "free space, or another checkpoint.folder")
+        if free < need
+        else Finding("ok", text)
+    )
 
 
 def storage(machines: Machines, folder: str) -> Finding:
@@ -228,20 +394,34 @@ def storage(machines: Machines, folder: str) -> Finding:
     left = [answer for answer in written.values() if not isinstance(answer, Exception)]
     try:
         if broken := failures(written):
-            return Finding("fail", f"{folder} cannot be written: {broken}", "expected a folder that the user of every node's Ray may write")
+            return Finding(
+                "fail",
+                f"{folder} cannot be written: {broken}",
+                "expected a folder that the user of every node's Ray may write",
+            )
         seen = machines.call(missing, folder, left)
     finally:
         machines.call(remove, folder, left)
     if broken := failures(seen):
-        return Finding("fail", f"{folder} cannot be read: {broken}", "expected a folder that the user of every node's Ray may read")
+        return Finding(
+            "fail",
+            f"{folder} cannot be read: {broken}",
+            "expected a folder that the user of every node's Ray may read",
+        )
     blind = [name for name, absent in seen.items() if absent]
     if blind:
         return Finding(
             "fail",
-            f"{folder} is not the same folder everywhere: {', '.join(blind)} see files that others wrote there not",
+            f"{folder} is not the same folder everywhere: {', '.join(blind)} see files that "
+            "others wrote there not",
             "mount the same storage at the same place on all nodes, or name a URL",
         )
-    return Finding("ok", f"{folder}: written and seen by {len(written)} machines" if len(written) > 1 else f"{folder}: writable")
+    return Finding(
+        "ok",
+        f"{folder}: written and seen by {len(written)} machines"
+        if len(written) > 1
+        else f"{folder}: writable",
+    )
 
 
 def _nodes(count: int) -> str:

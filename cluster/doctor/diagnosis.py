@@ -27,19 +27,24 @@ if TYPE_CHECKING:
 class Needs:
     """What a run wants of a cluster, as plain values."""
 
-    machine: Callable[..., dict[str, Any]]  # (files, cuda) → facts of the machine it runs on: python, packages, code, shm, files, cuda
-    own: Mapping[str, Callable[[], str]] = field(default_factory=dict)  # further checks in this process, which return a line or raise
+    # (files, cuda) → facts of the machine it runs on: python, packages, code, shm, files, cuda
+    machine: Callable[..., dict[str, Any]]
+    # further checks in this process, which return a line or raise
+    own: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     files: Sequence[str] = ()  # that every node must have
-    folders: Mapping[str, str] = field(default_factory=dict)  # that all nodes must share, by config key
+    # that all nodes must share, by config key
+    folders: Mapping[str, str] = field(default_factory=dict)
     checkpoints: str = ""  # the folder for checkpoints
-    gpus: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # actors that reserve some, by role: how many, and GPUs of each
+    # actors that reserve some, by role: how many, and GPUs of each
+    gpus: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     object_store_mb: int = 0
     published_bytes: int = 0  # 0 = not known
     trained: int = 0  # numbers; 0 = not known
 
 
 def diagnose(address: str, needs: Needs) -> dict[str, Finding]:
-    """All findings, by check. Connects to Ray where one runs, else looks at this machine; starts no Ray and leaves nothing behind.
+    """All findings, by check. Connects to Ray where one runs, else looks at this machine; starts no
+    Ray and leaves nothing behind.
 
     address: "local" = this machine, whatever runs here.
     """
@@ -51,7 +56,9 @@ def diagnose(address: str, needs: Needs) -> dict[str, Finding]:
             found["ray"] = Finding("ok", "started with the run: only this machine is looked at")
     except PlacementError as error:
         asked = address not in ("", "auto") or bool(os.environ.get("RAY_ADDRESS"))
-        found["ray"] = Finding("fail" if asked else "ok", f"{error}; only this machine is looked at")
+        found["ray"] = Finding(
+            "fail" if asked else "ok", f"{error}; only this machine is looked at"
+        )
     try:
         with Machines() as machines:
             found |= examine(_checks(session, machines, needs))
@@ -62,7 +69,8 @@ def diagnose(address: str, needs: Needs) -> dict[str, Finding]:
 
 
 def examine(every: Mapping[str, Callable[[], Finding | str]]) -> dict[str, Finding]:
-    """Run every check. A line is ok; an exception is a failure and keeps none of the others from running."""
+    """Run every check. A line is ok; an exception is a failure and keeps none of the others from
+    running."""
     found = {}
     for name, check in every.items():
         try:
@@ -73,14 +81,24 @@ def examine(every: Mapping[str, Callable[[], Finding | str]]) -> dict[str, Findi
     return found
 
 
-def _checks(session: Session | None, machines: Machines, needs: Needs) -> dict[str, Callable[[], Finding | str]]:
+def _checks(
+    session: Session | None, machines: Machines, needs: Needs
+) -> dict[str, Callable[[], Finding | str]]:
     counted = {name: int(node["Resources"].get("GPU", 0)) for name, node in machines.nodes.items()}
-    stores = {name: int(node["Resources"].get("object_store_memory", 0)) for name, node in machines.nodes.items()}
-    facts = machines.call(needs.machine, list(needs.files), bool(needs.gpus) or any(counted.values()))
+    stores = {
+        name: int(node["Resources"].get("object_store_memory", 0))
+        for name, node in machines.nodes.items()
+    }
+    facts = machines.call(
+        needs.machine, list(needs.files), bool(needs.gpus) or any(counted.values())
+    )
     wanted = needs.object_store_mb << 20
     every: dict[str, Callable[[], Finding | str]] = {}
     if session:
-        every |= {"ray": partial(checks.nodes, session.address, machines), "ports": partial(checks.ports, session)}
+        every |= {
+            "ray": partial(checks.nodes, session.address, machines),
+            "ports": partial(checks.ports, session),
+        }
     every |= {
         "authentication": partial(checks.authentication, session.address if session else ""),
         "token file": lambda: checks.token_file(machines.call(checks.token_mode)),
@@ -93,8 +111,14 @@ def _checks(session: Session | None, machines: Machines, needs: Needs) -> dict[s
         "disk": partial(checks.disk, needs.checkpoints, needs.trained),
     }
     if session:
-        every |= {"object store": partial(checks.object_store, stores, wanted, needs.published_bytes), "clocks": lambda: checks.clocks(machines.clocks())}
-    every |= {f"storage {key}": partial(checks.storage, machines, folder) for key, folder in needs.folders.items()}
+        every |= {
+            "object store": partial(checks.object_store, stores, wanted, needs.published_bytes),
+            "clocks": lambda: checks.clocks(machines.clocks()),
+        }
+    every |= {
+        f"storage {key}": partial(checks.storage, machines, folder)
+        for key, folder in needs.folders.items()
+    }
     return every | dict(needs.own)
 
 
@@ -113,9 +137,12 @@ def render(found: Mapping[str, Finding]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table, colours = Table.grid(padding=(0, 2, 0, 0)), {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table.grid(padding=(0, 2, 0, 0))
+    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for name, finding in found.items():
-        table.add_row(Text(finding.state, style=colours[finding.state]), Text(name), Text(finding.text))
+        table.add_row(
+            Text(finding.state, style=colours[finding.state]), Text(name), Text(finding.text)
+        )
         if finding.advice:
             table.add_row("", "", Text(f"→ {finding.advice}", style="dim"))
     return table

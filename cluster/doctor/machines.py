@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -33,7 +34,8 @@ class Probe:
 
 
 class Machines:
-    """Every living node of the cluster that this process is connected to, and this process; the process alone where there is no cluster.
+    """Every living node of the cluster that this process is connected to, and this process; the
+    process alone where there is no cluster.
 
     Functions travel by value, so that nodes on which our packages are missing can say so.
     """
@@ -55,10 +57,19 @@ class Machines:
                 name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
                 place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 self.nodes[name] = node
-                self.probes[name] = ray.remote(Probe).options(num_cpus=0, scheduling_strategy=place, runtime_env=seeing).remote()
+                self.probes[name] = (
+                    ray.remote(Probe)
+                    .options(num_cpus=0, scheduling_strategy=place, runtime_env=seeing)
+                    .remote()
+                )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for probe in self.probes.values():
             ray.kill(probe)
         if self.probes:
@@ -67,18 +78,24 @@ class Machines:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Answers:
         """Run it everywhere, on the nodes at the same time."""
         by_value = sys.modules[function.__module__]
-        foreign = bool(self.probes) and by_value.__name__ not in cloudpickle.list_registry_pickle_by_value()
+        foreign = (
+            bool(self.probes)
+            and by_value.__name__ not in cloudpickle.list_registry_pickle_by_value()
+        )
         if foreign:
             cloudpickle.register_pickle_by_value(by_value)
         try:
-            references = {name: probe.call.remote(function, *arguments) for name, probe in self.probes.items()}
+            references = {
+                name: probe.call.remote(function, *arguments) for name, probe in self.probes.items()
+            }
         finally:
             if foreign:
                 cloudpickle.unregister_pickle_by_value(by_value)
         answers: Answers = {DRIVER: _outcome(lambda: function(*arguments))}
         deadline = time.monotonic() + self.seconds
         for name, reference in references.items():
-            answers[name] = _outcome(lambda reference=reference: ray.get(reference, timeout=max(0.0, deadline - time.monotonic())))  # type: ignore[misc]
+            seconds = max(0.0, deadline - time.monotonic())
+            answers[name] = _outcome(partial(ray.get, reference, timeout=seconds))
         return answers
 
     def clocks(self) -> dict[str, tuple[float, float]]:
@@ -107,11 +124,15 @@ def _outcome(function: Callable[[], Any]) -> Any:
 def failures(answers: Answers) -> str:
     """Which machines gave none, and why, in one line; empty when all did."""
     broken = {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
-    return "; ".join(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}" for name, error in broken.items())
+    return "; ".join(
+        f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        for name, error in broken.items()
+    )
 
 
 def leave(folder: str, token: str) -> str:
-    """Write a small file into the folder, or what is there of the path to it; returns where it lies."""
+    """Write a small file into the folder, or what is there of the path to it; returns where it
+    lies."""
     from fsspec.core import url_to_fs
 
     system, path = url_to_fs(folder)

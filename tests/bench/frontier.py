@@ -1,4 +1,5 @@
-"""Batched frontier against one node per forward, on the same tree of the embedded model. Prints JSON.
+"""Batched frontier against one node per forward, on the same tree of the embedded model. Prints
+JSON.
 
 uv run python tests/bench/frontier.py [--repeats 5]
 """
@@ -22,7 +23,9 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 def main() -> None:
     """Interleave both forms and report the ratio of medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")
     repeats = parser.parse_args().repeats
     config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all"})
@@ -30,13 +33,23 @@ def main() -> None:
     plan = config.method.plan(0, config.schedule())
     conditioning = model.encode(["the number 38 in black on yellow"])
     subtrees = (Subtree(TreeKey("bench", 0, 0, 0), 0, 0),)
-    samplers = {"batched": Sampler(model, 0, torch.float32, 64), "one node per forward": Sampler(model, 0, torch.float32, 1)}
+    samplers = {
+        "batched": Sampler(model, 0, torch.float32, 64),
+        "one node per forward": Sampler(model, 0, torch.float32, 1),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
     leaves, forwards = {}, {}
     for repeat in range(repeats + 1):  # the first is warm-up
         for name, sampler in samplers.items():
             begun = perf_counter()
-            grown = sampler.grow(plan, subtrees, sampler.roots(plan, subtrees), 0, plan.steps, conditioning)
+            grown = sampler.grow(
+                plan,
+                subtrees=subtrees,
+                x=sampler.roots(plan, subtrees),
+                start=0,
+                stop=plan.steps,
+                conditioning=conditioning,
+            )
             if repeat:
                 seconds[name].append(perf_counter() - begun)
             leaves[name], forwards[name] = grown.frontier, grown.forwards

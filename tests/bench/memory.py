@@ -1,4 +1,5 @@
-"""Peak memory of all processes of a run, Ray's own included: proportional set size, sampled. Prints JSON.
+"""Peak memory of all processes of a run, Ray's own included: proportional set size, sampled. Prints
+JSON.
 
 uv run python tests/bench/memory.py [arguments of run.py …]
 """
@@ -15,7 +16,8 @@ RUN = Path(__file__).parents[2] / "run.py"
 
 
 def tree(root: int) -> set[int]:
-    """Process ids below `root`, itself included, and of what left its tree but belongs to its session's Ray."""
+    """Process ids below `root`, itself included, and of what left its tree but belongs to its
+    session's Ray."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -42,15 +44,24 @@ def proportional_kb(process: int) -> int:
 
 def main() -> None:
     """Run and sample twice a second."""
-    process = subprocess.Popen([sys.executable, str(RUN), *(sys.argv[1:] or ["train"])], stdout=sys.stderr)
-    peak, processes, seen = 0, 0, set[int]()
+    process = subprocess.Popen(
+        [sys.executable, str(RUN), *(sys.argv[1:] or ["train"])], stdout=sys.stderr
+    )
+    peak = 0
+    processes = 0
+    seen = set[int]()
     while process.poll() is None:
         seen |= tree(process.pid)  # Ray's daemons may leave the tree: once seen, always counted
         total = sum(proportional_kb(one) for one in seen)
         if total > peak:
             peak, processes = total, sum(proportional_kb(one) > 0 for one in seen)
         time.sleep(0.5)
-    print(json.dumps({"peak_gb": peak / 1e6, "processes": processes, "exit_code": process.returncode}, indent=1))
+    print(
+        json.dumps(
+            {"peak_gb": peak / 1e6, "processes": processes, "exit_code": process.returncode},
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

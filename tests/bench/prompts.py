@@ -1,4 +1,5 @@
-"""A text file of 10 million prompts (1 GB): seconds to index and to deal, peak memory of the process. Prints JSON.
+"""A text file of 10 million prompts (1 GB): seconds to index and to deal, peak memory of the
+process. Prints JSON.
 
 uv run python tests/bench/prompts.py [--lines 10000000] [--iterations 1000] [--batch 32]
 """
@@ -21,7 +22,12 @@ def write(path: Path, lines: int) -> None:
     """About 100 bytes a line; each begins with its number."""
     with path.open("w", encoding="utf-8") as file:
         for begin in range(0, lines, 10_000):
-            file.write("".join(f"{number:08d} {FILLING}{number % 997} é\n" for number in range(begin, min(begin + 10_000, lines))))
+            file.write(
+                "".join(
+                    f"{number:08d} {FILLING}{number % 997} é\n"
+                    for number in range(begin, min(begin + 10_000, lines))
+                )
+            )
 
 
 def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
@@ -54,7 +60,9 @@ def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
 
 def main() -> None:
     """Write the file, measure in a process of its own, remove the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lines", type=int, default=10_000_000, help="lines of the file")
     parser.add_argument("--iterations", type=int, default=1000, help="iterations dealt")
     parser.add_argument("--batch", type=int, default=32, help="prompts of each")
@@ -66,7 +74,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prompts.txt"
         write(path, chosen.lines)
-        options = ["--measure", str(path), "--iterations", str(chosen.iterations), "--batch", str(chosen.batch)]
+        options = [
+            "--measure",
+            str(path),
+            "--iterations",
+            str(chosen.iterations),
+            "--batch",
+            str(chosen.batch),
+        ]
         subprocess.run([sys.executable, __file__, *options], check=True)
 
 

@@ -23,8 +23,14 @@ from cluster.pool import Patience, Pool
 from cluster.rank_group import Gang
 from cluster.ray_service import Crew
 
-GROW, UPDATE, ITERATIONS, PAIRS = 0.5, 0.3, 12, 3
-ROLLOUT_KILLS, LEARNER_KILLS, LAST = (3, 43), (81, 91), 95  # iterations behind which something dies; new workers load between; checkpoints at even ones
+GROW = 0.5
+UPDATE = 0.3
+ITERATIONS = 12
+PAIRS = 3
+# iterations behind which something dies; new workers load between; checkpoints at even ones
+ROLLOUT_KILLS = (3, 43)
+LEARNER_KILLS = (81, 91)
+LAST = 95
 
 
 class SleepingLearner:
@@ -62,7 +68,9 @@ class SleepingForest:
         for _ in range(len(self.pool)):
             self.pool.submit(flow, "rest", GROW, then=lambda references: None)
         flow.run()
-        return Harvest(scores={(0, 0): np.zeros((1, 2), np.float32)}, rewards={(0, 0): np.zeros(2, np.float32)})
+        return Harvest(
+            scores={(0, 0): np.zeros((1, 2), np.float32)}, rewards={(0, 0): np.zeros(2, np.float32)}
+        )
 
 
 class Kept:
@@ -72,39 +80,92 @@ class Kept:
         self.seconds: list[dict[str, float]] = []
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        self.seconds.append({name: values[f"time/{name}"] for name in ("iteration", "update", "publish")})
+        self.seconds.append(
+            {name: values[f"time/{name}"] for name in ("iteration", "update", "publish")}
+        )
 
     def update(self, iteration: int, values: Mapping[str, float]) -> None: ...
 
 
 def hidden() -> dict[str, Any]:
-    """The real Trainer, Crew, pool, gang and publishing; trees and learner sleep. Medians leave out the first iteration,
-    which grows twice, and the last one, which grows nothing."""
+    """The real Trainer, Crew, pool, gang and publishing; trees and learner sleep. Medians leave out
+    the first iteration, which grows twice, and the last one, which grows nothing."""
     meter = Meter()
-    pool = Pool(Sleeper, "rollout", 2, {"num_cpus": 0.01}, (), meter, Patience(timeout=300.0))
-    gang = Gang(SleepingLearner, "learner", 1, {"num_cpus": 0.01}, lambda rank: (), meter, (300.0, 10.0, 60.0))
-    crew = Crew(pool, [], [gang], meter, {"rollout": (1, 8)}, 0, "", False)
+    pool = Pool(
+        cls=Sleeper,
+        role="rollout",
+        count=2,
+        resources={"num_cpus": 0.01},
+        arguments=(),
+        meter=meter,
+        patience=Patience(timeout=300.0),
+    )
+    gang = Gang(
+        cls=SleepingLearner,
+        role="learner",
+        ranks=1,
+        resources={"num_cpus": 0.01},
+        make=lambda rank: (),
+        meter=meter,
+        deadlines=(300.0, 10.0, 60.0),
+    )
+    crew = Crew(
+        rollouts=pool,
+        rewards=[],
+        gangs=[gang],
+        meter=meter,
+        limits={"rollout": (1, 8)},
+        forgiven=0,
+        run="",
+        auto=False,
+    )
     crew.form()
     found: dict[int, list[dict[str, float]]] = {0: [], 1: []}
     for staleness in (0, 1) * PAIRS:
-        options = {"run.iterations": str(ITERATIONS), "async.max_staleness": str(staleness), "gates.enabled": "false", "checkpoint.every": "0"}
+        options = {
+            "run.iterations": str(ITERATIONS),
+            "async.max_staleness": str(staleness),
+            "gates.enabled": "false",
+            "checkpoint.every": "0",
+        }
         kept = Kept()
         gang.form()  # its version begins at 0
-        trainer = Trainer(config(**options), crew, "bench", kept, lambda: False, "")  # type: ignore[arg-type]
+        trainer = Trainer(
+            config=config(**options),
+            service=crew,
+            run="bench",
+            display=kept,
+            interrupted=lambda: False,
+            where="",
+        )  # type: ignore[arg-type]
         trainer.forest = SleepingForest(pool)  # type: ignore[assignment]
         trainer.train(kept)  # type: ignore[arg-type]
         found[staleness] += kept.seconds[1:-1]
     crew.stop()
-    alone, beside = ({name: median(one[name] for one in found[staleness]) for name in ("iteration", "update", "publish")} for staleness in (0, 1))
+    alone, beside = (
+        {
+            name: median(one[name] for one in found[staleness])
+            for name in ("iteration", "update", "publish")
+        }
+        for staleness in (0, 1)
+    )
     part = (alone["iteration"] - beside["iteration"]) / alone["update"]
-    return {"hidden": part, "grow s": GROW, "update s": UPDATE, "staleness 0, s": alone, "staleness 1, s": beside, "iterations": len(found[0])}
+    return {
+        "hidden": part,
+        "grow s": GROW,
+        "update s": UPDATE,
+        "staleness 0, s": alone,
+        "staleness 1, s": beside,
+        "iterations": len(found[0]),
+    }
 
 
 def recovery() -> dict[str, Any]:
-    """A real run of tests/faults: seconds beyond a usual iteration until the iteration that was hit is done, ÷ a usual iteration.
+    """A real run of tests/faults: seconds beyond a usual iteration until the iteration that was hit
+    is done, ÷ a usual iteration.
 
-    Learner: rank 0 of 1 dies 50 ms into an update. Its gang is formed anew and goes back to the newest checkpoint: behind an
-    odd iteration that is one iteration earlier.
+    Learner: rank 0 of 1 dies 50 ms into an update. Its gang is formed anew and goes back to the
+    newest checkpoint: behind an odd iteration that is one iteration earlier.
     """
     first: dict[int, float] = {}  # iteration → when it was done for the first time
 
@@ -136,12 +197,23 @@ def recovery() -> dict[str, Any]:
         run = carried(Path(folder) / "run", config(**{"run.iterations": str(LAST)}), sabotage)
     took = {iteration: first[iteration] - first[iteration - 1] for iteration in range(2, LAST)}
     hit = [kill + 1 for kill in ROLLOUT_KILLS + LEARNER_KILLS]
-    usual = median(seconds for iteration, seconds in took.items() if iteration not in hit and iteration - 1 not in hit)
+    usual = median(
+        seconds
+        for iteration, seconds in took.items()
+        if iteration not in hit and iteration - 1 not in hit
+    )
     rows: dict[str, Any] = {
         "a usual iteration s": usual,
         "rollout restarts": dict(run.crew.rollouts.restarts),
         "learner restarts": dict(run.crew.learners.restarts),
     }
     for role, kills in (("rollout", ROLLOUT_KILLS), ("learner", LEARNER_KILLS)):
-        rows[role] = [{"behind iteration": one, "iterations": took[one + 1] / usual - 1, "s": took[one + 1] - usual} for one in kills]
+        rows[role] = [
+            {
+                "behind iteration": one,
+                "iterations": took[one + 1] / usual - 1,
+                "s": took[one + 1] - usual,
+            }
+            for one in kills
+        ]
     return rows

@@ -34,14 +34,25 @@ class Sleeper:
 
 def sleepers(count: int) -> Pool:
     """A pool whose workers are ready."""
-    pool = Pool(Sleeper, "sleeper", count, {"num_cpus": 0.01}, (), Meter(), Patience(timeout=300.0))
+    pool = Pool(
+        cls=Sleeper,
+        role="sleeper",
+        count=count,
+        resources={"num_cpus": 0.01},
+        arguments=(),
+        meter=Meter(),
+        patience=Patience(timeout=300.0),
+    )
     pool.wait_ready()
     return pool
 
 
 def took(pool: Pool, tasks: int, seconds: float, kill_every: int = 0, kills: int = 0) -> float:
-    """Seconds until all are done. The process of the worker that took one task of `kill_every` is killed, `kills` times."""
-    flow, done, killed = pool.flow(), 0, 0
+    """Seconds until all are done. The process of the worker that took one task of `kill_every` is
+    killed, `kills` times."""
+    flow = pool.flow()
+    done = 0
+    killed = 0
 
     def then(references: list[Any]) -> None:
         nonlocal done, killed
@@ -80,21 +91,32 @@ def scaling() -> dict[str, Any]:
     for pool in pools:
         pool.stop()
     one = median(found[1])
-    return {"efficiency": {count: one / median(found[count]) for count in counts[1:]}, "measured s": found}
+    return {
+        "efficiency": {count: one / median(found[count]) for count in counts[1:]},
+        "measured s": found,
+    }
 
 
 def goodput() -> dict[str, Any]:
-    """Fault-free seconds ÷ seconds with kills; 160 tasks on 4 workers. Starting a process takes as long for long tasks as for short ones."""
+    """Fault-free seconds ÷ seconds with kills; 160 tasks on 4 workers. Starting a process takes as
+    long for long tasks as for short ones."""
     rows: dict[str, Any] = {}
     pool = sleepers(4)
     for seconds, repeats in ((TASK, REPEATS), (5 * TASK, 1)):
-        plain, faulty, restarts = [], [], sum(pool.restarts.values())
+        plain = []
+        faulty = []
+        restarts = sum(pool.restarts.values())
         for _ in range(repeats):
             plain.append(took(pool, 160, seconds))
             faulty.append(took(pool, 160, seconds, kill_every=32, kills=4))
             pool.restarts.clear()  # the budget is of a run
             pool.wait_ready()
-        rows[f"{seconds:g} s"] = {"goodput": median(plain) / median(faulty), "plain s": plain, "with 4 kills s": faulty, "restarts before": restarts}
+        rows[f"{seconds:g} s"] = {
+            "goodput": median(plain) / median(faulty),
+            "plain s": plain,
+            "with 4 kills s": faulty,
+            "restarts before": restarts,
+        }
     started = []
     for _ in range(3):
         began = time.perf_counter()
@@ -105,19 +127,28 @@ def goodput() -> dict[str, Any]:
 
 
 def many(most: int) -> dict[str, Any]:
-    """CPU seconds of the driver's process (Ray's threads in it, too) for each task of 0.2 s, by the number of workers."""
-    seconds, each, rows = 0.2, 10, {}
+    """CPU seconds of the driver's process (Ray's threads in it, too) for each task of 0.2 s, by the
+    number of workers."""
+    seconds = 0.2
+    each = 10
+    rows = {}
     pool = sleepers(8)
     for count in (8, 16, 32, 64):
         if count > most:
             break
         pool.desired, began = count, time.perf_counter()
         pool.wait_ready()
-        started, cpu, wall = time.perf_counter() - began, [], []
+        started = time.perf_counter() - began
+        cpu = []
+        wall = []
         for _ in range(3):
             before = time.process_time()
             wall.append(took(pool, each * count, seconds))
             cpu.append((time.process_time() - before) / (each * count))
-        rows[count] = {"driver CPU ms per task": 1000 * median(cpu), "efficiency": each * seconds / median(wall), "all ready after s": started}
+        rows[count] = {
+            "driver CPU ms per task": 1000 * median(cpu),
+            "efficiency": each * seconds / median(wall),
+            "all ready after s": started,
+        }
     pool.stop()
     return {"workers": rows}

@@ -1,4 +1,5 @@
-"""Weights from a learner to rollout workers: the real methods, around 500 MB that are not a model's."""
+"""Weights from a learner to rollout workers: the real methods, around 500 MB that are not a
+model's."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Weights:
     """The part of a model that publishing sees."""
 
     def __init__(self) -> None:
-        self.tensors = {f"layer.{index}": torch.nn.Parameter(torch.rand(SIDE, SIDE)) for index in range(TENSORS)}
+        self.tensors = {
+            f"layer.{index}": torch.nn.Parameter(torch.rand(SIDE, SIDE)) for index in range(TENSORS)
+        }
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return self.tensors
@@ -45,9 +48,15 @@ class Sender(Learner):
     def parts(self) -> dict[str, float]:
         """Seconds of what `publish` does, alone."""
         tensors = self._whole("policy")
-        found = {"learner: gather": timed(lambda: self._whole("policy")), "learner: digest": timed(lambda: wire.digest_of(tensors))}
+        found = {
+            "learner: gather": timed(lambda: self._whole("policy")),
+            "learner: digest": timed(lambda: wire.digest_of(tensors)),
+        }
         chunks = self.publish()[2:]
-        return found | {"learner: publish": timed(self.publish), "learner: put": timed(lambda: [ray.put(chunk) for chunk in chunks])}
+        return found | {
+            "learner: publish": timed(self.publish),
+            "learner: put": timed(lambda: [ray.put(chunk) for chunk in chunks]),
+        }
 
 
 class Receiver(RolloutWorker):
@@ -79,10 +88,28 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def publish() -> dict[str, Any]:
-    """Limit: one thread copies 500 MB five times, once for the sender and once for each worker, into memory that was used before."""
-    config, meter = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {}), Meter()
-    pool = Pool(Receiver, "rollout", WORKERS, {"num_cpus": 0.01}, (config,), meter, Patience(timeout=300.0))
-    gang = Gang(Sender, "learner", 1, {"num_cpus": 0.01}, lambda rank: (config, rank, ray.get), meter, (300.0, 10.0, 60.0))
+    """Limit: one thread copies 500 MB five times, once for the sender and once for each worker,
+    into memory that was used before."""
+    config = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {})
+    meter = Meter()
+    pool = Pool(
+        cls=Receiver,
+        role="rollout",
+        count=WORKERS,
+        resources={"num_cpus": 0.01},
+        arguments=(config,),
+        meter=meter,
+        patience=Patience(timeout=300.0),
+    )
+    gang = Gang(
+        cls=Sender,
+        role="learner",
+        ranks=1,
+        resources={"num_cpus": 0.01},
+        make=lambda rank: (config, rank, ray.get),
+        meter=meter,
+        deadlines=(300.0, 10.0, 60.0),
+    )
     pool.tend()
     gang.form()
     pool.wait_ready()
@@ -111,4 +138,9 @@ def publish() -> dict[str, Any]:
     pool.stop()
     gang.stop()
     row = {"ratio": limit / measured, "limit s": limit, "measured s": measured, "pairs": pairs}
-    return row | {"MB": source.nbytes / 1e6, "alone s": alone, "one copy s": limit / (1 + WORKERS), "one copy into new memory s": fresh}
+    return row | {
+        "MB": source.nbytes / 1e6,
+        "alone s": alone,
+        "one copy s": limit / (1 + WORKERS),
+        "one copy into new memory s": fresh,
+    }

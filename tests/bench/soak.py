@@ -1,11 +1,13 @@
-"""Does a long run grow? Memory, open files, threads and the object store of the quick start's processes, sampled. Prints JSON.
+"""Does a long run grow? Memory, open files, threads and the object store of the quick start's
+processes, sampled. Prints JSON.
 
 uv run python tests/bench/soak.py [--iterations 200] [--picture docs/images/soak.png]
 
-A role's own memory is its anonymous pages, shared ones split (PSS). All private pages (USS) would not do: the kernel calls
-private what no other process has mapped at the moment, so pages of libraries come and go with other programs, and a page of
-the object store counts for the first that touches it. Object store: as Ray reports it to Prometheus. A slope is a least-squares
-fit behind the first fifth of the run.
+A role's own memory is its anonymous pages, shared ones split (PSS). All private pages (USS) would
+not do: the kernel calls private what no other process has mapped at the moment, so pages of
+libraries come and go with other programs, and a page of the object store counts for the first that
+touches it. Object store: as Ray reports it to Prometheus. A slope is a least-squares fit behind the
+first fifth of the run.
 """
 
 from __future__ import annotations
@@ -38,7 +40,12 @@ NOTABLE = 0.02
 """Drifts up to this part of the mean are passed over."""
 
 ACTORS = {"ray::RolloutWorker": "rollout", "ray::RewardWorker": "reward", "ray::Learner": "learner"}
-DAEMONS = {"/raylet/raylet": "raylet", "/gcs/gcs_server": "gcs", "dashboard": "dashboard, agents", "Agent": "dashboard, agents"}
+DAEMONS = {
+    "/raylet/raylet": "raylet",
+    "/gcs/gcs_server": "gcs",
+    "dashboard": "dashboard, agents",
+    "Agent": "dashboard, agents",
+}
 ROLES = ("driver", *ACTORS.values(), "raylet", "gcs", "dashboard, agents", "other")
 MEMORY = {"Rss": "RSS MB", "Pss_Anon": "own MB"}
 STORE = {
@@ -53,19 +60,27 @@ Sample = dict[tuple[str, str], float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--iterations", type=int, default=200, help="at least 10 (default: 200)")
     parser.add_argument("--picture", type=Path, help="a PNG of all curves")
     parser.add_argument("--samples", type=Path, help="all samples as JSON lines")
     found = parser.parse_args()
     before = os.getloadavg()[0]
-    folder = Path(tempfile.mkdtemp(prefix="soak-"))  # short: names of sockets, which may have 107 characters, begin with it
+    # short: names of sockets, which may have 107 characters, begin with it
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
         samples, pace, watched = watch(found.iterations, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if found.samples:
-        found.samples.write_text("".join(json.dumps({" ".join(key).strip(): value for key, value in sample.items()}) + "\n" for sample in samples))
+        found.samples.write_text(
+            "".join(
+                json.dumps({" ".join(key).strip(): value for key, value in sample.items()}) + "\n"
+                for sample in samples
+            )
+        )
     behind = found.iterations // 5
     curves = gathered(samples)
     fits = {key: fit(*curve, behind, found.iterations) for key, curve in curves.items()}
@@ -74,18 +89,56 @@ def main() -> None:
     rows: dict[str, dict[str, object]] = defaultdict(dict)
     for (role, quantity), row in fits.items():
         rows[role][quantity] = row
-    growing = [" ".join(key) for key, row in fits.items() if row["per 100"] > 2 * row["error"] and row["drift"] > NOTABLE]
-    head = {"iterations": found.iterations, "fitted from": behind, "samples": len(samples), "s/iteration": pace, "load before": before}
-    print(json.dumps(head | {"sampling, part of a core": watched, f"grows by more than {NOTABLE:.0%}, and 2 errors": growing} | rows, indent=1))
+    growing = [
+        " ".join(key)
+        for key, row in fits.items()
+        if row["per 100"] > 2 * row["error"] and row["drift"] > NOTABLE
+    ]
+    head = {
+        "iterations": found.iterations,
+        "fitted from": behind,
+        "samples": len(samples),
+        "s/iteration": pace,
+        "load before": before,
+    }
+    print(
+        json.dumps(
+            head
+            | {
+                "sampling, part of a core": watched,
+                f"grows by more than {NOTABLE:.0%}, and 2 errors": growing,
+            }
+            | rows,
+            indent=1,
+        )
+    )
 
 
 def watch(iterations: int, folder: Path) -> tuple[list[Sample], float, float]:
-    """Samples of a run between its first iteration and its last, median seconds of an iteration, CPU time that sampling took ÷ time."""
-    keys = {"run.folder": folder / "runs", "run.iterations": iterations, "run.max_minutes": 0, "run.export": "none", "checkpoint.every": 20}
-    keys |= {"evaluation.prompts": 64, "cluster.address": "local"}  # as many before and after as between
-    command = [sys.executable, str(RUN), "train", *(text for key, value in keys.items() for text in (f"--{key}", str(value)))]
-    environment = os.environ | {"RAY_TMPDIR": str(folder), "RAY_metrics_report_interval_ms": str(round(1000 * SECONDS))}
-    began, samples, done = time.monotonic(), list[Sample](), 0
+    """Samples of a run between its first iteration and its last, median seconds of an iteration,
+    CPU time that sampling took ÷ time."""
+    keys = {
+        "run.folder": folder / "runs",
+        "run.iterations": iterations,
+        "run.max_minutes": 0,
+        "run.export": "none",
+        "checkpoint.every": 20,
+    }
+    # as many before and after as between
+    keys |= {"evaluation.prompts": 64, "cluster.address": "local"}
+    command = [
+        sys.executable,
+        str(RUN),
+        "train",
+        *(text for key, value in keys.items() for text in (f"--{key}", str(value))),
+    ]
+    environment = os.environ | {
+        "RAY_TMPDIR": str(folder),
+        "RAY_metrics_report_interval_ms": str(round(1000 * SECONDS)),
+    }
+    began = time.monotonic()
+    samples = list[Sample]()
+    done = 0
     process = subprocess.Popen(command, stdout=sys.stderr, env=environment)
     try:
         while process.poll() is None and done < iterations:
@@ -102,7 +155,11 @@ def watch(iterations: int, folder: Path) -> tuple[list[Sample], float, float]:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    seconds = [record["time/iteration"] for record in read(next(folder.glob("runs/*/metrics.jsonl"))) if "time/iteration" in record]
+    seconds = [
+        record["time/iteration"]
+        for record in read(next(folder.glob("runs/*/metrics.jsonl")))
+        if "time/iteration" in record
+    ]
     return samples, median(seconds), watched
 
 
@@ -112,7 +169,11 @@ def processes(driver: int) -> Sample:
     for process in tree(driver):
         try:
             values, pages = measure(Path(f"/proc/{process}"))
-            role = "driver" if process == driver else named(Path(f"/proc/{process}/cmdline").read_bytes())
+            role = (
+                "driver"
+                if process == driver
+                else named(Path(f"/proc/{process}/cmdline").read_bytes())
+            )
         except OSError:  # it ended meanwhile
             continue
         for quantity, value in values.items():
@@ -131,8 +192,12 @@ def named(title: bytes) -> str:
 
 
 def measure(process: Path) -> tuple[dict[str, float], float]:
-    """What one process has, and its share of the object store's pages, in MB. Raises OSError when it has ended."""
-    sizes = {line.split()[0].rstrip(":"): int(line.split()[1]) * 1024 / 1e6 for line in (process / "smaps_rollup").read_text().splitlines()[1:]}
+    """What one process has, and its share of the object store's pages, in MB. Raises OSError when
+    it has ended."""
+    sizes = {
+        line.split()[0].rstrip(":"): int(line.split()[1]) * 1024 / 1e6
+        for line in (process / "smaps_rollup").read_text().splitlines()[1:]
+    }
     found = {quantity: sizes[name] for name, quantity in MEMORY.items()}
     found["files"] = len(list((process / "fd").iterdir()))
     found["threads"] = len(list((process / "task").iterdir()))
@@ -149,7 +214,9 @@ def store(folder: Path) -> Sample:
     for line in lines:
         for begin, quantity in STORE.items():
             if line.startswith(begin):
-                found["object store", quantity] += float(line.rsplit(" ", 1)[1]) / (1e6 if quantity.endswith("MB") else 1)
+                found["object store", quantity] += float(line.rsplit(" ", 1)[1]) / (
+                    1e6 if quantity.endswith("MB") else 1
+                )
     return found
 
 
@@ -161,14 +228,20 @@ def gathered(samples: list[Sample]) -> dict[tuple[str, str], Curve]:
     """A curve of each quantity that was ever there; without processes it is 0."""
     iterations = np.array([sample["", "iteration"] for sample in samples])
     order = {role: index for index, role in enumerate(("object store", "all", *ROLES))}
-    keys = sorted({key for sample in samples for key in sample if key[0]}, key=lambda key: order[key[0]])
-    return {key: (iterations, np.array([sample.get(key, 0.0) for sample in samples])) for key in keys}
+    keys = sorted(
+        {key for sample in samples for key in sample if key[0]}, key=lambda key: order[key[0]]
+    )
+    return {
+        key: (iterations, np.array([sample.get(key, 0.0) for sample in samples])) for key in keys
+    }
 
 
 def fit(x: np.ndarray, y: np.ndarray, behind: int, end: int) -> dict[str, float]:
-    """Mean, slope per 100 iterations with its standard error, and the slope's way from `behind` to `end` ÷ the mean (drift).
+    """Mean, slope per 100 iterations with its standard error, and the slope's way from `behind` to
+    `end` ÷ the mean (drift).
 
-    The error is that of independent residuals times √((1 + ρ) / (1 − ρ)), ρ the correlation of neighbours.
+    The error is that of independent residuals times √((1 + ρ) / (1 − ρ)), ρ the correlation of
+    neighbours.
     """
     x, y = x[x >= behind], y[x >= behind]
     centred = x - x.mean()
@@ -176,20 +249,36 @@ def fit(x: np.ndarray, y: np.ndarray, behind: int, end: int) -> dict[str, float]
     residual = y - y.mean() - slope * centred
     squares = float(residual @ residual)
     repeats = min(0.95, max(0.0, float(residual[1:] @ residual[:-1]) / squares)) if squares else 0.0
-    error = math.sqrt(squares / (len(x) - 2) / float(centred @ centred) * (1 + repeats) / (1 - repeats))
+    error = math.sqrt(
+        squares / (len(x) - 2) / float(centred @ centred) * (1 + repeats) / (1 - repeats)
+    )
     mean = float(y.mean())
-    row = {"mean": mean, "per 100": 100 * slope, "error": 100 * error, "drift": slope * (end - behind) / mean if mean else 0.0}
-    return {name: float(f"{round(value, 9):.4g}") + 0.0 for name, value in row.items()}  # what is constant has slope 0, not 1e-15 or −0
+    row = {
+        "mean": mean,
+        "per 100": 100 * slope,
+        "error": 100 * error,
+        "drift": slope * (end - behind) / mean if mean else 0.0,
+    }
+    # what is constant has slope 0, not 1e-15 or −0
+    return {name: float(f"{round(value, 9):.4g}") + 0.0 for name, value in row.items()}
 
 
-def draw(path: Path, curves: dict[tuple[str, str], Curve], fits: dict[tuple[str, str], dict[str, float]], behind: int) -> None:
+def draw(
+    path: Path,
+    curves: dict[tuple[str, str], Curve],
+    fits: dict[tuple[str, str], dict[str, float]],
+    behind: int,
+) -> None:
     """A PNG: a panel for each quantity, a line for each role."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(12, 11), dpi=110, layout="constrained")
     last = int(next(iter(curves.values()))[0][-1]) + 1
-    figure.suptitle(f"{last} iterations of the quick start, by role; fitted right of the dotted line", fontweight="bold")
+    figure.suptitle(
+        f"{last} iterations of the quick start, by role; fitted right of the dotted line",
+        fontweight="bold",
+    )
     panels = (
         ("resident memory (RSS)", "RSS MB", "MB", False),
         ("own memory (anonymous pages) − its mean", "own MB", "MB", True),
@@ -201,7 +290,13 @@ def draw(path: Path, curves: dict[tuple[str, str], Curve], fits: dict[tuple[str,
         for index, role in enumerate(role for role in ROLES if (role, quantity) in curves):
             (x, y), row = curves[role, quantity], fits[role, quantity]
             numbers = f" {row['mean']:.0f}; {row['per 100']:+.1f} ± {row['error']:.1f} per 100"
-            axis.plot(x, y - row["mean"] if shifted else y, color=f"C{index}", linewidth=1.2, label=role + (numbers if shifted else ""))
+            axis.plot(
+                x,
+                y - row["mean"] if shifted else y,
+                color=f"C{index}",
+                linewidth=1.2,
+                label=role + (numbers if shifted else ""),
+            )
         axis.set_title(title)
         axis.set_ylabel(unit)
         if not shifted:  # relative growth looks the same at every level
@@ -213,12 +308,22 @@ def draw(path: Path, curves: dict[tuple[str, str], Curve], fits: dict[tuple[str,
     low, high = axes[0, 1].get_ylim()
     axes[0, 1].set_ylim(low, high + 0.45 * (high - low))
     bottom = (
-        ("object store", "MB", {"in use": "used MB", "its pages that were ever used": "touched MB"}),
-        ("objects", "objects", {"in the object store": "objects", "references that processes own": "references owned"}),
+        (
+            "object store",
+            "MB",
+            {"in use": "used MB", "its pages that were ever used": "touched MB"},
+        ),
+        (
+            "objects",
+            "objects",
+            {"in the object store": "objects", "references that processes own": "references owned"},
+        ),
     )
     for axis, (title, unit, lines) in zip(axes[2], bottom, strict=True):
         for index, (name, quantity) in enumerate(lines.items()):
-            axis.plot(*curves["object store", quantity], color=f"C{index}", linewidth=1.2, label=name)
+            axis.plot(
+                *curves["object store", quantity], color=f"C{index}", linewidth=1.2, label=name
+            )
         axis.set(title=title, ylabel=unit, ylim=(0, None), xlabel="iteration")
         axis.legend(frameon=False, loc="lower right")
     for axis in axes.flat:

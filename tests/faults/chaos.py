@@ -1,8 +1,10 @@
-"""A small run whose processes are killed and stopped at random, beside the same run undisturbed: every iteration must be equal, bit by bit.
+"""A small run whose processes are killed and stopped at random, beside the same run undisturbed:
+every iteration must be equal, bit by bit.
 
-`python tests/faults/chaos.py --seed 0 --strokes 20` starts a Ray of its own, prints JSON and exits with 0 when all is equal. A
-stroke picks a role, one of its processes, an act and a moment, all by seed: SIGKILL, SIGSTOP for good, or SIGSTOP for some
-seconds. A driver that dies is submitted again with `--resume auto`.
+`python tests/faults/chaos.py --seed 0 --strokes 20` starts a Ray of its own, prints JSON and exits
+with 0 when all is equal. A stroke picks a role, one of its processes, an act and a moment, all by
+seed: SIGKILL, SIGSTOP for good, or SIGSTOP for some seconds. A driver that dies is submitted again
+with `--resume auto`.
 """
 
 from __future__ import annotations
@@ -64,10 +66,20 @@ class Driver:
         self.folder, self.told = folder, folder / "told"
         folder.mkdir(parents=True)
         options = {
-            "run.iterations": str(iterations), "run.folder": str(folder / "runs"), "cluster.address": ray.address, "cluster.dashboard": "false",
-            "cluster.max_restarts": "200", "cluster.max_attempts": "50", "learner.ranks": "2", "learner.timeout_seconds": "45", "learner.stall_seconds": "3",
-            "reward_workers.workers": "2", "checkpoint.every": "2", "checkpoint.keep": "1000", "rollout.prompts": "2",
-        }  # fmt: skip
+            "run.iterations": str(iterations),
+            "run.folder": str(folder / "runs"),
+            "cluster.address": ray.address,
+            "cluster.dashboard": "false",
+            "cluster.max_restarts": "200",
+            "cluster.max_attempts": "50",
+            "learner.ranks": "2",
+            "learner.timeout_seconds": "45",
+            "learner.stall_seconds": "3",
+            "reward_workers.workers": "2",
+            "checkpoint.every": "2",
+            "checkpoint.keep": "1000",
+            "rollout.prompts": "2",
+        }
         keys = SMALL | options
         parts = [part for key, value in keys.items() for part in (f"--{key}", value)]
         self.command = [sys.executable, str(ROOT / "run.py"), "train", "--resume", "auto", *parts]
@@ -77,19 +89,27 @@ class Driver:
     def submit(self) -> None:
         """Once more."""
         with self.told.open("a") as file:
-            self.process = subprocess.Popen(self.command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=environment(), stdout=file, stderr=file
+            )
         self.begun += 1
 
     def records(self) -> list[dict[str, Any]]:
         """Of the iterations that are done."""
-        return [record for log in self.folder.glob("runs/*/metrics.jsonl") for record in read(log) if "update/loss" in record]
+        return [
+            record
+            for log in self.folder.glob("runs/*/metrics.jsonl")
+            for record in read(log)
+            if "update/loss" in record
+        ]
 
     def done(self) -> int:
         """Iterations."""
         return max((int(record["iteration"]) for record in self.records()), default=0)
 
     def ended(self) -> bool:
-        """Is the run over? A driver that died before is submitted again. Raises RuntimeError when it cannot start any more."""
+        """Is the run over? A driver that died before is submitted again. Raises RuntimeError when
+        it cannot start any more."""
         code = self.process.poll()
         if code is None:
             self.failed *= self.done() < 1
@@ -102,18 +122,23 @@ class Driver:
         return code == 0
 
     def until(self, iteration: int) -> bool:
-        """Wait until so many iterations are done, or the run is over; returns whether it goes on."""
+        """Wait until so many iterations are done, or the run is over; returns whether it goes
+        on."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.ended():
             if self.done() >= iteration:
                 return True
             if time.monotonic() > deadline:
-                raise RuntimeError(f"iteration {iteration} was not reached in {PATIENCE_SECONDS:g} s: {self.told.read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"iteration {iteration} was not reached in {PATIENCE_SECONDS:g} s: "
+                    f"{self.told.read_text()[-3000:]}"
+                )
             time.sleep(0.05)
         return False
 
     def result(self) -> dict[str, Any]:
-        """What must be equal: learned figures of each iteration, held-out scores, all that each checkpoint holds."""
+        """What must be equal: learned figures of each iteration, held-out scores, all that each
+        checkpoint holds."""
         (folder,) = self.folder.glob("runs/*")
         found: dict[str, Any] = {"held-out": json.loads((folder / "held_out.json").read_text())}
         for record in self.records():
@@ -144,11 +169,16 @@ def strike(driver: Driver, ray: Head, chance: random.Random, stopped: set[int]) 
         time.sleep(chance.uniform(0.0, 0.6))
         if driver.ended():
             raise RuntimeError("the run was over before its strokes were")
-        those = [driver.process.pid] if role == "driver" else [one for one in processes(ray, role) if one not in stopped]
+        those = (
+            [driver.process.pid]
+            if role == "driver"
+            else [one for one in processes(ray, role) if one not in stopped]
+        )
         if those:
             break
     process = chance.choice(those)
-    act = "kill" if role == "driver" and act == "stop" else act  # nobody submits again what has not ended
+    # nobody submits again what has not ended
+    act = "kill" if role == "driver" and act == "stop" else act
     done = driver.done()
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL if act == "kill" else signal.SIGSTOP)
@@ -173,13 +203,20 @@ def run(folder: Path, iterations: int, ray: Head) -> Iterator[Driver]:
 def different(name: str, one: Any, other: Any) -> str:
     """Where two results differ, in words."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return f"{name}: {', '.join(sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key)))}"
-    return name if one and other else f"{name}: only in the {'undisturbed' if one else 'disturbed'} run"
+        keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        return f"{name}: {', '.join(keys)}"
+    return (
+        name
+        if one and other
+        else f"{name}: only in the {'undisturbed' if one else 'disturbed'} run"
+    )
 
 
 def play(seed: int, strokes: int, folder: Path) -> dict[str, Any]:
     """Both runs, on one Ray; what was done and what differs."""
-    iterations, chance, begun = strokes + 3, random.Random(seed), time.monotonic()
+    iterations = strokes + 3
+    chance = random.Random(seed)
+    begun = time.monotonic()
     done, stopped = list[Stroke](), set[int]()
     with head() as ray:
         with run(folder / "undisturbed", iterations, ray) as driver:
@@ -194,7 +231,11 @@ def play(seed: int, strokes: int, folder: Path) -> dict[str, Any]:
             while driver.until(iterations + 1):
                 pass
             found, drivers = driver.result(), driver.begun
-    differing = [different(name, wanted.get(name), found.get(name)) for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    differing = [
+        different(name, wanted.get(name), found.get(name))
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
+    ]
     return {
         "seed": seed,
         "strokes": [asdict(one) for one in done],
@@ -204,7 +245,10 @@ def play(seed: int, strokes: int, folder: Path) -> dict[str, Any]:
         "drivers": drivers,
         "compared": len(wanted),
         "differing": differing,
-        "seconds": {"undisturbed": round(calm, 1), "disturbed": round(time.monotonic() - begun - calm, 1)},
+        "seconds": {
+            "undisturbed": round(calm, 1),
+            "disturbed": round(time.monotonic() - begun - calm, 1),
+        },
     }
 
 

@@ -1,4 +1,5 @@
-"""Twenty strokes on a run's processes, by seed: whatever dies or hangs, every iteration is that of the undisturbed run."""
+"""Twenty strokes on a run's processes, by seed: whatever dies or hangs, every iteration is that of
+the undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Checkpoints whose files are missing, cut or altered: passed over, with a reason, and not counted as kept."""
+"""Checkpoints whose files are missing, cut or altered: passed over, with a reason, and not counted
+as kept."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from branchgrpo.errors import UserError
 
 
 def damaged(store: Store, folder: Path, name: str, damage: Callable[[Path], object]) -> str:
-    """The reason for which a copy of `store`, with its newest checkpoint damaged, falls back to iteration 1."""
+    """The reason for which a copy of `store`, with its newest checkpoint damaged, falls back to
+    iteration 1."""
     file = folder / store.all()[-1] / name
     kept = file.read_bytes()
     damage(file)
@@ -58,7 +60,9 @@ def test_truncated_longer_missing_unreadable(tmp_path: Path, name: str) -> None:
     size = (folder / store.all()[-1] / name).stat().st_size
     for length in (0, 1, size // 2, size - 1):
         reason = damaged(store, folder, name, lambda file, length=length: os.truncate(file, length))
-        assert name == "manifest.json" or reason == f"{name} has {length:,} bytes, {size:,} were saved"
+        assert (
+            name == "manifest.json" or reason == f"{name} has {length:,} bytes, {size:,} were saved"
+        )
     damaged(store, folder, name, lambda file: file.write_bytes(file.read_bytes() + b"\n"))
     assert damaged(store, folder, name, Path.unlink) == f"{name} is missing"
 
@@ -84,7 +88,10 @@ def test_another_format_version(tmp_path: Path) -> None:
         del body["digest"]
         seal(file, body)
 
-    assert damaged(two(tmp_path), tmp_path / "run", "manifest.json", newer) == "manifest.json has format version 2, this program reads 1"
+    assert (
+        damaged(two(tmp_path), tmp_path / "run", "manifest.json", newer)
+        == "manifest.json has format version 2, this program reads 1"
+    )
 
 
 def seal(file: Path, body: dict[str, Any]) -> None:
@@ -92,9 +99,16 @@ def seal(file: Path, body: dict[str, Any]) -> None:
     file.write_text(json.dumps(body | {"digest": digest}, indent=1) + "\n")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "\xff", '{"version": 1}', '{"version": "1"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", "\xff", '{"version": 1}', '{"version": "1"}']
+)
 def test_a_manifest_of_something_else(tmp_path: Path, text: str) -> None:
-    damaged(two(tmp_path), tmp_path / "run", "manifest.json", lambda file: file.write_bytes(text.encode("latin-1")))
+    damaged(
+        two(tmp_path),
+        tmp_path / "run",
+        "manifest.json",
+        lambda file: file.write_bytes(text.encode("latin-1")),
+    )
 
 
 def test_everything_damaged(tmp_path: Path) -> None:
@@ -106,7 +120,8 @@ def test_everything_damaged(tmp_path: Path) -> None:
 
 @on_both
 def test_damaged_ones_do_not_count_as_kept(kind: str, tmp_path: Path) -> None:
-    """Two valid ones stay, whatever damaged ones lie between; these go when they are older than both."""
+    """Two valid ones stay, whatever damaged ones lie between; these go when they are older than
+    both."""
     store = Store(at(kind, tmp_path))
     one, two = put(store, 1), put(store, 2)
     with (tmp_path / Path(two.path).name / WEIGHTS).open("r+b") as file:

@@ -1,7 +1,7 @@
 """Checkpoint writers that are killed, and storage that is full or fails.
 
-Each fault is injected at the nth operation of a save, for every n until a save gets through: creating, writing (half of it
-arrives), syncing, renaming, deleting.
+Each fault is injected at the nth operation of a save, for every n until a save gets through:
+creating, writing (half of it arrives), syncing, renaming, deleting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,24 @@ import subprocess
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from support.small_checkpoints import WEIGHTS, at, check, in_child, instrument, killed_at, leavings, on_both, put, readable, two
+from support.small_checkpoints import (
+    WEIGHTS,
+    at,
+    check,
+    in_child,
+    instrument,
+    killed_at,
+    leavings,
+    on_both,
+    put,
+    readable,
+    two,
+)
 
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.errors import UserError
@@ -27,18 +39,26 @@ from branchgrpo.errors import UserError
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that it has written; that files are synced is a test of its own."""
+    """A killed process loses nothing that it has written; that files are synced is a test of its
+    own."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @on_both
 def test_writer_killed_at_every_operation(kind: str, tmp_path: Path) -> None:
-    """The older ones can be read, the newest is whole or absent, what it left goes with the next save.
+    """The older ones can be read, the newest is whole or absent, what it left goes with the next
+    save.
 
-    Where a put is not atomic, as on fsspec's local files, half a manifest may remain: it is passed over, and named.
+    Where a put is not atomic, as on fsspec's local files, half a manifest may remain: it is passed
+    over, and named.
     """
-    template, folder, outcomes, torn = tmp_path / "template", tmp_path / "run", [], 0
-    assert in_child(lambda: [put(Store(at(kind, template)), iteration) for iteration in (1, 2)]) == 0
+    template = tmp_path / "template"
+    folder = tmp_path / "run"
+    outcomes = []
+    torn = 0
+    assert (
+        in_child(lambda: [put(Store(at(kind, template)), iteration) for iteration in (1, 2)]) == 0
+    )
     for n in count():
         shutil.copytree(template, folder)
         store = Store(at(kind, folder))
@@ -57,7 +77,13 @@ def test_writer_killed_at_every_operation(kind: str, tmp_path: Path) -> None:
         shutil.rmtree(folder)
         if status == 0:
             break
-    assert n > 10 and [1, 2] in outcomes and [1, 2, 3] in outcomes and found == [2, 3] and torn == (kind == "local")
+    assert (
+        n > 10
+        and [1, 2] in outcomes
+        and [1, 2, 3] in outcomes
+        and found == [2, 3]
+        and torn == (kind == "local")
+    )
 
 
 @on_both
@@ -89,23 +115,36 @@ def test_claimer_killed(kind: str, tmp_path: Path) -> None:
     assert n > 1 and newest == 2
 
 
-def test_everything_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Power may fail after any call: files, then their folder, then the rename, then the parent; deleting comes last."""
+def test_everything_is_synced_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power may fail after any call: files, then their folder, then the rename, then the parent;
+    deleting comes last."""
     store = two(tmp_path)
     done: list[tuple[str, str]] = []
-    sync, rename, unlink = os.fsync, os.rename, os.unlink
+    sync = os.fsync
+    rename = os.rename
+    unlink = os.unlink
 
     def record(call: str, name: Any, act: Callable[..., None], *args: Any, **keys: Any) -> None:
         done.append((call, Path(name).name))
         act(*args, **keys)
 
-    monkeypatch.setattr(os, "fsync", lambda handle: record("sync", os.readlink(f"/proc/self/fd/{handle}"), sync, handle))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: record("sync", os.readlink(f"/proc/self/fd/{handle}"), sync, handle),
+    )
     monkeypatch.setattr(os, "rename", lambda old, new: record("rename", new, rename, old, new))
-    monkeypatch.setattr(os, "unlink", lambda path, **keys: record("unlink", path, unlink, path, **keys))
+    monkeypatch.setattr(
+        os, "unlink", lambda path, **keys: record("unlink", path, unlink, path, **keys)
+    )
     oldest, name = store.all()[0], Path(put(store, 3).path).name
     files = [("sync", "state.json"), ("sync", WEIGHTS), ("sync", "manifest.json")]
     assert done[:6] == [*files, ("sync", f".draft-{name}"), ("rename", name), ("sync", "run")]
-    assert done[6] == ("rename", f".draft-{oldest}") and {call for call, _ in done[7:]} == {"unlink"}
+    assert done[6] == ("rename", f".draft-{oldest}") and {call for call, _ in done[7:]} == {
+        "unlink"
+    }
 
 
 def test_storage_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +165,8 @@ def test_storage_that_cannot_sync_folders(tmp_path: Path, monkeypatch: pytest.Mo
 
 @on_both
 def test_disk_full_at_every_operation(kind: str, tmp_path: Path) -> None:
-    """ENOSPC injected: an OSError, the older ones whole, nothing left behind; the next save is as if nothing had been."""
+    """ENOSPC injected: an OSError, the older ones whole, nothing left behind; the next save is as
+    if nothing had been."""
     folder = tmp_path / "run"
     store = Store(at(kind, folder))
     for iteration in (1, 2):
@@ -161,7 +201,12 @@ def test_disk_full_for_real(kind: str, tmp_path: Path) -> None:
     """A tmpfs of 1 MB. Where nothing can be mounted, a limit on file sizes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True
+        ).returncode
+        == 0
+    )
 
     def fill() -> None:
         store = Store(at(kind, folder))
@@ -209,7 +254,10 @@ def test_file_size_limit(kind: str, tmp_path: Path) -> None:
 class Flaky(MemoryFileSystem):
     """An object store whose package has error classes of its own, as those of S3 have."""
 
-    protocol, store, pseudo_dirs, left = "flaky", {}, [""], 1_000
+    protocol = "flaky"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    left = 1_000
 
     class Error(Exception):
         """No OSError."""
@@ -222,7 +270,8 @@ class Flaky(MemoryFileSystem):
 
 
 def test_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every put: an OSError whatever the package raises, nothing left behind; at start-up one line."""
+    """At every put: an OSError whatever the package raises, nothing left behind; at start-up one
+    line."""
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     store = Store("flaky://run")
     kept = Path(put(store, 1).path).name
@@ -231,7 +280,11 @@ def test_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(OSError, match=r"^pipe_file .*Error: no connection$"):
             put(store, 2)
         assert store.storage.names() == [kept]
-    with pytest.raises(UserError, match=r"^checkpoint\.folder: expected an URL that can be written, got flaky://run: .*Error: no connection$"):
+    with pytest.raises(
+        UserError,
+        match=r"^checkpoint\.folder: expected an URL that can be written, got flaky://run: "
+        r".*Error: no connection$",
+    ):
         Store("flaky://run")
     monkeypatch.setattr(Flaky, "left", 3)
     put(store, 2)

@@ -1,4 +1,5 @@
-"""Checkpoints that strangers made, sealed as ours are: whatever they say, one line, no other file is opened, and nothing waits for ever."""
+"""Checkpoints that strangers made, sealed as ours are: whatever they say, one line, no other file
+is opened, and nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def seal(folder: Path, body: Any, **formatted: Any) -> None:
     """Write it with the digest that docs/checkpoints.md tells anyone to write."""
     body = {key: value for key, value in body.items() if key != "digest"}
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(body | {"digest": digest}, **{"indent": 1, **formatted}) + "\n")
+    (folder / MANIFEST).write_text(
+        json.dumps(body | {"digest": digest}, **{"indent": 1, **formatted}) + "\n"
+    )
 
 
 def listed(folder: Path, name: str, data: bytes | None = None) -> None:
@@ -79,8 +82,11 @@ def folder(tmp_path: Path) -> Path:
 @on_both
 @pytest.mark.parametrize("name", [MANIFEST, STATE, WEIGHTS, "more.safetensors"])
 def test_only_regular_files_are_read(kind: str, name: str, folder: Path) -> None:
-    """As they are listed, and as if they were empty: both FIFO and /dev/zero say that they have no bytes."""
-    file, secret, where = folder / name, folder.parent / "secret", at(kind, folder)
+    """As they are listed, and as if they were empty: both FIFO and /dev/zero say that they have no
+    bytes."""
+    file = folder / name
+    secret = folder.parent / "secret"
+    where = at(kind, folder)
     secret.write_bytes(file.read_bytes() if file.exists() else b"")
 
     makers = {
@@ -95,12 +101,29 @@ def test_only_regular_files_are_read(kind: str, name: str, folder: Path) -> None
             listed(folder, name, b"")
         make()
         words = refusal(where)
-        assert words.startswith(f"{name} cannot be read: it is ") and words.endswith("not a regular file") and (word in words or kind == "local"), words
+        assert (
+            words.startswith(f"{name} cannot be read: it is ")
+            and words.endswith("not a regular file")
+            and (word in words or kind == "local")
+        ), words
         assert soon(Store(at(kind, folder.parent)).newest) is None
         file.rmdir() if file.is_dir() else file.unlink()
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "..", "a/b.safetensors", "secret", "é.safetensors", "a\n.safetensors", MANIFEST, ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.safetensors",
+        "/etc/passwd",
+        "..",
+        "a/b.safetensors",
+        "secret",
+        "é.safetensors",
+        "a\n.safetensors",
+        MANIFEST,
+        "",
+    ],
+)
 def test_names_stay_in_the_folder(name: str, folder: Path) -> None:
     (folder.parent / "secret.safetensors").write_bytes(b"")
     body = json.loads((folder / MANIFEST).read_text())
@@ -138,8 +161,25 @@ def deep(levels: int) -> Any:
 WRONG = {
     "iteration": [None, True, -1, 1.0, "1", [1], 1 << 53, 1 << 9000, float("nan"), float("inf")],
     "epoch": [None, False, -1, 0.5, {}, 10**300],
-    "created": [None, 3, "", "now", "2026-11-25T04:35:00+00:00\n", "2026-11-25T04:35:00+00:00\x1b[31m", "x" * 100_000, deep(500)],
-    "files": [None, [], {}, 3, "state.json", deep(800), {f"{number}.safetensors": [NOTHING, 0] for number in range(1001)}],
+    "created": [
+        None,
+        3,
+        "",
+        "now",
+        "2026-11-25T04:35:00+00:00\n",
+        "2026-11-25T04:35:00+00:00\x1b[31m",
+        "x" * 100_000,
+        deep(500),
+    ],
+    "files": [
+        None,
+        [],
+        {},
+        3,
+        "state.json",
+        deep(800),
+        {f"{number}.safetensors": [NOTHING, 0] for number in range(1001)},
+    ],
     "version": [None, True, 1.0, "1", 2, [1], "x\n" * 1000],
     "more": [1],
 }
@@ -157,7 +197,21 @@ def test_wrong_values(key: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [None, [], "x", [NOTHING], [NOTHING, 0, 0], [NOTHING, -1], [NOTHING, True], [NOTHING, 0.0], [NOTHING.upper(), 0], [3, 0], {NOTHING: 0}, [[], []]]
+    "entry",
+    [
+        None,
+        [],
+        "x",
+        [NOTHING],
+        [NOTHING, 0, 0],
+        [NOTHING, -1],
+        [NOTHING, True],
+        [NOTHING, 0.0],
+        [NOTHING.upper(), 0],
+        [3, 0],
+        {NOTHING: 0},
+        [[], []],
+    ],
 )
 def test_wrong_entries(entry: Any, folder: Path) -> None:
     (folder / "more.safetensors").write_bytes(b"")
@@ -177,7 +231,14 @@ def test_missing_keys(key: str, folder: Path) -> None:
 def test_texts_that_are_no_manifest(folder: Path) -> None:
     whole = (folder / MANIFEST).read_text()
     twice = whole.replace(' "iteration": 1,', ' "iteration": 1,\n "iteration": 1,')
-    for text in ("[" * 100_000, '{"version": ' + "9" * 5000 + "}", "\ud800", '{"version": 1, "files": ' + "[" * 990 + "]" * 990 + "}", twice, "﻿" + whole):
+    for text in (
+        "[" * 100_000,
+        '{"version": ' + "9" * 5000 + "}",
+        "\ud800",
+        '{"version": 1, "files": ' + "[" * 990 + "]" * 990 + "}",
+        twice,
+        "﻿" + whole,
+    ):
         (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
         assert refusal(folder).startswith("manifest.json ")
     (folder / MANIFEST).write_text(whole)
@@ -186,9 +247,26 @@ def test_texts_that_are_no_manifest(folder: Path) -> None:
 
 
 PLACES = [(key,) for key in ("version", "iteration", "epoch", "created", "files", "digest", "new")]
-PLACES += [("files", name, *rest) for name in (STATE, WEIGHTS, "../x.safetensors") for rest in ((), (0,), (1,))]
-SMALL = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from([1, 120, NOTHING, 10**400])
-TREES = st.recursive(SMALL, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6)
+PLACES += [
+    ("files", name, *rest)
+    for name in (STATE, WEIGHTS, "../x.safetensors")
+    for rest in ((), (0,), (1,))
+]
+SMALL = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from([1, 120, NOTHING, 10**400])
+)
+TREES = st.recursive(
+    SMALL,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +302,13 @@ def test_any_value_anywhere(sample: tuple[Path, bytes], place: tuple[Any, ...], 
 
 
 @settings(deadline=None, max_examples=200, database=None)
-@given(changes=st.lists(st.tuples(st.integers(0, 460), st.integers(0, 255)), min_size=1, max_size=3), cut=st.integers(0, 2))
-def test_any_byte_anywhere(sample: tuple[Path, bytes], changes: list[tuple[int, int]], cut: int) -> None:
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 460), st.integers(0, 255)), min_size=1, max_size=3),
+    cut=st.integers(0, 2),
+)
+def test_any_byte_anywhere(
+    sample: tuple[Path, bytes], changes: list[tuple[int, int]], cut: int
+) -> None:
     folder, whole = sample
     data = bytearray(whole)
     for place, byte in changes:
@@ -237,7 +320,20 @@ def test_any_byte_anywhere(sample: tuple[Path, bytes], changes: list[tuple[int, 
 # What the files hold
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "3", '"x"', "null", "[" * 100_000, "\xff", '{"a": 1, "a": 2}', '{"a": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "3",
+        '"x"',
+        "null",
+        "[" * 100_000,
+        "\xff",
+        '{"a": 1, "a": 2}',
+        '{"a": ' + "9" * 5000 + "}",
+    ],
+)
 def test_a_state_that_is_none(text: str, folder: Path) -> None:
     (folder / STATE).write_bytes(text.encode("latin-1"))
     listed(folder, STATE)
@@ -246,7 +342,9 @@ def test_a_state_that_is_none(text: str, folder: Path) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 9, b"\xff" * 16, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}!"])
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 9, b"\xff" * 16, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}!"]
+)
 def test_tensors_that_are_none(data: bytes, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(data)
     listed(folder, WEIGHTS)
@@ -259,13 +357,17 @@ def test_tensors_that_are_none(data: bytes, folder: Path) -> None:
 
 
 def test_names_of_folders(folder: Path) -> None:
-    """Numbers that no writer of ours makes count for nothing; a process id of 20 digits made each save fail."""
+    """Numbers that no writer of ours makes count for nothing; a process id of 20 digits made each
+    save fail."""
     store = Store(folder.parent)
     (folder.parent / "epochs").mkdir()
     for name in (f"epochs/{'9' * 200}", "epochs/٣٣٣٣٣٣", "epochs/x"):
         (folder.parent / name).touch()
     _, _, _, _, time, host, _ = folder.name.split("-")
-    for name in (f"epoch-{'9' * 100}-iteration-00000001-{time}-{host}-1", f".draft-epoch-0000-iteration-00000000-{time}-{host}-{'9' * 20}"):
+    for name in (
+        f"epoch-{'9' * 100}-iteration-00000001-{time}-{host}-1",
+        f".draft-epoch-0000-iteration-00000000-{time}-{host}-{'9' * 20}",
+    ):
         (folder.parent / name).mkdir()
     assert store.epoch() == 0 and store.all() == [folder.name]
     put(store, 2)

@@ -54,20 +54,35 @@ def test_a_zombie_superseded_while_it_writes(where: str, sweeps: bool) -> None:
             put(heir, 2, 2)
 
     with pytest.raises(StaleEpoch):
-        zombie.save(2, epoch, {}, {"a.safetensors": {}, "b.safetensors": claimed_meanwhile(), "c.safetensors": {}})
-    assert sorted(heir.storage.names()) == sorted([*heir.all(), "epochs"]) and heir.storage.drafts() in ([], ["epochs"])
+        zombie.save(
+            2,
+            epoch,
+            {},
+            {"a.safetensors": {}, "b.safetensors": claimed_meanwhile(), "c.safetensors": {}},
+        )
+    assert sorted(heir.storage.names()) == sorted(
+        [*heir.all(), "epochs"]
+    ) and heir.storage.drafts() in ([], ["epochs"])
     check(heir.newest(), 2 if sweeps else 1)
 
 
-def test_a_zombie_superseded_directly_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zombie_superseded_directly_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The draft is complete and synced, manifest and all; it must not become a checkpoint."""
     zombie, heir = Store(tmp_path), Store(tmp_path)
-    epoch, sync, claimed = zombie.claim(), checkpoint_storage.Local.sync, []
+    epoch = zombie.claim()
+    sync = checkpoint_storage.Local.sync
+    claimed = []
 
     def late(self: checkpoint_storage.Local) -> None:
         sync(self)
         if self.root.name.startswith(".draft-"):
-            assert {path.name for path in self.root.iterdir()} == {"manifest.json", "state.json", WEIGHTS}
+            assert {path.name for path in self.root.iterdir()} == {
+                "manifest.json",
+                "state.json",
+                WEIGHTS,
+            }
             claimed.append(heir.claim())
 
     monkeypatch.setattr(checkpoint_storage.Local, "sync", late)
@@ -106,7 +121,9 @@ def test_drafts_of_living_writers_stay(kind: str, tmp_path: Path) -> None:
         (folder / (prefix + name) / "state.json").write_text("{")
     (folder / "notes").mkdir()
     put(store, 2, epoch)
-    assert leavings(folder) == sorted(["epochs", "notes", *(prefix + name for name, stays in drafts.items() if stays)])
+    assert leavings(folder) == sorted(
+        ["epochs", "notes", *(prefix + name for name, stays in drafts.items() if stays)]
+    )
 
 
 @on_both
@@ -144,11 +161,17 @@ def test_claims_at_once_are_all_different(kind: str, tmp_path: Path) -> None:
         pid = os.fork()
         if not pid:
             store = Store(url)
-            (tmp_path / f"claims-{index}").write_text(" ".join(str(store.claim()) for _ in range(each)))
+            (tmp_path / f"claims-{index}").write_text(
+                " ".join(str(store.claim()) for _ in range(each))
+            )
             os._exit(0)
         children.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
-    claimed = [int(text) for index in range(3) for text in (tmp_path / f"claims-{index}").read_text().split()]
+    claimed = [
+        int(text)
+        for index in range(3)
+        for text in (tmp_path / f"claims-{index}").read_text().split()
+    ]
     assert len(set(claimed)) == 3 * each
     if kind == "folder":  # of an URL, all may give up a number that several want
         assert sorted(claimed) == list(range(1, 3 * each + 1))

@@ -1,4 +1,5 @@
-"""Tiny workers and ranks on a Ray whose memory monitor has a low threshold: they die, hang or cannot start, and it is said in one line."""
+"""Tiny workers and ranks on a Ray whose memory monitor has a low threshold: they die, hang or
+cannot start, and it is said in one line."""
 
 from __future__ import annotations
 
@@ -21,14 +22,18 @@ from cluster.errors import GangError
 from cluster.rank_group import Gang
 
 MARGIN = 2 << 30
-"""Bytes beside what is used now, above which the monitor ends actors: these take less until they swell."""
+"""Bytes beside what is used now, above which the monitor ends actors: these take less until they
+swell."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_session() -> Iterator[None]:
     from cluster import session
 
-    memory = {line.split()[0]: int(line.split()[1]) << 10 for line in Path("/proc/meminfo").read_text().splitlines()}
+    memory = {
+        line.split()[0]: int(line.split()[1]) << 10
+        for line in Path("/proc/meminfo").read_text().splitlines()
+    }
     total, used = memory["MemTotal:"], memory["MemTotal:"] - memory["MemAvailable:"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_memory_usage_threshold", f"{(used + MARGIN) / total:.5f}")
@@ -40,7 +45,15 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def gang(tmp_path: Path) -> Iterator[Gang]:
-    made = Gang(Rank, "learner", 2, {"num_cpus": 0}, lambda rank: (str(tmp_path), rank), Meter(), (60.0, 4.0, 1.0))
+    made = Gang(
+        cls=Rank,
+        role="learner",
+        ranks=2,
+        resources={"num_cpus": 0},
+        make=lambda rank: (str(tmp_path), rank),
+        meter=Meter(),
+        deadlines=(60.0, 4.0, 1.0),
+    )
     made.allowed = 20
     made.form()
     yield made
@@ -68,9 +81,14 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
     made.wait_ready()
     assert made.broadcast("swell") == []
     assert set(made.restarts) == {"memory"} and sum(made.restarts.values()) == 2
-    made.wait_ready()  # what swelled may still be held while others start: then the monitor ends these as well
+    # what swelled may still be held while others start: then the monitor ends these as well
+    made.wait_ready()
     assert [line.split(" on ")[0] for line in sorted(told[:2])] == ["rollout-0", "rollout-1"]
-    assert all(" died (out of memory: ended by Ray's memory monitor); rollout-" in line and " replaces it, restart " in line for line in told)
+    assert all(
+        " died (out of memory: ended by Ray's memory monitor); rollout-" in line
+        and " replaces it, restart " in line
+        for line in told
+    )
     assert set(made.restarts) == {"memory"} and sum(made.restarts.values()) == len(told)
     newcomers = [worker.index for worker in made.workers]
     assert len(newcomers) == 2 and min(newcomers) >= 2
@@ -78,7 +96,9 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
     made.stop()
 
 
-def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workers, "PROBE_SECONDS", 0.0)
     made = pool(tmp_path, 1)
     made.wait_ready()
@@ -93,13 +113,16 @@ def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(tmp_path: Path
     made.stop()
 
 
-def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed(gang: Gang, notes: list[str]) -> None:
+def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed(
+    gang: Gang, notes: list[str]
+) -> None:
     with pytest.raises(GangError, match=r"^learner\.swell: rank [01] died: out of memory"):
         gang.call("swell")
     assert gang.restarts == {"memory": 1} and gang.spent == 1 and not gang.ranks
     (line,) = notes
     assert line in [
-        f"learner-{rank} on {here()} died (out of memory: ended by Ray's memory monitor): learners begin again from the checkpoint, restart 1 of 20"
+        f"learner-{rank} on {here()} died (out of memory: ended by Ray's memory monitor): "
+        "learners begin again from the checkpoint, restart 1 of 20"
         for rank in (0, 1)  # Ray ends several at once
     ]
     gang.form()
@@ -121,7 +144,8 @@ def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
     made.broadcast("leaves", 3)
     made.tend()
     assert told == [
-        f"rollout-0 on {here()} died (killed or crashed: its process ended without a word); rollout-2 replaces it, restart 1 of 9",
+        f"rollout-0 on {here()} died (killed or crashed: its process ended without a word); "
+        "rollout-2 replaces it, restart 1 of 9",
         f"rollout-1 on {here()} died (exit code 3); rollout-3 replaces it, restart 2 of 9",
         f"rollout-2 on {here()} died (exit code 3); rollout-4 replaces it, restart 3 of 9",
     ]
@@ -138,7 +162,9 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     made.seconds["once"] = deque([0.1])
     results(made, [("once", 10, "dawdle")])
     (line,) = told
-    assert re.fullmatch(r"rollout-([01]): once takes 1 s \(median 0\.1 s\): given to rollout-[01] as well", line)
+    assert re.fullmatch(
+        r"rollout-([01]): once takes 1 s \(median 0\.1 s\): given to rollout-[01] as well", line
+    )
     made.stop()
 
 
@@ -148,7 +174,8 @@ def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: P
     made.note = told.append
     made.wait_ready()
     assert made.broadcast("task", 1, 0.3) == [(1, 0, "none")]
-    assert made.broadcast("task", 2, 1.5) == [(2, 0, "none")]  # slow, and in time: six times the median
+    # slow, and in time: six times the median
+    assert made.broadcast("task", 2, 1.5) == [(2, 0, "none")]
     (place,) = [worker.place for worker in made.workers]
     assert place
     os.kill(place.process, signal.SIGSTOP)
@@ -156,7 +183,9 @@ def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: P
     assert made.broadcast("task", 3) == []
     assert time.monotonic() - began < 20 and made.restarts == {"unresponsive": 1}
     made.wait_ready()
-    assert told[0].startswith(f"rollout-0 on {here()} was ended (no answer to task in ") and made.broadcast("task", 4) == [(4, 1, "none")]
+    assert told[0].startswith(
+        f"rollout-0 on {here()} was ended (no answer to task in "
+    ) and made.broadcast("task", 4) == [(4, 1, "none")]
     made.stop()
 
 
@@ -164,7 +193,9 @@ def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: P
 
 
 @pytest.mark.parametrize("cls", [UnfitHere, UnmadeHere])
-def test_a_newcomer_that_cannot_start_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type) -> None:
+def test_a_newcomer_that_cannot_start_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type
+) -> None:
     """Its node is left alone, since others work; in the end it is tried again."""
     made, told = pool(tmp_path, 1, cls), list[str]()
     made.note = told.append
@@ -172,8 +203,14 @@ def test_a_newcomer_that_cannot_start_ends_no_run(tmp_path: Path, monkeypatch: p
     (tmp_path / "unfit").write_text(ray.get_runtime_context().get_node_id())
     made.desired = 2
     until(made, lambda: bool(made.restarts))
-    assert made.restarts == {"start": 1} and len(results(made, [("task", key) for key in range(4)])) == 4
-    assert told == [f"rollout-1 on {here()} could not start (ModuleNotFoundError: No module named 'broken'); rollout-2 replaces it, restart 1 of 20"]
+    assert (
+        made.restarts == {"start": 1}
+        and len(results(made, [("task", key) for key in range(4)])) == 4
+    )
+    assert told == [
+        f"rollout-1 on {here()} could not start (ModuleNotFoundError: No module named "
+        "'broken'); rollout-2 replaces it, restart 1 of 20"
+    ]
     assert [state["state"] for state in made.states()] == ["ready", "waiting"]
     (tmp_path / "unfit").unlink()
     monkeypatch.setattr(made.avoided, "nodes", set)  # it was left alone long enough
@@ -207,7 +244,9 @@ def test_how_long_a_node_is_left_alone() -> None:
     made = avoid.Avoided()
     for seconds in (600, 1200, 2400):
         made.add("a")
-        assert made.until["a"] - time.monotonic() == pytest.approx(seconds, abs=1) and made.nodes() == {"a"}
+        assert made.until["a"] - time.monotonic() == pytest.approx(
+            seconds, abs=1
+        ) and made.nodes() == {"a"}
     made.until["a"] = 0.0
     assert made.nodes() == set()
 
@@ -215,20 +254,32 @@ def test_how_long_a_node_is_left_alone() -> None:
 # deadlines
 
 
-def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(gang: Gang, notes: list[str]) -> None:
+def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
+    gang: Gang, notes: list[str]
+) -> None:
     assert gang.limit("update", True) == gang.limit("update") == 60.0  # nothing is known
     for _ in range(4):
         gang.call("update", 0.1)
     assert gang.limit("update") == 1.0  # the least
-    assert gang.limit("update", size=100.0) == pytest.approx(40.0, rel=0.5)  # by the size, and not above the timeout
+    # by the size, and not above the timeout
+    assert gang.limit("update", size=100.0) == pytest.approx(40.0, rel=0.5)
     assert gang.limit("update", size=1e6) == 60.0 == gang.limit("save")
     stopped = gang.places[1].process
     os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(GangError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"):
+    with pytest.raises(
+        GangError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"
+    ):
         gang.call("update", 0.1)
     assert time.monotonic() - began < 6.0 and gang.restarts == {"unresponsive": 1}
-    assert notes[0].startswith("learner-1 on ") and ": update not finished in 1 s: learners begin again from the checkpoint, restart 1 of 20" in notes[0]
+    assert (
+        notes[0].startswith("learner-1 on ")
+        and (
+            ": update not finished in 1 s: learners begin again from the checkpoint, restart 1 "
+            "of 20"
+        )
+        in notes[0]
+    )
 
 
 def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(gang: Gang) -> None:
@@ -252,7 +303,9 @@ def test_first_calls_of_new_ranks_are_measured_apart(gang: Gang) -> None:
     assert gang.call("update", 2.0) == [0, 1] and not gang.restarts
 
 
-def test_methods_that_wait_for_storage_have_the_whole_timeout(gang: Gang, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_that_wait_for_storage_have_the_whole_timeout(
+    gang: Gang, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Rank, "storage_bound", ("update",), raising=False)
     for _ in range(3):
         gang.call("update", 0.0)
@@ -262,13 +315,20 @@ def test_methods_that_wait_for_storage_have_the_whole_timeout(gang: Gang, monkey
 # ranks that cannot start
 
 
-def test_a_new_gang_that_cannot_start_is_made_again(gang: Gang, notes: list[str], tmp_path: Path) -> None:
+def test_a_new_gang_that_cannot_start_is_made_again(
+    gang: Gang, notes: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "unfit-1-a").touch()
-    with pytest.raises(GangError, match=r"^learner\.join: rank 1 could not start: ModuleNotFoundError: No module named 'broken'$"):
+    with pytest.raises(
+        GangError,
+        match=r"^learner\.join: rank 1 could not start: ModuleNotFoundError: No module named "
+        r"'broken'$",
+    ):
         gang.form()
     assert gang.restarts == {"start": 1} and len(gang.avoided.nodes()) == 1
     assert notes == [
-        f"learner-1 on {here()} could not start (ModuleNotFoundError: No module named 'broken'): learners begin again from the checkpoint, restart 1 of 20"
+        f"learner-1 on {here()} could not start (ModuleNotFoundError: No module named "
+        "'broken'): learners begin again from the checkpoint, restart 1 of 20"
     ]
     gang.form()  # on the same node: there is no other
     assert gang.call("update", 0.0) == [0, 1]
@@ -276,7 +336,15 @@ def test_a_new_gang_that_cannot_start_is_made_again(gang: Gang, notes: list[str]
 
 def test_the_first_gang_refuses_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "unfit-0-a").touch()
-    made = Gang(Rank, "learner", 1, {"num_cpus": 0}, lambda rank: (str(tmp_path), rank), Meter(), (60.0, 4.0, 1.0))
+    made = Gang(
+        cls=Rank,
+        role="learner",
+        ranks=1,
+        resources={"num_cpus": 0},
+        make=lambda rank: (str(tmp_path), rank),
+        meter=Meter(),
+        deadlines=(60.0, 4.0, 1.0),
+    )
     with pytest.raises(ModuleNotFoundError, match="No module named 'broken'"):
         made.form()
     made.stop()

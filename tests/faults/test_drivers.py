@@ -1,4 +1,5 @@
-"""Drivers that are killed, told to end, or lose their head: started again, the run goes on to the same weights and rewards, bit by bit."""
+"""Drivers that are killed, told to end, or lose their head: started again, the run goes on to the
+same weights and rewards, bit by bit."""
 
 from __future__ import annotations
 
@@ -31,7 +32,14 @@ def plain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def arguments(folder: Path, **options: str) -> list[str]:
     keys = SMALL | {"run.folder": str(folder), "cluster.dashboard": "false"} | options
-    return [sys.executable, str(ROOT / "run.py"), "train", "--resume", "auto", *(part for key, value in keys.items() for part in (f"--{key}", value))]
+    return [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "train",
+        "--resume",
+        "auto",
+        *(part for key, value in keys.items() for part in (f"--{key}", value)),
+    ]
 
 
 def finished(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -40,7 +48,14 @@ def finished(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return records, json.loads((folder / "held_out.json").read_text())
 
 
-FIGURES = ("iteration", "reward/total", "reward/spread", "update/loss", "update/gradient_norm", "update/version")
+FIGURES = (
+    "iteration",
+    "reward/total",
+    "reward/spread",
+    "update/loss",
+    "update/gradient_norm",
+    "update/version",
+)
 
 
 def last_state(folder: Path) -> dict[str, bytes]:
@@ -52,7 +67,11 @@ def last_state(folder: Path) -> dict[str, bytes]:
 def until(process: subprocess.Popen[Any], runs: Path, iteration: int, told: Path) -> None:
     """Wait until the run has got so far."""
     deadline = time.monotonic() + 300
-    while not any(record["iteration"] >= iteration for log in runs.glob("*/metrics.jsonl") for record in read(log)):
+    while not any(
+        record["iteration"] >= iteration
+        for log in runs.glob("*/metrics.jsonl")
+        for record in read(log)
+    ):
         assert time.monotonic() < deadline and process.poll() is None, told.read_text()
         time.sleep(0.02)
 
@@ -60,14 +79,19 @@ def until(process: subprocess.Popen[Any], runs: Path, iteration: int, told: Path
 def as_if_nothing_had_happened(folder: Path, plain: Run) -> None:
     """The same figures of each iteration, held-out scores, weights and optimiser."""
     (records, held_out), (others, others_held_out) = finished(folder), finished(plain.folder)
-    assert [[record[name] for name in FIGURES] for record in records] == [[record[name] for name in FIGURES] for record in others]
+    assert [[record[name] for name in FIGURES] for record in records] == [
+        [record[name] for name in FIGURES] for record in others
+    ]
     assert len(records) == ITERATIONS and held_out == others_held_out
     assert last_state(folder) == last_state(plain.folder) and len(last_state(folder)) >= 3
 
 
 def signalled(command: list[str], words: str, number: signal.Signals) -> tuple[int, str]:
     """Exit code and output of a driver that got this signal when it had said this."""
-    process, lines = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), list[str]()
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = list[str]()
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
@@ -77,7 +101,9 @@ def signalled(command: list[str], words: str, number: signal.Signals) -> tuple[i
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_told_to_end_and_then_killed_goes_on_each_time(plain: Run, tmp_path: Path) -> None:
+def test_a_driver_that_is_told_to_end_and_then_killed_goes_on_each_time(
+    plain: Run, tmp_path: Path
+) -> None:
     command = arguments(tmp_path, **{"checkpoint.every": "100"})
     code, told = signalled(command, "2/4 ", signal.SIGTERM)
     assert code == 0, told
@@ -89,20 +115,29 @@ def test_a_driver_that_is_told_to_end_and_then_killed_goes_on_each_time(plain: R
     assert json.loads((folder / "summary.json").read_text())["stopped_by"] == "interrupted"
 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "going on from the checkpoint of iteration" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "going on from the checkpoint of iteration" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert list(tmp_path.iterdir()) == [folder]
     as_if_nothing_had_happened(folder, plain)
 
 
 @pytest.mark.slow
-def test_a_lost_head_ends_the_driver_and_the_run_goes_on_elsewhere(plain: Run, tmp_path: Path) -> None:
-    """All actors are lost with it: the driver ends soon, and the run goes on, on another cluster."""
-    runs, told, every = tmp_path / "runs", tmp_path / "told", {"checkpoint.every": "1"}
+def test_a_lost_head_ends_the_driver_and_the_run_goes_on_elsewhere(
+    plain: Run, tmp_path: Path
+) -> None:
+    """All actors are lost with it: the driver ends soon, and the run goes on, on another
+    cluster."""
+    runs = tmp_path / "runs"
+    told = tmp_path / "told"
+    every = {"checkpoint.every": "1"}
     with ThreadPoolExecutor(1) as pool, ExitStack() as leftovers:
         with head() as first:
             with told.open("w") as file:
                 command = arguments(runs, **every, **{"cluster.address": first.address})
-                driver = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file)
+                driver = subprocess.Popen(
+                    command, cwd=ROOT, env=environment(), stdout=file, stderr=file
+                )
             leftovers.callback(driver.kill)
             until(driver, runs, 2, told)
             driver.send_signal(signal.SIGSTOP)  # else it may finish before anybody notices
@@ -113,9 +148,16 @@ def test_a_lost_head_ends_the_driver_and_the_run_goes_on_elsewhere(plain: Run, t
             ended = pool.submit(driver.wait, SECONDS)
         (folder,) = runs.iterdir()
         with head() as second:
-            assert ended.result() not in (0, -signal.SIGKILL) and not (folder / "summary.json").exists(), told.read_text()
+            assert (
+                ended.result() not in (0, -signal.SIGKILL)
+                and not (folder / "summary.json").exists()
+            ), told.read_text()
             given = arguments(runs, **every, **{"cluster.address": second.address})
-            done = subprocess.run(given, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                given, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+            )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on from the checkpoint of iteration 2" in done.stdout and list(runs.iterdir()) == [folder]
+    assert "going on from the checkpoint of iteration 2" in done.stdout and list(
+        runs.iterdir()
+    ) == [folder]
     as_if_nothing_had_happened(folder, plain)

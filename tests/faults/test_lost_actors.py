@@ -1,4 +1,5 @@
-"""Actors that die, hang and are killed: the run goes on, a learner's from its checkpoint, to the same weights and rewards, bit by bit."""
+"""Actors that die, hang and are killed: the run goes on, a learner's from its checkpoint, to the
+same weights and rewards, bit by bit."""
 
 from __future__ import annotations
 
@@ -64,7 +65,11 @@ def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_p
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
     assert found.crew.rollouts.restarts == {"died": 1} and not found.crew.learners.restarts
-    assert [note for note in found.notes if " died (" in note and ", restart 1 of 20" in note and "; rollout-" in note]
+    assert [
+        note
+        for note in found.notes
+        if " died (" in note and ", restart 1 of 20" in note and "; rollout-" in note
+    ]
 
 
 def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> None:
@@ -82,7 +87,9 @@ def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> N
     assert not set(first) & {worker.index for worker in found.crew.rollouts.workers}
 
 
-def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path) -> None:
+def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(
+    stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
+) -> None:
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 2:
             busy(made, 1, stopped.stop)
@@ -123,14 +130,22 @@ def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert sum(found.crew.learners.restarts.values()) == 1 and found.records[-2]["service/recoveries"] == 1
+    assert (
+        sum(found.crew.learners.restarts.values()) == 1
+        and found.records[-2]["service/recoveries"] == 1
+    )
     assert any("recovering: GangError" in note for note in found.notes)
-    assert any("): learners begin again from the checkpoint, restart 1 of 20" in note for note in found.notes)
+    assert any(
+        "): learners begin again from the checkpoint, restart 1 of 20" in note
+        for note in found.notes
+    )
     assert any("checkpoint of iteration 2" in note for note in found.notes) == (at == 3)
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_at_the_deadline(stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_ends_at_the_deadline(
+    stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
+) -> None:
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 3 and not made.learners.restarts:
             updating(made, stopped.stop, 8.0)
@@ -143,7 +158,8 @@ def test_a_rank_that_hangs_ends_at_the_deadline(stage: Stage, plain: Run, stoppe
 
 def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: Path) -> None:
     def sabotage(made: Crew, iteration: int) -> None:
-        if iteration == 1:  # credit that differs between ranks stops both before a collective of the update
+        # credit that differs between ranks stops both before a collective of the update
+        if iteration == 1:
             made.learners.begin = lambda method, *arguments, **_: damaged(made, method, *arguments)  # type: ignore[method-assign]
 
     def damaged(made: Crew, method: str, *arguments: Any) -> Any:

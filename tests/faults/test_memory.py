@@ -1,4 +1,5 @@
-"""A batch that does not fit: halved until it does, with the same trees; named when not even one latent fits."""
+"""A batch that does not fit: halved until it does, with the same trees; named when not even one
+latent fits."""
 
 from __future__ import annotations
 
@@ -27,25 +28,39 @@ class Narrow(LinearModel):
         super().__init__()
         self.room, self.asked = room, list[int]()
 
-    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+    def velocity(
+        self, x: torch.Tensor, sigma: torch.Tensor, cond: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         self.asked.append(len(x))
         if len(x) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines."
+            )
         return super().velocity(x, sigma, cond)
 
 
 def grown(model: Any, max_batch: int, sampler: Sampler | None = None) -> tuple[Segment, Sampler]:
     sampler = sampler or Sampler(model, 5, torch.float32, max_batch)
     cond: Conditioning = model.encode(PROMPTS)
-    return sampler.grow(PLAN, TREES, sampler.roots(PLAN, TREES), 0, PLAN.steps, cond), sampler
+    return sampler.grow(
+        PLAN,
+        subtrees=TREES,
+        x=sampler.roots(PLAN, TREES),
+        start=0,
+        stop=PLAN.steps,
+        conditioning=cond,
+    ), sampler
 
 
 def test_halved_until_it_fits_with_the_same_trees() -> None:
     wanted, _ = grown(LinearModel(), 64)
     narrow = Narrow(3)
     found, sampler = grown(narrow, 64)
-    assert found.halved == 1 and sampler.max_batch == 2 and max(narrow.asked) == 4  # two trees, after the first split: 4 latents
-    assert torch.equal(found.frontier, wanted.frontier) and np.array_equal(found.log_prob, wanted.log_prob)
+    # two trees, after the first split: 4 latents
+    assert found.halved == 1 and sampler.max_batch == 2 and max(narrow.asked) == 4
+    assert torch.equal(found.frontier, wanted.frontier) and np.array_equal(
+        found.log_prob, wanted.log_prob
+    )
     assert found.forwards == wanted.forwards
     narrow.asked.clear()
     again, _ = grown(narrow, 64, sampler)  # it is known by now
@@ -59,5 +74,9 @@ def test_several_halvings_in_one_segment() -> None:
 
 
 def test_nothing_fits() -> None:
-    with pytest.raises(UserError, match=r"^rollout\.max_batch: out of memory even with 1 latent \[[\d, ]+\] a forward on cpu: CUDA out of memory\. [^\n]+$"):
+    with pytest.raises(
+        UserError,
+        match=r"^rollout\.max_batch: out of memory even with 1 latent \[[\d, ]+\] a forward on "
+        r"cpu: CUDA out of memory\. [^\n]+$",
+    ):
         grown(Narrow(0), 64)

@@ -1,4 +1,5 @@
-"""Nodes that go, come, and are about to go; learners that change their number: several nodes on this machine."""
+"""Nodes that go, come, and are about to go; learners that change their number: several nodes on
+this machine."""
 
 from __future__ import annotations
 
@@ -28,13 +29,23 @@ from cluster.work import wait
 
 GROW = "grow"
 """Marks the nodes of rollout workers."""
-STAYING = {"rollout.resource": GROW, "rollout.cpus": "0", "learner.cpus": "0", "learner.resource": "stay", "reward_workers.cpus": "0"}
+STAYING = {
+    "rollout.resource": GROW,
+    "rollout.cpus": "0",
+    "learner.cpus": "0",
+    "learner.resource": "stay",
+    "reward_workers.cpus": "0",
+}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head that tells soon when a node is gone."""
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    quick = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    }
     made = Cluster(
         initialize_head=True,
         head_node_args={
@@ -85,7 +96,9 @@ def drain(which: Any, seconds: float) -> None:
     assert accepted, why
 
 
-def test_a_node_that_holds_prefixes_is_lost(cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path) -> None:
+def test_a_node_that_holds_prefixes_is_lost(
+    cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path
+) -> None:
     """All rollout workers are on it, and what they have grown in this iteration."""
     first = ground.node
 
@@ -102,34 +115,55 @@ def test_a_node_that_holds_prefixes_is_lost(cluster: Cluster, ground: Ground, un
     found = ground.played(tmp_path / "run", config(**STAYING), sabotage)
     same(found, undisturbed)
     lost = found.crew.rollouts.restarts
-    assert sum(lost.values()) >= 2 and set(lost) <= {"node", "unavailable", "died"}  # one that was started there before it was known is lost too
-    assert {worker.place.node for worker in found.crew.rollouts.workers if worker.place} == {ground.node.node_id}
+    # one that was started there before it was known is lost too
+    assert sum(lost.values()) >= 2 and set(lost) <= {"node", "unavailable", "died"}
+    assert {worker.place.node for worker in found.crew.rollouts.workers if worker.place} == {
+        ground.node.node_id
+    }
 
 
 @pytest.mark.slow
-def test_learners_change_their_number_behind_a_checkpoint(ground: Ground, undisturbed: Run, tmp_path: Path) -> None:
+def test_learners_change_their_number_behind_a_checkpoint(
+    ground: Ground, undisturbed: Run, tmp_path: Path
+) -> None:
     places: list[int] = []
 
     def sabotage(made: Crew, iteration: int) -> None:
         made.wanted_ranks, made.looked = 2, 0.0
         places.append(len(made.learners.places))
 
-    found = ground.played(tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage)
+    found = ground.played(
+        tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage
+    )
     assert places == [1, 1, 1, 2]  # behind iteration 2 comes the checkpoint
-    assert "learners formed anew: 1 → 2 ranks" in found.notes and found.crew.learners.restarts == {"scaled": 1}
+    assert "learners formed anew: 1 → 2 ranks" in found.notes and found.crew.learners.restarts == {
+        "scaled": 1
+    }
     assert found.crew.reserve is None
     one, other = found.records[3], undisturbed.records[3]
-    assert one["reward/total"] == other["reward/total"] and one["update/version"] == other["update/version"] == 3
+    assert (
+        one["reward/total"] == other["reward/total"]
+        and one["update/version"] == other["update/version"] == 3
+    )
     assert one["update/gradient_norm"] == pytest.approx(other["update/gradient_norm"], rel=1e-3)
-    assert [record["iteration"] for record in found.records] == [record["iteration"] for record in undisturbed.records]
+    assert [record["iteration"] for record in found.records] == [
+        record["iteration"] for record in undisturbed.records
+    ]
 
 
 @pytest.mark.slow
-def test_a_drained_node_is_left_in_good_order(cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path) -> None:
-    """Workers and learner move, a checkpoint is written first, and no budget counts it: none is allowed here."""
+def test_a_drained_node_is_left_in_good_order(
+    cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path
+) -> None:
+    """Workers and learner move, a checkpoint is written first, and no budget counts it: none is
+    allowed here."""
     ground.end()
     leaving = ground.node
-    options = STAYING | {"learner.resource": GROW, "cluster.max_restarts": "0", "checkpoint.every": "100"}
+    options = STAYING | {
+        "learner.resource": GROW,
+        "cluster.max_restarts": "0",
+        "checkpoint.every": "100",
+    }
 
     def sabotage(made: Crew, iteration: int) -> None:
         if iteration == 0:
@@ -143,7 +177,9 @@ def test_a_drained_node_is_left_in_good_order(cluster: Cluster, ground: Ground, 
     same(found, undisturbed)
     assert "learners formed anew: 1 of 1 ranks are on nodes that will go" in found.notes
     assert {record.get("checkpoint/iteration") for record in found.records[1:4]} == {0.0, 3.0}
-    assert found.crew.rollouts.restarts == {"preempted": 2} and found.crew.learners.restarts == {"preempted": 1}
+    assert found.crew.rollouts.restarts == {"preempted": 2} and found.crew.learners.restarts == {
+        "preempted": 1
+    }
     assert found.records[-2]["service/recoveries"] == 0
     cluster.remove_node(leaving)
 
@@ -154,7 +190,9 @@ def asked() -> Any:
 
 
 @pytest.mark.slow
-def test_ranks_without_room_wait_for_it_and_training_goes_on(cluster: Cluster, ground: Ground, tmp_path: Path) -> None:
+def test_ranks_without_room_wait_for_it_and_training_goes_on(
+    cluster: Cluster, ground: Ground, tmp_path: Path
+) -> None:
     """They take it behind the first checkpoint at which a node for them is there."""
     ground.end()
     second, places = [], list[int]()
@@ -176,17 +214,40 @@ def test_ranks_without_room_wait_for_it_and_training_goes_on(cluster: Cluster, g
 def following(cluster: Cluster, crew: Crew, desired: int, seconds: float = 120.0) -> None:
     """Until the pool wants, and has, so many workers."""
     deadline = time.monotonic() + seconds
-    while (crew.rollouts.desired, sum(worker.state == "ready" for worker in crew.rollouts.workers)) != (desired, desired):
+    while (
+        crew.rollouts.desired,
+        sum(worker.state == "ready" for worker in crew.rollouts.workers),
+    ) != (desired, desired):
         assert time.monotonic() < deadline, (crew.rollouts.desired, crew.rollouts.states())
         crew.follow()
         wait(crew.rollouts)
 
 
-def test_auto_follows_nodes_that_come_and_go(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_follows_nodes_that_come_and_go(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = node(cluster, 2, **{GROW: 1})
     resources = {"num_cpus": 1, "resources": {GROW: 0.001}}
-    pool = Pool(Worker, "rollout", 1, resources, (str(tmp_path),), Meter(), Patience(timeout=60.0, restarts=2))
-    crew = Crew(pool, [], [], Meter(), {"rollout": (1, 4)}, 0, "", auto=True, request=6)
+    pool = Pool(
+        cls=Worker,
+        role="rollout",
+        count=1,
+        resources=resources,
+        arguments=(str(tmp_path),),
+        meter=Meter(),
+        patience=Patience(timeout=60.0, restarts=2),
+    )
+    crew = Crew(
+        rollouts=pool,
+        rewards=[],
+        gangs=[],
+        meter=Meter(),
+        limits={"rollout": (1, 4)},
+        forgiven=0,
+        run="",
+        auto=True,
+        request=6,
+    )
     try:
         assert asked() == [{"CPU": 1.0, GROW: 0.001}] * 6
         crew.form()
@@ -195,7 +256,8 @@ def test_auto_follows_nodes_that_come_and_go(cluster: Cluster, tmp_path: Path, m
         following(cluster, crew, 3)
         third = node(cluster, 8, **{GROW: 1})
         following(cluster, crew, 4)  # the most that it may have
-        monkeypatch.setattr(nodes, "PLACING_SECONDS", 2.0)  # those who stay have their places by now
+        # those who stay have their places by now
+        monkeypatch.setattr(nodes, "PLACING_SECONDS", 2.0)
         cluster.remove_node(third)
         cluster.remove_node(second)
         following(cluster, crew, 2)
@@ -206,9 +268,19 @@ def test_auto_follows_nodes_that_come_and_go(cluster: Cluster, tmp_path: Path, m
         cluster.remove_node(first)
 
 
-def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     first, bad = node(cluster, **{"slot": 1}), None
-    pool = Pool(UnfitHere, "rollout", 1, {"num_cpus": 0, "resources": {"slot": 1}}, (str(tmp_path),), Meter(), Patience(timeout=60.0))
+    pool = Pool(
+        cls=UnfitHere,
+        role="rollout",
+        count=1,
+        resources={"num_cpus": 0, "resources": {"slot": 1}},
+        arguments=(str(tmp_path),),
+        meter=Meter(),
+        patience=Patience(timeout=60.0),
+    )
     told = list[str]()
     pool.note = told.append
     try:
@@ -219,10 +291,16 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(cluster: 
         until(pool, lambda: bool(pool.restarts))
         good = node(cluster, **{"slot": 1})
         until(pool, lambda: [worker.state for worker in pool.workers] == ["ready", "ready"])
-        assert {worker.place.node for worker in pool.workers if worker.place} == {first.node_id, good.node_id}
+        assert {worker.place.node for worker in pool.workers if worker.place} == {
+            first.node_id,
+            good.node_id,
+        }
         assert pool.restarts == {"start": 1} and pool.avoided.nodes() == {bad.node_id}
         (line,) = told
-        said = "could not start (ModuleNotFoundError: No module named 'broken'); rollout-2 replaces it, restart 1 of 20"
+        said = (
+            "could not start (ModuleNotFoundError: No module named 'broken'); rollout-2 "
+            "replaces it, restart 1 of 20"
+        )
         assert line == f"rollout-1 on {nodes.address(bad.node_id)} {said}"
         cluster.remove_node(good)
     finally:
@@ -232,9 +310,19 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(cluster: 
                 cluster.remove_node(one)
 
 
-def test_a_gang_starts_on_another_node_than_one_where_it_could_not(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_gang_starts_on_another_node_than_one_where_it_could_not(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     first = node(cluster, **{"slot": 1})
-    gang = Gang(Rank, "learner", 1, {"num_cpus": 0, "resources": {"slot": 1}}, lambda rank: (str(tmp_path), rank), Meter(), (60.0, 10.0, 5.0))
+    gang = Gang(
+        cls=Rank,
+        role="learner",
+        ranks=1,
+        resources={"num_cpus": 0, "resources": {"slot": 1}},
+        make=lambda rank: (str(tmp_path), rank),
+        meter=Meter(),
+        deadlines=(60.0, 10.0, 5.0),
+    )
     gang.form()
     other = node(cluster, **{"slot": 1})
     try:

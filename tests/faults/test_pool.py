@@ -1,4 +1,5 @@
-"""Pools whose workers die, hang, dawdle, come and go; tiny workers on a local Ray. Every task is answered exactly once."""
+"""Pools whose workers die, hang, dawdle, come and go; tiny workers on a local Ray. Every task is
+answered exactly once."""
 
 from __future__ import annotations
 
@@ -62,14 +63,24 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
     processes = {worker.index: worker.place.process for worker in made.workers}
     for key in range(3):
         (tmp_path / f"once-{key}").touch()
-    assert len(results(made, [("once", key, act) for key in range(3)])) == 3  # how long its like takes
+    # how long its like takes
+    assert len(results(made, [("once", key, act) for key in range(3)])) == 3
     ((key, worker, _),) = results(made, [("once", 9, act)])
     tried = [index for index, lines in logs(tmp_path).items() if "task 9" in lines]
     assert (key, made.reissued, len(tried)) == (9, 1, 2) and worker in tried
     other = sum(tried) - worker
     if act == "hang":
-        until(made, lambda: len(made.workers) == 2 and all(one.state == "ready" for one in made.workers) and made.made == 3)
-        assert made.restarts == {"unresponsive": 1} and other not in [one.index for one in made.workers]
+        until(
+            made,
+            lambda: (
+                len(made.workers) == 2
+                and all(one.state == "ready" for one in made.workers)
+                and made.made == 3
+            ),
+        )
+        assert made.restarts == {"unresponsive": 1} and other not in [
+            one.index for one in made.workers
+        ]
         os.kill(processes[other], signal.SIGKILL)
     else:
         until(made, lambda: not made.attempts)
@@ -83,7 +94,9 @@ def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
     made = pool(tmp_path, 2, least=0.3, attempts=2)
     made.wait_ready()
     made.seconds["hangs"] = deque([0.001])
-    with pytest.raises(BudgetError, match=r"^rollout\.hangs: 2 workers were lost with this task \(unresponsive\)"):
+    with pytest.raises(
+        BudgetError, match=r"^rollout\.hangs: 2 workers were lost with this task \(unresponsive\)"
+    ):
         results(made, [("hangs",)])
     assert made.restarts == {"unresponsive": 2} and made.reissued >= 1
     made.stop()
@@ -138,7 +151,9 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
     (busy,) = [worker.index for worker in made.workers if worker.pending]
     made.forget()
     made.renew(str(other))
-    assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [1 - busy]
+    assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [
+        1 - busy
+    ]
     made.wait_ready()
     assert list(logs(other)) == [2] and sorted(logs(tmp_path)) == [0, 1]
     made.stop()
@@ -152,7 +167,10 @@ def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
     until = time.monotonic() + 5.0
     while time.monotonic() < until:
         results(made, [("task", 0, 0.1)])
-    assert [(state["name"], state["state"]) for state in made.states()] == [("rollout-0", "ready"), ("rollout-1", "waiting")]
+    assert [(state["name"], state["state"]) for state in made.states()] == [
+        ("rollout-0", "ready"),
+        ("rollout-1", "waiting"),
+    ]
     assert not made.restarts
     made.resources, made.desired = large, 1
     results(made, [("task", 0)])
@@ -166,13 +184,17 @@ def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
 def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
-    found = results(made, [("once", 0, "die"), ("once", 1, "die"), *(("task", key) for key in range(2, 8))])
+    found = results(
+        made, [("once", 0, "die"), ("once", 1, "die"), *(("task", key) for key in range(2, 8))]
+    )
     assert sorted(key for key, _, _ in found) == list(range(8))
     assert made.restarts == {"died": 2} and made.made == 4
     made.stop()
 
 
-@pytest.mark.parametrize(("number", "why"), [(signal.SIGSTOP, "unresponsive"), (signal.SIGKILL, "died")])
+@pytest.mark.parametrize(
+    ("number", "why"), [(signal.SIGSTOP, "unresponsive"), (signal.SIGKILL, "died")]
+)
 def test_an_idle_worker_that_hangs_or_dies_is_replaced_before_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, why: str
 ) -> None:
@@ -184,40 +206,64 @@ def test_an_idle_worker_that_hangs_or_dies_is_replaced_before_it_is_needed(
     assert first.place
     os.kill(first.place.process, number)
     monkeypatch.setattr(workers, "PROBE_LIMIT", 6.0)
-    until(made, lambda: first not in made.workers and [worker.state for worker in made.workers] == ["ready"] * 2)
+    until(
+        made,
+        lambda: (
+            first not in made.workers and [worker.state for worker in made.workers] == ["ready"] * 2
+        ),
+    )
     assert made.restarts == {why: 1} and made.workers[0] is second
     made.stop()
 
 
-def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_blamed(tmp_path: Path) -> None:
+def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_blamed(
+    tmp_path: Path,
+) -> None:
     made = pool(tmp_path, 1, attempts=2)
     made.wait_ready()
     flow, found = made.flow(), list[Any]()
     made.submit(flow, "kills", 0, then=found.append)
     made.submit(flow, "task", 1, then=found.append)
     running, behind = [attempt.task for attempt in made.workers[0].pending]
-    with pytest.raises(BudgetError, match=r"^rollout\.kills: 2 workers were lost with this task \(died\): [^\n]+$"):
+    with pytest.raises(
+        BudgetError, match=r"^rollout\.kills: 2 workers were lost with this task \(died\): [^\n]+$"
+    ):
         flow.run()
     assert running and behind and (running.failures, behind.failures) == (2, 0)
-    assert [line for lines in logs(tmp_path).values() for line in lines if line.startswith("task")] == ["task 0"] * 2  # it was repeated first
+    # it was repeated first
+    assert [
+        line for lines in logs(tmp_path).values() for line in lines if line.startswith("task")
+    ] == ["task 0"] * 2
     made.stop()
 
 
 def test_the_budget_of_restarts(tmp_path: Path) -> None:
     made = pool(tmp_path, 1, attempts=9, restarts=1)
     made.wait_ready()
-    with pytest.raises(BudgetError, match=r"^rollout: 2 losses of workers, 1 are allowed: 2 died; last: [^\n]+$"):
+    with pytest.raises(
+        BudgetError, match=r"^rollout: 2 losses of workers, 1 are allowed: 2 died; last: [^\n]+$"
+    ):
         results(made, [("kills", 0)])
     made.stop()
 
 
 def died(preempted: bool) -> ActorDiedError:
     """As Ray makes it when a node is gone."""
-    reason = NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED if preempted else NodeDeathInfo.UNEXPECTED_TERMINATION
-    return ActorDiedError(ActorDiedErrorContext(actor_id=b"0" * 16, error_message="gone", node_death_info=NodeDeathInfo(reason=reason)))
+    reason = (
+        NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED
+        if preempted
+        else NodeDeathInfo.UNEXPECTED_TERMINATION
+    )
+    return ActorDiedError(
+        ActorDiedErrorContext(
+            actor_id=b"0" * 16, error_message="gone", node_death_info=NodeDeathInfo(reason=reason)
+        )
+    )
 
 
-def test_preemption_is_not_counted_against_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preemption_is_not_counted_against_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert (ending(died(True)), ending(died(False))) == ("preempted", "died")
     made = pool(tmp_path, 1, restarts=0, attempts=1)
     made.wait_ready()
@@ -225,7 +271,9 @@ def test_preemption_is_not_counted_against_a_budget(tmp_path: Path, monkeypatch:
     made.submit(flow, "task", 5, 0.5, then=found.append)
 
     def lose(preempted: bool) -> None:
-        ((reference, attempt),) = [(one, attempt) for one, attempt in made.attempts.items() if attempt.task]
+        ((reference, attempt),) = [
+            (one, attempt) for one, attempt in made.attempts.items() if attempt.task
+        ]
         with monkeypatch.context() as patched:
             patched.setattr(ray, "get", lambda *_: (_ for _ in ()).throw(died(preempted)))
             made.answered(reference)
@@ -235,7 +283,9 @@ def test_preemption_is_not_counted_against_a_budget(tmp_path: Path, monkeypatch:
         lose(preempted=True)
         until(made, lambda: any(attempt.task for attempt in made.attempts.values()))
     assert made.restarts == {"preempted": 2}
-    with pytest.raises(BudgetError, match=r"^rollout: 1 losses of workers, 0 are allowed: 1 died, 2 preempted"):
+    with pytest.raises(
+        BudgetError, match=r"^rollout: 1 losses of workers, 0 are allowed: 1 died, 2 preempted"
+    ):
         lose(preempted=False)
     flow.run()
     assert len(found) == 1
@@ -245,16 +295,23 @@ def test_preemption_is_not_counted_against_a_budget(tmp_path: Path, monkeypatch:
 # greetings, growing and shrinking
 
 
-def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(tmp_path: Path) -> None:
+def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
+    tmp_path: Path,
+) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
     flow, found = made.flow(), list[Any]()
-    made.submit(flow, "task", 0, 0.5, then=lambda references: found.append(made.fetch(references[0])))
+    made.submit(
+        flow, "task", 0, 0.5, then=lambda references: found.append(made.fetch(references[0]))
+    )
     assert made.broadcast("load_weights", "v1") == ["v1"]  # the idle one
     made.greet([("load_weights", ("v1",))])
     made.desired = 3
     flow.run()
-    until(made, lambda: len(made.workers) == 3 and all(worker.state == "ready" for worker in made.workers))
+    until(
+        made,
+        lambda: len(made.workers) == 3 and all(worker.state == "ready" for worker in made.workers),
+    )
     later = results(made, [("task", key, 0.1) for key in range(1, 13)])
     assert found == [(0, found[0][1], "none")] and {weights for _, _, weights in later} == {"v1"}
     noted = logs(tmp_path)
@@ -281,7 +338,10 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     made.wait_ready()
     made.broadcast("load_weights", "v1")
     made.greet([("load_weights", ("v1",))])
-    flow, found, issued, phases = made.flow(), list[int](), [0], list[int]()
+    flow = made.flow()
+    found = list[int]()
+    issued = [0]
+    phases = list[int]()
 
     def submit() -> None:
         made.submit(flow, "task", issued[0], 0.05, then=finished)
@@ -298,7 +358,9 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
         if not phases and len(found) >= 4:
             made.desired = 6
             phases.append(6)
-        tried = [worker for worker in made.workers if any(attempt.task for attempt in worker.pending)]
+        tried = [
+            worker for worker in made.workers if any(attempt.task for attempt in worker.pending)
+        ]
         if phases == [6] and len(tried) == 6:
             made.desired = 1
             phases.append(1)

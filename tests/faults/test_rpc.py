@@ -1,4 +1,5 @@
-"""Requests and replies between driver and workers that get lost: every task's result counts once."""
+"""Requests and replies between driver and workers that get lost: every task's result counts
+once."""
 
 from __future__ import annotations
 
@@ -26,14 +27,24 @@ session.stop()
 
 @pytest.mark.parametrize("lost", ["req", "resp"])
 def test_lost_requests_and_replies(tmp_path: Path, lost: str) -> None:
-    """A sixth of all calls fails, six times; a call whose reply is lost has run, and is repeated all the same."""
-    failures = {f"{kind}_failure_prob": 100 // 6 if kind == lost else 0 for kind in ("req", "resp", "in_flight")} | {"num_failures": 6}
+    """A sixth of all calls fails, six times; a call whose reply is lost has run, and is repeated
+    all the same."""
+    failures = {
+        f"{kind}_failure_prob": 100 // 6 if kind == lost else 0
+        for kind in ("req", "resp", "in_flight")
+    } | {"num_failures": 6}
     here = Path(__file__).parent
     environment = os.environ | {
         "RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": failures}),
         "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])]),
     }
-    done = subprocess.run([sys.executable, "-c", DRIVER, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     found, restarts, made = json.loads(done.stdout.splitlines()[-1])
     assert sorted(key for key, _, _ in found) == list(range(40))

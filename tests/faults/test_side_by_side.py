@@ -1,4 +1,5 @@
-"""Runs of one name beside one another: three seeds are started at once, twice, with --resume auto, and one of them is killed."""
+"""Runs of one name beside one another: three seeds are started at once, twice, with --resume auto,
+and one of them is killed."""
 
 from __future__ import annotations
 
@@ -21,11 +22,23 @@ from branchgrpo.report.sinks import read
 
 SECONDS = 240
 LITTLE = {
-    "run.iterations": "2", "sampling.steps": "4", "method.splits": "[0, 1]", "method.leaves": "4", "rollout.workers": "1", "rollout.prompts": "1",
-    "evaluation.prompts": "2", "evaluation.prompts_between": "2", "evaluation.pictures": "1", "evaluation.steps": "2", "checkpoint.every": "1",
-    "rollout.cpus": "0.1", "reward_workers.cpus": "0.1", "learner.cpus": "0.1", "gates.enabled": "false",
+    "run.iterations": "2",
+    "sampling.steps": "4",
+    "method.splits": "[0, 1]",
+    "method.leaves": "4",
+    "rollout.workers": "1",
+    "rollout.prompts": "1",
+    "evaluation.prompts": "2",
+    "evaluation.prompts_between": "2",
+    "evaluation.pictures": "1",
+    "evaluation.steps": "2",
+    "checkpoint.every": "1",
+    "rollout.cpus": "0.1",
+    "reward_workers.cpus": "0.1",
+    "learner.cpus": "0.1",
+    "gates.enabled": "false",
     "rewards": "[{name: jpeg}]",
-}  # fmt: skip
+}
 
 
 def until(there: Callable[[], Any], told: Callable[[], str]) -> Any:
@@ -40,19 +53,35 @@ def until(there: Callable[[], Any], told: Callable[[], str]) -> Any:
 def test_three_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with ExitStack() as stack, head() as cluster:
-        options = SMALL | LITTLE | {"run.folder": str(runs), "run.name": "flux", "cluster.address": cluster.address}
+        options = (
+            SMALL
+            | LITTLE
+            | {"run.folder": str(runs), "run.name": "flux", "cluster.address": cluster.address}
+        )
 
         def start(seed: int, name: str) -> subprocess.Popen[bytes]:
-            keys = [part for key, value in (options | {"run.seed": str(seed)}).items() for part in (f"--{key}", value)]
+            keys = [
+                part
+                for key, value in (options | {"run.seed": str(seed)}).items()
+                for part in (f"--{key}", value)
+            ]
             file = stack.enter_context((tmp_path / name).open("wb"))
             command = [sys.executable, str(ROOT / "run.py"), "train", "--resume", "auto", *keys]
-            process = subprocess.Popen(command, cwd=ROOT, env=environment() | {"OMP_NUM_THREADS": "1"}, stdout=file, stderr=file)
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment() | {"OMP_NUM_THREADS": "1"},
+                stdout=file,
+                stderr=file,
+            )
             stack.callback(process.wait)
             stack.callback(process.kill)
             return process
 
         def told() -> str:
-            return "\n".join(f"{file.name}: {file.read_text()}" for file in sorted(tmp_path.glob("*-*")))
+            return "\n".join(
+                f"{file.name}: {file.read_text()}" for file in sorted(tmp_path.glob("*-*"))
+            )
 
         def claims() -> list[Path]:
             return sorted(runs.glob("*/run.json"))
@@ -62,25 +91,52 @@ def test_three_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
         second = {seed: start(seed, f"second-{seed}") for seed in range(3)}
         until(lambda: len(claims()) == 6, told)
         (cut,) = [path.parent for path in claims() if _claimed_by(path.parent) == first[1].pid]
-        until(lambda: (cut / "metrics.jsonl").exists() and any(record["iteration"] for record in read(cut / "metrics.jsonl")), told)
+        until(
+            lambda: (
+                (cut / "metrics.jsonl").exists()
+                and any(record["iteration"] for record in read(cut / "metrics.jsonl"))
+            ),
+            told,
+        )
         os.kill(first[1].pid, signal.SIGKILL)
         first[1].wait()
         assert not (cut / "summary.json").exists()
         first[1] = start(1, "again-1")
-        assert [process.wait(SECONDS) for process in (*first.values(), *second.values())] == [0] * 6, told()
+        assert [process.wait(SECONDS) for process in (*first.values(), *second.values())] == [
+            0
+        ] * 6, told()
 
     folders = sorted(runs.iterdir())
-    assert len(folders) == 6 and len({json.loads((folder / "run.json").read_text())["started"] for folder in folders}) == 6
-    assert sorted(json.loads((folder / "run.json").read_text())["seed"] for folder in folders) == [0, 0, 1, 1, 2, 2]
+    assert (
+        len(folders) == 6
+        and len({json.loads((folder / "run.json").read_text())["started"] for folder in folders})
+        == 6
+    )
+    assert sorted(json.loads((folder / "run.json").read_text())["seed"] for folder in folders) == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
     for folder in folders:
         records = read(folder / "metrics.jsonl")
         assert [record["iteration"] for record in records] == [0, 1, 2, 2], folder
         assert json.loads((folder / "summary.json").read_text())["stopped_by"] == "iterations"
         assert len(list((folder / "drivers").glob("??????.json"))) == (2 if folder == cut else 1)
     for seed in range(3):  # those of one seed drew the same, each in its own folder
-        one, other = [read(folder / "metrics.jsonl") for folder in folders if json.loads((folder / "run.json").read_text())["seed"] == seed]
-        assert [record.get("reward/total") for record in one] == [record.get("reward/total") for record in other]
-        assert "this run is live, it is left alone" in (tmp_path / f"second-{seed}").read_text().replace("\n", " ")
+        one, other = [
+            read(folder / "metrics.jsonl")
+            for folder in folders
+            if json.loads((folder / "run.json").read_text())["seed"] == seed
+        ]
+        assert [record.get("reward/total") for record in one] == [
+            record.get("reward/total") for record in other
+        ]
+        assert "this run is live, it is left alone" in (
+            tmp_path / f"second-{seed}"
+        ).read_text().replace("\n", " ")
     assert f"going on in {cut}" in (tmp_path / "again-1").read_text()
 
 

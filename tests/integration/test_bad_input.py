@@ -30,7 +30,20 @@ def test_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
 
 
 def test_impossible_resources_name_what_is_missing(tmp_path: Path) -> None:
-    done = run("train", "--rollout.cpus", "1000", "--cluster.wait_seconds", "1", "--cluster.dashboard", "false", "--run.folder", str(tmp_path / "runs"))
+    done = run(
+        "train",
+        "--rollout.cpus",
+        "1000",
+        "--cluster.wait_seconds",
+        "1",
+        "--cluster.dashboard",
+        "false",
+        "--run.folder",
+        str(tmp_path / "runs"),
+    )
     assert done.returncode == 2
-    assert "error: cluster: expected room for 2 rollout × 1000 CPU" in done.stderr and "missing" in done.stderr
+    assert (
+        "error: cluster: expected room for 2 rollout × 1000 CPU" in done.stderr
+        and "missing" in done.stderr
+    )
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,5 @@
-"""The whole service on a local Ray: the real embedded model, recogniser, actors and object store."""
+"""The whole service on a local Ray: the real embedded model, recogniser, actors and object
+store."""
 
 from __future__ import annotations
 
@@ -26,10 +27,19 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 
 
-def run(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """run.py as a person starts it."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env=environment,
+    )
 
 
 def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
@@ -48,27 +58,49 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
         HOME=str(tmp_path),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600  # with the dashboard, Ray makes one
+    # with the dashboard, Ray makes one
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
     (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["iterations"] == 2 and summary["stopped_by"] == "iterations"
     assert summary["held_out"]["ocr/exact"]["n"] == 16
-    assert summary["gates"]["on_policy_deviation"] <= 1e-5 and summary["gates"]["probe_difference"] <= 1e-4
+    assert (
+        summary["gates"]["on_policy_deviation"] <= 1e-5
+        and summary["gates"]["probe_difference"] <= 1e-4
+    )
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["iteration"] for record in records] == [0, 1, 2, 2]
-    assert records[1]["update/edges"] == 120 and records[1]["update/version"] == 1 and records[2]["update/version"] == 2
-    for name in ("config.yaml", "curve.png", "samples/before.png", "samples/after.png", "weights/model_index.json"):
+    assert (
+        records[1]["update/edges"] == 120
+        and records[1]["update/version"] == 1
+        and records[2]["update/version"] == 2
+    )
+    for name in (
+        "config.yaml",
+        "curve.png",
+        "samples/before.png",
+        "samples/after.png",
+        "weights/model_index.json",
+    ):
         assert (folder / name).stat().st_size > 0, name
     trained = FluxPipeline.from_pretrained(folder / "weights").transformer.state_dict()
-    base = FluxPipeline.from_pretrained(ROOT / "branchgrpo" / "assets" / "tiny-flux").transformer.state_dict()
+    base = FluxPipeline.from_pretrained(
+        ROOT / "branchgrpo" / "assets" / "tiny-flux"
+    ).transformer.state_dict()
     assert any(not np.array_equal(trained[name].float(), base[name].float()) for name in base)
 
 
 def config_for(workers: int, fork_depth: int, ranks: int) -> Config:
     changes = {
-        "rollout.workers": workers, "rollout.cpus": 0.25, "rollout.fork_depth": fork_depth, "rollout.prompts": 2,
-        "reward_workers.cpus": 0.25, "learner.cpus": 0.25, "learner.threads": 1, "learner.ranks": ranks,
-    }  # fmt: skip
+        "rollout.workers": workers,
+        "rollout.cpus": 0.25,
+        "rollout.fork_depth": fork_depth,
+        "rollout.prompts": 2,
+        "reward_workers.cpus": 0.25,
+        "learner.cpus": 0.25,
+        "learner.threads": 1,
+        "learner.ranks": ranks,
+    }
     return configs.load(QUICKSTART, {key: str(value) for key, value in changes.items()})
 
 
@@ -81,22 +113,35 @@ def ray_session() -> Iterator[None]:
     session.stop()
 
 
-def one_iteration(config: Config, service: Service) -> tuple[dict[str, object], list[tuple[SegmentHeader, Any]]]:
-    """Grow, score, update and publish once; what every variant of the service must agree on, and the segments."""
+def one_iteration(
+    config: Config, service: Service
+) -> tuple[dict[str, object], list[tuple[SegmentHeader, Any]]]:
+    """Grow, score, update and publish once; what every variant of the service must agree on, and
+    the segments."""
     plan = config.method.plan(0, config.schedule())
     texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
-    harvest = Forest(config, service, "test").grow(plan, 0, 0, [5, 9], texts, trees=1)
+    harvest = Forest(config, service, "test").grow(
+        plan, iteration=0, version=0, prompts=[5, 9], texts=texts, trees=1
+    )
     trees = assemble(plan, [header for header, _ in harvest.segments], harvest.rewards)
-    stats = service.learners.call("update", plan, 0, harvest.segments, harvest.conditioning, harvest.scores)
+    stats = service.learners.call(
+        "update", plan, 0, harvest.segments, harvest.conditioning, harvest.scores
+    )
     base = service.rollouts.broadcast("probe")[0]
     version = service.publish()
     probes = service.rollouts.broadcast("probe")
     return {
-        "nodes": [tree.log_prob.shape for tree in trees], "log_prob": np.stack([tree.log_prob for tree in trees]),
-        "reward": np.stack([tree.leaf_reward for tree in trees]), "change": probes[0] - base, "stats": stats, "version": version,
+        "nodes": [tree.log_prob.shape for tree in trees],
+        "log_prob": np.stack([tree.log_prob for tree in trees]),
+        "reward": np.stack([tree.leaf_reward for tree in trees]),
+        "change": probes[0] - base,
+        "stats": stats,
+        "version": version,
         "forwards": sum(header.forwards for header, _ in harvest.segments),
-        "segments": sorted((header.start, header.stop, len(header.subtrees)) for header, _ in harvest.segments),
-    }, harvest.segments  # fmt: skip
+        "segments": sorted(
+            (header.start, header.stop, len(header.subtrees)) for header, _ in harvest.segments
+        ),
+    }, harvest.segments
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -106,31 +151,49 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
 
     from branchgrpo.app.service import crew
 
-    alone, several = config_for(workers=1, fork_depth=0, ranks=1), config_for(workers=3, fork_depth=2, ranks=2)
+    alone = config_for(workers=1, fork_depth=0, ranks=1)
+    several = config_for(workers=3, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))
     service = crew(several)
     try:
         service.form()
         cut, segments = one_iteration(several, service)
         places = ray.experimental.get_object_locations([payload for _, payload in segments])
-        assert all(place["node_ids"] for place in places.values())  # payloads live in the object store, not in the driver
+        # payloads live in the object store, not in the driver
+        assert all(place["node_ids"] for place in places.values())
     finally:
         service.stop()
     topo = topology(configs.load(QUICKSTART).method.plan(0, static(20, 3.0)))
     assert whole["segments"] == [(0, 20, 2)]
     assert {(start, stop) for start, stop, _ in cut["segments"]} == {(0, 7), (7, 20)}  # type: ignore[union-attr]  # behind the split at step 6
     assert sum(count for start, _, count in cut["segments"] if start == 7) == 2 * 4  # type: ignore[union-attr]
-    assert whole["forwards"] == cut["forwards"] == 2 * sum(len(topo.level(level)) for level in range(20))
+    assert (
+        whole["forwards"]
+        == cut["forwards"]
+        == 2 * sum(len(topo.level(level)) for level in range(20))
+    )
     assert np.allclose(whole["log_prob"], cut["log_prob"], atol=1e-5)  # type: ignore[arg-type]
     assert np.allclose(whole["reward"], cut["reward"], atol=1e-3)  # type: ignore[arg-type]
     one, two = whole["stats"][0], cut["stats"][0]  # type: ignore[index]
     assert (one.forwards, one.edges) == (two.forwards, two.edges) == (30, 60)
     assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
-    # Adam's first step is the gradient's sign: where a gradient is rounding noise, so is its sign. test_ddp.py holds
-    # gradients to 1e-4 and parameters to 1e-5; here the policies must have moved alike, in units of the move.
+    # Adam's first step is the gradient's sign: where a gradient is rounding noise, so is its sign.
+    # test_ddp.py holds gradients to 1e-4 and parameters to 1e-5; here the policies must have moved
+    # alike, in units of the move.
     moved = np.abs(whole["change"]).max()  # type: ignore[call-overload]
     assert moved > 0 and np.abs(whole["change"] - cut["change"]).max() < 0.02 * moved  # type: ignore[operator]
     assert whole["version"] == cut["version"] == 1
-    trunks = {subtree.key: header.worker for header, _ in segments if header.start == 0 for subtree in header.subtrees}
-    below = [(header.worker, trunks[subtree.key]) for header, _ in segments if header.start == 7 for subtree in header.subtrees]
-    assert any(reader != producer for reader, producer in below)  # prefix latents were read where they were not made
+    trunks = {
+        subtree.key: header.worker
+        for header, _ in segments
+        if header.start == 0
+        for subtree in header.subtrees
+    }
+    below = [
+        (header.worker, trunks[subtree.key])
+        for header, _ in segments
+        if header.start == 7
+        for subtree in header.subtrees
+    ]
+    # prefix latents were read where they were not made
+    assert any(reader != producer for reader, producer in below)

@@ -27,7 +27,8 @@ REPORT_SECONDS = 1  # Ray's shortest; its default is 10
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[Callable[[], list[str]]]:
-    """A Ray of its own; gives the addresses in the file that cluster/deploy/prometheus.yaml names, of this session."""
+    """A Ray of its own; gives the addresses in the file that cluster/deploy/prometheus.yaml names,
+    of this session."""
     import ray
 
     from cluster import session
@@ -35,12 +36,22 @@ def targets() -> Iterator[Callable[[], list[str]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", str(1000 * REPORT_SECONDS))
         session.start("local", 100, dashboard=True)  # the dashboard writes the file
-        (job,) = yaml.safe_load((FOLDER / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+        (job,) = yaml.safe_load((FOLDER / "prometheus.yaml").read_text(encoding="utf-8"))[
+            "scrape_configs"
+        ]
         (named,) = job["file_sd_configs"][0]["files"]
         found = Path(ray._private.worker._global_node.get_session_dir_path()) / Path(named).name
 
         def read() -> list[str]:
-            return [target for group in json.loads(found.read_text(encoding="utf-8")) for target in group["targets"]] if found.exists() else []
+            return (
+                [
+                    target
+                    for group in json.loads(found.read_text(encoding="utf-8"))
+                    for target in group["targets"]
+                ]
+                if found.exists()
+                else []
+            )
 
         yield read
         session.stop()
@@ -57,14 +68,17 @@ def scrape(targets: list[str]) -> Samples:
             continue
         for line in lines:
             if match := SAMPLE.match(line):
-                labels = frozenset((name, value) for name, value in LABEL.findall(match[2]) if name in ours)
+                labels = frozenset(
+                    (name, value) for name, value in LABEL.findall(match[2]) if name in ours
+                )
                 assert (match[1], labels) not in found, line
                 found[match[1], labels] = float(match[3])
     return found
 
 
 def wait_for(read: Callable[[], list[str]], holds: Callable[[Samples], bool]) -> None:
-    """Until the samples are as they should be; says what they were when that takes longer than 90 s."""
+    """Until the samples are as they should be; says what they were when that takes longer than 90
+    s."""
     deadline = time.monotonic() + 90
     while not holds(samples := scrape(read())):
         assert time.monotonic() < deadline, samples
@@ -89,12 +103,16 @@ def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
         with suppress(psutil.NoSuchProcess):
             for one in process.net_connections("tcp"):
                 if one.status == psutil.CONN_LISTEN:
-                    listening.setdefault(process.name(), set()).add(one.laddr.ip.removeprefix("::ffff:"))
+                    listening.setdefault(process.name(), set()).add(
+                        one.laddr.ip.removeprefix("::ffff:")
+                    )
     assert {"gcs_server", "raylet"} <= listening.keys() and len(listening) >= 5
     assert set().union(*listening.values()) == {"127.0.0.1"}, listening
 
 
-def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(targets: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(
+    targets: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(monitor, "REFRESH_SECONDS", REPORT_SECONDS / 4)
     one, other = Monitor("run-1"), Monitor("run-2")
     one.begin("branchgrpo_restarts", role="rollout", cause="died")
@@ -105,7 +123,10 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(targets: Ca
         if metric.kind == "counter"
         for labels in (metric.figures.values() if metric.labels else [{}])
     }
-    zeros["ray_branchgrpo_restarts_total", frozenset({"run": "run-1", "role": "rollout", "cause": "died"}.items())] = 0.0
+    zeros[
+        "ray_branchgrpo_restarts_total",
+        frozenset({"run": "run-1", "role": "rollout", "cause": "died"}.items()),
+    ] = 0.0
     wait_for(targets, lambda samples: samples == zeros)  # so that the first event is an increase
     expected = dict(zeros)
     for metric in METRICS:
@@ -115,7 +136,10 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(targets: Ca
         else:
             one.add(metric.name, 1.5, **labels)
             one.add(metric.name, 1.0, **labels)
-        expected[metric.exported, frozenset({"run": "run-1", **labels}.items())] = {"gauge": 0.25, "counter": 2.5}[metric.kind]
+        expected[metric.exported, frozenset({"run": "run-1", **labels}.items())] = {
+            "gauge": 0.25,
+            "counter": 2.5,
+        }[metric.kind]
     other.set("branchgrpo_epoch", 7.0)
     others = {("ray_branchgrpo_epoch", frozenset({("run", "run-2")})): 7.0}
     wait_for(targets, lambda samples: samples == expected | others)
@@ -129,7 +153,10 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(targets: Ca
     (gone,) = [key for key in expected if key[0] == "ray_branchgrpo_weight_version"]
     after = {key: value for key, value in expected.items() if key != gone} | {
         ("ray_branchgrpo_reward_mean", frozenset({("run", "run-1"), ("score", "ocr/exact")})): 0.5,
-        ("ray_branchgrpo_forwards_total", frozenset({("run", "run-1"), ("phase", "rollout")})): 320.0,
+        (
+            "ray_branchgrpo_forwards_total",
+            frozenset({("run", "run-1"), ("phase", "rollout")}),
+        ): 320.0,
         ("ray_branchgrpo_iterations_total", frozenset({("run", "run-1")})): 3.5,
     }
     wait_for(targets, lambda samples: samples == after)

@@ -33,9 +33,19 @@ session.stop()
 def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path) -> None:
     deep = tmp_path / "/".join(["a-folder-with-a-long-name"] * 6)  # a socket's path takes 107 bytes
     deep.mkdir(parents=True)
-    done = run("train", "--cluster.dashboard", "false", "--run.folder", str(tmp_path / "runs"), RAY_TMPDIR=str(deep))
+    done = run(
+        "train",
+        steps="--cluster.dashboard",
+        seed="false",
+        iterations="--run.folder",
+        folder=str(tmp_path / "runs"),
+        RAY_TMPDIR=str(deep),
+    )
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: Ray cannot start on this machine: OSError: ") and "107" in done.stderr
+    assert (
+        done.stderr.startswith("error: Ray cannot start on this machine: OSError: ")
+        and "107" in done.stderr
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -43,19 +53,43 @@ def test_a_ray_that_cannot_start_is_one_line(tmp_path: Path) -> None:
 def test_an_agent_that_is_slow_once_costs_a_try(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "ONCE": str(tmp_path / "once")}
-    done = subprocess.run([sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     told, resources = done.stdout.splitlines()
-    assert told.startswith("told: Ray did not start in ") and "trying again" in told and resources.startswith("resources ")
+    assert (
+        told.startswith("told: Ray did not start in ")
+        and "trying again" in told
+        and resources.startswith("resources ")
+    )
 
 
 @pytest.mark.slow
 def test_a_ray_that_never_comes_up_is_one_line_that_names_its_logs(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SLOW.replace('"x"', '"w"'))
-    code = START.replace("import ray\n", "import ray\nfrom cluster import errors, local\nlocal.TRIES = 1\n")
+    code = START.replace(
+        "import ray\n", "import ray\nfrom cluster import errors, local\nlocal.TRIES = 1\n"
+    )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "ONCE": str(tmp_path / "once")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     line = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and line.startswith("cluster.errors.PlacementError: Ray did not start in ") and "timed out during startup" in line
+    assert (
+        done.returncode == 1
+        and line.startswith("cluster.errors.PlacementError: Ray did not start in ")
+        and "timed out during startup" in line
+    )
     (folder,) = [word.rstrip(":") for word in line.split() if word.endswith("/logs:")]
     assert "Timed out waiting for file" in (Path(folder) / "raylet.out").read_text()

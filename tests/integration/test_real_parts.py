@@ -1,5 +1,6 @@
-"""What large models use, together on a local Ray: encodings made before training, sharded learners with adapters, rewards in
-other environments and behind HTTP, and an export that a stock pipeline loads."""
+"""What large models use, together on a local Ray: encodings made before training, sharded learners
+with adapters, rewards in other environments and behind HTTP, and an export that a stock pipeline
+loads."""
 
 from __future__ import annotations
 
@@ -41,8 +42,21 @@ SMALL = {
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[str]:
     """A JPEG reward behind HTTP; gives its url."""
-    command = [sys.executable, str(ROOT / "run.py"), "serve-reward", "jpeg", "--port", "0", "--token-env", "SCORER_TOKEN", "--reward.quality", "80"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **TOKEN})
+    command = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "serve-reward",
+        "jpeg",
+        "--port",
+        "0",
+        "--token-env",
+        "SCORER_TOKEN",
+        "--reward.quality",
+        "80",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **TOKEN}
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("serving jpeg at http://127.0.0.1:"), line
@@ -53,18 +67,35 @@ def scorer() -> Iterator[str]:
 
 def arguments(folder: Path, scorer: str) -> list[str]:
     prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"the number {number} in red on white"}) + "\n" for number in range(10, 40)))
+    prompts.write_text(
+        "".join(
+            json.dumps({"prompt": f"the number {number} in red on white"}) + "\n"
+            for number in range(10, 40)
+        )
+    )
     rewards = [
         {"name": "ocr", "target": r"number (\d+)"},
-        {"name": "jpeg", "label": "elsewhere", "weight": 0.1, "runtime_env": {"env_vars": {"WHERE": "another process"}}},
+        {
+            "name": "jpeg",
+            "label": "elsewhere",
+            "weight": 0.1,
+            "runtime_env": {"env_vars": {"WHERE": "another process"}},
+        },
         {"name": "remote", "url": scorer, "token_env": "SCORER_TOKEN", "weight": 0.1},
     ]
-    keys = SMALL | {"prompts": str(prompts), "held_out": "split:8", "model.encodings": str(folder / "encodings"), "rewards": json.dumps(rewards)}
+    keys = SMALL | {
+        "prompts": str(prompts),
+        "held_out": "split:8",
+        "model.encodings": str(folder / "encodings"),
+        "rewards": json.dumps(rewards),
+    }
     return [part for key, value in keys.items() for part in (f"--{key}", value)]
 
 
 @pytest.mark.slow
-def test_encode_then_train_then_load(tmp_path: Path, scorer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_then_train_then_load(
+    tmp_path: Path, scorer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
     from diffusers import FluxPipeline
 
@@ -72,7 +103,10 @@ def test_encode_then_train_then_load(tmp_path: Path, scorer: str, monkeypatch: p
         monkeypatch.setenv(key, value)
     given = arguments(tmp_path, scorer)
     encoded = run("encode", *given)
-    assert encoded.returncode == 0 and "31 prompts encoded" in encoded.stdout, encoded.stdout + encoded.stderr  # 30 and the negative one
+    # 30 and the negative one
+    assert encoded.returncode == 0 and "31 prompts encoded" in encoded.stdout, (
+        encoded.stdout + encoded.stderr
+    )
     (store,) = (tmp_path / "encodings").iterdir()
     before = {path: path.stat().st_mtime_ns for path in store.iterdir()}
     again = run("encode", *given)
@@ -84,16 +118,36 @@ def test_encode_then_train_then_load(tmp_path: Path, scorer: str, monkeypatch: p
     (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert {"ocr/exact", "elsewhere/score", "remote/score"} < summary["held_out"].keys()
-    assert summary["gates"]["on_policy_deviation"] <= 1e-5 and summary["gates"]["probe_difference"] <= 1e-4
+    assert (
+        summary["gates"]["on_policy_deviation"] <= 1e-5
+        and summary["gates"]["probe_difference"] <= 1e-4
+    )
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records[1:3]:
-        assert record["reward/retries"] == record["reward/dropped_groups"] == record["prompts/truncated"] == 0
-        parts = [record[name] for name in ("reward/ocr/likelihood", "reward/elsewhere/score", "reward/remote/score")]
-        assert record["reward/total"] == pytest.approx(parts[0] + 0.1 * parts[1] + 0.1 * parts[2], abs=1e-4)
+        assert (
+            record["reward/retries"]
+            == record["reward/dropped_groups"]
+            == record["prompts/truncated"]
+            == 0
+        )
+        parts = [
+            record[name]
+            for name in ("reward/ocr/likelihood", "reward/elsewhere/score", "reward/remote/score")
+        ]
+        assert record["reward/total"] == pytest.approx(
+            parts[0] + 0.1 * parts[1] + 0.1 * parts[2], abs=1e-4
+        )
 
     (file,) = (folder / "weights").iterdir()
     pipe = FluxPipeline.from_pretrained(ROOT / "branchgrpo" / "assets" / "tiny-flux")
-    call = {"prompt": "the number 38 in black on yellow", "height": 32, "width": 32, "guidance_scale": 1.0, "num_inference_steps": 4, "max_sequence_length": 16}
+    call = {
+        "prompt": "the number 38 in black on yellow",
+        "height": 32,
+        "width": 32,
+        "guidance_scale": 1.0,
+        "num_inference_steps": 4,
+        "max_sequence_length": 16,
+    }
     plain = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
     pipe.load_lora_weights(folder / "weights", weight_name=file.name)
     adapted = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images

@@ -25,8 +25,11 @@ def dance(x: F64, v: F64, sigma: float, sigma_next: float, eta: float) -> tuple[
     return x + (v - 0.5 * eta * eta * score) * dt, eta * math.sqrt(sigma - sigma_next)
 
 
-def flow(x: F64, v: F64, sigma: float, sigma_next: float, level: float, sigma_first: float) -> tuple[F64, float]:
-    """One Euler–Maruyama step of dx = [v + g²/(2σ)·(x + (1 − σ)·v)]dt + g dw with g = level·√(σ/(1 − σ)).
+def flow(
+    x: F64, v: F64, sigma: float, sigma_next: float, level: float, sigma_first: float
+) -> tuple[F64, float]:
+    """One Euler–Maruyama step of dx = [v + g²/(2σ)·(x + (1 − σ)·v)]dt + g dw with g = level·√(σ/(1
+    − σ)).
 
     `sigma_first` (the schedule's second level) stands in for σ in 1 − σ where σ = 1.
     """
@@ -37,14 +40,20 @@ def flow(x: F64, v: F64, sigma: float, sigma_next: float, level: float, sigma_fi
 
 
 def cps(x: F64, v: F64, sigma: float, sigma_next: float, level: float) -> tuple[F64, float]:
-    """(1 − σ')·x̂0 + σ'·(cos φ·ε̂ + sin φ·ξ), φ = level·π/2: the predicted noise is turned towards fresh noise."""
+    """(1 − σ')·x̂0 + σ'·(cos φ·ε̂ + sin φ·ξ), φ = level·π/2: the predicted noise is turned towards
+    fresh noise."""
     angle = level * math.pi / 2.0
     clean, noise = x - sigma * v, x + (1.0 - sigma) * v
-    return (1.0 - sigma_next) * clean + sigma_next * math.cos(angle) * noise, sigma_next * math.sin(angle)
+    return (1.0 - sigma_next) * clean + sigma_next * math.cos(angle) * noise, sigma_next * math.sin(
+        angle
+    )
 
 
-def dpm(x: F64, clean: F64, before: F64 | None, sigma: float, sigma_next: float, sigma_before: float) -> F64:
-    """DPM-Solver++(2M) in λ = log(α/σ), α = 1 − σ; `before` is the x̂0 of the step before, None at the first."""
+def dpm(
+    x: F64, clean: F64, before: F64 | None, sigma: float, sigma_next: float, sigma_before: float
+) -> F64:
+    """DPM-Solver++(2M) in λ = log(α/σ), α = 1 − σ; `before` is the x̂0 of the step before, None at
+    the first."""
     if sigma_next == 0.0:
         return clean
 

@@ -4,7 +4,8 @@
     package-env/bin/pip install image-reward==1.5 "transformers==4.45.2" "numpy<2.3"
     IMAGE_REWARD_PYTHON=package-env/bin/python python -m pytest -s tests/unit/test_image_reward.py
 
-That test writes a small checkpoint, pictures and prompts into a folder, and runs this program on it.
+That test writes a small checkpoint, pictures and prompts into a folder, and runs this program on
+it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,27 @@ import types
 from itertools import pairwise
 from pathlib import Path
 
-CHECKPOINT, CONFIG, VOCABULARY = "ImageReward.pt", "med_config.json", "vocab.txt"
+CHECKPOINT = "ImageReward.pt"
+CONFIG = "med_config.json"
+VOCABULARY = "vocab.txt"
 PICTURES, PROMPTS = "picture-{}.png", "prompts.json"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "fox", "in", "the", "snow", "blue", "house", ",", "##s"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "fox",
+    "in",
+    "the",
+    "snow",
+    "blue",
+    "house",
+    ",",
+    "##s",
+]
 TEXT = {
     "architectures": ["BertModel"],
     "attention_probs_dropout_prob": 0.1,
@@ -37,13 +56,17 @@ TEXT = {
     "encoder_width": 48,
     "add_cross_attention": True,
 }
-HEAD = (48, 32, 16, 8, 4, 1)  # widths of the MLP's layers; the published ones are 768, 1024, 128, 64, 16, 1
+# widths of the MLP's layers; the published ones are 768, 1024, 128, 64, 16, 1
+HEAD = (48, 32, 16, 8, 4, 1)
 HEAD_PLACES = (0, 2, 4, 6, 7)  # dropout sits between them
-VISION_WIDTH, VISION_LAYERS, PATCH = 128, 2, 16
+VISION_WIDTH = 128
+VISION_LAYERS = 2
+PATCH = 16
 
 
 def write_checkpoint(folder: Path, side: int, seed: int = 0) -> None:
-    """A small ImageReward checkpoint with the published names, its med_config.json and vocab.txt; pictures are `side` wide."""
+    """A small ImageReward checkpoint with the published names, its med_config.json and vocab.txt;
+    pictures are `side` wide."""
     import torch
 
     random, state = torch.Generator().manual_seed(seed), {}
@@ -59,7 +82,9 @@ def write_checkpoint(folder: Path, side: int, seed: int = 0) -> None:
         add(f"{name}.weight", width, middle=1.0)
         add(f"{name}.bias", width)
 
-    vision, text, width = "blip.visual_encoder", "blip.text_encoder", VISION_WIDTH
+    vision = "blip.visual_encoder"
+    text = "blip.text_encoder"
+    width = VISION_WIDTH
     add(f"{vision}.cls_token", 1, 1, width)
     add(f"{vision}.pos_embed", 1, 1 + (side // PATCH) ** 2, width)
     add(f"{vision}.patch_embed.proj.weight", width, 3, PATCH, PATCH, spread=1 / 28)
@@ -76,7 +101,12 @@ def write_checkpoint(folder: Path, side: int, seed: int = 0) -> None:
     hidden, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
     state[f"{text}.embeddings.position_ids"] = torch.arange(TEXT["max_position_embeddings"])[None]
     add(f"{text}.embeddings.word_embeddings.weight", TEXT["vocab_size"], hidden, spread=1.0)
-    add(f"{text}.embeddings.position_embeddings.weight", TEXT["max_position_embeddings"], hidden, spread=0.3)
+    add(
+        f"{text}.embeddings.position_embeddings.weight",
+        TEXT["max_position_embeddings"],
+        hidden,
+        spread=0.3,
+    )
     norm(f"{text}.embeddings.LayerNorm", hidden)
     for layer in range(TEXT["num_hidden_layers"]):
         block = f"{text}.encoder.layer.{layer}"
@@ -102,14 +132,23 @@ def package_scores(folder: Path) -> list[float]:
     """Scores of a folder's pictures for its prompts by the package's own class."""
     import torch
 
-    sys.modules["clip"] = types.ModuleType("clip")  # OpenAI's, which another score of the package imports
+    # OpenAI's, which another score of the package imports
+    sys.modules["clip"] = types.ModuleType("clip")
     from ImageReward.ImageReward import ImageReward
     from ImageReward.models.BLIP import blip, blip_pretrain
     from transformers import BertTokenizer
 
-    def small_vit(vit: str, image_size: int, *_: object, **__: object) -> tuple[torch.nn.Module, int]:
+    def small_vit(
+        vit: str, image_size: int, *_: object, **__: object
+    ) -> tuple[torch.nn.Module, int]:
         del vit
-        return blip.VisionTransformer(image_size, PATCH, embed_dim=VISION_WIDTH, depth=VISION_LAYERS, num_heads=VISION_WIDTH // 64), VISION_WIDTH
+        return blip.VisionTransformer(
+            image_size,
+            PATCH,
+            embed_dim=VISION_WIDTH,
+            depth=VISION_LAYERS,
+            num_heads=VISION_WIDTH // 64,
+        ), VISION_WIDTH
 
     def tokenizer() -> BertTokenizer:
         made = BertTokenizer(str(folder / VOCABULARY))
@@ -126,7 +165,10 @@ def package_scores(folder: Path) -> list[float]:
     scorer.eval()
     prompts = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))
     with torch.no_grad():
-        return [float(scorer.score(prompt, str(folder / PICTURES.format(index)))) for index, prompt in enumerate(prompts)]
+        return [
+            float(scorer.score(prompt, str(folder / PICTURES.format(index))))
+            for index, prompt in enumerate(prompts)
+        ]
 
 
 if __name__ == "__main__":

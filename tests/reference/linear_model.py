@@ -15,17 +15,26 @@ WIDTH = 6  # of a prompt's embedding
 
 
 class LinearDenoiser(nn.Module):
-    """v = A·x + B·prompt + c·σ, in float64, so that the rows of a batch don't depend on its size."""
+    """v = A·x + B·prompt + c·σ, in float64, so that the rows of a batch don't depend on its
+    size."""
 
     def __init__(self, size: int, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.mix = nn.Parameter(torch.randn(size, size, generator=generator, dtype=torch.float64) / size)
-        self.prompt = nn.Parameter(torch.randn(size, WIDTH, generator=generator, dtype=torch.float64) / WIDTH)
+        self.mix = nn.Parameter(
+            torch.randn(size, size, generator=generator, dtype=torch.float64) / size
+        )
+        self.prompt = nn.Parameter(
+            torch.randn(size, WIDTH, generator=generator, dtype=torch.float64) / WIDTH
+        )
         self.level = nn.Parameter(torch.randn(size, generator=generator, dtype=torch.float64))
 
     def forward(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-        return x.double() @ self.mix.T + prompt.double() @ self.prompt.T + sigma.double()[:, None] * self.level
+        return (
+            x.double() @ self.mix.T
+            + prompt.double() @ self.prompt.T
+            + sigma.double()[:, None] * self.level
+        )
 
 
 class LinearModel(Adapter):
@@ -38,7 +47,10 @@ class LinearModel(Adapter):
         self.largest_batch = self.rows = 0
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        rows = [np.random.default_rng(list(prompt.encode())).standard_normal(WIDTH) for prompt in prompts]
+        rows = [
+            np.random.default_rng(list(prompt.encode())).standard_normal(WIDTH)
+            for prompt in prompts
+        ]
         return Conditioning({"prompt": np.stack(rows).astype(np.float32)}, len(prompts))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Node:
-    """One node; `step` is the denoising step of the edge into it. A spine says which edges are random."""
+    """One node; `step` is the denoising step of the edge into it. A spine says which edges are
+    random."""
 
     number: int
     step: int
@@ -56,7 +57,8 @@ def build(fanout: Sequence[int]) -> list[Node]:
 
 
 def build_spine(fanout: Sequence[int], random: Sequence[bool]) -> list[Node]:
-    """A trunk whose node has fanout[step] random children at every random step; all other edges are the only one.
+    """A trunk whose node has fanout[step] random children at every random step; all other edges are
+    the only one.
 
     The trunk goes on, as its node's first child, while a random step lies ahead.
     """
@@ -68,7 +70,9 @@ def build_spine(fanout: Sequence[int], random: Sequence[bool]) -> list[Node]:
         if step == len(fanout):
             continue
         if node is trunk and any(random[step:]):
-            kinds = [False] * any(random[step + 1 :]) + [True] * (fanout[step] if random[step] else 0)
+            kinds = [False] * any(random[step + 1 :]) + [True] * (
+                fanout[step] if random[step] else 0
+            )
         else:
             kinds = [False]
         for kind in kinds:

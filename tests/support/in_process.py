@@ -1,4 +1,5 @@
-"""The whole service in one process, without Ray: the real workers, references are the values themselves."""
+"""The whole service in one process, without Ray: the real workers, references are the values
+themselves."""
 
 from __future__ import annotations
 
@@ -36,7 +37,15 @@ class Pool:
     def flow(self) -> Flow:
         return Flow()
 
-    def submit(self, flow: Flow, method: str, *arguments: Any, returns: int = 1, size: float = 1.0, then: Callable[[list[Reference]], None]) -> None:
+    def submit(
+        self,
+        flow: Flow,
+        method: str,
+        *arguments: Any,
+        returns: int = 1,
+        size: float = 1.0,
+        then: Callable[[list[Reference]], None],
+    ) -> None:
         worker = self.workers[len(self.calls) % len(self.workers)]
         self.calls.append((method, arguments))
 
@@ -74,15 +83,23 @@ class Gang:
 
 
 class Service:
-    """Satisfies branchgrpo.service.Service. `published` lists what reached the workers: (weights, version, digest)."""
+    """Satisfies branchgrpo.service.Service. `published` lists what reached the workers: (weights,
+    version, digest)."""
 
     faults: tuple[type[Exception], ...] = ()
 
     def __init__(self, config: Config):
-        self.config, self.earlier, self.lost = config, Counter[str](), dict[str, int]()
-        self.rollouts = Pool([RolloutWorker(config, index) for index in range(config.rollout.workers)])
+        self.config = config
+        self.earlier = Counter[str]()
+        self.lost = dict[str, int]()
+        self.rollouts = Pool(
+            [RolloutWorker(config, index) for index in range(config.rollout.workers)]
+        )
         count = config.reward_workers.workers
-        self.rewards = [Pool([RewardWorker(config, group, index) for index in range(count)]) for group in config.reward_groups]
+        self.rewards = [
+            Pool([RewardWorker(config, group, index) for index in range(count)])
+            for group in config.reward_groups
+        ]
         self.learners = Gang(Learner(config, 0, list))
         for pool in (self.rollouts, *self.rewards):
             pool.broadcast("ready")

@@ -1,4 +1,5 @@
-"""What every picture family must do, held against diffusers' own pipeline on a small folder; the families' tests call these."""
+"""What every picture family must do, held against diffusers' own pipeline on a small folder; the
+families' tests call these."""
 
 from __future__ import annotations
 
@@ -38,12 +39,22 @@ class Family:
     options: Callable[..., PipelineModel]  # the options' class, and what the folder needs
     folder: Path
     guidance: str  # the pipeline's name for true_cfg
-    absent: dict[str, None] = field(default_factory=dict)  # parts that the folder lacks, which the stock pipeline wants to be told
+    # parts that the folder lacks, which the stock pipeline wants to be told
+    absent: dict[str, None] = field(default_factory=dict)
     text: int = 24  # tokens that max_sequence_length allows in these checks
 
     def make(self, **changes: Any) -> PipelineModel:
         """Options for the folder."""
-        return self.options(**{"path": str(self.folder), "height": 32, "width": 32, "max_sequence_length": self.text, "true_cfg": 1.0} | changes)
+        return self.options(
+            **{
+                "path": str(self.folder),
+                "height": 32,
+                "width": 32,
+                "max_sequence_length": self.text,
+                "true_cfg": 1.0,
+            }
+            | changes
+        )
 
     def build(self, parts: tuple[Any, ...] = ALL_PARTS, **changes: Any) -> Any:
         """The model, with its adapters' random start fixed."""
@@ -54,20 +65,33 @@ class Family:
         """diffusers' pipeline as it comes; it makes its own noise levels."""
         import diffusers
 
-        pipe = getattr(diffusers, self.make().pipeline).from_pretrained(folder or self.folder, **self.absent)
+        pipe = getattr(diffusers, self.make().pipeline).from_pretrained(
+            folder or self.folder, **self.absent
+        )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
 
-def grown(model: PipelineAdapter, steps: int = STEPS, shift: float | None = None) -> tuple[Tensor, Tensor]:
-    """(noises, clean latents) of one chain for the first prompt and two for the second, two rows a forward, as evaluation grows them."""
-    trees = tuple(Subtree(TreeKey("run", 0, prompt, tree), prompt, 0) for prompt, tree in ((0, 0), (1, 0), (1, 1)))
-    sampler, plan = Sampler(model, 5, torch.float32, 2), ode_plan(model.options.schedule(steps, shift))
+def grown(
+    model: PipelineAdapter, steps: int = STEPS, shift: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """(noises, clean latents) of one chain for the first prompt and two for the second, two rows a
+    forward, as evaluation grows them."""
+    trees = tuple(
+        Subtree(TreeKey("run", 0, prompt, tree), prompt, 0)
+        for prompt, tree in ((0, 0), (1, 0), (1, 1))
+    )
+    sampler = Sampler(model, 5, torch.float32, 2)
+    plan = ode_plan(model.options.schedule(steps, shift))
     roots = sampler.roots(plan, trees)
-    return roots, sampler.grow(plan, trees, roots, 0, steps, model.encode(PROMPTS)).frontier
+    return roots, sampler.grow(
+        plan, subtrees=trees, x=roots, start=0, stop=steps, conditioning=model.encode(PROMPTS)
+    ).frontier
 
 
-def drawn(family: Family, pipe: Any, options: PipelineModel, roots: Tensor, steps: int = STEPS) -> tuple[Tensor, np.ndarray]:
+def drawn(
+    family: Family, pipe: Any, options: PipelineModel, roots: Tensor, steps: int = STEPS
+) -> tuple[Tensor, np.ndarray]:
     """(clean latents, pictures 0 … 1 [B, H, W, 3]) by the stock pipeline."""
     seen = []
 
@@ -90,19 +114,42 @@ def drawn(family: Family, pipe: Any, options: PipelineModel, roots: Tensor, step
     return seen[-1], images
 
 
-def draws_the_pipelines_pictures(family: Family, height: int, width: int, scale: float, negative: str = NEGATIVE, steps: int = STEPS) -> float:
-    """Latents and pictures of the ODE are those of diffusers' pipeline; returns the largest difference of latents."""
+def draws_the_pipelines_pictures(
+    family: Family,
+    height: int,
+    width: int,
+    scale: float,
+    negative: str = NEGATIVE,
+    steps: int = STEPS,
+) -> float:
+    """Latents and pictures of the ODE are those of diffusers' pipeline; returns the largest
+    difference of latents."""
     model = family.build(height=height, width=width, true_cfg=scale, negative_prompt=negative)
     roots, found = grown(model, steps)
-    latents, images = drawn(family, family.stock(), model.options, roots, steps)
-    assert found.shape == latents.shape == (3, *model.latent_shape) and images.shape == (3, height, width, 3)
+    latents, images = drawn(
+        family, pipe=family.stock(), options=model.options, roots=roots, steps=steps
+    )
+    assert found.shape == latents.shape == (3, *model.latent_shape) and images.shape == (
+        3,
+        height,
+        width,
+        3,
+    )
     torch.testing.assert_close(found, latents, rtol=0, atol=TOLERANCE)
     with torch.no_grad():
         floats = (model.pixels(found)[:, :, 0] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    assert np.abs(floats - images).max() <= TOLERANCE / 2  # half, since these go from 0 to 1, not from −1 to 1
+    # half, since these go from 0 to 1, not from −1 to 1
+    assert np.abs(floats - images).max() <= TOLERANCE / 2
     pictures = model.decode(found)
-    assert pictures.shape == (3, 1, height, width, 3) and np.abs(pictures[:, 0].astype(int) - np.round(255 * images)).max() <= 1
-    assert np.abs(images[1] - images[2]).max() > 0.02 and float((latents[0] - roots[0]).abs().max()) > 0.1  # there is something to compare
+    assert (
+        pictures.shape == (3, 1, height, width, 3)
+        and np.abs(pictures[:, 0].astype(int) - np.round(255 * images)).max() <= 1
+    )
+    # there is something to compare
+    assert (
+        np.abs(images[1] - images[2]).max() > 0.02
+        and float((latents[0] - roots[0]).abs().max()) > 0.1
+    )
     return float((found - latents).abs().max())
 
 
@@ -110,7 +157,10 @@ def text_matters(family: Family) -> None:
     """The prompt, and the negative one, change the velocity."""
     model = family.build(true_cfg=SCALE, negative_prompt=NEGATIVE)
     x, sigma = inputs(model, 1)
-    both, other, unwanted = (encoded(family.build(true_cfg=SCALE, negative_prompt=text), prompts) for text, prompts in CONTRASTS)
+    both, other, unwanted = (
+        encoded(family.build(true_cfg=SCALE, negative_prompt=text), prompts)
+        for text, prompts in CONTRASTS
+    )
     found = velocity(model, x, sigma, both)
     assert float((found - velocity(model, x, sigma, other)).abs().max()) > 0.01
     assert float((found - velocity(model, x, sigma, unwanted)).abs().max()) > 0.01
@@ -121,7 +171,9 @@ CONTRASTS = ((NEGATIVE, PROMPTS[:1]), (NEGATIVE, PROMPTS[1:]), (PROMPTS[1], PROM
 
 def inputs(model: PipelineAdapter, rows: int) -> tuple[Tensor, Tensor]:
     """(x, σ) of one forward."""
-    return torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(3)), torch.linspace(1.0, 0.1, rows)
+    return torch.randn(
+        rows, *model.latent_shape, generator=torch.Generator().manual_seed(3)
+    ), torch.linspace(1.0, 0.1, rows)
 
 
 def encoded(model: PipelineAdapter, prompts: list[str]) -> dict[str, Tensor]:
@@ -136,7 +188,12 @@ def velocity(model: PipelineAdapter, x: Tensor, sigma: Tensor, cond: dict[str, T
 def move(model: PipelineAdapter) -> None:
     """Change every trainable parameter."""
     draw = torch.Generator().manual_seed(5)
-    model.load({name: value.detach() + 0.05 * torch.randn(value.shape, generator=draw) for name, value in model.trainable().items()})
+    model.load(
+        {
+            name: value.detach() + 0.05 * torch.randn(value.shape, generator=draw)
+            for name, value in model.trainable().items()
+        }
+    )
 
 
 def rows_are_independent(family: Family, scale: float) -> None:
@@ -145,38 +202,52 @@ def rows_are_independent(family: Family, scale: float) -> None:
     x, sigma = inputs(model, 2)
     together = velocity(model, x, sigma, encoded(model, PROMPTS))
     for row in range(2):
-        alone = velocity(model, x[row : row + 1], sigma[row : row + 1], encoded(model, PROMPTS[row : row + 1]))
+        alone = velocity(
+            model, x[row : row + 1], sigma[row : row + 1], encoded(model, PROMPTS[row : row + 1])
+        )
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=2e-5)
 
 
-def guidance_is_two_plain_calls(family: Family, combined: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """`velocity` with guidance is `combined(wanted, unwanted)` of two without, and counts twice the tokens."""
+def guidance_is_two_plain_calls(
+    family: Family, combined: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """`velocity` with guidance is `combined(wanted, unwanted)` of two without, and counts twice the
+    tokens."""
     guided, plain = family.build(true_cfg=SCALE, negative_prompt=NEGATIVE), family.build()
     x, sigma = inputs(plain, 2)
-    wanted, unwanted = (velocity(plain, x, sigma, encoded(plain, texts)) for texts in (PROMPTS, [NEGATIVE] * 2))
+    wanted, unwanted = (
+        velocity(plain, x, sigma, encoded(plain, texts)) for texts in (PROMPTS, [NEGATIVE] * 2)
+    )
     both = encoded(guided, PROMPTS)
     assert {tuple(array.shape[:2]) for array in both.values()} == {(2, 2)}
     found = velocity(guided, x, sigma, both)
     torch.testing.assert_close(found, combined(wanted, unwanted), rtol=0, atol=2e-5)
     assert float((found - wanted).abs().max()) > 0.05
-    assert guided.tokens(both) == 2 * plain.tokens({name: array[:, 0] for name, array in both.items()})
+    assert guided.tokens(both) == 2 * plain.tokens(
+        {name: array[:, 0] for name, array in both.items()}
+    )
 
 
 def adapters_sit_in(family: Family, layers: set[str]) -> None:
-    """LoRA trains exactly these layers' adapters, in float32 whatever the model's dtype, and begins at the base."""
+    """LoRA trains exactly these layers' adapters, in float32 whatever the model's dtype, and begins
+    at the base."""
     for dtype in ("float32", "bfloat16"):
         model, base = family.build(lora_rank=2, dtype=dtype), family.build(dtype=dtype)
         x, sigma = inputs(model, 2)
         assert {name.rpartition(".lora_")[0] for name in model.trainable()} == layers
         assert {value.dtype for value in model.trainable().values()} == {torch.float32}
-        assert torch.equal(*(velocity(one, x, sigma, one.probe_conditioning(2)) for one in (model, base)))
+        assert torch.equal(
+            *(velocity(one, x, sigma, one.probe_conditioning(2)) for one in (model, base))
+        )
 
 
 def exports_draw_the_policys_picture(family: Family, rank: int, folder: Path) -> float:
-    """What `save` writes, stock diffusers loads, and draws the picture of the policy with it; returns the largest difference."""
+    """What `save` writes, stock diffusers loads, and draws the picture of the policy with it;
+    returns the largest difference."""
     import diffusers
 
-    options = {"true_cfg": SCALE, "lora_rank": rank, "lora_alpha": 3 * rank}  # not the rank, so that it matters
+    # not the rank, so that it matters
+    options = {"true_cfg": SCALE, "lora_rank": rank, "lora_alpha": 3 * rank}
     model = family.build(**options)
     untrained = grown(model, shift=SHIFT)[1]
     move(model)
@@ -187,19 +258,26 @@ def exports_draw_the_policys_picture(family: Family, rank: int, folder: Path) ->
         model.save(folder / form, family.folder, form, SHIFT)
         pipes.append(family.stock(folder / form if form == "pipeline" else None))
         if form != "pipeline":  # which bears its schedule
-            pipes[-1].scheduler = type(pipes[-1].scheduler).from_config(pipes[-1].scheduler.config, use_dynamic_shifting=False, shift=SHIFT)
+            pipes[-1].scheduler = type(pipes[-1].scheduler).from_config(
+                pipes[-1].scheduler.config, use_dynamic_shifting=False, shift=SHIFT
+            )
         if form == "transformer":
-            pipes[-1].transformer = getattr(diffusers, model.options.transformer).from_pretrained(folder / form)
+            pipes[-1].transformer = getattr(diffusers, model.options.transformer).from_pretrained(
+                folder / form
+            )
         if form == "lora":
             pipes[-1].load_lora_weights(folder / form)
-            assert sorted(path.name for path in (folder / form).iterdir()) == ["pytorch_lora_weights.safetensors"]
+            assert sorted(path.name for path in (folder / form).iterdir()) == [
+                "pytorch_lora_weights.safetensors"
+            ]
     worst = 0.0
     for pipe in pipes:
         latents, images = drawn(family, pipe, model.options, roots)
         torch.testing.assert_close(found, latents, rtol=0, atol=TOLERANCE)
         assert np.abs(model.decode(found)[:, 0].astype(int) - np.round(255 * images)).max() <= 1
         worst = max(worst, float((found - latents).abs().max()))
-    torch.testing.assert_close(grown(model, shift=SHIFT)[1], found, rtol=0, atol=0)  # saving changes nothing
+    # saving changes nothing
+    torch.testing.assert_close(grown(model, shift=SHIFT)[1], found, rtol=0, atol=0)
     return worst
 
 
@@ -216,16 +294,25 @@ def only_the_wanted_parts_are_loaded(family: Family) -> None:
 
     decoder = family.build(("denoiser", "decoder"))
     assert not any(getattr(decoder.pipe, part) for part in decoder.options.text_parts)
-    assert np.array_equal(decoder.decode(found), whole.decode(found)) and torch.equal(velocity(decoder, x, sigma, cond), found)
+    assert np.array_equal(decoder.decode(found), whole.decode(found)) and torch.equal(
+        velocity(decoder, x, sigma, cond), found
+    )
 
     encoders = family.build(("encoders",))
-    assert encoders.denoiser is None and encoders.pipe.vae is None and encoders.latent_shape == whole.latent_shape
-    assert all(torch.equal(array, cond[name]) for name, array in encoded(encoders, PROMPTS[:1]).items())
+    assert (
+        encoders.denoiser is None
+        and encoders.pipe.vae is None
+        and encoders.latent_shape == whole.latent_shape
+    )
+    assert all(
+        torch.equal(array, cond[name]) for name, array in encoded(encoders, PROMPTS[:1]).items()
+    )
     assert encoders.truncated(PROMPTS) == 0
 
 
 def checkpointing_keeps_the_gradient(family: Family, rank: int) -> None:
-    """Every trainable parameter has a gradient (DDP waits for those that have none); checkpointing computes the same one."""
+    """Every trainable parameter has a gradient (DDP waits for those that have none); checkpointing
+    computes the same one."""
 
     def count(calls: list[int], *_: Any) -> None:
         calls.append(1)
@@ -240,7 +327,9 @@ def checkpointing_keeps_the_gradient(family: Family, rank: int) -> None:
         loss = model.velocity(*inputs(model, 2), model.probe_conditioning(2)).square().mean()
         found.append(torch.autograd.grad(loss, list(model.trainable().values())))
         assert len(calls) == len(blocks) * (2 if again else 1)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)) and any(one.any() for one in found[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)) and any(
+        one.any() for one in found[0]
+    )
 
 
 def long_prompts_are_counted(family: Family, longest: str, long: str) -> None:
@@ -252,11 +341,20 @@ def long_prompts_are_counted(family: Family, longest: str, long: str) -> None:
 
 
 def probes_have_the_texts_shapes(family: Family, scale: float) -> None:
-    """`probe_conditioning` is fixed, finite, and of the shapes that `encode` gives, lengths aside."""
+    """`probe_conditioning` is fixed, finite, and of the shapes that `encode` gives, lengths
+    aside."""
     model = family.build(true_cfg=scale)
-    probe, again, text = model.probe_conditioning(3), model.probe_conditioning(3), encoded(model, PROMPTS)
-    assert probe.keys() == text.keys() and all(torch.equal(probe[name], again[name]) for name in probe)
-    assert all(array.ndim == text[name].ndim and (name == "mask" or array.shape[-1] == text[name].shape[-1]) for name, array in probe.items())
+    probe = model.probe_conditioning(3)
+    again = model.probe_conditioning(3)
+    text = encoded(model, PROMPTS)
+    assert probe.keys() == text.keys() and all(
+        torch.equal(probe[name], again[name]) for name in probe
+    )
+    assert all(
+        array.ndim == text[name].ndim
+        and (name == "mask" or array.shape[-1] == text[name].shape[-1])
+        for name, array in probe.items()
+    )
     x, sigma = inputs(model, 3)
     assert velocity(model, x, sigma, probe).isfinite().all()
 
@@ -288,11 +386,24 @@ def refused(options: PipelineModel, expected: str) -> None:
 
 
 def folders_are_checked(family: Family, folder: Path) -> None:
-    """A whole folder passes; another pipeline's, another denoiser's, and one without a part are refused in one line."""
+    """A whole folder passes; another pipeline's, another denoiser's, and one without a part are
+    refused in one line."""
     family.make().check()
     for name, path, key, value, expected in (
-        ("pipeline", "model_index.json", "_class_name", "OtherPipeline", f"expected a {family.make().pipeline} folder, got OtherPipeline"),
-        ("denoiser", "transformer/config.json", "_class_name", "Other", f"expected a {family.make().transformer}"),
+        (
+            "pipeline",
+            "model_index.json",
+            "_class_name",
+            "OtherPipeline",
+            f"expected a {family.make().pipeline} folder, got OtherPipeline",
+        ),
+        (
+            "denoiser",
+            "transformer/config.json",
+            "_class_name",
+            "Other",
+            f"expected a {family.make().transformer}",
+        ),
         ("encoder", "model_index.json", "text_encoder", [None, None], "expected a text_encoder in"),
     ):
         shutil.copytree(family.folder, folder / name)

@@ -1,4 +1,5 @@
-"""Who talks in the tests of remote rewards: small scorers, the real server in a thread, and a scripted server made by hand."""
+"""Who talks in the tests of remote rewards: small scorers, the real server in a thread, and a
+scripted server made by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ class Plain(Scorer):
         assert self.busy == 1, "two requests are scored at once"
         self.batches.append(len(prompts))
         self.threads.add(threading.get_ident())
-        found = {"bright": pixels.mean((1, 2, 3, 4), dtype=np.float32) / 7, "length": np.array([len(prompt) / 3 for prompt in prompts]), "other": 0}
+        found = {
+            "bright": pixels.mean((1, 2, 3, 4), dtype=np.float32) / 7,
+            "length": np.array([len(prompt) / 3 for prompt in prompts]),
+            "other": 0,
+        }
         self.busy -= 1
         return found
 
@@ -76,7 +81,11 @@ class Failing(Plain):
 @contextmanager
 def running(served: Scorer | RewardServer, **settings: Any) -> Iterator[str]:
     """The real server in a thread; gives its url."""
-    made = served if isinstance(served, RewardServer) else RewardServer(served, "plain", **{"max_bytes": MB, **settings})
+    made = (
+        served
+        if isinstance(served, RewardServer)
+        else RewardServer(served, "plain", **{"max_bytes": MB, **settings})
+    )
     address: list[str] = []
     started, loop = threading.Event(), asyncio.new_event_loop()
     ended = asyncio.Event()
@@ -105,25 +114,44 @@ def running(served: Scorer | RewardServer, **settings: Any) -> Iterator[str]:
         made.thread.shutdown()
 
 
-OFFER = {"version": 1, "reward": "stub", "reports": ["score"], "trains_on": "score", "max_bytes": MB}
+OFFER = {
+    "version": 1,
+    "reward": "stub",
+    "reports": ["score"],
+    "trains_on": "score",
+    "max_bytes": MB,
+}
 
 
 def scores(*values: float) -> bytes:
-    return msgpack.packb({"version": 1, "trains_on": "score", "scores": {"score": {"data": struct.pack(f"<{len(values)}f", *values)}}})
+    return msgpack.packb(
+        {
+            "version": 1,
+            "trains_on": "score",
+            "scores": {"score": {"data": struct.pack(f"<{len(values)}f", *values)}},
+        }
+    )
 
 
 class Stub:
-    """A server that knows nothing of ours: answers scripted (status, body), the last one for ever; None hangs up."""
+    """A server that knows nothing of ours: answers scripted (status, body), the last one for ever;
+    None hangs up."""
 
-    def __init__(self, *script: tuple[int, bytes] | None, offer: Any = OFFER, offer_status: int = 200):
-        self.script, self.offer, self.offer_status = list(script), offer, offer_status
+    def __init__(
+        self, *script: tuple[int, bytes] | None, offer: Any = OFFER, offer_status: int = 200
+    ):
+        self.script = list(script)
+        self.offer = offer
+        self.offer_status = offer_status
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         self.release = threading.Event()
         self.silent = False
 
     def reply(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes] | None:
         if path == "/health":
-            return self.offer_status, self.offer if isinstance(self.offer, bytes) else msgpack.packb(self.offer)
+            return self.offer_status, self.offer if isinstance(
+                self.offer, bytes
+            ) else msgpack.packb(self.offer)
         self.seen.append((path, headers, body))
         if self.silent:
             self.release.wait(20)
@@ -166,9 +194,12 @@ class Stub:
 
 @contextmanager
 def trickling(where: str) -> Iterator[str]:
-    """The url of a peer that answers one byte every 50 ms: of endless headers, or of a body of 1 MB."""
+    """The url of a peer that answers one byte every 50 ms: of endless headers, or of a body of 1
+    MB."""
     ended = threading.Event()
-    head = b"HTTP/1.1 200 OK\r\n" + (b"Content-Length: 1000000\r\n\r\n" if where == "body" else b"X: ")
+    head = b"HTTP/1.1 200 OK\r\n" + (
+        b"Content-Length: 1000000\r\n\r\n" if where == "body" else b"X: "
+    )
 
     def trickle(line: socket.socket) -> None:
         with line, suppress(OSError):
@@ -200,8 +231,14 @@ def plain(url: str, **options: Any) -> Remote:
 
 def request_bytes(**changes: Any) -> bytes:
     """A valid request by hand, with changes."""
-    message = {"version": 1, "pixels": {"shape": [1, 1, 2, 2, 3], "data": bytes(12)}, "prompts": ["a"]}
-    return msgpack.packb({key: value for key, value in (message | changes).items() if value is not ...})
+    message = {
+        "version": 1,
+        "pixels": {"shape": [1, 1, 2, 2, 3], "data": bytes(12)},
+        "prompts": ["a"],
+    }
+    return msgpack.packb(
+        {key: value for key, value in (message | changes).items() if value is not ...}
+    )
 
 
 def one_line(text: str) -> bool:

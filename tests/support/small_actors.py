@@ -1,4 +1,5 @@
-"""Tiny workers whose tasks say on which worker they ran, and fail as told; a light module, since every actor imports it."""
+"""Tiny workers whose tasks say on which worker they ran, and fail as told; a light module, since
+every actor imports it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ class Worker:
     """Keeps a log of what was asked of it, in order."""
 
     def __init__(self, folder: str, index: int):
-        self.folder, self.index, self.weights = Path(folder), index, "none"
+        self.folder = Path(folder)
+        self.index = index
+        self.weights = "none"
         self.log("made")
 
     def log(self, text: str) -> None:
@@ -154,14 +157,27 @@ class Unfit(Worker):
 
 def pool(folder: Path, count: int, cls: type = Worker, cpus: float = 0, **patience: Any) -> Pool:
     """A pool of so many workers, whose logs go to `folder`."""
-    return Pool(cls, "rollout", count, {"num_cpus": cpus}, (str(folder),), Meter(), Patience(**{"timeout": 60.0} | patience))
+    return Pool(
+        cls=cls,
+        role="rollout",
+        count=count,
+        resources={"num_cpus": cpus},
+        arguments=(str(folder),),
+        meter=Meter(),
+        patience=Patience(**{"timeout": 60.0} | patience),
+    )
 
 
 def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
     """What these calls, of a method and its arguments, gave, in the order in which it came."""
     flow, found = made.flow(), list[Any]()
     for method, *arguments in calls:
-        made.submit(flow, method, *arguments, then=lambda references: found.append(made.fetch(references[0])))
+        made.submit(
+            flow,
+            method,
+            *arguments,
+            then=lambda references: found.append(made.fetch(references[0])),
+        )
     flow.run()
     return found
 
@@ -177,4 +193,7 @@ def until(made: Pool, condition: Callable[[], bool]) -> None:
 
 def logs(folder: Path) -> dict[int, list[str]]:
     """What every worker noted."""
-    return {int(path.name.split("-")[1]): path.read_text().splitlines() for path in sorted(folder.glob("worker-*"))}
+    return {
+        int(path.name.split("-")[1]): path.read_text().splitlines()
+        for path in sorted(folder.glob("worker-*"))
+    }

@@ -1,4 +1,5 @@
-"""Trees of the embedded model for one update, and what an update made of them: what tests of several ranks share."""
+"""Trees of the embedded model for one update, and what an update made of them: what tests of
+several ranks share."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from branchgrpo.models import weights as wire
 from branchgrpo.types import Subtree, TreeKey
 from support.small_trees import quickstart
 
-PROMPTS = ["the number 38 in black on yellow", "the number 12 in red on white", "a red circle on white"]
+PROMPTS = [
+    "the number 38 in black on yellow",
+    "the number 12 in red on white",
+    "a red circle on white",
+]
 OPTIONS = {
     "sampling.steps": "5",
     "method.splits": "[0, 2]",
@@ -45,15 +50,23 @@ def batch() -> tuple[Any, ...]:
     worker.ready()
     plan = options.method.plan(0, options.schedule())
     _, conditioning = worker.encode(PROMPTS)
-    trees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS)))
-    trunk, payload, *frontier = worker.grow(plan, 0, trees, 0, 1, conditioning)
+    trees = tuple(
+        Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS))
+    )
+    trunk, payload, *frontier = worker.grow(
+        plan, version=0, subtrees=trees, start=0, stop=1, conditioning=conditioning
+    )
     halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))
     segments = [(trunk, payload)]
     for part in (slice(0, 3), slice(3, 6)):
-        header, rest, _ = worker.grow(plan, 0, halves[part], 1, plan.steps, conditioning, *frontier[part])
+        header, rest, _ = worker.grow(
+            plan, 0, halves[part], 1, plan.steps, conditioning, *frontier[part]
+        )
         segments.append((header, rest))
     draw = np.random.default_rng(0)
-    scores = {(prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(len(PROMPTS))}
+    scores = {
+        (prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(len(PROMPTS))
+    }
     return plan, 0, segments, conditioning, scores
 
 
@@ -64,12 +77,15 @@ def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
         "stats": stats,
         "gradient": {name: full(value.grad).clone() for name, value in parameters.items()},
         "weights": {name: full(value.detach()).clone() for name, value in parameters.items()},
-        "digest": wire.digest_of({name: full(value.detach()) for name, value in parameters.items()}),
+        "digest": wire.digest_of(
+            {name: full(value.detach()) for name, value in parameters.items()}
+        ),
     }
 
 
 def two_ranks(main: Callable[..., None], folder: Path) -> list[dict[str, Any]]:
-    """What two processes that ran main(rank, address, folder) left in folder/rankN.pt. They meet on the loopback device."""
+    """What two processes that ran main(rank, address, folder) left in folder/rankN.pt. They meet on
+    the loopback device."""
     threads = torch.get_num_threads()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

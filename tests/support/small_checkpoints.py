@@ -28,7 +28,9 @@ def at(kind: str, folder: Path) -> str:
 
 
 def put(store: Store, iteration: int, epoch: int = 0, size: int = 40) -> Saved:
-    return store.save(iteration, epoch, {"iteration": iteration}, {WEIGHTS: {"w": torch.arange(size) * iteration}})
+    return store.save(
+        iteration, epoch, {"iteration": iteration}, {WEIGHTS: {"w": torch.arange(size) * iteration}}
+    )
 
 
 def two(tmp_path: Path) -> Store:
@@ -39,12 +41,17 @@ def two(tmp_path: Path) -> Store:
 
 
 def check(saved: Saved | None, iteration: int, size: int = 40) -> None:
-    assert saved is not None and saved.iteration == iteration and saved.state() == {"iteration": iteration}
+    assert (
+        saved is not None
+        and saved.iteration == iteration
+        and saved.state() == {"iteration": iteration}
+    )
     assert torch.equal(saved.tensors(WEIGHTS)["w"], torch.arange(size) * iteration)
 
 
 def readable(store: Store, torn: bool = False) -> list[int]:
-    """Iterations of all checkpoints, each read with the right contents. `torn`: the newest may have half a manifest."""
+    """Iterations of all checkpoints, each read with the right contents. `torn`: the newest may have
+    half a manifest."""
     found = []
     for name in store.all():
         try:
@@ -59,7 +66,11 @@ def readable(store: Store, torn: bool = False) -> list[int]:
 
 def leavings(folder: Path) -> list[str]:
     """What lies in the folder beside checkpoints with a manifest."""
-    return sorted(path.name for path in folder.iterdir() if not (path / "manifest.json").is_file() or path.name.startswith("."))
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if not (path / "manifest.json").is_file() or path.name.startswith(".")
+    )
 
 
 def instrument(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
@@ -112,7 +123,8 @@ os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def in_child(act: Callable[[], object]) -> int:
-    """Exit status of a forked process that calls `act`: 0, 1 for an exception, or what os._exit got."""
+    """Exit status of a forked process that calls `act`: 0, 1 for an exception, or what os._exit
+    got."""
     pid = os.fork()
     if not pid:
         try:

@@ -1,4 +1,5 @@
-"""A cluster as a person starts it: `ray start --head` in a process of its own. What it started is ended by process id, nothing else."""
+"""A cluster as a person starts it: `ray start --head` in a process of its own. What it started is
+ended by process id, nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from support.small_runs import ROOT
 RAY = Path(sys.executable).with_name("ray")
 CPUS = 2
 TOKEN = "5eed" * 16
-PORTS = ("--port", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--ray-client-server-port")
+PORTS = (
+    "--port",
+    "--dashboard-port",
+    "--dashboard-agent-listen-port",
+    "--dashboard-agent-grpc-port",
+    "--ray-client-server-port",
+)
 
 
 @dataclass
@@ -63,15 +70,21 @@ class Head:
 def environment(token: str = TOKEN) -> dict[str, str]:
     """Of a person's shell; token: empty for somebody who has none."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    has = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_TOKEN_PATH": "/no/such/file"}
+    has = (
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        if token
+        else {"RAY_AUTH_TOKEN_PATH": "/no/such/file"}
+    )
     return kept | has | {"HF_HUB_OFFLINE": "1"}
 
 
 @contextmanager
 def head(dashboard: bool = False) -> Iterator[Head]:
-    """A cluster of one node that asks for the token, until the end of the block; it takes jobs where it has a dashboard."""
+    """A cluster of one node that asks for the token, until the end of the block; it takes jobs
+    where it has a dashboard."""
     told = ""
-    for _ in range(2):  # Ray gives its own agents 15 s to start, which is too little where the machine is busy
+    # Ray gives its own agents 15 s to start, which is too little where the machine is busy
+    for _ in range(2):
         with _started(dashboard) as found:
             if found.up():
                 yield found
@@ -82,12 +95,22 @@ def head(dashboard: bool = False) -> Iterator[Head]:
 
 @contextmanager
 def _started(dashboard: bool) -> Iterator[Head]:
-    folder = tempfile.mkdtemp(prefix="bg-", dir="/tmp")  # sockets lie in it, and their paths must be short
+    # sockets lie in it, and their paths must be short
+    folder = tempfile.mkdtemp(prefix="bg-", dir="/tmp")
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
     ports = [str(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
         listener.close()
-    command = [str(RAY), "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--temp-dir", folder]
+    command = [
+        str(RAY),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address",
+        "127.0.0.1",
+        "--temp-dir",
+        folder,
+    ]
     command += [
         "--include-dashboard",
         str(dashboard),
@@ -103,7 +126,9 @@ def _started(dashboard: bool) -> Iterator[Head]:
     command += [part for pair in zip(PORTS, ports, strict=True) for part in pair]
     told = Path(folder, "told")
     with told.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
+        )
     found = Head(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", process, told)
     try:
         yield found

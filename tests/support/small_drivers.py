@@ -1,4 +1,5 @@
-"""Drivers of runs that begin, are cut off, and live in another process, shared by the tests of run folders."""
+"""Drivers of runs that begin, are cut off, and live in another process, shared by the tests of run
+folders."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ time.sleep(600)
 @contextmanager
 def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that has claimed number 1."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout and process.stdout.readline() == "held\n"
         yield process

@@ -1,4 +1,5 @@
-"""Small models of the real classes with random weights, saved in the real layout: their pipelines load the folders."""
+"""Small models of the real classes with random weights, saved in the real layout: their pipelines
+load the folders."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ CLIP_TOKENS = 12
 
 
 def loud(module: Any, factor: float) -> Any:
-    """The module with its matrices scaled: transformers' initial weights are so small that all texts look alike."""
+    """The module with its matrices scaled: transformers' initial weights are so small that all
+    texts look alike."""
     with torch.no_grad():
         for value in module.parameters():
             if value.ndim > 1:
@@ -23,8 +25,14 @@ def loud(module: Any, factor: float) -> Any:
 
 
 def small_sd3(folder: Path, t5: bool = True) -> Path:
-    """SD3.5: 4 pixels per latent, a first block with the second attention, positions for 96 pixels; without T5 if told so."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    """SD3.5: 4 pixels per latent, a first block with the second attention, positions for 96 pixels;
+    without T5 if told so."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
     from transformers import T5Config, T5EncoderModel
 
     tokenizer, tokenizer_3 = make_clip_tokenizer(CLIP_TOKENS), make_t5_tokenizer(CLIP_TOKENS)
@@ -57,7 +65,15 @@ def small_sd3(folder: Path, t5: bool = True) -> Path:
             scaling_factor=1.5305,
             shift_factor=0.0609,
         )
-        config = T5Config(vocab_size=len(tokenizer_3), d_model=48, d_kv=12, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0)
+        config = T5Config(
+            vocab_size=len(tokenizer_3),
+            d_model=48,
+            d_kv=12,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+        )
         clips = [_clip(tokenizer, width, projection) for width, projection in ((16, 12), (24, 16))]
         pipe = StableDiffusion3Pipeline(
             transformer=transformer.eval(),
@@ -94,7 +110,12 @@ def _clip(tokenizer: Any, width: int, projection: int) -> Any:
 
 def small_qwen_image(folder: Path) -> Path:
     """Qwen-Image: 4 pixels per latent, a scheduler that shifts by size, as the real one."""
-    from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
 
     tokenizer = _qwen_tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -119,7 +140,13 @@ def small_qwen_image(folder: Path) -> Path:
         )
         pipe = QwenImagePipeline(
             transformer=transformer.eval(),
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True,
+                base_shift=0.5,
+                max_shift=0.9,
+                max_image_seq_len=8192,
+                shift_terminal=0.02,
+            ),
             vae=vae.eval(),
             text_encoder=_qwen_encoder(len(tokenizer)),
             tokenizer=tokenizer,
@@ -138,29 +165,60 @@ def _qwen_encoder(words: int) -> Any:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 1, 1],
+        },
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "fullatt_block_indexes": [0]}
-    return loud(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)), 8.0)
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    }
+    return loud(
+        Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        ),
+        8.0,
+    )
 
 
 def _qwen_tokenizer() -> Any:
-    """A Qwen2Tokenizer with one token for each word of the pipeline's instruction, so that it has as many as the real one."""
+    """A Qwen2Tokenizer with one token for each word of the pipeline's instruction, so that it has
+    as many as the real one."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
     from transformers import Qwen2Tokenizer
 
     instruction = (
-        "system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and background:\nuser\n"
+        "system\nDescribe the image by detailing the color, shape, size, texture, "
+        "quantity, text, spatial relationships of the objects and background:\nuser\n"
         "assistant\n"
     )
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1, vocab_size=2000, show_progress=False)
-    backend.train_from_iterator([instruction, *(f" {word} {word}" for word in (*WORDS, *DIGITS))], trainer)
+    trainer = BpeTrainer(
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=1,
+        vocab_size=2000,
+        show_progress=False,
+    )
+    backend.train_from_iterator(
+        [instruction, *(f" {word} {word}" for word in (*WORDS, *DIGITS))], trainer
+    )
     model = json.loads(backend.to_str())["model"]
-    return Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], additional_special_tokens=special[1:], model_max_length=4096)
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        additional_special_tokens=special[1:],
+        model_max_length=4096,
+    )

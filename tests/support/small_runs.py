@@ -1,4 +1,5 @@
-"""Short real runs on a local Ray, in which things are made to fail: the embedded model, recogniser, actors and object store."""
+"""Short real runs on a local Ray, in which things are made to fail: the embedded model, recogniser,
+actors and object store."""
 
 from __future__ import annotations
 
@@ -24,13 +25,29 @@ from support.quiet_display import Quiet
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 4
 SMALL = {
-    "run.iterations": str(ITERATIONS), "run.export": "none", "sampling.steps": "6", "method.splits": "[1, 2, 3]", "method.leaves": "8",
-    "rollout.workers": "2", "rollout.cpus": "0.25", "rollout.prompts": "3", "rollout.fork_depth": "1", "reward_workers.cpus": "0.25",
-    "learner.cpus": "0.25", "learner.threads": "1", "learner.timeout_seconds": "60", "learner.learning_rate": "0.001", "learner.warmup": "0",
-    "evaluation.prompts": "4", "evaluation.pictures": "4", "evaluation.every": "0", "evaluation.steps": "4",
-    "checkpoint.every": "2", "checkpoint.every_minutes": "0",
+    "run.iterations": str(ITERATIONS),
+    "run.export": "none",
+    "sampling.steps": "6",
+    "method.splits": "[1, 2, 3]",
+    "method.leaves": "8",
+    "rollout.workers": "2",
+    "rollout.cpus": "0.25",
+    "rollout.prompts": "3",
+    "rollout.fork_depth": "1",
+    "reward_workers.cpus": "0.25",
+    "learner.cpus": "0.25",
+    "learner.threads": "1",
+    "learner.timeout_seconds": "60",
+    "learner.learning_rate": "0.001",
+    "learner.warmup": "0",
+    "evaluation.prompts": "4",
+    "evaluation.pictures": "4",
+    "evaluation.every": "0",
+    "evaluation.steps": "4",
+    "checkpoint.every": "2",
+    "checkpoint.every_minutes": "0",
     "cluster.straggler_seconds": "2",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -38,7 +55,8 @@ class Run:
     """What a run came to."""
 
     weights: str  # digest of what was published last
-    rewards: dict[tuple[int, int, int], bytes]  # (iteration, prompt row, tree) → trained scores, of the last time that they were trained on
+    # (iteration, prompt row, tree) → trained scores, of the last time that they were trained on
+    rewards: dict[tuple[int, int, int], bytes]
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     notes: list[str]
@@ -65,12 +83,15 @@ def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] 
 
 
 class Stage:
-    """Where run after run of the same roles is played by one crew: loading its models takes longer than a short run."""
+    """Where run after run of the same roles is played by one crew: loading its models takes longer
+    than a short run."""
 
     def __init__(self) -> None:
         self.crew: Crew | None = None
 
-    def played(self, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = nothing) -> Run:
+    def played(
+        self, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = nothing
+    ) -> Run:
         """The run; a crew whose run failed plays no other."""
         made, self.crew = self.crew, None
         try:
@@ -96,9 +117,11 @@ class Stage:
 
 
 def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None]) -> Run:
-    """Train in `folder`; `sabotage` is called behind every iteration, with the number of iterations done, and once before the
-    first. The crew's counts begin at 0."""
-    display, rewards, done = Quiet(), dict[tuple[int, int, int], bytes](), [0]
+    """Train in `folder`; `sabotage` is called behind every iteration, with the number of iterations
+    done, and once before the first. The crew's counts begin at 0."""
+    display = Quiet()
+    rewards = dict[tuple[int, int, int], bytes]()
+    done = [0]
     begin = made.learners.begin
     for one in made.everyone:
         one.restarts.clear()
@@ -108,7 +131,9 @@ def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, i
 
     def spy(method: str, *arguments: Any, **options: Any) -> Any:
         if method == "update":
-            rewards.update({(arguments[1], *key): values.tobytes() for key, values in arguments[4].items()})
+            rewards.update(
+                {(arguments[1], *key): values.tobytes() for key, values in arguments[4].items()}
+            )
         return begin(method, *arguments, **options)
 
     def between() -> bool:
@@ -119,9 +144,19 @@ def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, i
     made.learners.begin = spy  # type: ignore[method-assign]
     try:
         sabotage(made, 0)
-        summary = carry_out(loaded, made, folder, display, between)
+        summary = carry_out(
+            loaded, service=made, folder=folder, display=display, interrupted=between
+        )
         update = made.learners.call("publish")[0][1]
-        return Run(update.digest, rewards, read(folder / "metrics.jsonl"), summary, display.notes, made, folder)
+        return Run(
+            weights=update.digest,
+            rewards=rewards,
+            records=read(folder / "metrics.jsonl"),
+            summary=summary,
+            notes=display.notes,
+            crew=made,
+            folder=folder,
+        )
     finally:
         made.learners.begin = begin  # type: ignore[method-assign]
 
@@ -131,19 +166,33 @@ def same(one: Run, other: Run) -> None:
     assert one.rewards.keys() == other.rewards.keys() and one.rewards
     assert one.rewards == other.rewards
     assert one.weights == other.weights
-    assert [record["iteration"] for record in one.records] == [record["iteration"] for record in other.records]
-    held = [[json.loads((run.folder / "held_out.json").read_text())[when] for when in ("before", "after")] for run in (one, other)]
+    assert [record["iteration"] for record in one.records] == [
+        record["iteration"] for record in other.records
+    ]
+    held = [
+        [
+            json.loads((run.folder / "held_out.json").read_text())[when]
+            for when in ("before", "after")
+        ]
+        for run in (one, other)
+    ]
     assert held[0] == held[1]
 
 
-def busy(made: Crew, index: int, act: Callable[[int], None], method: str = "grow") -> threading.Thread:
-    """A thread that waits until the rollout worker at this place is in the middle of a task, then acts on its process."""
+def busy(
+    made: Crew, index: int, act: Callable[[int], None], method: str = "grow"
+) -> threading.Thread:
+    """A thread that waits until the rollout worker at this place is in the middle of a task, then
+    acts on its process."""
 
     def watch() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             workers = [worker for worker in list(made.rollouts.workers) if worker.state == "ready"]
-            if len(workers) > index and any(attempt.task and attempt.task.method == method for attempt in list(workers[index].pending)):
+            if len(workers) > index and any(
+                attempt.task and attempt.task.method == method
+                for attempt in list(workers[index].pending)
+            ):
                 time.sleep(0.03)
                 act(workers[index].place.process)
                 return

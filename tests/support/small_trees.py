@@ -23,7 +23,12 @@ def quickstart(overrides: dict[str, str] | None = None) -> config.Config:
 def plan_of(*fanout: int) -> BranchPlan:
     """Every step but the last is random."""
     steps = len(fanout)
-    return BranchPlan(static(steps, 3.0).levels, fanout, ("dance",) * (steps - 1) + ("ode",), (0.3,) * (steps - 1) + (0.0,))
+    return BranchPlan(
+        static(steps, 3.0).levels,
+        fanout,
+        ("dance",) * (steps - 1) + ("ode",),
+        (0.3,) * (steps - 1) + (0.0,),
+    )
 
 
 def paper_plan() -> BranchPlan:
@@ -31,8 +36,20 @@ def paper_plan() -> BranchPlan:
     return BranchMethod(splits=(0, 3, 6, 9)).plan(0, static(20, 3.0))
 
 
-def header(plan: BranchPlan, rewards: list[float], prompt: int = 0, tree: int = 0, log_prob: list[float] | None = None) -> TreeHeader:
+def header(
+    plan: BranchPlan,
+    rewards: list[float],
+    prompt: int = 0,
+    tree: int = 0,
+    log_prob: list[float] | None = None,
+) -> TreeHeader:
     """A tree with these leaf rewards; log_prob holds the edges from node 1 on, the rest is 0."""
     values = np.zeros(topology(plan).nodes, np.float32)
     values[1 : 1 + len(log_prob or [])] = log_prob or []
-    return TreeHeader(TreeKey("test", 0, prompt, tree), prompt, 0, values, np.array(rewards, np.float32))
+    return TreeHeader(
+        key=TreeKey("test", 0, prompt, tree),
+        prompt=prompt,
+        policy_version=0,
+        log_prob=values,
+        leaf_reward=np.array(rewards, np.float32),
+    )

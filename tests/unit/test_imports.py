@@ -1,4 +1,5 @@
-"""The layers: the method knows neither actors nor cluster, the cluster knows nothing of the method; rooms import downwards."""
+"""The layers: the method knows neither actors nor cluster, the cluster knows nothing of the method;
+rooms import downwards."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ BELOW: dict[str, set[str]] = {
 
 
 def imported(path: Path, depth: int = 1) -> set[str]:
-    """Packages that a module imports anywhere, functions and strings of import_module included, to so many names."""
+    """Packages that a module imports anywhere, functions and strings of import_module included, to
+    so many names."""
     found = set[str]()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -35,7 +37,11 @@ def imported(path: Path, depth: int = 1) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")) and isinstance(node.args[0], ast.Constant):
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith(("import_module", "__import__"))
+            and isinstance(node.args[0], ast.Constant)
+        ):
             found.add(str(node.args[0].value))
     return {".".join(name.split(".")[:depth]) for name in found}
 
@@ -52,7 +58,13 @@ def test_only_the_app_composes_all_three() -> None:
     own = [path for package in FORBIDDEN for path in (ROOT / package).rglob("*.py")]
     found = [path for path in own if set(FORBIDDEN) <= imported(path)]
     assert [path.relative_to(ROOT).as_posix() for path in found] == ["branchgrpo/app/service.py"]
-    assert not [path for path in own if "branchgrpo.app" in imported(path, 2) and APP not in path.parents and path.name != "__main__.py"]
+    assert not [
+        path
+        for path in own
+        if "branchgrpo.app" in imported(path, 2)
+        and APP not in path.parents
+        and path.name != "__main__.py"
+    ]
 
 
 @pytest.mark.parametrize("room", BELOW)
@@ -65,14 +77,24 @@ def test_rooms_import_downwards(room: str) -> None:
 
 def test_rooms_import_one_another_in_no_circle() -> None:
     below = {
-        room.name: {name.split(".")[1] for path in room.rglob("*.py") for name in imported(path, 2) if name.startswith("branchgrpo.")} - {room.name}
+        room.name: {
+            name.split(".")[1]
+            for path in room.rglob("*.py")
+            for name in imported(path, 2)
+            if name.startswith("branchgrpo.")
+        }
+        - {room.name}
         for room in (ROOT / "branchgrpo").iterdir()
         if room.is_dir()
     }
     done = set[str]()
-    while free := [room for room in below if room not in done and not (below[room] & set(below)) - done]:
+    while free := [
+        room for room in below if room not in done and not (below[room] & set(below)) - done
+    ]:
         done |= set(free)
-    assert not set(below) - done, {room: below[room] & set(below) - done for room in set(below) - done}
+    assert not set(below) - done, {
+        room: below[room] & set(below) - done for room in set(below) - done
+    }
 
 
 def test_few_files_lie_outside_the_rooms() -> None:

@@ -12,7 +12,14 @@ import torch
 from branchgrpo.pretrain.common import Progress as StepProgress
 from branchgrpo.pretrain.stages import PretrainPlan, WorkFolder, run_stages
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from tools.tiny_flux.model import save_tiny_flux
 
@@ -24,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     options = _parse(arguments)
     torch.set_num_threads(options.threads)
-    plan = PretrainPlan(**{field.name: getattr(options, field.name) for field in fields(PretrainPlan)})
+    plan = PretrainPlan(
+        **{field.name: getattr(options, field.name) for field in fields(PretrainPlan)}
+    )
     work = WorkFolder(options.work or options.out.with_name(options.out.name + "-work"))
     console = Console()
     with _progress_bars(console) as bars:
@@ -52,13 +61,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train the embedded small text-to-image model from drawn pictures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model, in FluxPipeline's layout")
-    parser.add_argument("--work", type=Path, help="folder that keeps finished stages; OUT-work if not given")
-    parser.add_argument("--sheet", type=Path, help="PNG file for a sheet of samples; none if not given")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of drawings, weights and batches")
-    parser.add_argument("--vae-steps", type=int, default=default.vae_steps, help="steps of the autoencoder")
-    parser.add_argument("--flow-steps", type=int, default=default.flow_steps, help="steps of flow matching")
-    parser.add_argument("--distil-steps", type=int, default=default.distil_steps, help="steps of guidance distillation")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the model, in FluxPipeline's layout"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps finished stages; OUT-work if not given"
+    )
+    parser.add_argument(
+        "--sheet", type=Path, help="PNG file for a sheet of samples; none if not given"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="seed of drawings, weights and batches"
+    )
+    parser.add_argument(
+        "--vae-steps", type=int, default=default.vae_steps, help="steps of the autoencoder"
+    )
+    parser.add_argument(
+        "--flow-steps", type=int, default=default.flow_steps, help="steps of flow matching"
+    )
+    parser.add_argument(
+        "--distil-steps",
+        type=int,
+        default=default.distil_steps,
+        help="steps of guidance distillation",
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads that torch uses")
     return parser.parse_args(arguments)
 

@@ -20,11 +20,15 @@ SCALE_PICTURES = 2000
 CHUNK = 500  # pictures a forward when nothing is trained
 
 
-def train_autoencoder(vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, seed: int, progress: Progress) -> dict[str, float]:
+def train_autoencoder(
+    vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, seed: int, progress: Progress
+) -> dict[str, float]:
     """Train ``vae`` in place on L1 + L2 and a small KL term."""
     generator = torch.Generator().manual_seed(seed)
     vae.train().requires_grad_(True).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, weight_decay=1e-4, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=PEAK_RATE, weight_decay=1e-4, betas=(0.9, 0.99)
+    )
     clock = StageClock()
     for step in range(steps):
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -34,7 +38,11 @@ def train_autoencoder(vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, s
         posterior = vae.encode(target).latent_dist
         latents = posterior.sample(generator=generator)
         error = vae.decode(latents).sample - target
-        loss = error.abs().mean() + error.pow(2).mean() + KL_WEIGHT * posterior.kl().mean() / latents[0].numel()
+        loss = (
+            error.abs().mean()
+            + error.pow(2).mean()
+            + KL_WEIGHT * posterior.kl().mean() / latents[0].numel()
+        )
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -46,19 +54,23 @@ def train_autoencoder(vae: AutoencoderKL, pictures: np.ndarray, *, steps: int, s
 
 @torch.no_grad()
 def set_latent_scale(vae: AutoencoderKL, pictures: np.ndarray) -> None:
-    """Set the scaling and shift factors that give the latents of ``pictures`` mean 0 and deviation 1."""
+    """Set the scaling and shift factors that give the latents of ``pictures`` mean 0 and deviation
+    1."""
     means = _means(vae, pictures[:SCALE_PICTURES])
     vae.register_to_config(scaling_factor=float(1 / means.std()), shift_factor=float(means.mean()))
 
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
-    """Return the scaled latents of pictures, packed as ``FluxPipeline`` packs them: ``[n, tokens, channels]``."""
+    """Return the scaled latents of pictures, packed as ``FluxPipeline`` packs them: ``[n, tokens,
+    channels]``."""
     from diffusers import FluxPipeline
 
     scaled = (_means(vae, pictures) - vae.config.shift_factor) * vae.config.scaling_factor
     count, channels, height, width = scaled.shape
-    packed: torch.Tensor = FluxPipeline._pack_latents(scaled.contiguous(), count, channels, height, width)
+    packed: torch.Tensor = FluxPipeline._pack_latents(
+        scaled.contiguous(), count, channels, height, width
+    )
     return packed
 
 

@@ -1,4 +1,5 @@
-"""What the training stages share: their progress reports, their records and the conversion of pictures."""
+"""What the training stages share: their progress reports, their records and the conversion of
+pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-Progress = Callable[[int, float], None]  # called after each step with the steps done and the recent mean loss
+# called after each step with the steps done and the recent mean loss
+Progress = Callable[[int, float], None]
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""How well the model draws: OCR and background colour on the held-out captions, and a sheet of samples."""
+"""How well the model draws: OCR and background colour on the held-out captions, and a sheet of
+samples."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def draw(pipe: FluxPipeline, captions: Sequence[str], *, guidance: float, seed: 
 
 
 def guidance_table(pipe: FluxPipeline, *, seed: int) -> dict[str, dict[str, float]]:
-    """Return the mean OCR scores and the share of right backgrounds on the held-out captions, by guidance."""
+    """Return the mean OCR scores and the share of right backgrounds on the held-out captions, by
+    guidance."""
     captions = held_out_captions()
     ocr = OcrReward(target=NUMBER_IN_CAPTION).build(threads=torch.get_num_threads(), device="cpu")
     table = {}
@@ -63,12 +65,15 @@ def guidance_table(pipe: FluxPipeline, *, seed: int) -> dict[str, dict[str, floa
         pictures = draw(pipe, captions, guidance=guidance, seed=seed)
         scores = ocr.score(pictures[:, None], captions)
         scores["background"] = right_backgrounds(pictures, captions)
-        table[f"{guidance:.1f}"] = {name: round(float(values.mean()), 3) for name, values in scores.items()}
+        table[f"{guidance:.1f}"] = {
+            name: round(float(values.mean()), 3) for name, values in scores.items()
+        }
     return table
 
 
 def right_backgrounds(pictures: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Return 1 where the median colour of the outermost pixels is nearest to the background in the caption, else 0."""
+    """Return 1 where the median colour of the outermost pixels is nearest to the background in the
+    caption, else 0."""
     edge = np.ones((PIXELS, PIXELS), bool)
     edge[1:-1, 1:-1] = False
     colours = np.median(pictures[:, edge], axis=1)
@@ -80,9 +85,13 @@ def right_backgrounds(pictures: np.ndarray, captions: Sequence[str]) -> np.ndarr
 
 
 def sample_sheet(pipe: FluxPipeline, *, seed: int, columns: int = 5, scale: int = 2) -> Image.Image:
-    """Draw a labelled row of pictures for each of a few captions, with the lowest and the highest guidance."""
+    """Draw a labelled row of pictures for each of a few captions, with the lowest and the highest
+    guidance."""
     low, high = GUIDANCES[0], GUIDANCES[-1]
-    label_width, head, gap, cell = 330, 28, 4, PIXELS * scale + 4
+    label_width = 330
+    head = 28
+    gap = 4
+    cell = PIXELS * scale + 4
     block = columns * cell + 3 * gap
     sheet = Image.new("RGB", (label_width + 2 * block, head + len(SHEET_CAPTIONS) * cell), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
@@ -93,6 +102,8 @@ def sample_sheet(pipe: FluxPipeline, *, seed: int, columns: int = 5, scale: int 
         pen.text((left, head // 2), f"guidance {guidance}", fill="black", font=font, anchor="lm")
         for index, picture in enumerate(draw(pipe, captions, guidance=guidance, seed=seed)):
             row, column = divmod(index, columns)
-            enlarged = Image.fromarray(picture).resize((PIXELS * scale,) * 2, Image.Resampling.NEAREST)
+            enlarged = Image.fromarray(picture).resize(
+                (PIXELS * scale,) * 2, Image.Resampling.NEAREST
+            )
             sheet.paste(enlarged, (left + column * cell, head + row * cell))
     return sheet

@@ -28,7 +28,8 @@ SAVE_EVERY = 500
 
 @dataclass(frozen=True)
 class FlowData:
-    """Packed latents ``[count, tokens, channels]``, their captions' tokens and the empty caption's."""
+    """Packed latents ``[count, tokens, channels]``, their captions' tokens and the empty
+    caption's."""
 
     latents: torch.Tensor
     tokens: CaptionTokens
@@ -45,7 +46,9 @@ class FlowData:
             tokens=tokens,
             empty=CaptionTokens.of(pipe, [""]),
             text_ids=torch.zeros(tokens.t5.shape[1], 3),
-            image_ids=pipe._prepare_latent_image_ids(1, side, side, torch.device("cpu"), torch.float32),
+            image_ids=pipe._prepare_latent_image_ids(
+                1, side, side, torch.device("cpu"), torch.float32
+            ),
         )
 
     def velocity(
@@ -57,7 +60,8 @@ class FlowData:
         pooled: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the transformer's velocity at noise levels ``level`` (0 clean, 1 noise), as the pipeline calls it."""
+        """Return the transformer's velocity at noise levels ``level`` (0 clean, 1 noise), as the
+        pipeline calls it."""
         output: torch.Tensor = transformer(
             hidden_states=noisy,
             timestep=level,
@@ -98,7 +102,9 @@ class FlowTraining:
         self.model = torch.nn.ModuleList([pipe.transformer, pipe.text_encoder, pipe.text_encoder_2])
         self.model.train().requires_grad_(True)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=PEAK_RATE, weight_decay=1e-2, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=PEAK_RATE, weight_decay=1e-2, betas=(0.9, 0.99)
+        )
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.clock = StageClock()
         self.step = 0
@@ -113,7 +119,9 @@ class FlowTraining:
         self.optimizer.step()
         decay = min(EMA_DECAY, (2 + self.step) / (11 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.model.parameters()), 1 - decay
+            )
         self.step += 1
         return self.clock.add(loss)
 
@@ -122,7 +130,14 @@ class FlowTraining:
         emptied = torch.rand(BATCH, generator=self.generator) < EMPTY_SHARE
         tokens = data.tokens[batch.picked].replaced(emptied, data.empty)
         sequence, pooled = embed(self.pipe.text_encoder, self.pipe.text_encoder_2, tokens)
-        predicted = data.velocity(self.pipe.transformer, batch.noisy, batch.level, sequence, pooled, guidance=torch.ones(BATCH))
+        predicted = data.velocity(
+            self.pipe.transformer,
+            noisy=batch.noisy,
+            level=batch.level,
+            sequence=sequence,
+            pooled=pooled,
+            guidance=torch.ones(BATCH),
+        )
         return (predicted - batch.velocity).pow(2).mean()
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
@@ -138,7 +153,8 @@ class FlowTraining:
         torch.save(state, path)
 
     def load(self, path: Path, settings: dict[str, Any]) -> None:
-        """Go on from the state at ``path``, if there is one and it was saved with the same settings."""
+        """Go on from the state at ``path``, if there is one and it was saved with the same
+        settings."""
         if not path.exists():
             return
         state = torch.load(path, weights_only=True)
@@ -164,7 +180,8 @@ def train_flow(
 ) -> dict[str, float]:
     """Train the transformer and the text encoders in place and leave the averaged weights in them.
 
-    The state is saved to ``resume`` every few hundred steps; a file with the same ``settings`` is continued from.
+    The state is saved to ``resume`` every few hundred steps; a file with the same ``settings`` is
+    continued from.
     """
     training = FlowTraining(pipe, seed)
     training.load(resume, settings)

@@ -1,9 +1,11 @@
-"""A small text-to-image model in the layout of FLUX.1: the model of the quick start and of the tests.
+"""A small text-to-image model in the layout of FLUX.1: the model of the quick start and of the
+tests.
 
-Every part is the class that a full FLUX.1 checkpoint uses (``FluxTransformer2DModel``, ``AutoencoderKL``,
-``CLIPTextModel``, ``T5EncoderModel`` and their tokenizers), only narrow and shallow, so the code that trains the
-small model is the code that trains the large one. :func:`build_tiny_flux` writes one with random weights;
-``tools.tiny_flux`` makes the trained one in ``branchgrpo/assets/tiny-flux``.
+Every part is the class that a full FLUX.1 checkpoint uses (``FluxTransformer2DModel``,
+``AutoencoderKL``, ``CLIPTextModel``, ``T5EncoderModel`` and their tokenizers), only narrow and
+shallow, so the code that trains the small model is the code that trains the large one.
+:func:`build_tiny_flux` writes one with random weights; ``tools.tiny_flux`` makes the trained one in
+``branchgrpo/assets/tiny-flux``.
 
 diffusers and transformers are imported inside the functions, because importing them takes seconds.
 """
@@ -33,12 +35,17 @@ PIXELS = 32  # side of the pictures that the trained model draws
 TEXT_TOKENS = 16  # both tokenizers pad and truncate to this length
 SCHEDULE_SHIFT = 3.0
 
-_CLIP_BOS, _CLIP_EOS, _CLIP_UNK = "<|startoftext|>", "<|endoftext|>", "<unk>"
+_CLIP_BOS = "<|startoftext|>"
+_CLIP_EOS = "<|endoftext|>"
+_CLIP_UNK = "<unk>"
 _CLIP_WORD_END = "</w>"
-# Every character that ends a word. The trainer of the merges would number them in random order; this one is that of
-# the embedded model's weights.
+# Every character that ends a word. The trainer of the merges would number them in random order;
+# this one is that of the embedded model's weights.
 _LAST_CHARACTERS = "et031d9nrka7264fw58"
-_T5_PAD, _T5_EOS, _T5_UNK, _T5_SPACE = "<pad>", "</s>", "<unk>", "▁"
+_T5_PAD = "<pad>"
+_T5_EOS = "</s>"
+_T5_UNK = "<unk>"
+_T5_SPACE = "▁"
 
 
 @dataclass(frozen=True)
@@ -64,27 +71,36 @@ class TinyFluxSizes:
             raise ValueError(f"rope_axes {self.rope_axes} must add up to head_dim {self.head_dim}")
         for width in (self.clip_width, self.t5_width):
             if width % self.text_heads:
-                raise ValueError(f"text width {width} must be a multiple of text_heads {self.text_heads}")
+                raise ValueError(
+                    f"text width {width} must be a multiple of text_heads {self.text_heads}"
+                )
 
 
-def build_tiny_flux(folder: str | Path, sizes: TinyFluxSizes | None = None, *, seed: int = 0) -> Path:
+def build_tiny_flux(
+    folder: str | Path, sizes: TinyFluxSizes | None = None, *, seed: int = 0
+) -> Path:
     """Write a randomly initialised model to ``folder`` and return the folder.
 
-    ``diffusers.FluxPipeline.from_pretrained(folder)`` loads it. The same sizes and seed give the same weights.
+    ``diffusers.FluxPipeline.from_pretrained(folder)`` loads it. The same sizes and seed give the
+    same weights.
     """
     return save_tiny_flux(make_tiny_flux(sizes, seed=seed), folder)
 
 
 def make_tiny_flux(sizes: TinyFluxSizes | None = None, *, seed: int = 0) -> FluxPipeline:
-    """Return a randomly initialised ``FluxPipeline`` in float32, leaving torch's global random state as it was."""
+    """Return a randomly initialised ``FluxPipeline`` in float32, leaving torch's global random
+    state as it was."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
     sizes = sizes or TinyFluxSizes()
-    tokenizer, tokenizer_2 = make_clip_tokenizer(sizes.text_tokens), make_t5_tokenizer(sizes.text_tokens)
+    tokenizer = make_clip_tokenizer(sizes.text_tokens)
+    tokenizer_2 = make_t5_tokenizer(sizes.text_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=SCHEDULE_SHIFT, use_dynamic_shifting=False),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=SCHEDULE_SHIFT, use_dynamic_shifting=False
+            ),
             vae=_make_vae(sizes),
             text_encoder=_make_clip(sizes, tokenizer),
             tokenizer=tokenizer,
@@ -100,11 +116,14 @@ def make_tiny_flux(sizes: TinyFluxSizes | None = None, *, seed: int = 0) -> Flux
 def save_tiny_flux(pipe: FluxPipeline, folder: str | Path) -> Path:
     """Save ``pipe`` in float16, in a form that loads as float32 by default.
 
-    Unlike diffusers, transformers loads a model in the type that its configuration names, so the text encoders'
-    configurations are made to name float32.
+    Unlike diffusers, transformers loads a model in the type that its configuration names, so the
+    text encoders' configurations are made to name float32.
     """
     folder = Path(folder)
-    half = {name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part for name, part in pipe.components.items()}
+    half = {
+        name: copy.deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
+        for name, part in pipe.components.items()
+    }
     type(pipe)(**half).save_pretrained(folder)
     for name in ("text_encoder", "text_encoder_2"):
         path = folder / name / "config.json"
@@ -116,13 +135,17 @@ def save_tiny_flux(pipe: FluxPipeline, folder: str | Path) -> Path:
 
 def sizes_as_dict(sizes: TinyFluxSizes) -> dict[str, int | list[int]]:
     """Return the sizes in the form that JSON keeps."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(sizes).items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(sizes).items()
+    }
 
 
 def make_clip_tokenizer(length: int = TEXT_TOKENS) -> CLIPTokenizer:
     """Return a ``CLIPTokenizer`` with one token for each caption word and each digit.
 
-    Its byte-pair merges are learnt from the words alone. An unknown word falls into its known pieces and ``<unk>``.
+    Its byte-pair merges are learnt from the words alone. An unknown word falls into its known
+    pieces and ``<unk>``.
     """
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
@@ -133,7 +156,10 @@ def make_clip_tokenizer(length: int = TEXT_TOKENS) -> CLIPTokenizer:
     backend = Tokenizer(BPE(unk_token=_CLIP_UNK, end_of_word_suffix=_CLIP_WORD_END))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = BpeTrainer(
-        special_tokens=[*first_tokens, *(character + _CLIP_WORD_END for character in _LAST_CHARACTERS)],
+        special_tokens=[
+            *first_tokens,
+            *(character + _CLIP_WORD_END for character in _LAST_CHARACTERS),
+        ],
         end_of_word_suffix=_CLIP_WORD_END,
         min_frequency=1,
         vocab_size=1000,
@@ -162,7 +188,14 @@ def make_t5_tokenizer(length: int = TEXT_TOKENS) -> T5Tokenizer:
     vocab = [(_T5_PAD, 0.0), (_T5_EOS, 0.0), (_T5_UNK, 0.0), (_T5_SPACE, -2.0)]
     vocab += [(_T5_SPACE + word, -1.0) for word in WORDS]
     vocab += [(digit, -1.0) for digit in DIGITS]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, pad_token=_T5_PAD, eos_token=_T5_EOS, unk_token=_T5_UNK, model_max_length=length)
+    return T5Tokenizer(
+        vocab=vocab,
+        extra_ids=0,
+        pad_token=_T5_PAD,
+        eos_token=_T5_EOS,
+        unk_token=_T5_UNK,
+        model_max_length=length,
+    )
 
 
 def _make_vae(sizes: TinyFluxSizes) -> AutoencoderKL:

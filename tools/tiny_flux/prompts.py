@@ -30,24 +30,32 @@ def training_numbers() -> list[str]:
 
 
 def held_out_captions() -> list[str]:
-    """Return captions of the held-out numbers, as many of each, with the colour pairs dealt out in turn."""
+    """Return captions of the held-out numbers, as many of each, with the colour pairs dealt out in
+    turn."""
     numbers, pairs = held_out_numbers(), colour_pairs()
     each = HELD_OUT_CAPTIONS // len(numbers)
-    captions = [number_caption(numbers[index // each], *pairs[index % len(pairs)]) for index in range(HELD_OUT_CAPTIONS)]
+    captions = [
+        number_caption(numbers[index // each], *pairs[index % len(pairs)])
+        for index in range(HELD_OUT_CAPTIONS)
+    ]
     random.Random(SHUFFLE_SEED).shuffle(captions)
     return captions
 
 
 def training_captions() -> list[str]:
     """Return every caption of every training number, shuffled."""
-    captions = [number_caption(number, *pair) for number in training_numbers() for pair in colour_pairs()]
+    captions = [
+        number_caption(number, *pair) for number in training_numbers() for pair in colour_pairs()
+    ]
     random.Random(SHUFFLE_SEED).shuffle(captions)
     return captions
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the two lists."""
-    parser = argparse.ArgumentParser(prog="python -m tools.tiny_flux.prompts", description="Write the prompt lists.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.tiny_flux.prompts", description="Write the prompt lists."
+    )
     parser.add_argument("folder", type=Path, help="folder to write train.txt and heldout.txt to")
     folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)

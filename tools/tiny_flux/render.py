@@ -1,7 +1,8 @@
 """Captions and the 32x32 pictures they describe, drawn with PIL.
 
-Three in five show a two-digit number ("the number 38 in black on yellow"), the others one or two coloured shapes
-("a red circle left of a blue square on white"). Fonts are the DejaVu fonts that the matplotlib package carries.
+Three in five show a two-digit number ("the number 38 in black on yellow"), the others one or two
+coloured shapes ("a red circle left of a blue square on white"). Fonts are the DejaVu fonts that the
+matplotlib package carries.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ NUMBER_SHARE = 0.6
 TWO_SHAPES_SHARE = 0.7
 CANVAS = 2 * PIXELS  # pictures are drawn at twice their size and averaged down
 COLOUR_JITTER = 14
-FONT_FILES = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-BoldOblique.ttf", "DejaVuSansMono-Bold.ttf")
+FONT_FILES = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-BoldOblique.ttf",
+    "DejaVuSansMono-Bold.ttf",
+)
 FONT_SIZES = (34, 38, 42)
 
 
@@ -93,7 +99,9 @@ def draw_number(rng: random.Random) -> Drawing:
     image, pen = _canvas(rng, background)
     middle = CANVAS // 2
     position = (middle + rng.randint(-4, 4), middle + rng.randint(-8, 8))
-    pen.text(position, number, font=rng.choice(_fonts()), fill=_jittered(rng, foreground), anchor="mm")
+    pen.text(
+        position, number, font=rng.choice(_fonts()), fill=_jittered(rng, foreground), anchor="mm"
+    )
     return Drawing(number_caption(number, foreground, background), _shrunk(image), number)
 
 
@@ -102,7 +110,9 @@ def draw_shapes(rng: random.Random) -> Drawing:
     background = rng.choice(BACKGROUNDS)
     first, second = _coloured_shape(rng, background), _coloured_shape(rng, background)
     image, pen = _canvas(rng, background)
-    middle, near, far = CANVAS // 2, CANVAS // 4, 3 * CANVAS // 4
+    middle = CANVAS // 2
+    near = CANVAS // 4
+    far = 3 * CANVAS // 4
 
     def put(shape: tuple[str, str], x: int, y: int, radius: int) -> None:
         _SHAPE_PAINTERS[shape[1]](pen, x, y, radius, _jittered(rng, shape[0]))
@@ -125,9 +135,13 @@ def draw_shapes(rng: random.Random) -> Drawing:
 def _fonts() -> list[ImageFont.FreeTypeFont]:
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("the matplotlib package, which carries the DejaVu fonts, is not installed")
+        raise FileNotFoundError(
+            "the matplotlib package, which carries the DejaVu fonts, is not installed"
+        )
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return [ImageFont.truetype(str(folder / name), size) for name in FONT_FILES for size in FONT_SIZES]
+    return [
+        ImageFont.truetype(str(folder / name), size) for name in FONT_FILES for size in FONT_SIZES
+    ]
 
 
 def _two_colours(rng: random.Random) -> tuple[str, str]:
@@ -136,11 +150,16 @@ def _two_colours(rng: random.Random) -> tuple[str, str]:
 
 
 def _coloured_shape(rng: random.Random, background: str) -> tuple[str, str]:
-    return rng.choice([colour for colour in FOREGROUNDS if colour != background]), rng.choice(SHAPES)
+    return rng.choice([colour for colour in FOREGROUNDS if colour != background]), rng.choice(
+        SHAPES
+    )
 
 
 def _jittered(rng: random.Random, colour: str) -> Rgb:
-    red, green, blue = (min(255, max(0, value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER))) for value in COLOURS[colour])
+    red, green, blue = (
+        min(255, max(0, value + rng.randint(-COLOUR_JITTER, COLOUR_JITTER)))
+        for value in COLOURS[colour]
+    )
     return red, green, blue
 
 

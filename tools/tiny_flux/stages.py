@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from branchgrpo.pretrain.autoencoder import encode_pictures, reconstruction_psnr, set_latent_scale, train_autoencoder
+from branchgrpo.pretrain.autoencoder import (
+    encode_pictures,
+    reconstruction_psnr,
+    set_latent_scale,
+    train_autoencoder,
+)
 from branchgrpo.pretrain.common import Progress
 from branchgrpo.pretrain.render import draw_set
 
@@ -21,7 +26,8 @@ DRAWINGS = 40_000
 TEST_DRAWINGS = 1_000  # the last of the drawings; no stage trains on them
 
 Record = dict[str, float]
-StageProgress = Callable[[str, int], Progress]  # (stage name, its steps) -> the stage's progress report
+# (stage name, its steps) -> the stage's progress report
+StageProgress = Callable[[str, int], Progress]
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,15 @@ class WorkFolder:
 
     folder: Path
 
-    def run(self, name: str, settings: dict[str, Any], modules: dict[str, torch.nn.Module], train: Callable[[], Record]) -> Record:
-        """Load what an earlier run with the same settings made of ``modules``, or train and save them."""
+    def run(
+        self,
+        name: str,
+        settings: dict[str, Any],
+        modules: dict[str, torch.nn.Module],
+        train: Callable[[], Record],
+    ) -> Record:
+        """Load what an earlier run with the same settings made of ``modules``, or train and save
+        them."""
         path = self.folder / f"{name}.pt"
         if path.exists():
             saved = torch.load(path, weights_only=True)
@@ -56,8 +69,14 @@ class WorkFolder:
         return record
 
 
-def run_stages(plan: PretrainPlan, work: WorkFolder, progress: StageProgress, sizes: TinyFluxSizes | None = None) -> tuple[FluxPipeline, dict[str, Record]]:
-    """Run the stages that ``work`` does not hold yet; return the trained pipeline and a record of each stage."""
+def run_stages(
+    plan: PretrainPlan,
+    work: WorkFolder,
+    progress: StageProgress,
+    sizes: TinyFluxSizes | None = None,
+) -> tuple[FluxPipeline, dict[str, Record]]:
+    """Run the stages that ``work`` does not hold yet; return the trained pipeline and a record of
+    each stage."""
     from branchgrpo.pretrain.distil import distil_guidance
     from branchgrpo.pretrain.flow import FlowData, train_flow
 
@@ -73,12 +92,21 @@ def run_stages(plan: PretrainPlan, work: WorkFolder, progress: StageProgress, si
         settings[name] = steps
         modules = {part: pipe.components[part] for part in parts}
         report = progress(name, steps)
-        records[name] = work.run(name, dict(settings), modules, lambda: train(steps=steps, seed=plan.seed, progress=report))
+        records[name] = work.run(
+            name,
+            dict(settings),
+            modules,
+            lambda: train(steps=steps, seed=plan.seed, progress=report),
+        )
         report(steps, records[name]["loss"])
 
-    stage("vae", plan.vae_steps, ("vae",), lambda **how: train_autoencoder(pipe.vae, pictures, **how))
+    stage(
+        "vae", plan.vae_steps, ("vae",), lambda **how: train_autoencoder(pipe.vae, pictures, **how)
+    )
     set_latent_scale(pipe.vae, pictures)
-    records["vae"]["psnr"] = round(reconstruction_psnr(pipe.vae, drawings.pictures[-TEST_DRAWINGS:]), 2)
+    records["vae"]["psnr"] = round(
+        reconstruction_psnr(pipe.vae, drawings.pictures[-TEST_DRAWINGS:]), 2
+    )
 
     data = FlowData.of(pipe, captions, encode_pictures(pipe.vae, pictures))
     resume = work.folder / "flow-partial.pt"
@@ -88,5 +116,10 @@ def run_stages(plan: PretrainPlan, work: WorkFolder, progress: StageProgress, si
         ("transformer", "text_encoder", "text_encoder_2"),
         lambda **how: train_flow(pipe, data, resume=resume, settings=dict(settings), **how),
     )
-    stage("distil", plan.distil_steps, ("transformer",), lambda **how: distil_guidance(pipe, data, **how))
+    stage(
+        "distil",
+        plan.distil_steps,
+        ("transformer",),
+        lambda **how: distil_guidance(pipe, data, **how),
+    )
     return pipe, records

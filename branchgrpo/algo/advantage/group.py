@@ -15,18 +15,27 @@ from branchgrpo.types import BranchPlan, Component, TreeCredit, TreeHeader
 
 
 class GroupRelative(Component):
-    """DanceGRPO's and Flow-GRPO's estimator; on a tree, an edge earns the mean advantage of the leaves below it."""
+    """DanceGRPO's and Flow-GRPO's estimator; on a tree, an edge earns the mean advantage of the
+    leaves below it."""
 
     name: Literal["group"] = Field("group", description="the estimator")
-    std: Literal["group", "global"] = Field("group", description="what divides: spread of the prompt's leaves, or of all leaves of the iteration")
-    unbiased: bool = Field(True, description="divide by the unbiased spread (DanceGRPO), or by the population's (Flow-GRPO)")
+    std: Literal["group", "global"] = Field(
+        "group",
+        description="what divides: spread of the prompt's leaves, or of all leaves of the "
+        "iteration",
+    )
+    unbiased: bool = Field(
+        True,
+        description="divide by the unbiased spread (DanceGRPO), or by the population's (Flow-GRPO)",
+    )
     epsilon: float = Field(1e-8, gt=0, description="added to the divisor; Flow-GRPO takes 1e-4")
     clamp: float = Field(5.0, gt=0, description="advantages are clamped to ± this")
 
     def credit(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[TreeCredit]:
         """Credit of each tree, in order; `keep` marks every stochastic edge.
 
-        advantage(leaf) = (r − mean) / (std + ε) over the leaves of all trees of its prompt; 0 without spread.
+        advantage(leaf) = (r − mean) / (std + ε) over the leaves of all trees of its prompt; 0
+        without spread.
         """
         topo = topology(plan)
         groups: dict[int, list[int]] = defaultdict(list)
@@ -39,7 +48,13 @@ class GroupRelative(Component):
             compared = rewards if self.std == "group" else every
             spread = compared.std(ddof=int(self.unbiased)) if compared.size > 1 else 0.0
             flat = np.ptp(rewards) < MIN_SPREAD or spread < MIN_SPREAD
-            leaf = np.zeros_like(rewards) if flat else ((rewards - rewards.mean()) / (spread + self.epsilon)).clip(-self.clamp, self.clamp)
+            leaf = (
+                np.zeros_like(rewards)
+                if flat
+                else ((rewards - rewards.mean()) / (spread + self.epsilon)).clip(
+                    -self.clamp, self.clamp
+                )
+            )
             for index, row in zip(members, leaf.astype(np.float32), strict=True):
                 tree = trees[index]
                 advantage, _ = fuse(topo, row, tree.log_prob, 0.0)

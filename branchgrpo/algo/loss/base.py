@@ -15,23 +15,31 @@ if TYPE_CHECKING:
 
 @dataclass
 class Edges:
-    """Edges of n parents with up to K children each, float32. μ and std are those of the parent's transition."""
+    """Edges of n parents with up to K children each, float32. μ and std are those of the parent's
+    transition."""
 
     log_prob: Tensor  # [n, K] under the present policy; has the gradient
     old_log_prob: Tensor  # [n, K] under the behaviour policy
     advantage: Tensor  # [n, K]
     std: Tensor  # [n, 1]
     dt: Tensor  # [n, 1] σ_next − σ < 0
-    shift: Tensor  # [n, 1] mean over dimensions of (μ − μ_old)², with its gradient; 0 unless the loss needs it
+    # [n, 1] mean over dimensions of (μ − μ_old)², with its gradient; 0 unless the loss needs it
+    shift: Tensor
 
 
 class LossOptions(Component):
     """Options every loss has."""
 
-    needs_shift: ClassVar[bool] = False  # whether rollouts must keep the behaviour policy's velocities
+    # whether rollouts must keep the behaviour policy's velocities
+    needs_shift: ClassVar[bool] = False
 
-    kl_beta: float = Field(0.0, ge=0, description="β of the KL to the frozen base, mean‖μ − μ_base‖²/(2·std²); 0 = none")
+    kl_beta: float = Field(
+        0.0,
+        ge=0,
+        description="β of the KL to the frozen base, mean‖μ − μ_base‖²/(2·std²); 0 = none",
+    )
 
     def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, ratio, cut) [n, K] of each edge; `ratio` has no gradient, `cut` marks edges whose gradient is cut."""
+        """(loss, ratio, cut) [n, K] of each edge; `ratio` has no gradient, `cut` marks edges whose
+        gradient is cut."""
         raise NotImplementedError

@@ -16,13 +16,17 @@ class ClippedLoss(LossOptions):
     """max(−A·ρ, −A·clip(ρ, 1 ± ε)), ρ = exp(log π − log π_old)."""
 
     name: Literal["clipped"] = Field("clipped", description="the loss")
-    clip_range: float = Field(1e-3, gt=0, description="ε; small, since log-probs are means over dimensions")
+    clip_range: float = Field(
+        1e-3, gt=0, description="ε; small, since log-probs are means over dimensions"
+    )
 
     def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
         return clipped(edges.log_prob - edges.old_log_prob, edges.advantage, self.clip_range)
 
 
-def clipped(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> tuple[Tensor, Tensor, Tensor]:
+def clipped(
+    log_ratio: Tensor, advantage: Tensor, clip_range: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, ratio, cut) of the clipped surrogate, all of the inputs' shape."""
     import torch
 

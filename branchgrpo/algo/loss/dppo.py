@@ -1,4 +1,5 @@
-"""Flow-DPPO: no clipping of the ratio; an edge is left out once its policy has moved too far and would move further."""
+"""Flow-DPPO: no clipping of the ratio; an edge is left out once its policy has moved too far and
+would move further."""
 
 from __future__ import annotations
 
@@ -13,12 +14,17 @@ if TYPE_CHECKING:
 
 
 class DivergenceLoss(LossOptions):
-    """−A·ρ, and 0 where KL = mean (μ − μ_old)²/(2·std²) ≥ τ and the edge moves away: (ρ > 1, A > 0) or (ρ < 1, A < 0)."""
+    """−A·ρ, and 0 where KL = mean (μ − μ_old)²/(2·std²) ≥ τ and the edge moves away: (ρ > 1, A > 0)
+    or (ρ < 1, A < 0)."""
 
     needs_shift: ClassVar[bool] = True
 
     name: Literal["dppo"] = Field("dppo", description="the loss")
-    threshold: float = Field(1e-5, gt=0, description="τ, largest KL to the behaviour policy at which an edge may still move away")
+    threshold: float = Field(
+        1e-5,
+        gt=0,
+        description="τ, largest KL to the behaviour policy at which an edge may still move away",
+    )
 
     def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
         import torch

@@ -1,4 +1,5 @@
-"""GRPO-Guard (arXiv 2510.22319): a ratio whose mean and spread no longer depend on the step, and balanced gradients."""
+"""GRPO-Guard (arXiv 2510.22319): a ratio whose mean and spread no longer depend on the step, and
+balanced gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class GuardLoss(LossOptions):
-    """The clipped surrogate of ρ = exp((Δlog π + b)·std), b = mean (μ − μ_old)²/(2·std²), divided by −dt."""
+    """The clipped surrogate of ρ = exp((Δlog π + b)·std), b = mean (μ − μ_old)²/(2·std²), divided
+    by −dt."""
 
     needs_shift: ClassVar[bool] = True
 
@@ -23,5 +25,9 @@ class GuardLoss(LossOptions):
 
     def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
         bias = edges.shift / (2.0 * edges.std**2)
-        loss, ratio, cut = clipped((edges.log_prob - edges.old_log_prob + bias) * edges.std, edges.advantage, self.clip_range)
+        loss, ratio, cut = clipped(
+            (edges.log_prob - edges.old_log_prob + bias) * edges.std,
+            edges.advantage,
+            self.clip_range,
+        )
         return loss / -edges.dt, ratio, cut

@@ -1,4 +1,5 @@
-"""Method families: one file and one line each. A method turns an iteration number into a BranchPlan."""
+"""Method families: one file and one line each. A method turns an iteration number into a
+BranchPlan."""
 
 TABLE = {
     "branchgrpo": "branchgrpo.algo.methods.branch:BranchMethod",

@@ -14,9 +14,17 @@ class MethodOptions(Component):
     """Options every family has."""
 
     name: str
-    kernel: Literal["dance", "flow", "cps"] = Field("dance", description="transition kernel of random steps")
-    eta: float = Field(0.3, gt=0, description="noise level of the kernel (η of dance, a of flow and cps)")
-    tail: Literal["ode", "dpm"] = Field("ode", description="steps behind the last random one: as the schedule has them, or fewer of DPM-Solver++")
+    kernel: Literal["dance", "flow", "cps"] = Field(
+        "dance", description="transition kernel of random steps"
+    )
+    eta: float = Field(
+        0.3, gt=0, description="noise level of the kernel (η of dance, a of flow and cps)"
+    )
+    tail: Literal["ode", "dpm"] = Field(
+        "ode",
+        description="steps behind the last random one: as the schedule has them, or fewer of "
+        "DPM-Solver++",
+    )
     tail_ratio: float = Field(0.4, gt=0, le=1, description="what part of those steps `dpm` takes")
 
     def check(self, steps: int) -> None:

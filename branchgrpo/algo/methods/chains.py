@@ -1,4 +1,5 @@
-"""Separate chains, as DanceGRPO (arXiv 2505.07818), Flow-GRPO (2505.05470) and MixGRPO (2507.21802) sample them."""
+"""Separate chains, as DanceGRPO (arXiv 2505.07818), Flow-GRPO (2505.05470) and MixGRPO (2507.21802)
+sample them."""
 
 from __future__ import annotations
 
@@ -18,24 +19,51 @@ class ChainMethod(MethodOptions):
 
     name: Literal["chains"] = Field("chains", description="the method family")
     chains: int = Field(16, ge=2, description="chains in a prompt's group")
-    root: Literal["shared", "private"] = Field("shared", description="whether a group's chains start from one noise")
-    stochastic: Literal["all", "window"] = Field("all", description="random steps: all but the last, or a window that moves over training")
+    root: Literal["shared", "private"] = Field(
+        "shared", description="whether a group's chains start from one noise"
+    )
+    stochastic: Literal["all", "window"] = Field(
+        "all", description="random steps: all but the last, or a window that moves over training"
+    )
     window: Window = Field(Window(at_end="stay"), description="that window")
-    train_last_edge: bool = Field(False, description="make the last step random and train it, though its noise cannot reach the picture (DanceGRPO's count)")
+    train_last_edge: bool = Field(
+        False,
+        description="make the last step random and train it, though its noise cannot reach the "
+        "picture (DanceGRPO's count)",
+    )
 
     def check(self, steps: int) -> None:
         super().check(steps)
         if self.stochastic == "window" and not self.window.size:
-            raise ValueError("window.size: expected at least 1 random step, got 0: all chains of a group would be equal")
-        if self.train_last_edge and (self.kernel == "cps" or self.stochastic != "all" or self.tail == "dpm"):
-            raise ValueError("train_last_edge: expected the kernel dance or flow, stochastic: all, and tail: ode")
+            raise ValueError(
+                "window.size: expected at least 1 random step, got 0: all chains of a "
+                "group would be equal"
+            )
+        if self.train_last_edge and (
+            self.kernel == "cps" or self.stochastic != "all" or self.tail == "dpm"
+        ):
+            raise ValueError(
+                "train_last_edge: expected the kernel dance or flow, stochastic: all, and tail: ode"
+            )
 
     def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         steps = schedule.steps
-        random = set(range(steps - 1)) if self.stochastic == "all" else set(self.window.at(iteration, steps, seed))
+        random = (
+            set(range(steps - 1))
+            if self.stochastic == "all"
+            else set(self.window.at(iteration, steps, seed))
+        )
         if self.train_last_edge:
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))
         scale = tuple(self.eta if step in random else 0.0 for step in range(steps))
-        plan = BranchPlan(schedule.levels, (1,) * steps, kernel, scale, chains=self.chains, shared_root=self.root == "shared", last_edge=self.train_last_edge)
+        plan = BranchPlan(
+            schedule.levels,
+            (1,) * steps,
+            kernel,
+            scale,
+            chains=self.chains,
+            shared_root=self.root == "shared",
+            last_edge=self.train_last_edge,
+        )
         return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

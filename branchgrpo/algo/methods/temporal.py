@@ -1,4 +1,5 @@
-"""TempFlow-GRPO (arXiv 2508.04324): one deterministic trunk, random children at every step of it."""
+"""TempFlow-GRPO (arXiv 2508.04324): one deterministic trunk, random children at every step of
+it."""
 
 from __future__ import annotations
 
@@ -14,14 +15,24 @@ from branchgrpo.types import BranchPlan
 
 
 class TemporalMethod(MethodOptions):
-    """A spine for each seed: K children of each trunk state, each continued without noise to a leaf of its own."""
+    """A spine for each seed: K children of each trunk state, each continued without noise to a leaf
+    of its own."""
 
     name: Literal["tempflow"] = Field("tempflow", description="the method family")
-    children: int = Field(6, ge=2, description="K, random children of the trunk at every step but the last")
+    children: int = Field(
+        6, ge=2, description="K, random children of the trunk at every step but the last"
+    )
     seeds: int = Field(4, ge=1, description="trunks of a prompt, each from its own noise")
-    kernel: Literal["dance", "flow", "cps"] = Field("flow", description="transition kernel of the children")
+    kernel: Literal["dance", "flow", "cps"] = Field(
+        "flow", description="transition kernel of the children"
+    )
     eta: float = Field(0.7, gt=0, description="noise level of the kernel")
-    noise_weight: float = Field(2.25, ge=0, description="noise-aware weighting: a step's loss counts this times its std; 0 = all steps alike")
+    noise_weight: float = Field(
+        2.25,
+        ge=0,
+        description="noise-aware weighting: a step's loss counts this times its std; 0 = all "
+        "steps alike",
+    )
 
     def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         from branchgrpo.algo.kernels import stds
@@ -30,7 +41,22 @@ class TemporalMethod(MethodOptions):
         steps = schedule.steps
         kernel, scale = (self.kernel,) * (steps - 1) + ("ode",), (self.eta,) * (steps - 1) + (0.0,)
         fanout = (self.children,) * (steps - 1) + (1,)
-        plan = BranchPlan(schedule.levels, fanout, kernel, scale, "independent", spine=True, chains=self.seeds, shared_root=False)
+        plan = BranchPlan(
+            sigmas=schedule.levels,
+            fanout=fanout,
+            kernel=kernel,
+            noise_scale=scale,
+            branch_noise="independent",
+            spine=True,
+            chains=self.seeds,
+            shared_root=False,
+        )
         if self.noise_weight:
-            plan = replace(plan, weight=tuple(self.noise_weight * std if random else 1.0 for std, random in zip(stds(plan), plan.stochastic, strict=True)))
+            plan = replace(
+                plan,
+                weight=tuple(
+                    self.noise_weight * std if random else 1.0
+                    for std, random in zip(stds(plan), plan.stochastic, strict=True)
+                ),
+            )
         return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

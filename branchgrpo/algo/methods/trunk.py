@@ -1,4 +1,5 @@
-"""Flow-GRPO-Fast: a deterministic trunk, all children of the group at one step, and a short random window there."""
+"""Flow-GRPO-Fast: a deterministic trunk, all children of the group at one step, and a short random
+window there."""
 
 from __future__ import annotations
 
@@ -18,14 +19,21 @@ class TrunkMethod(MethodOptions):
 
     name: Literal["trunk"] = Field("trunk", description="the method family")
     children: int = Field(24, ge=2, description="leaves of a tree")
-    kernel: Literal["dance", "flow", "cps"] = Field("cps", description="transition kernel of the window")
+    kernel: Literal["dance", "flow", "cps"] = Field(
+        "cps", description="transition kernel of the window"
+    )
     eta: float = Field(0.8, gt=0, description="noise level of the kernel")
-    window: Window = Field(Window(size=2, strategy="random", reach=0.5), description="random steps; the tree splits at the first")
+    window: Window = Field(
+        Window(size=2, strategy="random", reach=0.5),
+        description="random steps; the tree splits at the first",
+    )
 
     def check(self, steps: int) -> None:
         super().check(steps)
         if not self.window.size:
-            raise ValueError("window.size: expected at least 1 random step, got 0: all leaves would be equal")
+            raise ValueError(
+                "window.size: expected at least 1 random step, got 0: all leaves would be equal"
+            )
 
     def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         steps = schedule.steps

@@ -10,23 +10,38 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Window(BaseModel):
-    """Positions 0, stride, 2·stride, … until the window reaches the last step that may be random."""
+    """Positions 0, stride, 2·stride, … until the window reaches the last step that may be
+    random."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(4, ge=0, description="steps in the window; 0 = none")
     stride: int = Field(1, ge=1, description="steps between its positions")
-    interval: int = Field(25, ge=1, description="iterations at a position; of the first one for decay and exp_decay")
-    strategy: Literal["progressive", "random", "decay", "exp_decay"] = Field(
-        "progressive", description="progressive: interval each; decay, exp_decay: ever fewer; random: anew each iteration"
+    interval: int = Field(
+        25, ge=1, description="iterations at a position; of the first one for decay and exp_decay"
     )
-    at_end: Literal["stay", "wrap"] = Field("wrap", description="behind the last position: stay there, or begin again")
-    decay: float = Field(0.1, gt=0, description="k of exp_decay: interval·exp(−k·max(0, start − threshold))")
+    strategy: Literal["progressive", "random", "decay", "exp_decay"] = Field(
+        "progressive",
+        description="progressive: interval each; decay, exp_decay: ever fewer; random: anew each "
+        "iteration",
+    )
+    at_end: Literal["stay", "wrap"] = Field(
+        "wrap", description="behind the last position: stay there, or begin again"
+    )
+    decay: float = Field(
+        0.1, gt=0, description="k of exp_decay: interval·exp(−k·max(0, start − threshold))"
+    )
     threshold: int = Field(13, ge=0, description="step from which exp_decay shortens the stay")
-    reach: float = Field(1.0, gt=0, le=1, description="part of the schedule, from its start, that the window stays in")
+    reach: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="part of the schedule, from its start, that the window stays in",
+    )
 
     def positions(self, steps: int) -> list[tuple[int, ...]]:
-        """Steps of the window at each position, for a schedule of `steps` steps; the last step is never among them."""
+        """Steps of the window at each position, for a schedule of `steps` steps; the last step is
+        never among them."""
         end = max(1, min(math.ceil(round(self.reach * steps, 9)), steps - 1))
         found = [tuple(range(min(self.size, end)))]
         while self.size and found[-1][-1] < end - 1:
@@ -42,7 +57,10 @@ class Window(BaseModel):
         if self.strategy == "decay":  # linearly to 0 at the end of the schedule
             stays = [self.interval * (1.0 - start / (steps - 1)) for start in starts]
         elif self.strategy == "exp_decay":
-            stays = [self.interval * math.exp(-self.decay * max(0, start - self.threshold)) for start in starts]
+            stays = [
+                self.interval * math.exp(-self.decay * max(0, start - self.threshold))
+                for start in starts
+            ]
         else:
             stays = [float(self.interval)] * len(starts)
         return [max(1, round(stay)) for stay in stays]
@@ -53,5 +71,9 @@ class Window(BaseModel):
         if self.strategy == "random":
             return positions[int(np.random.default_rng((seed, iteration)).integers(len(positions)))]
         ends = np.cumsum(self.stays(steps))
-        place = iteration % int(ends[-1]) if self.at_end == "wrap" else min(iteration, int(ends[-1]) - 1)
+        place = (
+            iteration % int(ends[-1])
+            if self.at_end == "wrap"
+            else min(iteration, int(ends[-1]) - 1)
+        )
         return positions[int(np.searchsorted(ends, place, side="right"))]

@@ -1,4 +1,5 @@
-"""Step pruning: each tree trains a random part of its denoising steps (DanceGRPO's timestep fraction)."""
+"""Step pruning: each tree trains a random part of its denoising steps (DanceGRPO's timestep
+fraction)."""
 
 from __future__ import annotations
 
@@ -12,12 +13,17 @@ from branchgrpo.types import Bool, BranchPlan, Component, TreeHeader
 
 
 class StepPruning(Component):
-    """Keep round(fraction·T) of a tree's T steps, drawn anew for each tree from those that can be trained."""
+    """Keep round(fraction·T) of a tree's T steps, drawn anew for each tree from those that can be
+    trained."""
 
     name: Literal["steps"] = Field("steps", description="the rule")
-    fraction: float = Field(0.6, gt=0, le=1, description="part of all T denoising steps that is trained")
+    fraction: float = Field(
+        0.6, gt=0, le=1, description="part of all T denoising steps that is trained"
+    )
 
-    def keep(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0) -> list[Bool]:
+    def keep(
+        self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0
+    ) -> list[Bool]:
         """[N] per tree: True where an edge stays in the gradient."""
         topo, random = topology(plan), np.flatnonzero(plan.stochastic)
         count = min(len(random), max(1, round(self.fraction * plan.steps)))

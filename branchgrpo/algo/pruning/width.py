@@ -1,4 +1,5 @@
-"""Width pruning: behind the last split, keep whole chains of some leaves. On separate chains, `extremes` is best-of-n."""
+"""Width pruning: behind the last split, keep whole chains of some leaves. On separate chains,
+`extremes` is best-of-n."""
 
 from __future__ import annotations
 
@@ -17,12 +18,17 @@ class WidthPruning(Component):
 
     name: Literal["width"] = Field("width", description="the rule")
     mode: Literal["parent_top1", "extremes"] = Field(
-        "parent_top1", description="parent_top1: the better child of each last split; extremes: the best and the worst leaves of the prompt, half each"
+        "parent_top1",
+        description="parent_top1: the better child of each last split; extremes: the best and "
+        "the worst leaves of the prompt, half each",
     )
     ratio: float = Field(0.5, gt=0, le=1, description="share of leaves that `extremes` keeps")
 
-    def keep(self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0) -> list[Bool]:
-        """[N] per tree: True where an edge stays in the gradient. Ties keep the leaf with the lower number."""
+    def keep(
+        self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0
+    ) -> list[Bool]:
+        """[N] per tree: True where an edge stays in the gradient. Ties keep the leaf with the lower
+        number."""
         del iteration, seed
         topo, last = topology(plan), max(plan.splits, default=-1)
         chosen = self._top1(plan, trees) if self.mode == "parent_top1" else self._extremes(trees)
@@ -34,7 +40,10 @@ class WidthPruning(Component):
 
     def _top1(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[Bool]:
         if not plan.splits or plan.spine:
-            raise ValueError("pruning width parent_top1: expected a tree that splits, got separate chains or a spine")
+            raise ValueError(
+                "pruning width parent_top1: expected a tree that splits, got separate "
+                "chains or a spine"
+            )
         children = plan.fanout[plan.splits[-1]]
         chosen = []
         for tree in trees:

@@ -39,30 +39,45 @@ class CosineScorer(PictureScorer):
         different = list(dict.fromkeys(prompts))  # leaves of a tree share their prompt
         rows = [different.index(prompt) for prompt in prompts]
         with torch.inference_mode():
-            image, text = (normalize(features.float(), dim=-1) for features in (self.images(pictures), self.texts(different)))
+            image, text = (
+                normalize(features.float(), dim=-1)
+                for features in (self.images(pictures), self.texts(different))
+            )
             scores: F32 = (self.factor * (image * text[rows]).sum(-1)).cpu().numpy()
         return scores
 
 
 def check_clip(key: str, path: str) -> Path:
-    """A folder that transformers' CLIPModel.save_pretrained wrote. Raises UserError where it is none."""
+    """A folder that transformers' CLIPModel.save_pretrained wrote. Raises UserError where it is
+    none."""
     folder = given(key, path, "a transformers CLIPModel folder")
     kind = json_file(key, folder / "config.json").get("model_type")
     if kind != "clip":
-        raise UserError(f"{key}: expected a transformers CLIPModel folder (model_type clip), got model_type {kind} in {folder / 'config.json'}")
+        raise UserError(
+            f"{key}: expected a transformers CLIPModel folder (model_type clip), got "
+            f"model_type {kind} in {folder / 'config.json'}"
+        )
     check_weights(key, folder)
     return folder
 
 
 def load_clip(key: str, folder: Path, options: PictureOptions, device: str) -> Any:
-    """The CLIPModel of a folder, in the options' dtype. Raises UserError where its weights do not fill it."""
+    """The CLIPModel of a folder, in the options' dtype. Raises UserError where its weights do not
+    fill it."""
     import torch
     from transformers import CLIPModel
 
     model, found = CLIPModel.from_pretrained(
-        folder, dtype=getattr(torch, options.dtype), local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        folder,
+        dtype=getattr(torch, options.dtype),
+        local_files_only=True,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
-    differ: list[tuple[str, object, object]] = sorted((name, tuple(wanted), tuple(got)) for name, got, wanted in found["mismatched_keys"])
+    differ: list[tuple[str, object, object]] = sorted(
+        (name, tuple(wanted), tuple(got)) for name, got, wanted in found["mismatched_keys"]
+    )
     state = model.state_dict()
     differ += [(name, tuple(state[name].shape), None) for name in sorted(found["missing_keys"])]
     if differ:
@@ -71,32 +86,51 @@ def load_clip(key: str, folder: Path, options: PictureOptions, device: str) -> A
 
 
 def architecture(key: str, model: str) -> dict[str, Any]:
-    """open_clip's configuration of a named model or in a JSON file, as {"model_cfg": …, "preprocess_cfg": …}.
+    """open_clip's configuration of a named model or in a JSON file, as {"model_cfg": …,
+    "preprocess_cfg": …}.
 
-    Raises UserError for an unknown name, a file that is none, and a model whose text encoder or tokenizer open_clip
-    would fetch from elsewhere.
+    Raises UserError for an unknown name, a file that is none, and a model whose text encoder or
+    tokenizer open_clip would fetch from elsewhere.
     """
     spec = find_spec("open_clip")
     assert spec and spec.origin  # a dependency of this package
     known = Path(spec.origin).parent / "model_configs"
-    path = Path(model).expanduser() if model.endswith(".json") else known / f"{model.replace('/', '-')}.json"
+    path = (
+        Path(model).expanduser()
+        if model.endswith(".json")
+        else known / f"{model.replace('/', '-')}.json"
+    )
     if not model.endswith(".json") and not path.is_file():
-        raise UserError(f"{key}: expected a name that open_clip knows (ViT-H-14, ViT-L-14, …) or a .json file, got {model!r}")
+        raise UserError(
+            f"{key}: expected a name that open_clip knows (ViT-H-14, ViT-L-14, …) or a "
+            f".json file, got {model!r}"
+        )
     found = json_file(key, path)
     found = found if "model_cfg" in found else {"model_cfg": found}
-    lacking = [name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in found["model_cfg"]]
+    lacking = [
+        name for name in ("embed_dim", "vision_cfg", "text_cfg") if name not in found["model_cfg"]
+    ]
     if lacking:
         raise UserError(f"{key}: expected an open_clip model config, {path} has no {lacking[0]}")
-    foreign = [name for name in ("hf_model_name", "hf_tokenizer_name") if name in found["model_cfg"]["text_cfg"]]
+    foreign = [
+        name
+        for name in ("hf_model_name", "hf_tokenizer_name")
+        if name in found["model_cfg"]["text_cfg"]
+    ]
     if foreign or "multimodal_cfg" in found["model_cfg"]:
-        raise UserError(f"{key}: expected a CLIP with open_clip's own text encoder and tokenizer, {path} has {(*foreign, 'multimodal_cfg')[0]}")
+        raise UserError(
+            f"{key}: expected a CLIP with open_clip's own text encoder and tokenizer, "
+            f"{path} has {(*foreign, 'multimodal_cfg')[0]}"
+        )
     return found
 
 
 class OpenClipScorer(CosineScorer):
     """An open_clip network with its weights."""
 
-    def __init__(self, options: PictureOptions, key: str, config: dict[str, Any], path: Path, device: str):
+    def __init__(
+        self, options: PictureOptions, key: str, config: dict[str, Any], path: Path, device: str
+    ):
         import torch
         from open_clip import CLIP, CustomTextCLIP, SimpleTokenizer
 
@@ -107,14 +141,18 @@ class OpenClipScorer(CosineScorer):
         fit(key, path, self.network, read_state(key, path))
         self.device, self.dtype = device, getattr(torch, options.dtype)
         self.network.eval().to(device, self.dtype)
-        self.tokenizer = SimpleTokenizer(context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {}))
+        self.tokenizer = SimpleTokenizer(
+            context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+        )
 
     @abstractmethod
     def prepared(self, pictures: U8) -> Tensor:
         """What the network takes, [B, 3, size, size], of pictures u8 [B, H, W, 3]."""
 
     def images(self, pictures: U8) -> Tensor:
-        features: Tensor = self.network.encode_image(self.prepared(pictures).to(self.device, self.dtype))
+        features: Tensor = self.network.encode_image(
+            self.prepared(pictures).to(self.device, self.dtype)
+        )
         return features
 
     def texts(self, texts: list[str]) -> Tensor:

@@ -1,4 +1,5 @@
-"""Remote reward: scores come from a server (server.py), so that a reward may live on another machine or in another environment."""
+"""Remote reward: scores come from a server (server.py), so that a reward may live on another
+machine or in another environment."""
 
 from __future__ import annotations
 
@@ -32,16 +33,63 @@ class RemoteReward(RewardOptions):
     """Scores of the reward behind `url`, under the server's names."""
 
     name: Literal["remote"] = Field("remote", description="the reward")
-    url: str = Field(description="address of the server, http(s)://HOST:PORT, with a path where a gateway needs one")
-    token_env: str = Field("", description="environment variable, of the reward workers, with the server's token; empty: none is sent")
-    timeout_seconds: float = Field(120.0, gt=0, description="longest silence of the server: for a connection, and for the next bytes of an answer")
-    deadline_seconds: float = Field(600.0, gt=0, description="longest time of one try, from its begin to the answer's last byte, however much comes meanwhile")
-    retries: int = Field(4, ge=0, le=100, description="further tries of a request when the server cannot be reached, is silent, too slow, or busy")
-    backoff_seconds: float = Field(1.0, ge=0, description="wait before the first further try; doubles each time, half of it at random, at most 60 s")
-    max_mb: int = Field(256, ge=1, le=4000, description="largest request and largest answer, in MB of 10⁶ bytes; the server's own limit holds too")
-    batch: int = Field(64, ge=1, le=protocol.MAX_PICTURES, description="pictures per request, fewer where max_mb demands it")
-    report: tuple[str, ...] = Field(("score",), min_length=1, description="the scores that are reported, of those the server offers")
-    train_on: str = Field("", description="the score that trains, of those the server offers; empty: the one the server trains on")
+    url: str = Field(
+        description="address of the server, http(s)://HOST:PORT, with a path where a gateway "
+        "needs one"
+    )
+    token_env: str = Field(
+        "",
+        description="environment variable, of the reward workers, with the server's token; "
+        "empty: none is sent",
+    )
+    timeout_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="longest silence of the server: for a connection, and for the next bytes of "
+        "an answer",
+    )
+    deadline_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="longest time of one try, from its begin to the answer's last byte, however "
+        "much comes meanwhile",
+    )
+    retries: int = Field(
+        4,
+        ge=0,
+        le=100,
+        description="further tries of a request when the server cannot be reached, is silent, "
+        "too slow, or busy",
+    )
+    backoff_seconds: float = Field(
+        1.0,
+        ge=0,
+        description="wait before the first further try; doubles each time, half of it at random, "
+        "at most 60 s",
+    )
+    max_mb: int = Field(
+        256,
+        ge=1,
+        le=4000,
+        description="largest request and largest answer, in MB of 10⁶ bytes; the server's own "
+        "limit holds too",
+    )
+    batch: int = Field(
+        64,
+        ge=1,
+        le=protocol.MAX_PICTURES,
+        description="pictures per request, fewer where max_mb demands it",
+    )
+    report: tuple[str, ...] = Field(
+        ("score",),
+        min_length=1,
+        description="the scores that are reported, of those the server offers",
+    )
+    train_on: str = Field(
+        "",
+        description="the score that trains, of those the server offers; empty: the one the "
+        "server trains on",
+    )
 
     def reported(self) -> tuple[str, ...]:
         return self.report
@@ -59,7 +107,8 @@ class RemoteReward(RewardOptions):
             raise UserError(f"rewards.remote.url: expected http(s)://HOST:PORT, got {self.url!r}")
 
     def build(self, threads: int, device: str) -> Remote:
-        """Asks the server once what it offers. Raises UserError where that is not what is wanted."""
+        """Asks the server once what it offers. Raises UserError where that is not what is
+        wanted."""
         del threads, device
         self.check()
         return Remote(self)
@@ -78,7 +127,10 @@ class Remote(Scorer):
         wanted = [options.train_on or self.offer.trains_on, *options.report]
         if missing := sorted(set(wanted) - set(self.offer.names)):
             key = "train_on" if options.train_on in missing else "report"
-            raise UserError(f"rewards.remote.{key}: expected scores of {list(self.offer.names)}, which {self.url} offers, got {', '.join(missing)}")
+            raise UserError(
+                f"rewards.remote.{key}: expected scores of {list(self.offer.names)}, which "
+                f"{self.url} offers, got {', '.join(missing)}"
+            )
         self.trains_on, self.reports = wanted[0], options.report
         self.request_limit = min(self.limit, self.offer.max_bytes)
 
@@ -91,9 +143,12 @@ class Remote(Scorer):
         return session
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        """As the server's scorer would. Raises UserError for what that scorer calls an error of the user, and RuntimeError where
-        there is no answer, or none that can be used; both name the url."""
-        parts = [self._portion(pixels[rows], prompts[rows]) for rows in self._portions(pixels, prompts)]
+        """As the server's scorer would. Raises UserError for what that scorer calls an error of the
+        user, and RuntimeError where there is no answer, or none that can be used; both name the
+        url."""
+        parts = [
+            self._portion(pixels[rows], prompts[rows]) for rows in self._portions(pixels, prompts)
+        ]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.offer.names}
 
     def _portions(self, pixels: U8, prompts: list[str]) -> Iterator[slice]:
@@ -104,7 +159,8 @@ class Remote(Scorer):
             size = protocol.row_bytes(pixels[row], prompt)
             if size > room:
                 raise UserError(
-                    f"rewards.remote.max_mb: expected a picture and its prompt to fit the request limit of {self.url}, {self.request_limit} bytes, got {size}"
+                    "rewards.remote.max_mb: expected a picture and its prompt to fit the "
+                    f"request limit of {self.url}, {self.request_limit} bytes, got {size}"
                 )
             if size > left or row - first == self.options.batch:
                 yield slice(first, row)
@@ -140,7 +196,9 @@ class Remote(Scorer):
             if index + 1 < tries:
                 wait = min(LONGEST_WAIT, self.options.backoff_seconds * 2**index)
                 sleep(wait * self.random.uniform(0.5, 1.0))
-        raise RuntimeError(f"remote reward {self.url}: no answer in {tries} tries, the last: {cause}")
+        raise RuntimeError(
+            f"remote reward {self.url}: no answer in {tries} tries, the last: {cause}"
+        )
 
     def _ask(self) -> Offer:
         import requests
@@ -150,33 +208,54 @@ class Remote(Scorer):
             if status == 200:
                 return protocol.unpack_offer(body, self.limit)
         except requests.RequestException as error:
-            raise UserError(f"rewards.remote.url: expected a reward server at {self.url}, got {_reason(error)}") from error
+            raise UserError(
+                f"rewards.remote.url: expected a reward server at {self.url}, got {_reason(error)}"
+            ) from error
         except (ProtocolError, RuntimeError) as error:
-            raise UserError(f"rewards.remote.url: expected a reward server of protocol version {protocol.VERSION} at {self.url}, got {error}") from error
+            raise UserError(
+                "rewards.remote.url: expected a reward server of protocol version "
+                f"{protocol.VERSION} at {self.url}, got {error}"
+            ) from error
         key = "token_env" if status == 401 else "url"
-        raise UserError(f"rewards.remote.{key}: expected {self.url} to say what it offers, got {self._error(status, body)}")
+        raise UserError(
+            f"rewards.remote.{key}: expected {self.url} to say what it offers, got "
+            f"{self._error(status, body)}"
+        )
 
     def _send(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
-        """Status and body of one exchange. Raises requests' errors, Timeout past the deadline too, and RuntimeError for a body
-        over the limit.
+        """Status and body of one exchange. Raises requests' errors, Timeout past the deadline too,
+        and RuntimeError for a body over the limit.
 
-        requests bounds only silence: a server that sends a byte now and then, in headers or body, would hold its caller for
-        hours. So a thread waits in its place, and is left behind at the deadline with the session and its connections.
+        requests bounds only silence: a server that sends a byte now and then, in headers or body,
+        would hold its caller for hours. So a thread waits in its place, and is left behind at the
+        deadline with the session and its connections.
         """
         import requests
 
-        exchange = _Exchange(self.session, method, self.url + path, data, self.options.timeout_seconds, self.limit)
+        exchange = _Exchange(
+            session=self.session,
+            method=method,
+            url=self.url + path,
+            data=data,
+            silence=self.options.timeout_seconds,
+            limit=self.limit,
+        )
         thread = Thread(target=exchange.run, name="remote reward", daemon=True)
         thread.start()
         thread.join(self.options.deadline_seconds)
         if thread.is_alive():
             exchange.abandoned = True
             self.session = self._new_session()
-            raise requests.Timeout(f"no whole answer in {self.options.deadline_seconds:g} s (deadline_seconds)")
+            raise requests.Timeout(
+                f"no whole answer in {self.options.deadline_seconds:g} s (deadline_seconds)"
+            )
         if exchange.error:
             raise exchange.error
         if len(exchange.body) > self.limit:
-            raise RuntimeError(f"remote reward {self.url}: expected an answer of at most {self.limit} bytes (max_mb), got more")
+            raise RuntimeError(
+                f"remote reward {self.url}: expected an answer of at most {self.limit} "
+                "bytes (max_mb), got more"
+            )
         return exchange.status, bytes(exchange.body)
 
     def _error(self, status: int, body: bytes) -> str:
@@ -195,9 +274,24 @@ class Remote(Scorer):
 class _Exchange:
     """One request and its answer, in a thread of its own."""
 
-    def __init__(self, session: Session, method: str, url: str, data: bytes | None, silence: float, limit: int):
-        self.session, self.method, self.url, self.data, self.silence, self.limit = session, method, url, data, silence, limit
-        self.status, self.body, self.abandoned = 0, bytearray(), False
+    def __init__(
+        self,
+        session: Session,
+        method: str,
+        url: str,
+        data: bytes | None,
+        silence: float,
+        limit: int,
+    ):
+        self.session = session
+        self.method = method
+        self.url = url
+        self.data = data
+        self.silence = silence
+        self.limit = limit
+        self.status = 0
+        self.body = bytearray()
+        self.abandoned = False
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -205,7 +299,13 @@ class _Exchange:
         headers = {"Content-Type": protocol.MEDIA_TYPE}
         try:
             with self.session.request(
-                self.method, self.url, data=self.data, headers=headers, timeout=self.silence, allow_redirects=False, stream=True
+                self.method,
+                self.url,
+                data=self.data,
+                headers=headers,
+                timeout=self.silence,
+                allow_redirects=False,
+                stream=True,
             ) as response:
                 self.status = response.status_code
                 for chunk in response.iter_content(1 << 14):

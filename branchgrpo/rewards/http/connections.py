@@ -1,7 +1,8 @@
-"""Connections of the reward server: a bounded number, each with a deadline, so that nobody without a token can keep others out.
+"""Connections of the reward server: a bounded number, each with a deadline, so that nobody without
+a token can keep others out.
 
-aiohttp looks at a token once all headers are there. Until then, and between requests, a connection is idle: it ends by its
-deadline, and makes room for a new one when all places are taken.
+aiohttp looks at a token once all headers are there. Until then, and between requests, a connection
+is idle: it ends by its deadline, and makes room for a new one when all places are taken.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 
 
 def places() -> int:
-    """How many connections this process can hold: MOST, or half of the files that it may still open."""
+    """How many connections this process can hold: MOST, or half of the files that it may still
+    open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if soft == resource.RLIM_INFINITY:
         return MOST
@@ -48,9 +50,17 @@ def places() -> int:
 class Connections:
     """Accepts connections for an aiohttp server and ends those that are idle too long."""
 
-    def __init__(self, most: int = 0, header_seconds: float = HEADER_SECONDS, idle_seconds: float = IDLE_SECONDS):
-        self.most, self.header_seconds, self.idle_seconds = most or places(), header_seconds, idle_seconds
-        self.idle: dict[Any, float] = {}  # protocol → when it ends; the one that came first is first
+    def __init__(
+        self,
+        most: int = 0,
+        header_seconds: float = HEADER_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+    ):
+        self.most = most or places()
+        self.header_seconds = header_seconds
+        self.idle_seconds = idle_seconds
+        # protocol → when it ends; the one that came first is first
+        self.idle: dict[Any, float] = {}
         self.open: dict[Any, asyncio.BaseTransport] = {}
         self.told = float("-inf")
 
@@ -68,7 +78,8 @@ class Connections:
                     continue
                 except OSError as error:  # no files left: neither a busy loop nor a line for each
                     self._tell(error)
-                    self.most = max(1, min(self.most, len(self.open)) - SPARE)  # so many had room, and no more
+                    # so many had room, and no more
+                    self.most = max(1, min(self.most, len(self.open)) - SPARE)
                     while len(self.open) > self.most and self._make_room():
                         pass
                     await asyncio.sleep(0.1)
@@ -77,7 +88,9 @@ class Connections:
         finally:
             sweeper.cancel()
 
-    async def _begin(self, loop: asyncio.AbstractEventLoop, found: socket.socket, server: web.Server) -> None:
+    async def _begin(
+        self, loop: asyncio.AbstractEventLoop, found: socket.socket, server: web.Server
+    ) -> None:
         self._forget_closed()
         if len(self.open) >= self.most and not self._make_room():
             found.close()  # all are answered just now: try again
@@ -110,7 +123,9 @@ class Connections:
                 self._end(protocol)
 
     def _forget_closed(self) -> None:
-        for protocol in [protocol for protocol, transport in self.open.items() if transport.is_closing()]:
+        for protocol in [
+            protocol for protocol, transport in self.open.items() if transport.is_closing()
+        ]:
             del self.open[protocol]
             self.idle.pop(protocol, None)
 
@@ -132,4 +147,8 @@ class Connections:
         now = asyncio.get_running_loop().time()
         if now - self.told >= TELL_SECONDS:
             self.told = now
-            log.warning("cannot accept a connection: %s (%d are open); said once a minute", error.strerror or error, len(self.open))
+            log.warning(
+                "cannot accept a connection: %s (%d are open); said once a minute",
+                error.strerror or error,
+                len(self.open),
+            )

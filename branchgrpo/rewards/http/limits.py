@@ -1,7 +1,8 @@
-"""What may be scored at once: bounds that keep a scorer's memory in proportion to the pictures, whoever sends them.
+"""What may be scored at once: bounds that keep a scorer's memory in proportion to the pictures,
+whoever sends them.
 
-Most networks resize a picture to one height or to one shorter side, and the other side follows: a picture of 1 × 300,000
-pixels, 0.9 MB, would become one of 48 × 14,400,000.
+Most networks resize a picture to one height or to one shorter side, and the other side follows: a
+picture of 1 × 300,000 pixels, 0.9 MB, would become one of 48 × 14,400,000.
 """
 
 from __future__ import annotations
@@ -17,26 +18,36 @@ MAX_PIXELS = 1 << 25
 """Of one picture: 8192 × 4096. As float32 it has 400 MB."""
 
 BATCH_PIXELS = 1 << 24
-"""Of one batch of a network, before they are resized, unless a single picture has more: 64 of 512 × 512."""
+"""Of one batch of a network, before they are resized, unless a single picture has more: 64 of 512 ×
+512."""
 
 MAX_PROMPT = 8192
 """Characters of a prompt."""
 
 
 def check(shape: Sequence[int], prompts: Sequence[str], ratio: float = MAX_RATIO) -> None:
-    """Raises UserError for pixels of this shape [L, F, H, W, 3], or prompts, that no scorer should be given."""
+    """Raises UserError for pixels of this shape [L, F, H, W, 3], or prompts, that no scorer should
+    be given."""
     height, width = shape[2:4]
     long, short = max(height, width), max(1, min(height, width))
     if long > ratio * short:
-        raise UserError(f"reward: expected pictures whose longer side is at most {ratio:g} times the shorter one, got {height} × {width}")
+        raise UserError(
+            f"reward: expected pictures whose longer side is at most {ratio:g} times the "
+            f"shorter one, got {height} × {width}"
+        )
     if height * width > MAX_PIXELS:
-        raise UserError(f"reward: expected pictures of at most {MAX_PIXELS:,} pixels, got {height} × {width}")
+        raise UserError(
+            f"reward: expected pictures of at most {MAX_PIXELS:,} pixels, got {height} × {width}"
+        )
     if prompts and (longest := max(map(len, prompts))) > MAX_PROMPT:
-        raise UserError(f"reward: expected prompts of at most {MAX_PROMPT:,} characters, got {longest:,}")
+        raise UserError(
+            f"reward: expected prompts of at most {MAX_PROMPT:,} characters, got {longest:,}"
+        )
 
 
 def batches(count: int, most: int, pixels: int) -> Iterator[slice]:
-    """`count` rows in order, at most `most` at a time, fewer where each has so many pixels that it would be over BATCH_PIXELS."""
+    """`count` rows in order, at most `most` at a time, fewer where each has so many pixels that it
+    would be over BATCH_PIXELS."""
     size = max(1, min(most, BATCH_PIXELS // max(1, pixels)))
     for first in range(0, count, size):
         yield slice(first, first + size)

@@ -35,7 +35,8 @@ READ_SECONDS = 300.0
 """Longest that a request may take to arrive: a client that vanished gives its place back."""
 
 SLOWEST = 20.0, 1_000_000.0
-"""Seconds for any request, and bytes a second from there on: a small one that trickles does not hold its place for long."""
+"""Seconds for any request, and bytes a second from there on: a small one that trickles does not
+hold its place for long."""
 
 GRACE_SECONDS = 30.0
 """How long requests in hand may take once the server was asked to end."""
@@ -46,9 +47,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class RewardServer:
     """Answers requests with a scorer, one at a time, in a thread of its own."""
 
-    def __init__(self, scorer: Scorer, reward: str, max_bytes: int, token: str = "", queue: int = QUEUE, connections: Connections | None = None):
+    def __init__(
+        self,
+        scorer: Scorer,
+        reward: str,
+        max_bytes: int,
+        token: str = "",
+        queue: int = QUEUE,
+        connections: Connections | None = None,
+    ):
         self.connections = connections or Connections()
-        self.scorer, self.max_bytes, self.queue = scorer, max_bytes, queue
+        self.scorer = scorer
+        self.max_bytes = max_bytes
+        self.queue = queue
         self.offer = Offer(reward, tuple(scorer.reports), scorer.trains_on, max_bytes)
         self.expected = f"Bearer {token}".encode() if token else b""
         self.thread = ThreadPoolExecutor(1, "scorer")
@@ -58,8 +69,19 @@ class RewardServer:
         """The server, for a running loop. A client that hangs up gives its place back."""
         application = web.Application(middlewares=[self._guard], client_max_size=self.max_bytes)
         application.add_routes([web.get("/health", self._health), web.post("/score", self._score)])
-        options: dict[str, Any] = {"access_log": None, "handler_cancellation": True, "auto_decompress": False, "shutdown_timeout": GRACE_SECONDS}
-        return web.AppRunner(application, keepalive_timeout=IDLE_SECONDS, max_headers=64, max_field_size=4096, **options)
+        options: dict[str, Any] = {
+            "access_log": None,
+            "handler_cancellation": True,
+            "auto_decompress": False,
+            "shutdown_timeout": GRACE_SECONDS,
+        }
+        return web.AppRunner(
+            application,
+            keepalive_timeout=IDLE_SECONDS,
+            max_headers=64,
+            max_field_size=4096,
+            **options,
+        )
 
     async def listen(self, runner: web.AppRunner, listener: socket.socket) -> asyncio.Task[None]:
         """Accept connections from now on, until the task is cancelled; `runner` was set up."""
@@ -67,18 +89,22 @@ class RewardServer:
         return asyncio.create_task(self.connections.accept(listener, runner.server))
 
     def answer(self, body: bytes | bytearray) -> tuple[int, bytes]:
-        """HTTP status and body for the body of a request: 200, 400 for what is no request, 422 for what the scorer
-        calls an error of the user, 500 for its other errors, with the trace on stderr."""
+        """HTTP status and body for the body of a request: 200, 400 for what is no request, 422 for
+        what the scorer calls an error of the user, 500 for its other errors, with the trace on
+        stderr."""
         try:
             pixels, prompts = protocol.unpack_request(body, self.max_bytes)
         except ProtocolError as error:
             return 400, protocol.pack_error(str(error))
         try:
             limits.check(pixels.shape, prompts, self.scorer.max_ratio)
-            return 200, protocol.pack_scores(self.scorer.score(pixels, prompts), self.offer, len(prompts))
+            return 200, protocol.pack_scores(
+                self.scorer.score(pixels, prompts), self.offer, len(prompts)
+            )
         except UserError as error:
             return 422, protocol.pack_error(str(error))
-        except Exception as error:  # whatever it is, the client is told, and the next request is served
+        # whatever it is, the client is told, and the next request is served
+        except Exception as error:
             traceback.print_exc()
             return 500, protocol.pack_error(f"{type(error).__name__}: {error}")
 
@@ -87,14 +113,24 @@ class RewardServer:
         """Before anything is read: who asks. Afterwards: errors of HTTP in our own form."""
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if self.expected and not hmac.compare_digest(given, self.expected):
-            return _ended(_response(401, protocol.pack_error("expected the server's token as Authorization: Bearer TOKEN")))
+            return _ended(
+                _response(
+                    401,
+                    protocol.pack_error(
+                        "expected the server's token as Authorization: Bearer TOKEN"
+                    ),
+                )
+            )
         try:
             with self.connections.busy(request.protocol):
                 return await handler(request)
         except web.HTTPRequestEntityTooLarge:
             return self._too_large()
         except web.HTTPException as error:
-            return _response(error.status, protocol.pack_error(f"{error.reason}: expected GET /health or POST /score"))
+            return _response(
+                error.status,
+                protocol.pack_error(f"{error.reason}: expected GET /health or POST /score"),
+            )
 
     async def _health(self, request: web.Request) -> web.Response:
         del request
@@ -106,15 +142,26 @@ class RewardServer:
             return self._too_large()
         room = self.max_bytes if size is None else size
         if self.held >= self.queue or self.held_bytes + room > HELD * self.max_bytes:
-            return _ended(_response(503, protocol.pack_error(f"busy: {self.held} requests are waiting")))
+            return _ended(
+                _response(503, protocol.pack_error(f"busy: {self.held} requests are waiting"))
+            )
         self.held, self.held_bytes = self.held + 1, self.held_bytes + room
         try:
             seconds = min(READ_SECONDS, SLOWEST[0] + room / SLOWEST[1])
             try:
                 body = await asyncio.wait_for(self._body(request), seconds)
             except TimeoutError:
-                return _ended(_response(408, protocol.pack_error(f"the request took longer than {seconds:.0f} s to arrive")))
-            return _response(*await asyncio.get_running_loop().run_in_executor(self.thread, self.answer, body))
+                return _ended(
+                    _response(
+                        408,
+                        protocol.pack_error(
+                            f"the request took longer than {seconds:.0f} s to arrive"
+                        ),
+                    )
+                )
+            return _response(
+                *await asyncio.get_running_loop().run_in_executor(self.thread, self.answer, body)
+            )
         finally:
             self.held, self.held_bytes = self.held - 1, self.held_bytes - room
 
@@ -128,7 +175,9 @@ class RewardServer:
         return body
 
     def _too_large(self) -> web.Response:
-        return _response(413, protocol.pack_error(f"expected a request of at most {self.max_bytes} bytes"))
+        return _response(
+            413, protocol.pack_error(f"expected a request of at most {self.max_bytes} bytes")
+        )
 
 
 def _ended(response: web.Response) -> web.Response:
@@ -154,41 +203,55 @@ def serve(
 ) -> None:
     """Serve a reward until SIGTERM or SIGINT; requests in hand are answered first.
 
-    `port` 0 takes a free one; `ready` is called with the url once requests are answered; `max_mb` bounds a request, in MB of
-    10⁶ bytes. Raises UserError for a host that others can reach without a token, an address that cannot be taken, and for what
-    the reward itself refuses; nothing is loaded before the address is taken.
+    `port` 0 takes a free one; `ready` is called with the url once requests are answered; `max_mb`
+    bounds a request, in MB of 10⁶ bytes. Raises UserError for a host that others can reach without
+    a token, an address that cannot be taken, and for what the reward itself refuses; nothing is
+    loaded before the address is taken.
     """
     token = protocol.token_of("--token-env", token_env)
     if max_mb < 1 or threads < 1:
-        raise UserError(f"serve-reward: expected --max-mb and --threads of at least 1, got {max_mb} and {threads}")
+        raise UserError(
+            f"serve-reward: expected --max-mb and --threads of at least 1, got {max_mb} and "
+            f"{threads}"
+        )
     options.check()
     with bound(host, port, bool(token)) as listener:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # read by torch when the reward imports it, for every thread
+        # read by torch when the reward imports it, for every thread
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         scorer = options.build(threads, device)
         server = RewardServer(scorer, options.title, max_mb * MB, token)
         asyncio.run(_until_asked(server, listener, ready))
 
 
 def bound(host: str, port: int, guarded: bool) -> socket.socket:
-    """A socket at this address, not yet listening. Raises UserError where it cannot be had, and for an address other than
-    loopback unless the server is guarded by a token."""
+    """A socket at this address, not yet listening. Raises UserError where it cannot be had, and for
+    an address other than loopback unless the server is guarded by a token."""
     if not 0 <= port < 65_536:
         raise UserError(f"--port: expected 0 to 65535, got {port}")
     try:
-        family, kind, protocol_number, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol_number, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         if not guarded and not ip_address(address[0]).is_loopback:
-            raise UserError(f"--host: expected --token-env with an address that others can reach, got {host!r} without a token")
+            raise UserError(
+                "--host: expected --token-env with an address that others can reach, got "
+                f"{host!r} without a token"
+            )
         with ExitStack() as stack:
             listener = stack.enter_context(socket.socket(family, kind, protocol_number))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             stack.pop_all()
     except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
-        raise UserError(f"--host, --port: expected a free address of this machine, got {host}:{port}: {error}") from error
+        raise UserError(
+            f"--host, --port: expected a free address of this machine, got {host}:{port}: {error}"
+        ) from error
     return listener
 
 
-async def _until_asked(server: RewardServer, listener: socket.socket, ready: Callable[[str], None]) -> None:
+async def _until_asked(
+    server: RewardServer, listener: socket.socket, ready: Callable[[str], None]
+) -> None:
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def ask() -> None:

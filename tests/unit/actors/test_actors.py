@@ -20,14 +20,19 @@ PROMPT = "the number 38 in black on yellow"
 
 
 def test_full_tree_iteration_counts_and_gates() -> None:
-    config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"})
+    config = configs.load(
+        QUICKSTART,
+        {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"},
+    )
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
     cut, conditioning = rollout.encode([PROMPT])
     assert cut == 0
-    header, payload, media = rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
+    header, payload, media = rollout.grow(
+        plan, version=0, subtrees=subtrees, start=0, stop=plan.steps, conditioning=conditioning
+    )
     worker = RewardWorker(config, (0,), 0)
     worker.ready()
     scores = worker.score(media, [PROMPT])
@@ -35,17 +40,33 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     assert header.forwards / 16 == 12.6875  # METHODS: 203 forwards a tree
     before = rollout.probe()
 
-    stats = learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): scores.trained})
+    stats = learner.update(
+        plan,
+        iteration=0,
+        segments=[(header, payload)],
+        conditioning=conditioning,
+        scores={(0, 0): scores.trained},
+    )
     assert stats.forwards / 16 <= 11.7  # distinct parents, last step dropped
     assert stats.edges == stats.edges_stochastic == 202  # 218 less the last step's 16
     assert stats.on_policy_deviation <= 1e-5
     _, update, *chunks = learner.publish()
     assert rollout.load_weights(update, *chunks) == update.digest
-    assert np.array_equal(rollout.probe(), learner.probe()) and not np.array_equal(rollout.probe(), before)
+    assert np.array_equal(rollout.probe(), learner.probe()) and not np.array_equal(
+        rollout.probe(), before
+    )
     with pytest.raises(RuntimeError, match="asked to grow with weights v0"):
-        rollout.grow(plan, 0, subtrees, 0, plan.steps, conditioning)
+        rollout.grow(
+            plan, version=0, subtrees=subtrees, start=0, stop=plan.steps, conditioning=conditioning
+        )
     with pytest.raises(RuntimeError, match="trees were grown with weights v0"):
-        learner.update(plan, 1, [(header, payload)], conditioning, {(0, 0): scores.trained})
+        learner.update(
+            plan,
+            iteration=1,
+            segments=[(header, payload)],
+            conditioning=conditioning,
+            scores={(0, 0): scores.trained},
+        )
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "other names", "missing chunk"])
@@ -80,7 +101,20 @@ def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())
     _, conditioning = rollout.encode([PROMPT])
-    header, payload, _ = rollout.grow(plan, 0, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, plan.steps, conditioning)
+    header, payload, _ = rollout.grow(
+        plan,
+        version=0,
+        subtrees=(Subtree(TreeKey("test", 0, 0, 0), 0, 0),),
+        start=0,
+        stop=plan.steps,
+        conditioning=conditioning,
+    )
     header.log_prob[0, 3] += 1e-3
     with pytest.raises(GateError, match="on-policy ratio"):
-        learner.update(plan, 0, [(header, payload)], conditioning, {(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]})
+        learner.update(
+            plan,
+            iteration=0,
+            segments=[(header, payload)],
+            conditioning=conditioning,
+            scores={(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]},
+        )

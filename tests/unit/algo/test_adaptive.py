@@ -18,8 +18,11 @@ from branchgrpo.types import TreeKey
 STEPS = 12
 
 
-def nested(draw: np.random.Generator, components: list[float], trees: int, fanout: int) -> np.ndarray:
-    """Leaf rewards [trees, L]: at every split each child adds its own N(0, component); the root adds what all leaves share."""
+def nested(
+    draw: np.random.Generator, components: list[float], trees: int, fanout: int
+) -> np.ndarray:
+    """Leaf rewards [trees, L]: at every split each child adds its own N(0, component); the root
+    adds what all leaves share."""
     value = draw.normal(0.0, 10.0, (trees, 1))
     for component in components:
         value = np.repeat(value, fanout, axis=1)
@@ -28,11 +31,21 @@ def nested(draw: np.random.Generator, components: list[float], trees: int, fanou
 
 
 def method(splits: tuple[int, ...] = (0, 3, 6), fanout: int = 2, every: int = 1) -> BranchMethod:
-    return BranchMethod(splits=splits, fanout=fanout, leaves=fanout ** len(splits), stochastic="splits", adapt_every=every, branch_noise="independent")
+    return BranchMethod(
+        splits=splits,
+        fanout=fanout,
+        leaves=fanout ** len(splits),
+        stochastic="splits",
+        adapt_every=every,
+        branch_noise="independent",
+    )
 
 
-def chosen(worth: np.ndarray, iterations: int, count: int = 3, seed: int = 0, every: int = 1) -> tuple[SplitChooser, list[tuple[int, ...]]]:
-    """A chooser fed with trees whose splits add exactly `worth` [T−1], and the splits of every iteration."""
+def chosen(
+    worth: np.ndarray, iterations: int, count: int = 3, seed: int = 0, every: int = 1
+) -> tuple[SplitChooser, list[tuple[int, ...]]]:
+    """A chooser fed with trees whose splits add exactly `worth` [T−1], and the splits of every
+    iteration."""
     chooser, used = SplitChooser(method(tuple(range(count)), every=every), STEPS, seed), []
     for iteration in range(iterations):
         plan = chooser.method.plan(iteration, static(STEPS, 3.0))
@@ -42,7 +55,8 @@ def chosen(worth: np.ndarray, iterations: int, count: int = 3, seed: int = 0, ev
 
 
 def exact_leaves(components: list[float]) -> np.ndarray:
-    """One tree of fanout 2 whose components of variance are exactly these: children are ±d apart from their parent's value.
+    """One tree of fanout 2 whose components of variance are exactly these: children are ±d apart
+    from their parent's value.
 
     Siblings' means differ by 2d, an unbiased variance of 2d²; so V_j = 2d_j² = C_j + V_{j+1} / 2.
     """
@@ -59,7 +73,8 @@ def exact_leaves(components: list[float]) -> np.ndarray:
 
 def test_by_hand() -> None:
     leaves = np.array([[1.0, 3.0, 7.0, 5.0], [0.0, 4.0, 2.0, 2.0]], np.float32)
-    # last split: variances 2 2 | 8 0, mean 3; first: means 2 6 | 2 2, variances 8 0, mean 4, of which 3/2 is noise from below
+    # last split: variances 2 2 | 8 0, mean 3; first: means 2 6 | 2 2, variances 8 0, mean 4, of
+    # which 3/2 is noise from below
     assert variance_components(leaves, 2) == pytest.approx([4.0 - 3.0 / 2.0, 3.0])
 
 
@@ -78,10 +93,13 @@ def test_exact_components_are_found() -> None:
         assert variance_components(exact_leaves(components), 2) == pytest.approx(components)
 
 
-@pytest.mark.parametrize(("components", "fanout"), [([0.5, 2.0, 0.1, 1.0], 2), ([1.0, 0.3], 3), ([4.0, 0.05, 0.05], 2)])
+@pytest.mark.parametrize(
+    ("components", "fanout"), [([0.5, 2.0, 0.1, 1.0], 2), ([1.0, 0.3], 3), ([4.0, 0.05, 0.05], 2)]
+)
 def test_components_of_a_nested_design(components: list[float], fanout: int) -> None:
-    """An unbiased variance v of f normal values has Var v = 2v²/(f−1), so the mean of V_j over n independent trees has a
-    standard error of at most V_j·√(2/(f−1)/n); C_j = V_j − V_{j+1}/f is off by at most five of its own and of V_{j+1}/f's."""
+    """An unbiased variance v of f normal values has Var v = 2v²/(f−1), so the mean of V_j over n
+    independent trees has a standard error of at most V_j·√(2/(f−1)/n); C_j = V_j − V_{j+1}/f is off
+    by at most five of its own and of V_{j+1}/f's."""
     trees = 20000
     found = variance_components(nested(np.random.default_rng(0), components, trees, fanout), fanout)
     between = [0.0]
@@ -89,41 +107,81 @@ def test_components_of_a_nested_design(components: list[float], fanout: int) -> 
         between.insert(0, component + between[0] / fanout)
     error = np.sqrt(2 / (fanout - 1) / trees)
     for place, component in enumerate(components):
-        assert abs(found[place] - component) <= 5 * error * (between[place] + between[place + 1] / fanout)
+        assert abs(found[place] - component) <= 5 * error * (
+            between[place] + between[place + 1] / fanout
+        )
 
 
 def linear(form: str, slopes: list[float], trees: int, fanout: int, scale: float) -> np.ndarray:
-    """Leaf rewards [trees, L] that are linear in the noises of all splits: the sampler's own noises, a number of each for every tree."""
-    key, values, node = TreeKey("run", 0, 0, 0), np.zeros((1, trees)), 0
+    """Leaf rewards [trees, L] that are linear in the noises of all splits: the sampler's own
+    noises, a number of each for every tree."""
+    key = TreeKey("run", 0, 0, 0)
+    values = np.zeros((1, trees))
+    node = 0
     for slope in slopes:
         first = node + len(values)  # breadth first
         below = []
         for parent in range(len(values)):
             children = [first + parent * fanout + child for child in range(fanout)]
-            below.append(values[parent] + slope * noise.branch(form, scale, 0, key, node + parent, children, (trees,)).numpy())
+            below.append(
+                values[parent]
+                + slope
+                * noise.branch(
+                    form,
+                    scale=scale,
+                    seed=0,
+                    key=key,
+                    parent=node + parent,
+                    children=children,
+                    shape=(trees,),
+                ).numpy()
+            )
         node, values = first, np.concatenate(below)
     return values.T
 
 
-@pytest.mark.parametrize(("form", "fanout"), [("independent", 2), ("correlated", 2), ("correlated", 3), ("antithetic", 2), ("antithetic", 4)])
+@pytest.mark.parametrize(
+    ("form", "fanout"),
+    [
+        ("independent", 2),
+        ("correlated", 2),
+        ("correlated", 3),
+        ("antithetic", 2),
+        ("antithetic", 4),
+    ],
+)
 def test_components_of_a_linear_reward_under_each_branch_noise(form: str, fanout: int) -> None:
-    """Children a·ξ from their parent: unbiased variance a² of independent noises, a²·s²/(1+s²) of correlated ones; of f
-    children in opposite pairs the squares sum to 2·Σξ² over f/2 pairs with mean 0, so f·a²/(f−1)."""
-    slopes, scale, trees = [1.0, 0.8, 1.5], 1.5, 100_000
-    part = {"independent": 1.0, "correlated": scale**2 / (1 + scale**2), "antithetic": fanout / (fanout - 1)}[form]
-    found = variance_components(linear(form, slopes, trees, fanout, scale), fanout, form, scale)
+    """Children a·ξ from their parent: unbiased variance a² of independent noises, a²·s²/(1+s²) of
+    correlated ones; of f children in opposite pairs the squares sum to 2·Σξ² over f/2 pairs with
+    mean 0, so f·a²/(f−1)."""
+    slopes = [1.0, 0.8, 1.5]
+    scale = 1.5
+    trees = 100_000
+    part = {
+        "independent": 1.0,
+        "correlated": scale**2 / (1 + scale**2),
+        "antithetic": fanout / (fanout - 1),
+    }[form]
+    found = variance_components(
+        linear(form, slopes=slopes, trees=trees, fanout=fanout, scale=scale), fanout, form, scale
+    )
     assert found == pytest.approx([part * slope**2 for slope in slopes], rel=0.08)
 
 
 def test_opposite_noises_leave_nothing_to_a_split_above() -> None:
-    """±1 at the first split, ±3 at the second: pairs' means are exact, so 2·1² and 2·3²; subtracting would give nothing to the first."""
+    """±1 at the first split, ±3 at the second: pairs' means are exact, so 2·1² and 2·3²;
+    subtracting would give nothing to the first."""
     leaves = np.array([[1 + 3, 1 - 3, -1 + 3, -1 - 3]], np.float32)
     assert variance_components(leaves, 2, "antithetic") == [2.0, 18.0]
 
 
 def test_the_chooser_knows_its_trees_noise() -> None:
-    chooser = SplitChooser(method((0, 3)).model_copy(update={"branch_noise": "antithetic"}), STEPS, 0)
-    chooser.observe(chooser.method.plan(0, static(STEPS, 3.0)), np.array([[4.0, -2.0, 2.0, -4.0]], np.float32))
+    chooser = SplitChooser(
+        method((0, 3)).model_copy(update={"branch_noise": "antithetic"}), STEPS, 0
+    )
+    chooser.observe(
+        chooser.method.plan(0, static(STEPS, 3.0)), np.array([[4.0, -2.0, 2.0, -4.0]], np.float32)
+    )
     assert (chooser.worth[0], chooser.worth[3]) == (2.0, 18.0)
 
 
@@ -142,7 +200,8 @@ def test_the_best_steps_are_chosen_and_one_stays_free_to_measure_the_rest() -> N
     later = used[4:]
     assert all({2, 7} < set(splits) for splits in later)
     explored = [next(step for step in splits if step not in (2, 7)) for splits in later]
-    assert all(len(set(explored[first : first + 9])) == 9 for first in range(len(explored) - 8))  # in turn, the oldest first
+    # in turn, the oldest first
+    assert all(len(set(explored[first : first + 9])) == 9 for first in range(len(explored) - 8))
 
 
 def test_the_choice_follows_a_change() -> None:
@@ -163,7 +222,12 @@ def test_splits_are_always_valid(count: int) -> None:
     chooser = SplitChooser(method(tuple(range(count))), STEPS, 3)
     for iteration in range(50):
         splits = chooser.method.splits
-        assert len(splits) == count and list(splits) == sorted(set(splits)) and 0 <= splits[0] and splits[-1] <= STEPS - 2
+        assert (
+            len(splits) == count
+            and list(splits) == sorted(set(splits))
+            and 0 <= splits[0]
+            and splits[-1] <= STEPS - 2
+        )
         chooser.method.check(STEPS)
         plan = chooser.method.plan(iteration, static(STEPS, 3.0))
         assert plan.splits == splits
@@ -183,11 +247,23 @@ def test_splits_stay_for_adapt_every_iterations_and_measurements_are_averaged() 
 
 def test_the_seed_decides_the_order() -> None:
     worth = np.ones(STEPS - 1)
-    assert chosen(worth, 12, seed=1)[1] == chosen(worth, 12, seed=1)[1] != chosen(worth, 12, seed=2)[1]
+    assert (
+        chosen(worth, 12, seed=1)[1] == chosen(worth, 12, seed=1)[1] != chosen(worth, 12, seed=2)[1]
+    )
 
 
 def test_it_is_off_unless_asked_for() -> None:
     assert BranchMethod().adapt_every == quickstart().method.adapt_every == 0
     anything = Mock()
-    trainers = [Trainer(quickstart(options), anything, "run", anything, bool, "") for options in ({}, {"method.adapt_every": "5"})]
+    trainers = [
+        Trainer(
+            config=quickstart(options),
+            service=anything,
+            run="run",
+            display=anything,
+            interrupted=bool,
+            where="",
+        )
+        for options in ({}, {"method.adapt_every": "5"})
+    ]
     assert [trainer.chooser is None for trainer in trainers] == [True, False]

@@ -38,7 +38,9 @@ def test_path_probability_fusion_by_hand() -> None:
     reward, spread = fuse(topology(PLAN), tree.leaf_reward, tree.log_prob, 1.0)
     root = (1 * 8 + 3 * 16 + 2 * 0 + 2 * 4) / 8
     assert reward == pytest.approx([root, 14.0, 2.0, 8, 16, 0, 4, 8, 16, 0, 4], rel=1e-6)
-    assert spread == pytest.approx((entropy(1 / 8, 3 / 8, 1 / 4, 1 / 4) + entropy(1 / 4, 3 / 4) + 1.0) / 3, rel=1e-6)
+    assert spread == pytest.approx(
+        (entropy(1 / 8, 3 / 8, 1 / 4, 1 / 4) + entropy(1 / 4, 3 / 4) + 1.0) / 3, rel=1e-6
+    )
 
 
 def test_path_beta_is_an_exponent_of_the_path_probability() -> None:
@@ -60,13 +62,19 @@ def test_depthwise_closed_form() -> None:
     spread = sqrt(14 / 3)
     row = [-2 / spread, -1 / spread, 0.0, 3 / spread]
     assert credit.advantage == pytest.approx([0.0, -sqrt(0.5), sqrt(0.5), *row, *row], abs=1e-6)
-    assert credit.keep.tolist() == [False, *[True] * 6, *[False] * 4]  # the last step is deterministic
+    # the last step is deterministic
+    assert credit.keep.tolist() == [False, *[True] * 6, *[False] * 4]
 
 
 def test_trees_of_a_prompt_are_one_group_and_prompts_are_apart() -> None:
-    trees = [header(PLAN, [0.0] * 4, 0, 0), header(PLAN, [100.0, 101.0, 102.0, 105.0], 1, 0), header(PLAN, [1.0] * 4, 0, 1)]
+    trees = [
+        header(PLAN, [0.0] * 4, 0, 0),
+        header(PLAN, [100.0, 101.0, 102.0, 105.0], 1, 0),
+        header(PLAN, [1.0] * 4, 0, 1),
+    ]
     low, other, high = DepthWise().credit(PLAN, trees)
-    # depth 1: values 0 0 1 1, mean ½, variance 4 · ¼ / 3; depths 2 and 3: eight values, variance 8 · ¼ / 7
+    # depth 1: values 0 0 1 1, mean ½, variance 4 · ¼ / 3; depths 2 and 3: eight values, variance 8
+    # · ¼ / 7
     first, rest = 0.5 / sqrt(1 / 3), 0.5 / sqrt(2 / 7)
     assert high.advantage == pytest.approx([0.0, first, first, *[rest] * 8], abs=1e-6)
     assert low.advantage == pytest.approx(-high.advantage, abs=1e-6)
@@ -77,7 +85,11 @@ def test_trees_of_a_prompt_are_one_group_and_prompts_are_apart() -> None:
 def test_advantages_of_every_depth_sum_to_zero() -> None:
     plan = paper_plan()
     draw = np.random.default_rng(0)
-    trees = [header(plan, draw.normal(size=16).tolist(), prompt, tree) for prompt in range(2) for tree in range(3)]
+    trees = [
+        header(plan, draw.normal(size=16).tolist(), prompt, tree)
+        for prompt in range(2)
+        for tree in range(3)
+    ]
     credits = DepthWise().credit(plan, trees)
     for prompt in range(2):
         group = np.stack([credit.advantage for credit in credits[3 * prompt : 3 * prompt + 3]])
@@ -115,7 +127,8 @@ def test_clamp() -> None:
     plan = paper_plan()
     free = DepthWise(clamp=100.0).credit(plan, [header(plan, rewards)])[0].advantage
     cut = DepthWise(clamp=0.1).credit(plan, [header(plan, rewards)])[0].advantage
-    assert free.max() == pytest.approx((15 / 16) / 0.25, rel=1e-5)  # variance (15/256 + 225/256) / 15 = 1/16
+    # variance (15/256 + 225/256) / 15 = 1/16
+    assert free.max() == pytest.approx((15 / 16) / 0.25, rel=1e-5)
     assert cut == pytest.approx(np.clip(free, -0.1, 0.1))
 
 
@@ -124,14 +137,19 @@ def test_std_of_the_tree_by_hand() -> None:
     first, second = DepthWise(std="tree").credit(PLAN, trees)
     one, two = sqrt(4 / 3), sqrt(16 / 3)  # spreads of the leaves
     # depth 1: values 0 2 | 2 2, mean 3/2; depth 2: 0 0 2 2 | 0 4 0 4, mean 3/2
-    assert first.advantage[:7] == pytest.approx([0, -1.5 / one, 0.5 / one, -1.5 / one, -1.5 / one, 0.5 / one, 0.5 / one], abs=1e-6)
-    assert second.advantage[:7] == pytest.approx([0, 0.5 / two, 0.5 / two, -1.5 / two, 2.5 / two, -1.5 / two, 2.5 / two], abs=1e-6)
+    assert first.advantage[:7] == pytest.approx(
+        [0, -1.5 / one, 0.5 / one, -1.5 / one, -1.5 / one, 0.5 / one, 0.5 / one], abs=1e-6
+    )
+    assert second.advantage[:7] == pytest.approx(
+        [0, 0.5 / two, 0.5 / two, -1.5 / two, 2.5 / two, -1.5 / two, 2.5 / two], abs=1e-6
+    )
 
 
 def test_std_of_the_tree_with_equal_leaves_does_not_explode() -> None:
     trees = [header(PLAN, [0.0] * 4, 0, 0), header(PLAN, [0.0, 0.0, 0.0, 1e-3], 0, 1)]
     equal = DepthWise(std="tree").credit(PLAN, trees)[0]
-    assert np.abs(equal.advantage).max() < 1.0  # a tree without spread has no divisor of its own: it must not be clamped noise
+    # a tree without spread has no divisor of its own: it must not be clamped noise
+    assert np.abs(equal.advantage).max() < 1.0
 
 
 def test_std_of_all_leaves_by_hand() -> None:
@@ -153,9 +171,15 @@ def population(rewards: list[float], unbiased: bool) -> tuple[float, float]:
 @pytest.mark.parametrize(("unbiased", "epsilon"), [(True, 1e-8), (False, 1e-4)])
 def test_group_relative_on_chains(std: str, unbiased: bool, epsilon: float) -> None:
     plan, draw = plan_of(1, 1, 1), np.random.default_rng(2)
-    rewards = {(prompt, tree): float(draw.normal(3 * prompt, 1 + prompt)) for prompt in range(3) for tree in range(4)}
+    rewards = {
+        (prompt, tree): float(draw.normal(3 * prompt, 1 + prompt))
+        for prompt in range(3)
+        for tree in range(4)
+    }
     trees = [header(plan, [value], *name) for name, value in rewards.items()]
-    credits = GroupRelative(std=std, unbiased=unbiased, epsilon=epsilon, clamp=1.2).credit(plan, trees)
+    credits = GroupRelative(std=std, unbiased=unbiased, epsilon=epsilon, clamp=1.2).credit(
+        plan, trees
+    )
     for (prompt, _), value, credit in zip(rewards, rewards.values(), credits, strict=True):
         group = [other for (row, _), other in rewards.items() if row == prompt]
         mean, _ = population(group, unbiased)
@@ -169,14 +193,20 @@ def test_group_relative_on_chains(std: str, unbiased: bool, epsilon: float) -> N
 
 def test_epsilon_is_added_to_the_spread() -> None:
     plan = plan_of(2, 1)
-    credit = GroupRelative(unbiased=False, epsilon=1e-4).credit(plan, [header(plan, [0.0, 2e-4])])[0]
+    credit = GroupRelative(unbiased=False, epsilon=1e-4).credit(plan, [header(plan, [0.0, 2e-4])])[
+        0
+    ]
     assert credit.advantage[1:3] == pytest.approx([-0.5, 0.5], rel=1e-5)  # 1e-4 / (1e-4 + 1e-4)
 
 
 @pytest.mark.parametrize("std", ["group", "global"])
 def test_a_group_without_spread_has_no_advantage(std: str) -> None:
     plan = plan_of(1, 1)
-    trees = [header(plan, [value], prompt, tree) for prompt, values in enumerate([(0.5, 0.5 + 4e-7), (0.0, 1.0)]) for tree, value in enumerate(values)]
+    trees = [
+        header(plan, [value], prompt, tree)
+        for prompt, values in enumerate([(0.5, 0.5 + 4e-7), (0.0, 1.0)])
+        for tree, value in enumerate(values)
+    ]
     credits = GroupRelative(std=std).credit(plan, trees)
     assert not credits[0].advantage.any() and not credits[1].advantage.any()
     assert credits[2].advantage[1] < 0 < credits[3].advantage[1]
@@ -187,12 +217,22 @@ def test_an_edge_earns_the_mean_of_the_leaves_below_it() -> None:
     fanout, draw = (2, 1, 3, 1), np.random.default_rng(7)
     plan = plan_of(*fanout)
     rewards = [draw.normal(size=6).tolist() for _ in range(2)]
-    credits = GroupRelative(clamp=1.1).credit(plan, [header(plan, one, 0, tree, draw.normal(size=12).tolist()) for tree, one in enumerate(rewards)])
+    credits = GroupRelative(clamp=1.1).credit(
+        plan,
+        [
+            header(plan, rewards=one, prompt=0, tree=tree, log_prob=draw.normal(size=12).tolist())
+            for tree, one in enumerate(rewards)
+        ],
+    )
     mean, spread = population(rewards[0] + rewards[1], True)
     for one, credit in zip(rewards, credits, strict=True):
         nodes = build(fanout)
         leaves = [node.number for node in nodes[0].leaves()]
-        earned = {leaf: min(1.1, max(-1.1, (reward - mean) / spread)) for leaf, reward in zip(leaves, one, strict=True)}  # clamped leaf by leaf
+        # clamped leaf by leaf
+        earned = {
+            leaf: min(1.1, max(-1.1, (reward - mean) / spread))
+            for leaf, reward in zip(leaves, one, strict=True)
+        }
         for node in nodes:
             below = [earned[leaf.number] for leaf in node.leaves()]
             assert credit.advantage[node.number] == pytest.approx(sum(below) / len(below), abs=1e-5)
@@ -205,21 +245,33 @@ def test_depthwise_of_each_tree_alone() -> None:
     for tree, credit in zip(trees, together, strict=True):
         assert np.array_equal(credit.advantage, DepthWise().credit(PLAN, [tree])[0].advantage)
     mean, spread = population(trees[1].leaf_reward.tolist(), True)
-    assert together[1].advantage[3:7] == pytest.approx((trees[1].leaf_reward - mean) / spread, abs=1e-5)
-    assert not np.allclose(together[1].advantage, DepthWise().credit(PLAN, trees)[1].advantage, atol=0.1)
+    assert together[1].advantage[3:7] == pytest.approx(
+        (trees[1].leaf_reward - mean) / spread, abs=1e-5
+    )
+    assert not np.allclose(
+        together[1].advantage, DepthWise().credit(PLAN, trees)[1].advantage, atol=0.1
+    )
 
 
 @pytest.mark.parametrize("group", ["prompt", "tree"])
 def test_on_a_spine_only_the_random_children_of_a_step_are_compared(group: str) -> None:
-    """TempFlow: the leaf of child k of step i has reward leaves[seed][i][k]; nothing else may enter its advantage."""
-    steps, children, seeds = 4, 3, 2
+    """TempFlow: the leaf of child k of step i has reward leaves[seed][i][k]; nothing else may enter
+    its advantage."""
+    steps = 4
+    children = 3
+    seeds = 2
     plan = TemporalMethod(children=children, seeds=seeds).plan(0, static(steps, 3.0))
-    topo, leaves = topology(plan), np.random.default_rng(6).normal(size=(seeds, steps - 1, children))
+    topo = topology(plan)
+    leaves = np.random.default_rng(6).normal(size=(seeds, steps - 1, children))
     trees, edge_of = [], {}
     for seed in range(seeds):
         rewards = np.full(topo.leaves, np.nan)
         for step in range(steps - 1):
-            edges = [node for node in range(topo.nodes) if topo.step[node] == step and topo.stochastic[node]]
+            edges = [
+                node
+                for node in range(topo.nodes)
+                if topo.step[node] == step and topo.stochastic[node]
+            ]
             assert len(edges) == children
             for child, edge in enumerate(edges):
                 edge_of[step, child] = edge
@@ -231,12 +283,21 @@ def test_on_a_spine_only_the_random_children_of_a_step_are_compared(group: str) 
     for seed, credit in enumerate(credits):
         assert np.flatnonzero(credit.keep).tolist() == sorted(edge_of.values())
         for (step, child), edge in edge_of.items():
-            mean, spread = population(leaves[:, step].ravel().tolist() if group == "prompt" else leaves[seed, step].tolist(), True)
-            assert credit.advantage[edge] == pytest.approx((leaves[seed, step, child] - mean) / spread, abs=1e-5)
+            mean, spread = population(
+                leaves[:, step].ravel().tolist()
+                if group == "prompt"
+                else leaves[seed, step].tolist(),
+                True,
+            )
+            assert credit.advantage[edge] == pytest.approx(
+                (leaves[seed, step, child] - mean) / spread, abs=1e-5
+            )
 
 
 @pytest.mark.parametrize("std", ["depth", "tree", "global"])
 def test_depthwise_on_chains_is_finite(std: str) -> None:
     plan = plan_of(1, 1, 1)
-    credits = DepthWise(std=std).credit(plan, [header(plan, [value], 0, tree) for tree, value in enumerate([0.0, 1.0, 3.0])])
+    credits = DepthWise(std=std).credit(
+        plan, [header(plan, [value], 0, tree) for tree, value in enumerate([0.0, 1.0, 3.0])]
+    )
     assert all(np.isfinite(credit.advantage).all() for credit in credits)

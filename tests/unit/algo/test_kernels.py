@@ -23,7 +23,9 @@ SHAPE = (5, 4)
 def batch(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents and velocities [rows, *SHAPE]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, *SHAPE, generator=generator), torch.randn(rows, *SHAPE, generator=generator)
+    return torch.randn(rows, *SHAPE, generator=generator), torch.randn(
+        rows, *SHAPE, generator=generator
+    )
 
 
 def column(value: float) -> torch.Tensor:
@@ -33,7 +35,14 @@ def column(value: float) -> torch.Tensor:
 def mixed_plan(branch_noise: str = "correlated") -> BranchPlan:
     """Six steps of both kernels, different η and fanouts."""
     kernel = ("dance", "ode", "dance", "dance", "ode", "ode")
-    return BranchPlan(static(6, 3.0).levels, (2, 1, 4, 1, 1, 1), kernel, (0.3, 0.0, 0.7, 0.25, 0.0, 0.0), branch_noise, 4.0)
+    return BranchPlan(
+        sigmas=static(6, 3.0).levels,
+        fanout=(2, 1, 4, 1, 1, 1),
+        kernel=kernel,
+        noise_scale=(0.3, 0.0, 0.7, 0.25, 0.0, 0.0),
+        branch_noise=branch_noise,
+        branch_scale=4.0,
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -47,20 +56,38 @@ def test_dance_against_its_float64_formula(shift: float, eta: float) -> None:
     assert mean.shape == x.shape
     assert std.shape == (steps - 1, 1, 1)
     for step in range(steps - 1):
-        expected = closed_forms.dance(x[step].double().numpy(), v[step].double().numpy(), float(levels[step]), float(levels[step + 1]), eta)
+        expected = closed_forms.dance(
+            x[step].double().numpy(),
+            v=v[step].double().numpy(),
+            sigma=float(levels[step]),
+            sigma_next=float(levels[step + 1]),
+            eta=eta,
+        )
         np.testing.assert_allclose(mean[step].numpy(), expected[0], rtol=2e-6, atol=2e-6)
         np.testing.assert_allclose(std[step].item(), expected[1], rtol=2e-6)
 
 
 def test_dance_keeps_the_marginals_of_the_flow() -> None:
-    """For x = (1 − σ)·x0 + σ·ε of one known x0, mean and variance after the step are those of σ_next, to order dt²."""
-    clean, sigma, eta = 1.7, 0.6, 0.9
+    """For x = (1 − σ)·x0 + σ·ε of one known x0, mean and variance after the step are those of
+    σ_next, to order dt²."""
+    clean = 1.7
+    sigma = 0.6
+    eta = 0.9
 
     def errors(dt: float) -> tuple[float, float]:
-        """Of mean and variance, from where the kernel takes the mean and the ±1σ points of the Gaussian at σ."""
-        x = torch.tensor([(1 - sigma) * clean - sigma, (1 - sigma) * clean + sigma], dtype=torch.float64)[:, None]
+        """Of mean and variance, from where the kernel takes the mean and the ±1σ points of the
+        Gaussian at σ."""
+        x = torch.tensor(
+            [(1 - sigma) * clean - sigma, (1 - sigma) * clean + sigma], dtype=torch.float64
+        )[:, None]
         v = (x - clean) / sigma  # ε − x0
-        mean, std = kernels.dance(x, v, torch.tensor(sigma), torch.tensor(sigma - dt, dtype=torch.float64), torch.tensor(eta))
+        mean, std = kernels.dance(
+            x,
+            v=v,
+            sigma=torch.tensor(sigma),
+            sigma_next=torch.tensor(sigma - dt, dtype=torch.float64),
+            eta=torch.tensor(eta),
+        )
         after = mean.flatten().tolist()
         middle, slope = sum(after) / 2, (after[1] - after[0]) / 2
         return middle - (1 - sigma + dt) * clean, slope**2 + std.item() ** 2 - (sigma - dt) ** 2
@@ -73,13 +100,17 @@ def test_dance_keeps_the_marginals_of_the_flow() -> None:
 
 def test_dance_without_noise_is_the_ode() -> None:
     x, v = batch(3)
-    straight, zero = kernels.ode(x, v, column(0.8), column(0.7), column(0.0))
-    mean, std = kernels.dance(x, v, column(0.8), column(0.7), column(0.0))
+    straight, zero = kernels.ode(
+        x, v=v, sigma=column(0.8), sigma_next=column(0.7), scale=column(0.0)
+    )
+    mean, std = kernels.dance(x, v=v, sigma=column(0.8), sigma_next=column(0.7), eta=column(0.0))
     assert torch.equal(mean, straight)
     assert torch.equal(zero, torch.zeros(1, 1, 1))
     assert torch.equal(std, zero)
     for eta in (1e-2, 1e-3):  # std falls with η, the drift with η²
-        mean, std = kernels.dance(x, v, column(0.8), column(0.7), column(eta))
+        mean, std = kernels.dance(
+            x, v=v, sigma=column(0.8), sigma_next=column(0.7), eta=column(eta)
+        )
         assert (mean - straight).abs().max() < eta**2 + 1e-6
         assert std.item() == pytest.approx(eta * 0.1**0.5, rel=1e-5)
 
@@ -88,7 +119,9 @@ def test_the_last_ode_step_gives_the_clean_picture() -> None:
     plan = ode_plan(static(20, 3.0))
     x, v = batch(4)
     mean, std = kernels.transition(plan, torch.full((4,), 19), x, v)
-    np.testing.assert_allclose(mean.numpy(), x.numpy() - plan.sigmas[19] * v.numpy(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        mean.numpy(), x.numpy() - plan.sigmas[19] * v.numpy(), rtol=1e-6, atol=1e-6
+    )
     assert torch.equal(std, torch.zeros(4, 1, 1))
 
 
@@ -108,12 +141,18 @@ def test_log_prob_is_the_mean_of_the_normal_density() -> None:
     std = torch.tensor([0.01, 0.05, 0.3, 1.0, 2.0, 7.0]).view(6, 1, 1)
     sample = mean + std * sample
     found = kernels.log_prob(sample, mean, std)
-    expected = torch.distributions.Normal(mean.double(), std.double()).log_prob(sample.double()).mean(dim=(1, 2))
+    expected = (
+        torch.distributions.Normal(mean.double(), std.double())
+        .log_prob(sample.double())
+        .mean(dim=(1, 2))
+    )
     assert found.shape == (6,)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
     for row in range(6):
-        slow = closed_forms.mean_log_density(sample[row].double().numpy(), mean[row].double().numpy(), std[row].item())
+        slow = closed_forms.mean_log_density(
+            sample[row].double().numpy(), mean[row].double().numpy(), std[row].item()
+        )
         assert found[row].item() == pytest.approx(slow, rel=1e-5, abs=1e-5)
 
 
@@ -124,7 +163,11 @@ def test_log_prob_scores_the_stored_value() -> None:
     stored = (mean + std * noise).bfloat16()
     found = kernels.log_prob(stored, mean, std)
     assert found.dtype == torch.float32
-    expected = torch.distributions.Normal(mean.double(), std.double()).log_prob(stored.double()).mean(dim=(1, 2))
+    expected = (
+        torch.distributions.Normal(mean.double(), std.double())
+        .log_prob(stored.double())
+        .mean(dim=(1, 2))
+    )
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -135,7 +178,9 @@ def test_mixed_steps_equal_one_by_one(form: str) -> None:
     x, v = batch(len(steps))
     mean, std = kernels.transition(plan, steps, x, v)
     for row in range(len(steps)):
-        alone_mean, alone_std = kernels.transition(plan, steps[row : row + 1], x[row : row + 1], v[row : row + 1])
+        alone_mean, alone_std = kernels.transition(
+            plan, steps[row : row + 1], x[row : row + 1], v[row : row + 1]
+        )
         assert torch.equal(mean[row : row + 1], alone_mean)
         assert torch.equal(std[row : row + 1], alone_std)
 
@@ -145,8 +190,17 @@ def test_mixed_steps_against_the_formulas() -> None:
     x, v = batch(len(steps))
     mean, std = kernels.transition(plan, torch.tensor(steps), x, v)
     for row, step in enumerate(steps):
-        values = x[row].double().numpy(), v[row].double().numpy(), float(plan.sigmas[step]), float(plan.sigmas[step + 1])
-        expected = closed_forms.ode(*values) if plan.kernel[step] == "ode" else closed_forms.dance(*values, plan.noise_scale[step])
+        values = (
+            x[row].double().numpy(),
+            v[row].double().numpy(),
+            float(plan.sigmas[step]),
+            float(plan.sigmas[step + 1]),
+        )
+        expected = (
+            closed_forms.ode(*values)
+            if plan.kernel[step] == "ode"
+            else closed_forms.dance(*values, plan.noise_scale[step])
+        )
         np.testing.assert_allclose(mean[row].numpy(), expected[0], rtol=2e-6, atol=2e-6)
         np.testing.assert_allclose(std[row].item(), expected[1], rtol=2e-6)
 
@@ -172,19 +226,33 @@ def test_low_precision_inputs_are_computed_in_float32() -> None:
 
 def whole_schedule(kernel: str, level: float, steps: int, shift: float) -> BranchPlan:
     """Every step but the last is random."""
-    return BranchPlan(static(steps, shift).levels, (1,) * steps, (kernel,) * (steps - 1) + ("ode",), (level,) * (steps - 1) + (0.0,))
+    return BranchPlan(
+        static(steps, shift).levels,
+        (1,) * steps,
+        (kernel,) * (steps - 1) + ("ode",),
+        (level,) * (steps - 1) + (0.0,),
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize(("kernel", "level"), [("flow", 0.7), ("flow", 0.9), ("cps", 0.8), ("cps", 0.3), ("cps", 1.0)])
-def test_flow_and_cps_against_their_float64_formulas(kernel: str, level: float, shift: float) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "level"), [("flow", 0.7), ("flow", 0.9), ("cps", 0.8), ("cps", 0.3), ("cps", 1.0)]
+)
+def test_flow_and_cps_against_their_float64_formulas(
+    kernel: str, level: float, shift: float
+) -> None:
     """From pure noise (σ = 1) to the last step, which is not random."""
     steps = 10
     plan = whole_schedule(kernel, level, steps, shift)
     x, v = batch(steps)
     mean, std = kernels.transition(plan, torch.arange(steps), x, v)
     for step in range(steps):
-        values = x[step].double().numpy(), v[step].double().numpy(), float(plan.sigmas[step]), float(plan.sigmas[step + 1])
+        values = (
+            x[step].double().numpy(),
+            v[step].double().numpy(),
+            float(plan.sigmas[step]),
+            float(plan.sigmas[step + 1]),
+        )
         if step == steps - 1:
             expected = closed_forms.ode(*values)
         elif kernel == "flow":
@@ -195,19 +263,35 @@ def test_flow_and_cps_against_their_float64_formulas(kernel: str, level: float, 
         np.testing.assert_allclose(std[step].item(), expected[1], rtol=2e-6)
 
 
-def after_a_step(kernel: kernels.Kernel, velocity: Callable[[Tensor], Tensor], mean: float, var: float, sigma: float, dt: float, level: float) -> list[float]:
-    """[mean, variance] of x_next for x ~ N(mean, var) and an affine velocity: the kernel's mean is affine too, so two points tell all."""
+def after_a_step(
+    kernel: kernels.Kernel,
+    velocity: Callable[[Tensor], Tensor],
+    mean: float,
+    var: float,
+    sigma: float,
+    dt: float,
+    level: float,
+) -> list[float]:
+    """[mean, variance] of x_next for x ~ N(mean, var) and an affine velocity: the kernel's mean is
+    affine too, so two points tell all."""
     x = torch.tensor([[mean - math.sqrt(var)], [mean + math.sqrt(var)]], dtype=torch.float64)
-    levels = [torch.full((1, 1), value, dtype=torch.float64) for value in (sigma, sigma - dt, level)]
+    levels = [
+        torch.full((1, 1), value, dtype=torch.float64) for value in (sigma, sigma - dt, level)
+    ]
     below, std = kernel(x, velocity(x), *levels)
     low, high = below.flatten().tolist()
     return [(low + high) / 2, ((high - low) / 2) ** 2 + std.item() ** 2]
 
 
 @pytest.mark.parametrize("sigma", [0.9, 0.6, 0.25])
-@pytest.mark.parametrize(("kernel", "level"), [(kernels.flow, 0.7), (kernels.dance, 0.7), (kernels.ode, 0.0)])
-def test_the_marginals_of_gaussian_data_survive_a_small_step(kernel: kernels.Kernel, level: float, sigma: float) -> None:
-    """x0 ~ N(m, τ²): then x_σ ~ N((1 − σ)m, (1 − σ)²τ² + σ²) and v(x) = E[ε − x0 | x] is affine. The error is of order dt²."""
+@pytest.mark.parametrize(
+    ("kernel", "level"), [(kernels.flow, 0.7), (kernels.dance, 0.7), (kernels.ode, 0.0)]
+)
+def test_the_marginals_of_gaussian_data_survive_a_small_step(
+    kernel: kernels.Kernel, level: float, sigma: float
+) -> None:
+    """x0 ~ N(m, τ²): then x_σ ~ N((1 − σ)m, (1 − σ)²τ² + σ²) and v(x) = E[ε − x0 | x] is affine.
+    The error is of order dt²."""
     m, tau2 = 1.7, 0.4
 
     def marginal(s: float) -> list[float]:
@@ -219,7 +303,9 @@ def test_the_marginals_of_gaussian_data_survive_a_small_step(kernel: kernels.Ker
         return (sigma - (1 - sigma) * tau2) / var * (x - centre) - m
 
     def errors(dt: float) -> list[float]:
-        found = after_a_step(kernel, velocity, centre, var, sigma, dt, level)
+        found = after_a_step(
+            kernel, velocity=velocity, mean=centre, var=var, sigma=sigma, dt=dt, level=level
+        )
         return [abs(got - want) for got, want in zip(found, marginal(sigma - dt), strict=True)]
 
     for coarse, fine in zip(errors(2e-3), errors(1e-3), strict=True):
@@ -230,16 +316,34 @@ def test_the_marginals_of_gaussian_data_survive_a_small_step(kernel: kernels.Ker
 @pytest.mark.parametrize(("sigma", "dt"), [(1.0, 0.3), (0.9, 0.05), (0.5, 0.4), (0.2, 0.2)])
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.8, 1.0])
 def test_cps_keeps_the_noise_of_the_schedule_exactly(level: float, sigma: float, dt: float) -> None:
-    """x = (1 − σ)·x0 + σ·ε with its true velocity ε − x0: the sample is N((1 − σ')·x0, σ'²) for any step size."""
+    """x = (1 − σ)·x0 + σ·ε with its true velocity ε − x0: the sample is N((1 − σ')·x0, σ'²) for any
+    step size."""
     clean = -1.3
-    found = after_a_step(kernels.cps, lambda x: (x - clean) / sigma, (1 - sigma) * clean, sigma**2, sigma, dt, level)
-    np.testing.assert_allclose(found, [(1 - sigma + dt) * clean, (sigma - dt) ** 2], rtol=1e-12, atol=1e-12)
+    found = after_a_step(
+        kernels.cps,
+        velocity=lambda x: (x - clean) / sigma,
+        mean=(1 - sigma) * clean,
+        var=sigma**2,
+        sigma=sigma,
+        dt=dt,
+        level=level,
+    )
+    np.testing.assert_allclose(
+        found, [(1 - sigma + dt) * clean, (sigma - dt) ** 2], rtol=1e-12, atol=1e-12
+    )
 
 
 def test_stds_of_every_step() -> None:
     levels = static(6, 3.0).levels
     kernel = ("flow", "ode", "dance", "cps", "flow", "ode")
-    plan = BranchPlan(levels, (2, 1, 4, 1, 1, 1), kernel, (0.7, 0.0, 0.3, 0.8, 0.9, 0.0), "correlated", 4.0)
+    plan = BranchPlan(
+        sigmas=levels,
+        fanout=(2, 1, 4, 1, 1, 1),
+        kernel=kernel,
+        noise_scale=(0.7, 0.0, 0.3, 0.8, 0.9, 0.0),
+        branch_noise="correlated",
+        branch_scale=4.0,
+    )
     s = levels.astype(float)
     expected = [
         0.7 * math.sqrt(1 / (1 - s[1]) * (1 - s[1])),  # σ = 1: the denominator takes the next level
@@ -251,32 +355,48 @@ def test_stds_of_every_step() -> None:
     ]
     np.testing.assert_allclose(kernels.stds(plan), expected, rtol=1e-5)
     scaled = [4.0 * expected[0], 0.0, 4.0 * expected[2], *expected[3:]]  # steps 0 and 2 split
-    np.testing.assert_allclose(kernels.stds(replace(plan, branch_noise="scaled")), scaled, rtol=1e-5)
+    np.testing.assert_allclose(
+        kernels.stds(replace(plan, branch_noise="scaled")), scaled, rtol=1e-5
+    )
     assert kernels.stds(ode_plan(static(6, 3.0))) == [0.0] * 6
-    tailed = with_tail(replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, static(6, 3.0))
+    tailed = with_tail(
+        replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, static(6, 3.0)
+    )
     np.testing.assert_allclose(kernels.stds(tailed), [expected[0], 0.0, 0.0], rtol=1e-5)
 
 
 def tail_plan(random_steps: int, steps: int, ratio: float, shift: float = 3.0) -> BranchPlan:
     kernel = ("dance",) * random_steps + ("ode",) * (steps - random_steps)
-    return with_tail(BranchPlan(static(steps, shift).levels, (1,) * steps, kernel, (0.3,) * steps), ratio, static(steps, shift))
+    return with_tail(
+        BranchPlan(static(steps, shift).levels, (1,) * steps, kernel, (0.3,) * steps),
+        ratio,
+        static(steps, shift),
+    )
 
 
 def curved(x: Tensor, sigma: float) -> Tensor:
     """A velocity that is linear in nothing."""
-    return torch.tanh(1.7 * x.roll(1, dims=-1)) + torch.sin(3.0 * x + 2.0 * sigma) - 0.3 * x**2 * sigma
+    return (
+        torch.tanh(1.7 * x.roll(1, dims=-1)) + torch.sin(3.0 * x + 2.0 * sigma) - 0.3 * x**2 * sigma
+    )
 
 
 def follow_tail(plan: BranchPlan, start: int, x: Tensor) -> Tensor:
     clean = None
     for step in range(start, plan.steps):
-        x, clean = kernels.deterministic(plan, step, x, curved(x, float(plan.sigmas[step])), clean)
+        x, clean = kernels.deterministic(
+            plan, step=step, x=x, v=curved(x, float(plan.sigmas[step])), previous=clean
+        )
     return x
 
 
-@pytest.mark.parametrize(("random_steps", "steps", "count"), [(4, 25, 21), (4, 25, 8), (4, 25, 4), (13, 20, 3), (13, 20, 2), (3, 40, 15), (24, 25, 1)])
+@pytest.mark.parametrize(
+    ("random_steps", "steps", "count"),
+    [(4, 25, 21), (4, 25, 8), (4, 25, 4), (13, 20, 3), (13, 20, 2), (3, 40, 15), (24, 25, 1)],
+)
 def test_the_tail_is_diffusers_dpm_solver(random_steps: int, steps: int, count: int) -> None:
-    """2M, midpoint form; of first order at the tail's first step (no history) and at its last (σ = 0)."""
+    """2M, midpoint form; of first order at the tail's first step (no history) and at its last (σ =
+    0)."""
     from diffusers import DPMSolverMultistepScheduler
 
     plan = tail_plan(random_steps, steps, count / (steps - random_steps))
@@ -296,13 +416,18 @@ def test_the_tail_is_diffusers_dpm_solver(random_steps: int, steps: int, count: 
     x = batch(3, seed=9)[0]
     expected = x
     for index, time in enumerate(scheduler.timesteps):
-        expected = scheduler.step(curved(expected, float(scheduler.sigmas[index])), time, expected).prev_sample
+        expected = scheduler.step(
+            curved(expected, float(scheduler.sigmas[index])), time, expected
+        ).prev_sample
     torch.testing.assert_close(follow_tail(plan, random_steps, x), expected, rtol=0, atol=2e-5)
     euler = x
     for step in range(random_steps, plan.steps):
-        euler = euler + curved(euler, float(plan.sigmas[step])) * float(plan.sigmas[step + 1] - plan.sigmas[step])
+        euler = euler + curved(euler, float(plan.sigmas[step])) * float(
+            plan.sigmas[step + 1] - plan.sigmas[step]
+        )
     gap = (euler - expected).abs().max().item()
-    assert gap > 1e-3 if count > 2 else gap < 1e-6  # the first and the last step are of first order, which is Euler's step
+    # the first and the last step are of first order, which is Euler's step
+    assert gap > 1e-3 if count > 2 else gap < 1e-6
 
 
 def test_the_tail_against_its_float64_formula() -> None:
@@ -312,7 +437,12 @@ def test_the_tail_against_its_float64_formula() -> None:
     for step in range(start, plan.steps):
         sigma, after, last = (float(plan.sigmas[index]) for index in (step, step + 1, step - 1))
         clean = slow - sigma * curved(torch.from_numpy(slow), sigma).numpy()
-        slow, before = closed_forms.dpm(slow, clean, before, sigma, after, last), clean
+        slow, before = (
+            closed_forms.dpm(
+                slow, clean=clean, before=before, sigma=sigma, sigma_next=after, sigma_before=last
+            ),
+            clean,
+        )
     np.testing.assert_allclose(follow_tail(plan, start, x).numpy(), slow, rtol=0, atol=2e-5)
 
 
@@ -320,7 +450,7 @@ def test_a_tail_of_one_step_gives_the_clean_picture() -> None:
     plan = tail_plan(12, 20, 0.01)
     assert plan.kernel[12:] == ("dpm",)
     x, v = batch(3)
-    after, clean = kernels.deterministic(plan, 12, x, v, None)
+    after, clean = kernels.deterministic(plan, step=12, x=x, v=v, previous=None)
     expected = x.double() - float(plan.sigmas[12]) * v.double()
     for found in (after, clean):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-6)
@@ -328,10 +458,13 @@ def test_a_tail_of_one_step_gives_the_clean_picture() -> None:
 
 @pytest.mark.parametrize("ratio", [0.2, 0.4, 1.0])
 def test_the_tail_is_spaced_like_the_schedule(ratio: float) -> None:
-    """Even in t from the step behind the last random one, then shifted; what lies before is untouched."""
+    """Even in t from the step behind the last random one, then shifted; what lies before is
+    untouched."""
     plan, shift = tail_plan(4, 25, ratio, 2.0), 2.0
     t = np.linspace(21 / 25, 0.0, {0.2: 4, 0.4: 8, 1.0: 21}[ratio] + 1)
-    np.testing.assert_allclose(plan.sigmas[4:], shift * t / (1 + (shift - 1) * t), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(
+        plan.sigmas[4:], shift * t / (1 + (shift - 1) * t), rtol=0, atol=1e-7
+    )
     np.testing.assert_array_equal(plan.sigmas[:5], static(25, shift).levels[:5])
     if ratio == 1.0:
         np.testing.assert_allclose(plan.sigmas, static(25, shift).levels, rtol=0, atol=1e-7)

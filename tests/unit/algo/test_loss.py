@@ -28,17 +28,35 @@ CASES = [  # ratio, advantage, loss, d loss / d log-prob, clipped
 ]
 
 
-def edges(new: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, std: float = 0.1, dt: float = -0.05, shift: float = 0.0) -> Edges:
+def edges(
+    new: torch.Tensor,
+    old: torch.Tensor,
+    advantage: torch.Tensor,
+    std: float = 0.1,
+    dt: float = -0.05,
+    shift: float = 0.0,
+) -> Edges:
     """Edges of which all transitions are alike."""
     column = torch.ones_like(new[..., :1])
-    return Edges(new, old, advantage, std * column, dt * column, shift * column)
+    return Edges(
+        log_prob=new,
+        old_log_prob=old,
+        advantage=advantage,
+        std=std * column,
+        dt=dt * column,
+        shift=shift * column,
+    )
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "loss", "slope", "clipped"), CASES)
-def test_closed_form(ratio: float, advantage: float, loss: float, slope: float, clipped: bool) -> None:
+def test_closed_form(
+    ratio: float, advantage: float, loss: float, slope: float, clipped: bool
+) -> None:
     old = torch.tensor([-0.4], dtype=torch.float64)
     new = (old + log(ratio)).requires_grad_()
-    value, found, cut = ClippedLoss(clip_range=EPSILON)(edges(new, old, torch.tensor([advantage], dtype=torch.float64)))
+    value, found, cut = ClippedLoss(clip_range=EPSILON)(
+        edges(new, old, torch.tensor([advantage], dtype=torch.float64))
+    )
     value.sum().backward()
     assert value.item() == pytest.approx(loss)
     assert found.item() == pytest.approx(ratio)
@@ -60,19 +78,33 @@ def test_on_policy_the_gradient_is_minus_the_advantage() -> None:
 def draws(seed: int, rows: int = 6, columns: int = 3) -> tuple[torch.Tensor, ...]:
     """(new, old, advantage, std, dt, shift) in float64; no two transitions are alike."""
     generator = torch.Generator().manual_seed(seed)
-    new, noise, advantage = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(3))
-    std, dt, shift = (0.1 + torch.rand(rows, 1, generator=generator, dtype=torch.float64) for _ in range(3))
+    new, noise, advantage = (
+        torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    std, dt, shift = (
+        0.1 + torch.rand(rows, 1, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     return new, new - 0.2 * noise, advantage, std, -dt / 10, shift / 10
 
 
-def slopes(loss: Callable[[Edges], tuple[torch.Tensor, ...]], *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def slopes(
+    loss: Callable[[Edges], tuple[torch.Tensor, ...]], *values: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """(loss, ratio, cut, d Σ loss / d log-prob, d Σ loss / d shift)."""
     new, old, advantage, std, dt, shift = values
     new, shift = new.clone().requires_grad_(), shift.clone().requires_grad_()
-    value, ratio, cut = loss(Edges(new, old, advantage, std, dt, shift))
+    value, ratio, cut = loss(
+        Edges(log_prob=new, old_log_prob=old, advantage=advantage, std=std, dt=dt, shift=shift)
+    )
     by_new, by_shift = torch.autograd.grad(value.sum(), (new, shift), allow_unused=True)
     assert not ratio.requires_grad and not cut.requires_grad
-    return value.detach(), ratio, cut, by_new, torch.zeros_like(shift) if by_shift is None else by_shift
+    return (
+        value.detach(),
+        ratio,
+        cut,
+        by_new,
+        torch.zeros_like(shift) if by_shift is None else by_shift,
+    )
 
 
 def test_guard_closed_form() -> None:
@@ -88,7 +120,9 @@ def test_guard_closed_form() -> None:
             is_cut = -a * bounded > -a * rho
             slope = 0.0 if is_cut else -a * rho * s / -dt[i][0]  # ∂ρ/∂ log π = ρ·std
             slope_of_shift += slope / (2 * s * s)
-            assert value[i, k].item() == pytest.approx(max(-a * rho, -a * bounded) / -dt[i][0], rel=1e-12)
+            assert value[i, k].item() == pytest.approx(
+                max(-a * rho, -a * bounded) / -dt[i][0], rel=1e-12
+            )
             assert ratio[i, k].item() == pytest.approx(rho, rel=1e-12) and bool(cut[i, k]) is is_cut
             assert by_new[i, k].item() == pytest.approx(slope, rel=1e-12)
         assert by_shift[i, 0].item() == pytest.approx(slope_of_shift, rel=1e-12)
@@ -97,8 +131,19 @@ def test_guard_closed_form() -> None:
 
 def test_guard_without_scale_and_shift_is_the_clipped_surrogate() -> None:
     new, old, advantage, std, dt, shift = draws(2)
-    values = (new, old, advantage, torch.ones_like(std), -torch.ones_like(dt), torch.zeros_like(shift))
-    for found, wanted in zip(slopes(GuardLoss(clip_range=EPSILON), *values)[:4], slopes(ClippedLoss(clip_range=EPSILON), *values)[:4], strict=True):
+    values = (
+        new,
+        old,
+        advantage,
+        torch.ones_like(std),
+        -torch.ones_like(dt),
+        torch.zeros_like(shift),
+    )
+    for found, wanted in zip(
+        slopes(GuardLoss(clip_range=EPSILON), *values)[:4],
+        slopes(ClippedLoss(clip_range=EPSILON), *values)[:4],
+        strict=True,
+    ):
         assert torch.equal(found, wanted)
 
 
@@ -121,7 +166,11 @@ def test_dppo_closed_form(threshold: float) -> None:
 
 def test_dppo_without_a_bound_is_the_surrogate_without_clipping() -> None:
     values = draws(4)
-    for found, wanted in zip(slopes(DivergenceLoss(threshold=1e30), *values)[:4], slopes(ClippedLoss(clip_range=1e30), *values)[:4], strict=True):
+    for found, wanted in zip(
+        slopes(DivergenceLoss(threshold=1e30), *values)[:4],
+        slopes(ClippedLoss(clip_range=1e30), *values)[:4],
+        strict=True,
+    ):
         assert torch.equal(found, wanted)
 
 
@@ -134,15 +183,22 @@ def test_dppo_with_a_bound_of_nothing_cuts_exactly_what_moves_away() -> None:
 
 def test_dppo_keeps_an_edge_that_comes_back_or_has_no_advantage() -> None:
     old, shift = torch.zeros(1, 5, dtype=torch.float64), 1.0
-    new, advantage = torch.tensor([[0.1, -0.1, 0.1, -0.1, 0.0]], dtype=torch.float64), torch.tensor([[-1.0, 1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    new = torch.tensor([[0.1, -0.1, 0.1, -0.1, 0.0]], dtype=torch.float64)
+    advantage = torch.tensor([[-1.0, 1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
     assert not DivergenceLoss(threshold=1e-12)(edges(new, old, advantage, shift=shift))[2].any()
 
 
 @pytest.mark.parametrize("loss", [ClippedLoss(), GuardLoss(), DivergenceLoss()])
-def test_an_unmoved_policy_has_ratio_1_and_nothing_is_cut(loss: Callable[[Edges], tuple[torch.Tensor, ...]]) -> None:
+def test_an_unmoved_policy_has_ratio_1_and_nothing_is_cut(
+    loss: Callable[[Edges], tuple[torch.Tensor, ...]],
+) -> None:
     new, _, advantage, std, dt, shift = draws(6)
-    value, ratio, cut, by_new, _ = slopes(loss, new, new, advantage, std, dt, torch.zeros_like(shift))
+    value, ratio, cut, by_new, _ = slopes(
+        loss, new, new, advantage, std, dt, torch.zeros_like(shift)
+    )
     factor = std / -dt if isinstance(loss, GuardLoss) else torch.ones_like(std)
     assert torch.equal(ratio, torch.ones_like(ratio)) and not cut.any()
     assert torch.allclose(by_new, -advantage * factor, rtol=1e-12)
-    assert torch.allclose(value, -advantage / -dt if isinstance(loss, GuardLoss) else -advantage, rtol=1e-12)
+    assert torch.allclose(
+        value, -advantage / -dt if isinstance(loss, GuardLoss) else -advantage, rtol=1e-12
+    )

@@ -16,7 +16,15 @@ FORMS = [("correlated", 4.0), ("correlated", 1.0), ("scaled", 4.0), ("antithetic
 
 
 def siblings(form: str, scale: float, children: int = 2) -> torch.Tensor:
-    return noise.branch(form, scale, 11, KEY, 1, list(range(3, 3 + children)), (COUNT,)).double()
+    return noise.branch(
+        form,
+        scale=scale,
+        seed=11,
+        key=KEY,
+        parent=1,
+        children=list(range(3, 3 + children)),
+        shape=(COUNT,),
+    ).double()
 
 
 @pytest.mark.parametrize(("form", "scale"), FORMS)
@@ -50,7 +58,19 @@ def test_siblings_share_one_part_and_other_families_do_not() -> None:
 
     def shared(parent: int, children: list[int]) -> torch.Tensor:
         own = torch.stack([noise.draw(11, KEY, child, shape) for child in children])
-        return noise.branch("correlated", scale, 11, KEY, parent, children, shape) * math.sqrt(1 + scale**2) - scale * own
+        return (
+            noise.branch(
+                "correlated",
+                scale=scale,
+                seed=11,
+                key=KEY,
+                parent=parent,
+                children=children,
+                shape=shape,
+            )
+            * math.sqrt(1 + scale**2)
+            - scale * own
+        )
 
     first, other = shared(1, [3, 4, 5]), shared(2, [6, 7, 8])
     torch.testing.assert_close(first[0], first[1], rtol=0, atol=1e-5)
@@ -62,17 +82,31 @@ def test_siblings_share_one_part_and_other_families_do_not() -> None:
 
 @pytest.mark.parametrize("form", ["correlated", "scaled", "antithetic"])
 def test_an_only_child_needs_no_sibling(form: str) -> None:
-    alone = noise.branch(form, 4.0, 11, KEY, 1, [3], (6, 2))
+    alone = noise.branch(form, scale=4.0, seed=11, key=KEY, parent=1, children=[3], shape=(6, 2))
     assert alone.shape == (1, 6, 2)
     assert torch.equal(alone[0], noise.draw(11, KEY, 3, (6, 2)))
-    assert torch.equal(alone, noise.branch(form, 1.0, 11, KEY, 9, [3], (6, 2)))  # neither scale nor parent matter
+    # neither scale nor parent matter
+    assert torch.equal(
+        alone, noise.branch(form, scale=1.0, seed=11, key=KEY, parent=9, children=[3], shape=(6, 2))
+    )
 
 
 @pytest.mark.parametrize("form", ["correlated", "scaled", "antithetic"])
 def test_same_key_same_noise(form: str) -> None:
-    first = noise.branch(form, 4.0, 11, KEY, 1, [3, 4], (6, 2))
+    first = noise.branch(form, scale=4.0, seed=11, key=KEY, parent=1, children=[3, 4], shape=(6, 2))
     torch.randn(3)  # no global state
-    assert torch.equal(first, noise.branch(form, 4.0, 11, TreeKey("run", 4, 7, 1), 1, [3, 4], (6, 2)))
+    assert torch.equal(
+        first,
+        noise.branch(
+            form,
+            scale=4.0,
+            seed=11,
+            key=TreeKey("run", 4, 7, 1),
+            parent=1,
+            children=[3, 4],
+            shape=(6, 2),
+        ),
+    )
     assert first.dtype == torch.float32
 
 

@@ -50,7 +50,10 @@ def test_extremes_keep_the_best_and_the_worst() -> None:
 
 def test_extremes_rank_all_trees_of_the_prompt() -> None:
     rule = WidthPruning(mode="extremes")
-    assert kept(rule, [10.0, 11.0, 12.0, 13.0], [0.0, 1.0, 2.0, 3.0]) == [[*ALWAYS, 9, 10, 13, 14], [*ALWAYS, 7, 8, 11, 12]]
+    assert kept(rule, [10.0, 11.0, 12.0, 13.0], [0.0, 1.0, 2.0, 3.0]) == [
+        [*ALWAYS, 9, 10, 13, 14],
+        [*ALWAYS, 7, 8, 11, 12],
+    ]
 
 
 def test_extremes_of_two_prompts_are_apart() -> None:
@@ -59,7 +62,9 @@ def test_extremes_of_two_prompts_are_apart() -> None:
         assert np.flatnonzero(mask).tolist() == [*ALWAYS, 7, 10, 11, 14]
 
 
-@pytest.mark.parametrize(("ratio", "leaves"), [(0.25, 4), (0.5, 8), (0.75, 12), (1.0, 16), (0.01, 2), (0.3, 5)])
+@pytest.mark.parametrize(
+    ("ratio", "leaves"), [(0.25, 4), (0.5, 8), (0.75, 12), (1.0, 16), (0.01, 2), (0.3, 5)]
+)
 def test_extremes_ratio(ratio: float, leaves: int) -> None:
     tree = paper_tree()
     mask = WidthPruning(mode="extremes", ratio=ratio).keep(PAPER, [tree], 0)[0][-16:]
@@ -73,7 +78,9 @@ def test_extremes_ties_keep_the_lower_leaf() -> None:
     assert kept(WidthPruning(mode="extremes"), [5.0, 0.0, 0.0, 1.0]) == [[*ALWAYS, 7, 8, 11, 12]]
 
 
-@pytest.mark.parametrize("rewards", [[3.0, 3.0, 3.0, 3.0], [1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
+@pytest.mark.parametrize(
+    "rewards", [[3.0, 3.0, 3.0, 3.0], [1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]]
+)
 def test_extremes_keep_the_right_number_of_leaves_when_tied(rewards: list[float]) -> None:
     found = kept(WidthPruning(mode="extremes"), rewards)[0]
     assert len([node for node in found if node >= 11]) == 2
@@ -100,7 +107,8 @@ def test_fixed_depths() -> None:
 def test_window_slides_from_the_deepest_depth_to_behind_the_last_split(interval: int) -> None:
     rule = DepthPruning(interval=interval)
     for iteration in range(1000):
-        shift = min(iteration // interval, 4)  # depths 11 … 15 are the last stop: depth 10 holds the last split's edges
+        # depths 11 … 15 are the last stop: depth 10 holds the last split's edges
+        shift = min(iteration // interval, 4)
         assert rule.window_at(PAPER, iteration) == tuple(range(15 - shift, 20 - shift)), iteration
 
 
@@ -133,17 +141,29 @@ def test_edge_counts_of_the_paper() -> None:
 
 def test_rules_and_together() -> None:
     trees = [paper_tree()]
-    width, depth, both = ({"name": "width"}, {"name": "depth"}, None)
-    one, other = (pruned(rule).credit.assign(PAPER, trees, 45, {})[0].keep for rule in (width, depth))
+    width = {"name": "width"}
+    depth = {"name": "depth"}
+    both = None
+    one, other = (
+        pruned(rule).credit.assign(PAPER, trees, 45, {})[0].keep for rule in (width, depth)
+    )
     both = pruned(width, depth).credit.assign(PAPER, trees, 45, {})[0].keep
     assert np.array_equal(both, one & other)
-    assert int(both.sum()) == 202 - 80 - 4 * 8  # behind the last split 9 random depths: 5 dropped, 4 halved
+    # behind the last split 9 random depths: 5 dropped, 4 halved
+    assert int(both.sum()) == 202 - 80 - 4 * 8
 
 
 def test_pruning_changes_neither_rewards_nor_advantages() -> None:
-    trees = [paper_tree(), header(PAPER, list(range(16)), 0, 1), header(PAPER, [float(i % 3) for i in range(16)], 1)]
+    trees = [
+        paper_tree(),
+        header(PAPER, list(range(16)), 0, 1),
+        header(PAPER, [float(i % 3) for i in range(16)], 1),
+    ]
     plain = pruned().credit.assign(PAPER, trees, 45, {})
-    cut = pruned({"name": "width", "mode": "extremes", "ratio": 0.25}, {"name": "depth", "depths": [1, 2, 12]}).credit.assign(PAPER, trees, 45, {})
+    cut = pruned(
+        {"name": "width", "mode": "extremes", "ratio": 0.25},
+        {"name": "depth", "depths": [1, 2, 12]},
+    ).credit.assign(PAPER, trees, 45, {})
     for before, after in zip(plain, cut, strict=True):
         assert np.array_equal(before.advantage, after.advantage)
         assert np.array_equal(before.node_reward, after.node_reward)
@@ -153,7 +173,9 @@ def test_pruning_changes_neither_rewards_nor_advantages() -> None:
 
 
 def chain_trees(plan: BranchPlan, chains: int, prompts: int = 1) -> list[TreeHeader]:
-    return [header(plan, [0.0], prompt, tree) for prompt in range(prompts) for tree in range(chains)]
+    return [
+        header(plan, [0.0], prompt, tree) for prompt in range(prompts) for tree in range(chains)
+    ]
 
 
 def steps_kept(plan: BranchPlan, mask: np.ndarray) -> list[int]:
@@ -164,8 +186,12 @@ def steps_kept(plan: BranchPlan, mask: np.ndarray) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(0.6, 12), (0.01, 1), (0.33, 7), (0.9, 18), (0.95, 19), (1.0, 19)])
-def test_steps_keep_a_fraction_of_all_steps_as_far_as_they_can_be_trained(fraction: float, count: int) -> None:
+@pytest.mark.parametrize(
+    ("fraction", "count"), [(0.6, 12), (0.01, 1), (0.33, 7), (0.9, 18), (0.95, 19), (1.0, 19)]
+)
+def test_steps_keep_a_fraction_of_all_steps_as_far_as_they_can_be_trained(
+    fraction: float, count: int
+) -> None:
     plan = ChainMethod().plan(0, static(20, 3.0))
     for mask in StepPruning(fraction=fraction).keep(plan, chain_trees(plan, 8), 3):
         found = steps_kept(plan, mask)
@@ -191,15 +217,19 @@ def test_drawn_steps_are_a_function_of_seed_iteration_and_tree() -> None:
     plan, rule = ChainMethod().plan(0, static(20, 3.0)), StepPruning()
     trees = chain_trees(plan, 4, 3)
 
-    def drawn(order: list[TreeHeader], iteration: int = 0, seed: int = 0) -> dict[tuple[int, int], tuple[int, ...]]:
+    def drawn(
+        order: list[TreeHeader], iteration: int = 0, seed: int = 0
+    ) -> dict[tuple[int, int], tuple[int, ...]]:
         return {
-            (tree.key.prompt, tree.key.tree): tuple(steps_kept(plan, mask)) for tree, mask in zip(order, rule.keep(plan, order, iteration, seed), strict=True)
+            (tree.key.prompt, tree.key.tree): tuple(steps_kept(plan, mask))
+            for tree, mask in zip(order, rule.keep(plan, order, iteration, seed), strict=True)
         }
 
     first = drawn(trees)
     assert len(set(first.values())) == len(trees)
     assert drawn(trees) == first == drawn(trees[::-1])
-    assert {name: first[name] for name in drawn(trees[2:5])} == drawn(trees[2:5])  # whatever the other trees are
+    # whatever the other trees are
+    assert {name: first[name] for name in drawn(trees[2:5])} == drawn(trees[2:5])
     for other in (drawn(trees, iteration=1), drawn(trees, seed=1)):
         assert all(other[name] != steps for name, steps in first.items())
 
@@ -212,15 +242,23 @@ def test_every_step_is_drawn_equally_often() -> None:
     assert counts.sum() == 12 * trees
 
 
-@pytest.mark.parametrize(("ratio", "best", "worst"), [(0.5, 3, 3), (0.25, 2, 1), (0.01, 1, 1), (1.0, 6, 6)])
+@pytest.mark.parametrize(
+    ("ratio", "best", "worst"), [(0.5, 3, 3), (0.25, 2, 1), (0.01, 1, 1), (1.0, 6, 6)]
+)
 def test_extremes_of_chains_are_best_of_n(ratio: float, best: int, worst: int) -> None:
     plan, draw = ChainMethod(chains=12).plan(0, static(6, 3.0)), np.random.default_rng(8)
     rewards = [draw.normal(5.0 * prompt, size=12) for prompt in range(2)]
-    trees = [header(plan, [value], prompt, tree) for prompt, values in enumerate(rewards) for tree, value in enumerate(values)]
+    trees = [
+        header(plan, [value], prompt, tree)
+        for prompt, values in enumerate(rewards)
+        for tree, value in enumerate(values)
+    ]
     masks = WidthPruning(mode="extremes", ratio=ratio).keep(plan, trees, 0)
     for tree, mask in zip(trees, masks, strict=True):
-        place = int((rewards[tree.key.prompt] > rewards[tree.key.prompt][tree.key.tree]).sum())  # 0 = the best of its prompt
-        assert set(mask[1:].tolist()) == {place < best or place >= 12 - worst}  # a whole chain, or nothing of it
+        # 0 = the best of its prompt
+        place = int((rewards[tree.key.prompt] > rewards[tree.key.prompt][tree.key.tree]).sum())
+        # a whole chain, or nothing of it
+        assert set(mask[1:].tolist()) == {place < best or place >= 12 - worst}
 
 
 def test_parent_top1_needs_a_tree() -> None:
@@ -231,7 +269,9 @@ def test_parent_top1_needs_a_tree() -> None:
 
 def test_a_window_that_does_not_slide_stays_at_the_deepest_depths() -> None:
     rule = DepthPruning(slide=False, interval=1)
-    assert {rule.window_at(PAPER, iteration) for iteration in (0, 1, 10, 1000)} == {(15, 16, 17, 18, 19)}
+    assert {rule.window_at(PAPER, iteration) for iteration in (0, 1, 10, 1000)} == {
+        (15, 16, 17, 18, 19)
+    }
 
 
 @pytest.mark.parametrize(("stop", "lowest"), [(13, 13), (11, 11), (4, 4), (1, 1), (17, 17)])
@@ -246,4 +286,7 @@ def test_stop_depth_is_where_the_window_ends(stop: int, lowest: int) -> None:
 
 def test_on_chains_the_window_slides_to_the_first_depth() -> None:
     plan = ChainMethod().plan(0, static(20, 3.0))
-    assert [DepthPruning(interval=1).window_at(plan, iteration) for iteration in (0, 14, 99)] == [tuple(range(15, 20)), *[tuple(range(1, 6))] * 2]
+    assert [DepthPruning(interval=1).window_at(plan, iteration) for iteration in (0, 14, 99)] == [
+        tuple(range(15, 20)),
+        *[tuple(range(1, 6))] * 2,
+    ]

@@ -1,4 +1,5 @@
-"""Sliding windows over 1,000 iterations against what METHODS says of them, counted out one iteration at a time."""
+"""Sliding windows over 1,000 iterations against what METHODS says of them, counted out one
+iteration at a time."""
 
 from __future__ import annotations
 
@@ -38,13 +39,28 @@ def timetable(stays: list[int], at_end: str) -> list[int]:
 @pytest.mark.parametrize("at_end", ["stay", "wrap"])
 @pytest.mark.parametrize("strategy", ["progressive", "decay", "exp_decay"])
 def test_the_window_is_where_its_timetable_says(strategy: str, at_end: str) -> None:
-    for steps, size, stride, reach in itertools.product((5, 20), (1, 4, 7), (1, 4), (0.3, 0.5, 1.0)):
-        window = Window(size=size, stride=stride, interval=7, strategy=strategy, at_end=at_end, reach=reach, threshold=3, decay=0.17)
+    for steps, size, stride, reach in itertools.product(
+        (5, 20), (1, 4, 7), (1, 4), (0.3, 0.5, 1.0)
+    ):
+        window = Window(
+            size=size,
+            stride=stride,
+            interval=7,
+            strategy=strategy,
+            at_end=at_end,
+            reach=reach,
+            threshold=3,
+            decay=0.17,
+        )
         positions = slow_positions(steps, size, stride, reach)
         assert [list(position) for position in window.positions(steps)] == positions
         stays = []
         for position in positions:
-            exact = {"progressive": 7.0, "decay": 7 * (1 - position[0] / (steps - 1)), "exp_decay": 7 * math.exp(-0.17 * max(0, position[0] - 3))}[strategy]
+            exact = {
+                "progressive": 7.0,
+                "decay": 7 * (1 - position[0] / (steps - 1)),
+                "exp_decay": 7 * math.exp(-0.17 * max(0, position[0] - 3)),
+            }[strategy]
             stays.append(max(1, round(exact)))
         for iteration, index in enumerate(timetable(stays, at_end)):
             found = window.at(iteration, steps, seed=0)
@@ -53,7 +69,8 @@ def test_the_window_is_where_its_timetable_says(strategy: str, at_end: str) -> N
 
 
 def test_progressive_advances_by_a_stride_each_interval() -> None:
-    """MixGRPO: 4 of 25 steps, stride 1, every 25 iterations; steps 20 … 23 are the last stop, step 24 is never random."""
+    """MixGRPO: 4 of 25 steps, stride 1, every 25 iterations; steps 20 … 23 are the last stop, step
+    24 is never random."""
     for at_end in ("stay", "wrap"):
         window = Window(size=4, stride=1, interval=25, at_end=at_end)
         for iteration in range(ITERATIONS):
@@ -73,7 +90,18 @@ def test_the_five_positions_of_branchgrpo_mix() -> None:
 def test_decay_stays_ever_shorter() -> None:
     """interval·(1 − start/(T − 1)): with T = 11 and interval 10 that is 10 − start."""
     assert Window(size=4, strategy="decay", interval=10).stays(11) == [10, 9, 8, 7, 6, 5, 4]
-    assert Window(size=1, strategy="decay", interval=10).stays(11) == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert Window(size=1, strategy="decay", interval=10).stays(11) == [
+        10,
+        9,
+        8,
+        7,
+        6,
+        5,
+        4,
+        3,
+        2,
+        1,
+    ]
     assert Window(size=4, strategy="decay", interval=1).stays(11) == [1] * 7  # never 0
 
 
@@ -85,10 +113,15 @@ def test_exp_decay_halves_behind_its_threshold() -> None:
 
 
 @pytest.mark.parametrize(("size", "stride", "reach"), [(4, 1, 1.0), (4, 4, 1.0), (2, 1, 0.5)])
-def test_random_windows_depend_on_seed_and_iteration_alone_and_cover_all_positions(size: int, stride: int, reach: float) -> None:
+def test_random_windows_depend_on_seed_and_iteration_alone_and_cover_all_positions(
+    size: int, stride: int, reach: float
+) -> None:
     window = Window(size=size, stride=stride, strategy="random", reach=reach)
     found = [window.at(iteration, 20, 3) for iteration in range(ITERATIONS)]
-    again = {iteration: Window(**window.model_dump()).at(iteration, 20, 3) for iteration in np.random.default_rng(0).permutation(ITERATIONS).tolist()}
+    again = {
+        iteration: Window(**window.model_dump()).at(iteration, 20, 3)
+        for iteration in np.random.default_rng(0).permutation(ITERATIONS).tolist()
+    }
     assert [again[iteration] for iteration in range(ITERATIONS)] == found
     assert [window.at(iteration, 20, 4) for iteration in range(ITERATIONS)] != found
     positions = [tuple(position) for position in slow_positions(20, size, stride, reach)]
@@ -108,7 +141,8 @@ def test_a_window_without_steps_is_always_empty(strategy: str) -> None:
 @pytest.mark.parametrize("steps", [2, 3, 5])
 @pytest.mark.parametrize("strategy", ["progressive", "random", "decay", "exp_decay"])
 def test_short_schedules_keep_a_window(strategy: str, steps: int) -> None:
-    """Wider than the schedule, or reaching over less than one step: never empty, never the last step."""
+    """Wider than the schedule, or reaching over less than one step: never empty, never the last
+    step."""
     for size, reach in ((9, 1.0), (1, 0.01), (9, 0.01)):
         window = Window(size=size, strategy=strategy, reach=reach, interval=3)
         for iteration in range(50):
@@ -116,7 +150,18 @@ def test_short_schedules_keep_a_window(strategy: str, steps: int) -> None:
             assert found and found[0] >= 0 and found[-1] < steps - 1
 
 
-@pytest.mark.parametrize("wrong", [{"size": -1}, {"stride": 0}, {"interval": 0}, {"reach": 0.0}, {"reach": 1.1}, {"strategy": "drunk"}, {"at_end": "stop"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": -1},
+        {"stride": 0},
+        {"interval": 0},
+        {"reach": 0.0},
+        {"reach": 1.1},
+        {"strategy": "drunk"},
+        {"at_end": "stop"},
+    ],
+)
 def test_windows_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Window(**wrong)

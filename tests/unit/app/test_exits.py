@@ -16,11 +16,18 @@ ROOT = QUICKSTART.parents[1]
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["config", "--schema"], exits.UNREAD), (["config"], exits.UNREAD), (["--help"], 0)],  # argparse itself passes over a closed pipe
+    # argparse itself passes over a closed pipe
+    [(["config", "--schema"], exits.UNREAD), (["config"], exits.UNREAD), (["--help"], 0)],
 )
 def test_output_that_nobody_reads_ends_without_a_trace(arguments: list[str], code: int) -> None:
     """As `run.py config --schema | head -0`: the reader is gone before anything is written."""
-    running = subprocess.Popen([sys.executable, "run.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [sys.executable, "run.py", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert running.stdout is not None
     running.stdout.close()
     _, err = running.communicate(timeout=60)
@@ -40,4 +47,6 @@ def test_a_line_for_each_mistake(capsys: pytest.CaptureFixture[str]) -> None:
         raise UserError("one\ntwo, got 'sftp://me:hunter2@host/x'")
 
     assert exits.exit_code(bad) == 2
-    assert capsys.readouterr().err == "error: one\nerror: two, got 'sftp://me:***masked***@host/x'\n"
+    assert (
+        capsys.readouterr().err == "error: one\nerror: two, got 'sftp://me:***masked***@host/x'\n"
+    )

@@ -1,4 +1,5 @@
-"""What is wanted of a run, what it says of itself, and how that looks; without Ray. The rest is in integration/test_control_ray.py."""
+"""What is wanted of a run, what it says of itself, and how that looks; without Ray. The rest is in
+integration/test_control_ray.py."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ class Head:
         self.kept: dict[bytes, bytes] = {}
         self.jobs = {b"\1": False}
 
-    def internal_kv_put(self, key: bytes, value: bytes, overwrite: bool, space: bytes, timeout: float) -> int:
+    def internal_kv_put(
+        self, key: bytes, value: bytes, overwrite: bool, space: bytes, timeout: float
+    ) -> int:
         new = key not in self.kept
         if new or overwrite:
             self.kept[key] = value
@@ -44,11 +47,17 @@ class Head:
     def internal_kv_keys(self, begin: bytes, space: bytes, timeout: float) -> list[bytes]:
         return [key for key in self.kept if key.startswith(begin)]
 
-    def internal_kv_multi_get(self, keys: list[bytes], space: bytes, timeout: float) -> dict[bytes, bytes]:
+    def internal_kv_multi_get(
+        self, keys: list[bytes], space: bytes, timeout: float
+    ) -> dict[bytes, bytes]:
         return {key: self.kept[key] for key in keys if key in self.kept}
 
     def internal_kv_del(self, key: bytes, by_beginning: bool, space: bytes, timeout: float) -> None:
-        self.kept = {one: value for one, value in self.kept.items() if one != key and not (by_beginning and one.startswith(key))}
+        self.kept = {
+            one: value
+            for one, value in self.kept.items()
+            if one != key and not (by_beginning and one.startswith(key))
+        }
 
     def get_all_job_info(self, timeout: float, **_: bool) -> dict[bytes, Any]:
         return {job: SimpleNamespace(is_dead=dead) for job, dead in self.jobs.items()}
@@ -60,7 +69,14 @@ def head() -> Head:
 
 
 def notice(**told: Any) -> dict[str, Any]:
-    return {"run": "demo", "job": "01", "wanted": DESIRED, "limits": LIMITS, "updated": time.time(), **told}
+    return {
+        "run": "demo",
+        "job": "01",
+        "wanted": DESIRED,
+        "limits": LIMITS,
+        "updated": time.time(),
+        **told,
+    }
 
 
 @pytest.fixture
@@ -80,19 +96,38 @@ def worker(name: str, state: str = "ready", version: int = 3) -> control.WorkerS
 
 SNAPSHOT: Snapshot = {
     "ready": {"rollout": 1, "reward": 1, "learner": 1},
-    "phase": "training", "iteration": 7, "planned": 20, "reward": 0.5, "held_out": {"ocr/exact": 0.25}, "seconds": {"grow": 1.5, "update": 0.25},
-    "workers": {"rollout": [worker("demo/rollout-0"), worker("demo/rollout-1", "starting", -1)], "reward": [worker("demo/reward-0")],
-                "learner": [worker("demo/learner-0")]},
-    "version": 3, "epoch": 1, "restarts": {"died": 2}, "checkpoint": {"iteration": 6, "path": "/runs/[demo]/6"}, "started": 100.0, "trained": 90.0,
-}  # fmt: skip
+    "phase": "training",
+    "iteration": 7,
+    "planned": 20,
+    "reward": 0.5,
+    "held_out": {"ocr/exact": 0.25},
+    "seconds": {"grow": 1.5, "update": 0.25},
+    "workers": {
+        "rollout": [worker("demo/rollout-0"), worker("demo/rollout-1", "starting", -1)],
+        "reward": [worker("demo/reward-0")],
+        "learner": [worker("demo/learner-0")],
+    },
+    "version": 3,
+    "epoch": 1,
+    "restarts": {"died": 2},
+    "checkpoint": {"iteration": 6, "path": "/runs/[demo]/6"},
+    "started": 100.0,
+    "trained": 90.0,
+}
 
 
 def test_scaling_sets_what_is_wanted_and_says_when(watched: Watched) -> None:
     changed = watched.scale({"rollout": 6, "learner": 2})
-    assert changed == {"rollout": {"from": 2, "to": 6, "when": "now"}, "learner": {"from": 1, "to": 2, "when": "at the next checkpoint"}}
+    assert changed == {
+        "rollout": {"from": 2, "to": 6, "when": "now"},
+        "learner": {"from": 1, "to": 2, "when": "at the next checkpoint"},
+    }
     assert watched.status()["desired"] == {"rollout": 6, "reward": 1, "learner": 2}
     again = watched.scale({"rollout": 6, "learner": 2})
-    assert {role: (change["from"], change["to"]) for role, change in again.items()} == {"rollout": (6, 6), "learner": (2, 2)}
+    assert {role: (change["from"], change["to"]) for role, change in again.items()} == {
+        "rollout": (6, 6),
+        "learner": (2, 2),
+    }
     assert watched.board.wishes("demo", ROLES) == {"rollout": 6, "learner": 2}
 
 
@@ -104,7 +139,9 @@ def test_scaling_sets_what_is_wanted_and_says_when(watched: Watched) -> None:
         ({"rollout": 4, "reward": 0}, ["1 … 4 reward", "got 0"]),
     ],
 )
-def test_a_refusal_is_one_line_and_changes_nothing(watched: Watched, counts: dict[str, int], words: list[str]) -> None:
+def test_a_refusal_is_one_line_and_changes_nothing(
+    watched: Watched, counts: dict[str, int], words: list[str]
+) -> None:
     line = refusal(watched.scale, counts)
     assert all(word in line for word in words)
     assert watched.status()["desired"] == DESIRED and not watched.board.wishes("demo", ROLES)
@@ -114,7 +151,9 @@ def test_status_counts_ready_workers_and_what_is_to_come(watched: Watched) -> No
     report(watched, SNAPSHOT, updated=time.time() - 5)
     status = watched.status()
     assert 5 <= status["age"] < 8 and status["iteration"] == 7
-    assert status["ready"] == {"rollout": 1, "reward": 1, "learner": 1} and status["pending"] == {"rollout": "now"}
+    assert status["ready"] == {"rollout": 1, "reward": 1, "learner": 1} and status["pending"] == {
+        "rollout": "now"
+    }
     watched.scale({"rollout": 1, "learner": 2})
     assert watched.status()["pending"] == {"learner": "at the next checkpoint"}
     report(watched, SNAPSHOT, updated=time.time() + 60)  # a clock that is ahead
@@ -130,7 +169,10 @@ def test_stopping_is_asked_once_and_for_all(watched: Watched) -> None:
 def test_a_role_that_follows_the_cluster_is_not_scaled(watched: Watched) -> None:
     report(watched, {"following": {"rollout": 5}})
     line = refusal(watched.scale, {"rollout": 3, "reward": 1})
-    assert line == "scale: rollout workers follow the cluster by themselves (rollout.workers: auto), got 3"
+    assert (
+        line
+        == "scale: rollout workers follow the cluster by themselves (rollout.workers: auto), got 3"
+    )
     assert watched.status()["desired"] == {"rollout": 5, "reward": 1, "learner": 1}
 
 
@@ -141,11 +183,15 @@ def test_a_number_that_cannot_be_had_says_why(watched: Watched) -> None:
     assert line_of(text_of(watched.status()), "learner ").startswith("1/2, cluster: expected room")
 
 
-def test_a_run_whose_driver_is_gone_is_no_run_and_its_name_is_free(head: Head, watched: Watched) -> None:
+def test_a_run_whose_driver_is_gone_is_no_run_and_its_name_is_free(
+    head: Head, watched: Watched
+) -> None:
     watched.stop()
     assert "run.name: expected one that no run" in refusal(watched.board.claim, "demo", notice())
     head.jobs[b"\1"] = True
-    assert watched.board.runs() == [] and "demo has ended" in refusal(watched.status) == refusal(watched.scale, {}) == refusal(watched.stop)
+    assert watched.board.runs() == [] and "demo has ended" in refusal(watched.status) == refusal(
+        watched.scale, {}
+    ) == refusal(watched.stop)
     head.jobs[b"\2"] = False
     watched.board.claim("other", notice(job="02"))
     assert [key for key in head.kept] == [b"run:other"]  # what the dead left is swept
@@ -162,14 +208,31 @@ def test_runs_of_several_rays_are_told_apart(head: Head, watched: Watched) -> No
     assert control.find(both, "") == watched  # the only run, whatever else is there
     for name in ("far-1", "far-2", "demo-2"):
         far.claim(name, notice())
-    assert control.find(both, "far-1").board is far and control.find(both, "/some/runs/far-2").run == "far-2"
-    assert control.find(both, "demo") == watched and control.find(both, "demo-") == Watched(far, "demo-2")
-    places = "demo (--address 127.0.0.1:1), demo-2 (--address 127.0.0.1:2), far-1 (--address 127.0.0.1:2), far-2 (--address 127.0.0.1:2)"
+    assert (
+        control.find(both, "far-1").board is far
+        and control.find(both, "/some/runs/far-2").run == "far-2"
+    )
+    assert control.find(both, "demo") == watched and control.find(both, "demo-") == Watched(
+        far, "demo-2"
+    )
+    places = (
+        "demo (--address 127.0.0.1:1), demo-2 (--address 127.0.0.1:2), far-1 (--address "
+        "127.0.0.1:2), far-2 (--address 127.0.0.1:2)"
+    )
     assert refusal(control.find, both, "") == f"--run: expected one of {places}, got none"
-    assert refusal(control.find, both, "far") == f"--run: expected one of {places}, got 'far', which begins several"
-    assert refusal(control.find, [far], "nobody") == "--run: expected one of demo-2, far-1, far-2, got 'nobody'"
+    assert (
+        refusal(control.find, both, "far")
+        == f"--run: expected one of {places}, got 'far', which begins several"
+    )
+    assert (
+        refusal(control.find, [far], "nobody")
+        == "--run: expected one of demo-2, far-1, far-2, got 'nobody'"
+    )
     second.jobs[b"\1"] = True
-    assert refusal(control.find, [far], "") == "--run: expected a run on the Ray at 127.0.0.1:2, there is none"
+    assert (
+        refusal(control.find, [far], "")
+        == "--run: expected a run on the Ray at 127.0.0.1:2, there is none"
+    )
 
 
 def text_of(status: dict[str, Any]) -> str:
@@ -200,12 +263,16 @@ def test_a_status_on_a_terminal(watched: Watched) -> None:
     assert line_of(text, "checkpoint") == "iteration 6: /runs/[demo]/6"  # a bracket is no markup
     assert line_of(text, "rollout ") == "1/2 demo/rollout-0 ready v3 1 node-a"
     assert "demo/rollout-1 starting – 1 node-a" in " ".join(text.split())
-    assert line_of(text, "learner ") == "1/2, at the next checkpoint demo/learner-0 ready v3 1 node-a"
+    assert (
+        line_of(text, "learner ") == "1/2, at the next checkpoint demo/learner-0 ready v3 1 node-a"
+    )
 
 
 def test_a_status_before_the_first_checkpoint(watched: Watched) -> None:
     report(watched, SNAPSHOT, checkpoint={"iteration": 0, "path": "/runs/demo"})
-    assert line_of(text_of(watched.status()), "checkpoint") == "none yet, they will be in /runs/demo"
+    assert (
+        line_of(text_of(watched.status()), "checkpoint") == "none yet, they will be in /runs/demo"
+    )
 
 
 def test_a_status_before_the_first_report(watched: Watched) -> None:
@@ -217,8 +284,18 @@ def test_a_status_before_the_first_report(watched: Watched) -> None:
 
 
 def test_json_has_no_nan() -> None:
-    value = {"reward": float("nan"), "seconds": {"grow": 1.5}, "workers": [float("inf"), 2], "name": "x"}
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {"reward": None, "seconds": {"grow": 1.5}, "workers": [None, 2], "name": "x"}
+    value = {
+        "reward": float("nan"),
+        "seconds": {"grow": 1.5},
+        "workers": [float("inf"), 2],
+        "name": "x",
+    }
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
+        "reward": None,
+        "seconds": {"grow": 1.5},
+        "workers": [None, 2],
+        "name": "x",
+    }
 
 
 # Reaching Ray
@@ -244,18 +321,28 @@ Serve = Callable[[str], str]
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Something at an address that answers the question for health, and wants this token if it is not empty."""
+    """Something at an address that answers the question for health, and wants this token if it is
+    not empty."""
     servers = []
 
     def serving(token: str) -> str:
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-            if token and dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}":
+            if (
+                token
+                and dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}"
+            ):
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
             return b""
 
         server = grpc.server(ThreadPoolExecutor(1))
         handler = grpc.unary_unary_rpc_method_handler(answer)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("ray.rpc.NodeInfoGcsService", {"CheckAlive": handler}),))
+        server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    "ray.rpc.NodeInfoGcsService", {"CheckAlive": handler}
+                ),
+            )
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
@@ -289,7 +376,9 @@ def test_a_ray_that_asks_for_a_token_gets_the_one_in_the_file(serve: Serve, tmp_
     reach.greet(address)  # now with the mode that is set
 
 
-def test_a_wrong_token_is_named_and_never_shown(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_is_named_and_never_shown(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "guess")
     line = refusal(reach.greet, serve("secret"))
     assert "asks for a token" in line and "another token" in line and "guess" not in line
@@ -311,36 +400,66 @@ def test_no_ray_at_an_address(closed_port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "words"), [("local", "got local"), ("http://head:8265", "ray job submit"), ("ray://head:10001", "HOST:PORT"), ("head", "HOST:PORT")]
+    ("address", "words"),
+    [
+        ("local", "got local"),
+        ("http://head:8265", "ray job submit"),
+        ("ray://head:10001", "HOST:PORT"),
+        ("head", "HOST:PORT"),
+    ],
 )
 def test_addresses_of_another_kind(address: str, words: str) -> None:
     assert words in refusal(connect, address)
 
 
-def test_ray_address_counts_where_none_is_given(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+def test_ray_address_counts_where_none_is_given(
+    monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
     assert all(str(closed_port) in refusal(connect, address) for address in ("", "auto"))
 
 
-@pytest.mark.parametrize(("found", "words"), [([], "none runs"), (["10.0.0.2:1", "10.0.0.1:1"], "10.0.0.1:1, 10.0.0.2:1")])
-def test_without_an_address_the_only_ray_on_this_machine(monkeypatch: pytest.MonkeyPatch, found: list[str], words: str) -> None:
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [([], "none runs"), (["10.0.0.2:1", "10.0.0.1:1"], "10.0.0.1:1, 10.0.0.2:1")],
+)
+def test_without_an_address_the_only_ray_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, found: list[str], words: str
+) -> None:
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset(found))
     line = refusal(connect, "")
     assert "expected RAY_ADDRESS or --address" in line and words in line
 
 
-def test_boards_of_all_rays_on_this_machine_that_let_us_in(monkeypatch: pytest.MonkeyPatch, serve: Serve, closed_port: int) -> None:
-    open_one, locked, gone = serve(""), serve("secret"), f"127.0.0.1:{closed_port}"
+def test_boards_of_all_rays_on_this_machine_that_let_us_in(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, closed_port: int
+) -> None:
+    open_one = serve("")
+    locked = serve("secret")
+    gone = f"127.0.0.1:{closed_port}"
     monkeypatch.setattr("cluster.board.GcsClient", lambda address: address)
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset({open_one, locked, gone}))
+    monkeypatch.setattr(
+        "ray._private.services.find_gcs_addresses", lambda: frozenset({open_one, locked, gone})
+    )
     assert [board.address for board in boards("")] == [open_one]
     assert "no token" in refusal(boards, locked) and "nothing answers" in refusal(boards, gone)
 
 
-def test_how_to_get_the_token_is_said_where_the_dashboard_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_how_to_get_the_token_is_said_where_the_dashboard_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     made = Session("127.0.0.1:6379", "http://127.0.0.1:8265", True)
-    assert made.notes()[1] == "Ray dashboard: http://127.0.0.1:8265" and "127.0.0.1:6379" in made.notes()[0]
+    assert (
+        made.notes()[1] == "Ray dashboard: http://127.0.0.1:8265"
+        and "127.0.0.1:6379" in made.notes()[0]
+    )
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert made.notes()[1] == f"Ray dashboard: http://127.0.0.1:8265, which asks for a token: cat {tmp_path / 'token'}"
+    assert (
+        made.notes()[1]
+        == f"Ray dashboard: http://127.0.0.1:8265, which asks for a token: cat {tmp_path / 'token'}"
+    )
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    assert made.notes()[1].endswith("asks for a token: that in RAY_AUTH_TOKEN") and len(Session("127.0.0.1:1", "", True).notes()) == 1
+    assert (
+        made.notes()[1].endswith("asks for a token: that in RAY_AUTH_TOKEN")
+        and len(Session("127.0.0.1:1", "", True).notes()) == 1
+    )

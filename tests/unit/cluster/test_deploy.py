@@ -1,4 +1,5 @@
-"""Deployment files: generated ones are fresh, manifests have the fields and types that KubeRay and Kubernetes know."""
+"""Deployment files: generated ones are fresh, manifests have the fields and types that KubeRay and
+Kubernetes know."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ from cluster.placement import bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Fields used, and their types. Ray's are of KubeRay's CRDs (helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml and
-# ray.io_rayjobs.yaml in ray-project/kuberay, v1 of release 1.5), the rest of Kubernetes' own schema. POD = a pod template.
+# Fields used, and their types. Ray's are of KubeRay's CRDs
+# (helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml and ray.io_rayjobs.yaml in
+# ray-project/kuberay, v1 of release 1.5), the rest of Kubernetes' own schema. POD = a pod template.
 POD = {
     "metadata.labels": dict,
     "spec.terminationGracePeriodSeconds": int,
@@ -64,7 +66,11 @@ CLUSTER = {
     "workerGroupSpecs[].minReplicas": int,
     "workerGroupSpecs[].maxReplicas": int,
     "workerGroupSpecs[].rayStartParams": dict,
-    **{f"{group}.template.{path}": kind for group in ("headGroupSpec", "workerGroupSpecs[]") for path, kind in POD.items()},
+    **{
+        f"{group}.template.{path}": kind
+        for group in ("headGroupSpec", "workerGroupSpecs[]")
+        for path, kind in POD.items()
+    },
 }
 JOB = {
     "submissionMode": str,
@@ -86,7 +92,11 @@ def load(name: str) -> Any:
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     """Every leaf of a manifest with its path; [] is any place in a list."""
     if isinstance(value, dict) and path.rpartition(".")[2] not in MAPS:
-        return [found for key, one in value.items() for found in leaves(one, f"{path}.{key}" if path else key)]
+        return [
+            found
+            for key, one in value.items()
+            for found in leaves(one, f"{path}.{key}" if path else key)
+        ]
     if isinstance(value, list):
         return [found for one in value for found in leaves(one, path + "[]")]
     return [(path, value)]
@@ -102,7 +112,9 @@ def check(spec: Any, fields: dict[str, type]) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_generated_files_are_fresh(name: str) -> None:
-    assert (FOLDER / name).read_text(encoding="utf-8") == FILES[name](), "run: python -m cluster.deploy.generate"
+    assert (FOLDER / name).read_text(encoding="utf-8") == FILES[name](), (
+        "run: python -m cluster.deploy.generate"
+    )
 
 
 def test_manifests_have_known_fields_of_the_right_types() -> None:
@@ -112,12 +124,27 @@ def test_manifests_have_known_fields_of_the_right_types() -> None:
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
     check(cluster["spec"], CLUSTER)
     check(job["spec"], JOB)
-    assert {path for path, _ in leaves(job["spec"])} == set(JOB)  # the list above has nothing that is not used
-    assert cluster["spec"]["authOptions"]["mode"] == "token" and cluster["spec"]["autoscalerOptions"]["version"] in ("v1", "v2")
-    assert job["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+    # the list above has nothing that is not used
+    assert {path for path, _ in leaves(job["spec"])} == set(JOB)
+    assert cluster["spec"]["authOptions"]["mode"] == "token" and cluster["spec"][
+        "autoscalerOptions"
+    ]["version"] in ("v1", "v2")
+    assert job["spec"]["submissionMode"] in (
+        "K8sJobMode",
+        "HTTPMode",
+        "InteractiveMode",
+        "SidecarMode",
+    )
 
 
-@pytest.mark.parametrize(("path", "value"), [("rayVersions", "2.60.0"), ("rayVersion", 2.6), ("headGroupSpec.rayStartParams", {"num-cpus": 0})])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("rayVersions", "2.60.0"),
+        ("rayVersion", 2.6),
+        ("headGroupSpec.rayStartParams", {"num-cpus": 0}),
+    ],
+)
 def test_the_check_finds_mistakes(path: str, value: Any) -> None:
     spec = load("raycluster.yaml")["spec"]
     *parents, last = path.split(".")
@@ -135,7 +162,9 @@ def pods(spec: Any) -> list[Any]:
 
 def kubernetes() -> dict[str, Any]:
     """Groups of nodes, as Ray's autoscaler reads the manifest."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler._private.kuberay.autoscaling_config import (
+        _derive_autoscaling_config_from_ray_cr,
+    )
     from ray.autoscaler._private.util import validate_config
 
     cluster = load("raycluster.yaml")
@@ -146,7 +175,10 @@ def kubernetes() -> dict[str, Any]:
 
 
 def test_ray_s_autoscaler_reads_the_groups_from_the_manifest() -> None:
-    groups = {name: (group["resources"].get("CPU"), group["resources"].get("GPU")) for name, group in kubernetes().items()}
+    groups = {
+        name: (group["resources"].get("CPU"), group["resources"].get("GPU"))
+        for name, group in kubernetes().items()
+    }
     assert groups == {"headgroup": (0, 0), "learner": (40, 8), "rollout": (5, 1), "reward": (5, 1)}
 
 
@@ -158,14 +190,29 @@ def submitted() -> Config:
     return configs.load(ROOT / found.config.relative_to("/app"), overrides)
 
 
-@pytest.mark.parametrize("groups", [kubernetes, lambda: load("ray-up.yaml")["available_node_types"]], ids=["kubernetes", "launcher"])
-def test_each_role_fits_nodes_of_its_own_group_only_and_all_its_actors_do(groups: Callable[[], dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "groups",
+    [kubernetes, lambda: load("ray-up.yaml")["available_node_types"]],
+    ids=["kubernetes", "launcher"],
+)
+def test_each_role_fits_nodes_of_its_own_group_only_and_all_its_actors_do(
+    groups: Callable[[], dict[str, Any]],
+) -> None:
     config, offered = submitted(), groups()
-    roles = {"rollout": (config.rollout, config.rollout.workers), "learner": (config.learner, config.learner.ranks)}
-    roles["reward"] = (config.reward_workers, config.reward_workers.workers * len(config.reward_groups))
+    roles = {
+        "rollout": (config.rollout, config.rollout.workers),
+        "learner": (config.learner, config.learner.ranks),
+    }
+    roles["reward"] = (
+        config.reward_workers,
+        config.reward_workers.workers * len(config.reward_groups),
+    )
     for name, (role, count) in roles.items():
         need = bundle(service.actor_options(role))
-        fits = {group: int(min(has["resources"].get(one, 0) / amount for one, amount in need.items())) for group, has in offered.items()}
+        fits = {
+            group: int(min(has["resources"].get(one, 0) / amount for one, amount in need.items()))
+            for group, has in offered.items()
+        }
         assert [group for group, actors in fits.items() if actors] == [name]
         assert fits[name] * offered[name]["max_workers"] >= count
 
@@ -179,22 +226,38 @@ def test_kuberay_s_quotes_survive_the_shell() -> None:
 
 def test_every_pod_is_isolated_shares_the_storage_and_has_time_to_stop() -> None:
     spec, job = load("raycluster.yaml")["spec"], load("rayjob.yaml")["spec"]
-    policy, monitor, claim = load("network-policy.yaml"), load("pod-monitor.yaml"), load("storage.yaml")
+    policy = load("network-policy.yaml")
+    monitor = load("pod-monitor.yaml")
+    claim = load("storage.yaml")
     grace = int(yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
     for pod in pods(spec):
         labels = pod["metadata"]["labels"]
-        for selector in (policy["spec"]["podSelector"], policy["spec"]["ingress"][0]["from"][0]["podSelector"], monitor["spec"]["selector"]):
+        for selector in (
+            policy["spec"]["podSelector"],
+            policy["spec"]["ingress"][0]["from"][0]["podSelector"],
+            monitor["spec"]["selector"],
+        ):
             assert selector["matchLabels"].items() <= labels.items()
         assert pod["spec"]["terminationGracePeriodSeconds"] > grace
         (container,) = pod["spec"]["containers"]
-        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in {port["name"] for port in container["ports"]}
+        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in {
+            port["name"] for port in container["ports"]
+        }
         (volume,) = pod["spec"]["volumes"]
         assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
-        drained = [float(one["value"]) for one in container["env"] if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
-        assert len(drained) == (container["name"] == "ray-worker") and all(seconds < pod["spec"]["terminationGracePeriodSeconds"] for seconds in drained)
+        drained = [
+            float(one["value"])
+            for one in container["env"]
+            if one["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        ]
+        assert len(drained) == (container["name"] == "ray-worker") and all(
+            seconds < pod["spec"]["terminationGracePeriodSeconds"] for seconds in drained
+        )
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert all(rule.get("ports") or "podSelector" in rule["from"][0] for rule in policy["spec"]["ingress"])
+    assert all(
+        rule.get("ports") or "podSelector" in rule["from"][0] for rule in policy["spec"]["ingress"]
+    )
 
 
 def test_the_launcher_s_file_passes_ray_s_validator() -> None:
@@ -213,13 +276,24 @@ def below(place: dict[str, Any], key: str, schema: dict[str, Any]) -> list[dict[
     """What a part of the config's schema says of a key, in every component that has it."""
     if "$ref" in place:
         return below(schema["$defs"][place["$ref"].rpartition("/")[2]], key, schema)
-    found = [one for branch in ("anyOf", "oneOf") for part in place.get(branch, []) for one in below(part, key, schema)]
+    found = [
+        one
+        for branch in ("anyOf", "oneOf")
+        for part in place.get(branch, [])
+        for one in below(part, key, schema)
+    ]
     own = place.get("items") if key.isdigit() else place.get("properties", {}).get(key)
     return [*found, own] if own else found
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.glob("*.yaml"))], ids=lambda path: path.name)
-def test_commands_and_keys_that_are_named_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.glob("*.yaml"))],
+    ids=lambda path: path.name,
+)
+def test_commands_and_keys_that_are_named_exist(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text, schema = path.read_text(encoding="utf-8"), Config.model_json_schema()
     for command in set(re.findall(r"run\.py ([a-z-]+)", text)) - {"--help"}:
         with pytest.raises(SystemExit) as ended:
@@ -239,7 +313,11 @@ def test_one_version_of_ray_everywhere() -> None:
     (version,) = re.findall(r"^ARG RAY_VERSION=(\S+)$", recipe, re.MULTILINE)
     assert load("raycluster.yaml")["spec"]["rayVersion"] == version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (bounds,) = [entry for entry in project["tool"]["uv"]["constraint-dependencies"] if entry.startswith("ray>")]
+    (bounds,) = [
+        entry
+        for entry in project["tool"]["uv"]["constraint-dependencies"]
+        if entry.startswith("ray>")
+    ]
     low, high = (tuple(map(int, text.split("."))) for text in re.findall(r"[\d.]+", bounds))
     assert low <= tuple(map(int, version.split("."))) < high
     for _, sources in re.findall(r"^COPY (--\S+ )?(.*) \S+$", recipe, re.MULTILINE):
@@ -251,8 +329,15 @@ def test_one_version_of_ray_everywhere() -> None:
 
 def test_commands_in_the_manifests_are_ours() -> None:
     words = load("rayjob.yaml")["spec"]["entrypoint"].split()
-    assert words[:3] == ["python", "/app/run.py", "train"] and (ROOT / words[3].removeprefix("/app/")).is_file()
-    images = {container["image"] for pod in pods(load("raycluster.yaml")["spec"]) for container in pod["spec"]["containers"]}
+    assert (
+        words[:3] == ["python", "/app/run.py", "train"]
+        and (ROOT / words[3].removeprefix("/app/")).is_file()
+    )
+    images = {
+        container["image"]
+        for pod in pods(load("raycluster.yaml")["spec"])
+        for container in pod["spec"]["containers"]
+    }
     images |= {load("ray-up.yaml")["docker"]["image"]}
     (image,) = images
     assert f" -t {image} " in (FOLDER / "Containerfile").read_text(encoding="utf-8")
@@ -261,29 +346,48 @@ def test_commands_in_the_manifests_are_ours() -> None:
 def test_the_board_shows_every_metric_once_and_only_what_there_is() -> None:
     board = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
     texts = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
-    named = [name for text in texts for name in sorted(set(re.findall(r"ray_branchgrpo_\w+", text)))]
+    named = [
+        name for text in texts for name in sorted(set(re.findall(r"ray_branchgrpo_\w+", text)))
+    ]
     assert sorted(named) == sorted(metric.exported for metric in METRICS)
     for text in texts:
-        assert text.count("(") == text.count(")") and ("ray_node" in text or "ray_object" in text or 'run=~"$run"' in text), text
+        assert text.count("(") == text.count(")") and (
+            "ray_node" in text or "ray_object" in text or 'run=~"$run"' in text
+        ), text
     titles = [panel["title"] for panel in board["panels"]]
     assert len(set(titles)) == len(titles) and {metric.panel for metric in METRICS} <= set(titles)
     assert len({panel["id"] for panel in board["panels"]}) == len(titles)
-    assert all("datasource" not in panel or panel["datasource"]["uid"] == "${datasource}" for panel in board["panels"])
+    assert all(
+        "datasource" not in panel or panel["datasource"]["uid"] == "${datasource}"
+        for panel in board["panels"]
+    )
     cells = [
         (x, y)
         for place in (panel["gridPos"] for panel in board["panels"])
         for x in range(place["x"], place["x"] + place["w"])
         for y in range(place["y"], place["y"] + place["h"])
     ]
-    assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24  # no panel covers another
+    # no panel covers another
+    assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24
 
 
 def test_expressions() -> None:
-    found = {metric.name.removeprefix("branchgrpo_"): generate.expression(metric) for metric in METRICS}
+    found = {
+        metric.name.removeprefix("branchgrpo_"): generate.expression(metric) for metric in METRICS
+    }
     assert found["kl"] == 'max by (run) (ray_branchgrpo_kl{run=~"$run"})'
-    assert found["phase_seconds"] == 'sum by (run, phase) (rate(ray_branchgrpo_phase_seconds_total{run=~"$run"}[$window]))'
-    assert found["restarts"] == 'sum by (run, role, cause) (ray_branchgrpo_restarts_total{run=~"$run"})'
-    assert found["checkpoint_timestamp_seconds"] == 'time() - max by (run) (ray_branchgrpo_checkpoint_timestamp_seconds{run=~"$run"})'
+    assert (
+        found["phase_seconds"]
+        == 'sum by (run, phase) (rate(ray_branchgrpo_phase_seconds_total{run=~"$run"}[$window]))'
+    )
+    assert (
+        found["restarts"]
+        == 'sum by (run, role, cause) (ray_branchgrpo_restarts_total{run=~"$run"})'
+    )
+    assert (
+        found["checkpoint_timestamp_seconds"]
+        == 'time() - max by (run) (ray_branchgrpo_checkpoint_timestamp_seconds{run=~"$run"})'
+    )
 
 
 def test_prometheus_looks_where_ray_writes_and_keeps_what_the_board_needs() -> None:
@@ -301,6 +405,13 @@ def test_prometheus_looks_where_ray_writes_and_keeps_what_the_board_needs() -> N
 
 FINE = "0+1x120"  # an iteration a minute
 STANDS = "0+1x30 30+0x90"
+
+
+def restarts(run: str, cause: str) -> str:
+    """The series of restarted rollout workers."""
+    return f'ray_branchgrpo_restarts_total{{run="{run}",role="rollout",cause="{cause}"}}'
+
+
 PROMTOOL = {
     "rule_files": ["alerts.yaml"],
     "evaluation_interval": "1m",
@@ -312,15 +423,34 @@ PROMTOOL = {
                 {"series": 'ray_branchgrpo_epoch{run="fine"}', "values": "1+0x120"},
                 {"series": 'ray_branchgrpo_iterations_total{run="stands"}', "values": STANDS},
                 {"series": 'ray_branchgrpo_epoch{run="stands"}', "values": "1+0x120"},
-                {"series": 'ray_branchgrpo_iterations_total{run="ended"}', "values": STANDS},  # counters stay, gauges go
+                # counters stay, gauges go
+                {"series": 'ray_branchgrpo_iterations_total{run="ended"}', "values": STANDS},
                 {"series": 'ray_branchgrpo_epoch{run="ended"}', "values": "1+0x30 stale"},
-                {"series": 'ray_branchgrpo_iterations_total{run="starts"}', "values": "_x90 0+0x30"},
+                {
+                    "series": 'ray_branchgrpo_iterations_total{run="starts"}',
+                    "values": "_x90 0+0x30",
+                },
                 {"series": 'ray_branchgrpo_epoch{run="starts"}', "values": "_x90 1+0x30"},
-                {"series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="fine"}', "values": "3000+60x150"},
-                {"series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="stands"}', "values": "60+0x150"},
-                {"series": 'ray_branchgrpo_restarts_total{run="fine",role="rollout",cause="scaled"}', "values": "0+1x120"},
-                {"series": 'ray_branchgrpo_restarts_total{run="fine",role="rollout",cause="died"}', "values": "0+0x60 4+0x60"},
-                {"series": 'ray_branchgrpo_restarts_total{run="stands",role="rollout",cause="died"}', "values": "0+0x60 8+0x60"},
+                {
+                    "series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="fine"}',
+                    "values": "3000+60x150",
+                },
+                {
+                    "series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="stands"}',
+                    "values": "60+0x150",
+                },
+                {
+                    "series": restarts("fine", "scaled"),
+                    "values": "0+1x120",
+                },
+                {
+                    "series": restarts("fine", "died"),
+                    "values": "0+0x60 4+0x60",
+                },
+                {
+                    "series": restarts("stands", "died"),
+                    "values": "0+0x60 8+0x60",
+                },
             ],
             "alert_rule_test": [
                 {"eval_time": "25m", "alertname": "BranchgrpoStalled", "exp_alerts": []},
@@ -330,7 +460,9 @@ PROMTOOL = {
                     "exp_alerts": [
                         {
                             "exp_labels": {"run": "stands", "severity": "warning"},
-                            "exp_annotations": {"summary": "stands has finished no iteration for 30 minutes"},
+                            "exp_annotations": {
+                                "summary": "stands has finished no iteration for 30 minutes"
+                            },
                         }
                     ],
                 },
@@ -341,7 +473,9 @@ PROMTOOL = {
                     "exp_alerts": [
                         {
                             "exp_labels": {"run": "stands", "severity": "warning"},
-                            "exp_annotations": {"summary": "the newest checkpoint of stands is 2h 19m 0s old"},
+                            "exp_annotations": {
+                                "summary": "the newest checkpoint of stands is 2h 19m 0s old"
+                            },
                         }
                     ],
                 },
@@ -351,8 +485,14 @@ PROMTOOL = {
                     "alertname": "BranchgrpoRestarts",
                     "exp_alerts": [
                         {
-                            "exp_labels": {"run": "stands", "role": "rollout", "severity": "warning"},
-                            "exp_annotations": {"summary": "stands has replaced 8 rollout actors within an hour"},
+                            "exp_labels": {
+                                "run": "stands",
+                                "role": "rollout",
+                                "severity": "warning",
+                            },
+                            "exp_annotations": {
+                                "summary": "stands has replaced 8 rollout actors within an hour"
+                            },
                         }
                     ],
                 },
@@ -369,13 +509,23 @@ def test_alerts_speak_of_metrics_that_there_are() -> None:
     assert (FOLDER / listed).is_file()
     exported = {metric.exported for metric in METRICS}
     for rule in group["rules"]:
-        assert set(re.findall(r"ray_\w+", rule["expr"])) <= exported and rule["annotations"]["summary"]
+        assert (
+            set(re.findall(r"ray_\w+", rule["expr"])) <= exported and rule["annotations"]["summary"]
+        )
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of the package prometheus")
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="needs promtool, of the package prometheus"
+)
 def test_alerts_fire_for_what_they_are_for_and_for_nothing_else(tmp_path: Path) -> None:
     shutil.copy(FOLDER / "alerts.yaml", tmp_path)
     (tmp_path / "cases.yaml").write_text(yaml.safe_dump(PROMTOOL))
-    for command in (["check", "config", str(FOLDER / "prometheus.yaml")], ["check", "rules", "alerts.yaml"], ["test", "rules", "cases.yaml"]):
-        done = subprocess.run(["promtool", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    for command in (
+        ["check", "config", str(FOLDER / "prometheus.yaml")],
+        ["check", "rules", "alerts.yaml"],
+        ["test", "rules", "cases.yaml"],
+    ):
+        done = subprocess.run(
+            ["promtool", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stdout + done.stderr

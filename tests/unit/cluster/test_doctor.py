@@ -1,4 +1,5 @@
-"""Each check on facts that are right and wrong, and all of them on this machine; no Ray. The rest is in integration/test_control_ray.py."""
+"""Each check on facts that are right and wrong, and all of them on this machine; no Ray. The rest
+is in integration/test_control_ray.py."""
 
 from __future__ import annotations
 
@@ -32,13 +33,23 @@ GB = 1 << 30
 
 
 def quickstart(**overrides: str) -> Config:
-    return configs.load(ROOT / "configs" / "quickstart.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    return configs.load(
+        ROOT / "configs" / "quickstart.yaml",
+        {key.replace("__", "."): value for key, value in overrides.items()},
+    )
 
 
 def facts(**changed: Any) -> dict[str, Any]:
     """Of one machine."""
     code = {"branchgrpo": "aaaa", "actors": "bbbb", "cluster": "cccc"}
-    return {"python": "3.11.7", "packages": {"ray": "2.60.0", "torch": "2.15.0"}, "code": code, "shm": [8 * GB, 7 * GB], "files": {}, "cuda": None} | changed
+    return {
+        "python": "3.11.7",
+        "packages": {"ray": "2.60.0", "torch": "2.15.0"},
+        "code": code,
+        "shm": [8 * GB, 7 * GB],
+        "files": {},
+        "cuda": None,
+    } | changed
 
 
 def state(finding: Finding, *words: str) -> str:
@@ -56,18 +67,29 @@ def test_a_check_that_raises_is_a_failure_and_stops_no_other() -> None:
     def broken() -> str:
         raise UserError("model.path: expected a folder,\n got none")
 
-    found = examine({"one": broken, "two": lambda: "fine", "three": lambda: Finding("warn", "small", "grow it")})
+    found = examine(
+        {"one": broken, "two": lambda: "fine", "three": lambda: Finding("warn", "small", "grow it")}
+    )
     assert found["one"] == Finding("fail", "UserError: model.path: expected a folder, got none")
     assert found["two"] == Finding("ok", "fine") and found["three"].state == "warn"
     assert doctor.exit_code(found) == 1
     del found["one"]
     assert doctor.exit_code(found) == 0  # warnings are none
-    assert doctor.listing(found)[1] == {"check": "three", "state": "warn", "text": "small", "advice": "grow it"}
+    assert doctor.listing(found)[1] == {
+        "check": "three",
+        "state": "warn",
+        "text": "small",
+        "advice": "grow it",
+    }
 
 
 def test_what_a_person_sees() -> None:
     console = Console(file=StringIO(), width=80, color_system=None)
-    console.print(doctor.render({"disk": Finding("fail", "0 [free]", "delete something"), "ports": Finding("ok", "all")}))
+    console.print(
+        doctor.render(
+            {"disk": Finding("fail", "0 [free]", "delete something"), "ports": Finding("ok", "all")}
+        )
+    )
     assert isinstance(console.file, StringIO)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert lines == ["fail disk 0 [free]", "→ delete something", "ok ports all"]
@@ -77,7 +99,15 @@ def test_what_a_person_sees() -> None:
 
 
 def test_the_same_versions_everywhere() -> None:
-    assert state(checks.versions({DRIVER: facts(), "a": facts(), "b": facts()}), "Python 3.11.7", "torch 2.15.0", "2 nodes and here") == "ok"
+    assert (
+        state(
+            checks.versions({DRIVER: facts(), "a": facts(), "b": facts()}),
+            "Python 3.11.7",
+            "torch 2.15.0",
+            "2 nodes and here",
+        )
+        == "ok"
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +115,10 @@ def test_the_same_versions_everywhere() -> None:
     [
         ({"python": "3.12.1"}, "b has Python 3.12.1, 3.11.7 is here"),
         ({"packages": {"ray": "2.60.0", "torch": "2.11.0"}}, "b has torch 2.11.0, 2.15.0 is here"),
-        ({"code": {"branchgrpo": "none", "actors": "bbbb", "cluster": "cccc"}}, "b has branchgrpo's code none, aaaa is here"),
+        (
+            {"code": {"branchgrpo": "none", "actors": "bbbb", "cluster": "cccc"}},
+            "b has branchgrpo's code none, aaaa is here",
+        ),
     ],
 )
 def test_a_node_that_differs_is_named(changed: dict[str, Any], words: str) -> None:
@@ -94,21 +127,34 @@ def test_a_node_that_differs_is_named(changed: dict[str, Any], words: str) -> No
 
 
 def test_a_node_that_cannot_answer_is_named() -> None:
-    assert state(checks.versions({DRIVER: facts(), "b": ModuleNotFoundError("No module named 'x'")}), "b: ModuleNotFoundError") == "fail"
+    assert (
+        state(
+            checks.versions({DRIVER: facts(), "b": ModuleNotFoundError("No module named 'x'")}),
+            "b: ModuleNotFoundError",
+        )
+        == "fail"
+    )
 
 
 # Tokens
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(0o600, "ok"), (0o644, "fail"), (0o640, "warn"), (0o604, "fail")])
-def test_the_token_file_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(0o600, "ok"), (0o644, "fail"), (0o640, "warn"), (0o604, "fail")]
+)
+def test_the_token_file_is_its_owners_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, expected: str
+) -> None:
     path = tmp_path / "token"
     path.write_text("x")
     path.chmod(mode)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
     finding = checks.token_file({DRIVER: checks.token_mode()})
-    assert state(finding, str(path), *([] if expected == "ok" else [f"chmod 600 {path}", f"{mode:o}"])) == expected
+    assert (
+        state(finding, str(path), *([] if expected == "ok" else [f"chmod 600 {path}", f"{mode:o}"]))
+        == expected
+    )
 
 
 def test_no_token_file_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,41 +168,120 @@ def test_no_token_file_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_gpus_that_ray_counts_and_torch_sees() -> None:
     two = facts(cuda=["GPU"] * 2)
-    assert state(checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}, {}), "2 on 1 of 2 nodes") == "ok"
-    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts(cuda=["GPU"])}, {}), "a: Ray counts 2, torch sees 1") == "fail"
-    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts()}, {}), "torch sees 0") == "fail"
-    assert state(checks.gpus({"a": 1}, {DRIVER: facts(), "a": two}, {}), "Ray counts 1, torch sees 2", "--num-gpus") == "warn"
+    assert (
+        state(
+            checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}, {}),
+            "2 on 1 of 2 nodes",
+        )
+        == "ok"
+    )
+    assert (
+        state(
+            checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts(cuda=["GPU"])}, {}),
+            "a: Ray counts 2, torch sees 1",
+        )
+        == "fail"
+    )
+    assert (
+        state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": facts()}, {}), "torch sees 0") == "fail"
+    )
+    assert (
+        state(
+            checks.gpus({"a": 1}, {DRIVER: facts(), "a": two}, {}),
+            "Ray counts 1, torch sees 2",
+            "--num-gpus",
+        )
+        == "warn"
+    )
     assert state(checks.gpus({}, {DRIVER: two}, {}), "sees 2 GPUs here") == "ok"
 
 
 def test_gpus_that_the_config_wants() -> None:
     eight = {"rollout": (4, 1.0), "reward": (2, 0.5), "learner": (3, 1.0)}
-    words = ("the config wants 8 (4 rollout × 1, 2 reward × 0.5, 3 learner × 1), none are here", "--address")
+    words = (
+        "the config wants 8 (4 rollout × 1, 2 reward × 0.5, 3 learner × 1), none are here",
+        "--address",
+    )
     assert state(checks.gpus({}, {DRIVER: facts()}, eight), *words) == "fail"
     two = facts(cuda=["GPU"] * 2)
-    assert state(checks.gpus({}, {DRIVER: two}, {"learner": (2, 1.0)}), "torch sees 2 GPUs here, the config wants 2") == "ok"
-    assert state(checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}, eight), "wants 8", "2 are on 2 nodes") == "fail"
-    assert state(checks.gpus({"a": 2}, {DRIVER: facts(), "a": two}, {"reward": (4, 0.5)}), "2 on 1 of 1 node", "wants 2") == "ok"
+    assert (
+        state(
+            checks.gpus({}, {DRIVER: two}, {"learner": (2, 1.0)}),
+            "torch sees 2 GPUs here, the config wants 2",
+        )
+        == "ok"
+    )
+    assert (
+        state(
+            checks.gpus({"a": 2, "b": 0}, {DRIVER: facts(), "a": two, "b": facts()}, eight),
+            "wants 8",
+            "2 are on 2 nodes",
+        )
+        == "fail"
+    )
+    assert (
+        state(
+            checks.gpus({"a": 2}, {DRIVER: facts(), "a": two}, {"reward": (4, 0.5)}),
+            "2 on 1 of 1 node",
+            "wants 2",
+        )
+        == "ok"
+    )
     four_nodes = configs.load(ROOT / "configs" / "flux.1-dev-4nodes-full.yaml", {})
-    assert sum(count * each for count, each in roles.gpus(four_nodes).values()) >= 8 and roles.gpus(quickstart()) == {}
+    assert (
+        sum(count * each for count, each in roles.gpus(four_nodes).values()) >= 8
+        and roles.gpus(quickstart()) == {}
+    )
 
 
 def test_the_object_store_holds_two_versions_of_the_weights() -> None:
     assert state(checks.object_store({"a": 4 * GB, "b": 3 * GB}, GB, GB), "3.0 GiB on b") == "ok"
-    assert state(checks.object_store({"a": 4 * GB, "b": 2 * GB - 1}, GB, GB), "on b", "two versions", str(2 * GB)) == "fail"
-    assert state(checks.object_store({"a": GB}, 2 * GB, 0), "cluster.object_store_mb, 2.0 GiB") == "warn"
+    assert (
+        state(
+            checks.object_store({"a": 4 * GB, "b": 2 * GB - 1}, GB, GB),
+            "on b",
+            "two versions",
+            str(2 * GB),
+        )
+        == "fail"
+    )
+    assert (
+        state(checks.object_store({"a": GB}, 2 * GB, 0), "cluster.object_store_mb, 2.0 GiB")
+        == "warn"
+    )
 
 
 def test_shared_memory_holds_the_object_store() -> None:
     assert state(checks.shared_memory({DRIVER: facts()}, {}, GB), "7.0 GiB of 8.0 GiB free") == "ok"
-    assert state(checks.shared_memory({DRIVER: facts(shm=[64 << 20, 64 << 20])}, {}, GB), "64.0 MiB", "--shm-size") == "warn"
-    assert state(checks.shared_memory({DRIVER: facts(), "a": facts()}, {"a": 9 * GB}, GB), "a: 8.0 GiB for an object store of 9.0 GiB") == "warn"
-    assert state(checks.shared_memory({DRIVER: facts(shm=None)}, {}, GB), "no /dev/shm on driver") == "warn"
+    assert (
+        state(
+            checks.shared_memory({DRIVER: facts(shm=[64 << 20, 64 << 20])}, {}, GB),
+            "64.0 MiB",
+            "--shm-size",
+        )
+        == "warn"
+    )
+    assert (
+        state(
+            checks.shared_memory({DRIVER: facts(), "a": facts()}, {"a": 9 * GB}, GB),
+            "a: 8.0 GiB for an object store of 9.0 GiB",
+        )
+        == "warn"
+    )
+    assert (
+        state(checks.shared_memory({DRIVER: facts(shm=None)}, {}, GB), "no /dev/shm on driver")
+        == "warn"
+    )
 
 
 def test_disk_for_a_checkpoint(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    assert state(checks.disk(str(tmp_path / "not" / "yet"), 1 << 20), f"free at {tmp_path};", "12.0 MiB") == "ok"
+    assert (
+        state(
+            checks.disk(str(tmp_path / "not" / "yet"), 1 << 20), f"free at {tmp_path};", "12.0 MiB"
+        )
+        == "ok"
+    )
     assert state(checks.disk(str(tmp_path), free), "about") == "fail"  # twelve bytes for each
     assert state(checks.disk(str(tmp_path), 0), "three times the trained weights") == "ok"
     assert state(checks.disk("s3://bucket/runs", 10), "not known") == "ok"
@@ -167,7 +292,8 @@ def test_what_a_submitted_job_uploads(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, size in (("run.py", 100), ("data/one", 600), ("data/deep/two", 500), ("notes", 300)):
         (tmp_path / name).write_bytes(bytes(size))
     monkeypatch.delenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", raising=False)
-    assert state(checks.working_dir(tmp_path, 1500), f"{tmp_path}: 0.0 MiB to upload") == "ok"  # all of it, and not more
+    # all of it, and not more
+    assert state(checks.working_dir(tmp_path, 1500), f"{tmp_path}: 0.0 MiB to upload") == "ok"
     assert state(checks.working_dir(tmp_path, 1050), "in data", ".rayignore") == "warn"
     (tmp_path / ".gitignore").write_text("data/\n")
     assert state(checks.working_dir(tmp_path, 450)) == "ok"
@@ -183,7 +309,10 @@ def test_clocks_that_differ_more_than_the_question_took() -> None:
     assert state(checks.clocks({"a": (0.5, 0.1), "b": (-5.0, 0.1)}), "b -5.00", "NTP") == "warn"
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(None, "warn"), ("3", "warn"), ("60", "ok"), ("300", "ok"), ("soon", "warn")])
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(None, "warn"), ("3", "warn"), ("60", "ok"), ("300", "ok"), ("soon", "warn")],
+)
 def test_a_submitted_job_has_time_to_save(seconds: str | None, expected: str) -> None:
     environment = {checks.IN_JOB: "{}"} | ({checks.GRACE: seconds} if seconds else {})
     assert state(checks.job_stop(environment), checks.GRACE) == expected
@@ -191,13 +320,39 @@ def test_a_submitted_job_has_time_to_save(seconds: str | None, expected: str) ->
 
 
 def test_ports() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as open_one, socket.create_server(("127.0.0.1", 0)) as gone:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as open_one,
+        socket.create_server(("127.0.0.1", 0)) as gone,
+    ):
         address, closed = (f"127.0.0.1:{server.getsockname()[1]}" for server in (open_one, gone))
         gone.close()
-        assert state(checks.ports(Session(address, f"http://{address}", False)), f"GCS {address}; dashboard {address};") == "ok"
-        assert state(checks.ports(Session(address, f"http://{closed}", False)), f"dashboard {closed} closed", "ray job submit") == "warn"
-        assert state(checks.ports(Session(address, "", False)), "dashboard not served", "--include-dashboard") == "warn"
-        assert state(checks.ports(Session(closed, f"http://{address}", False)), f"GCS {closed} closed") == "fail"
+        assert (
+            state(
+                checks.ports(Session(address, f"http://{address}", False)),
+                f"GCS {address}; dashboard {address};",
+            )
+            == "ok"
+        )
+        assert (
+            state(
+                checks.ports(Session(address, f"http://{closed}", False)),
+                f"dashboard {closed} closed",
+                "ray job submit",
+            )
+            == "warn"
+        )
+        assert (
+            state(
+                checks.ports(Session(address, "", False)),
+                "dashboard not served",
+                "--include-dashboard",
+            )
+            == "warn"
+        )
+        assert (
+            state(checks.ports(Session(closed, f"http://{address}", False)), f"GCS {closed} closed")
+            == "fail"
+        )
 
 
 # Files
@@ -209,8 +364,18 @@ def test_every_node_has_the_model(tmp_path: Path) -> None:
     found = own.machine([str(there), str(gone)], cuda=False)["files"]
     assert found == {str(there): True, str(gone): False}
     path = str(there)
-    assert state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: True})})) == "ok"
-    assert state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: False})}), f"a: {path}", "mount") == "fail"
+    assert (
+        state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: True})}))
+        == "ok"
+    )
+    assert (
+        state(
+            checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: False})}),
+            f"a: {path}",
+            "mount",
+        )
+        == "fail"
+    )
 
 
 class Apart(Machines):
@@ -222,8 +387,18 @@ class Apart(Machines):
 
     def call(self, function: Any, folder: str, *rest: Any) -> Answers:
         def on(disk: str) -> Any:
-            found = function(disk + folder, *([disk + file for file in given] if isinstance(given, list) else given for given in rest))
-            return [file.removeprefix(disk) for file in found] if isinstance(found, list) else found and found.removeprefix(disk)
+            found = function(
+                disk + folder,
+                *(
+                    [disk + file for file in given] if isinstance(given, list) else given
+                    for given in rest
+                ),
+            )
+            return (
+                [file.removeprefix(disk) for file in found]
+                if isinstance(found, list)
+                else found and found.removeprefix(disk)
+            )
 
         return {name: on(str(self.folder / name)) for name in ("a", "b")}
 
@@ -231,7 +406,14 @@ class Apart(Machines):
 def test_storage_that_only_looks_shared(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "mnt" / "runs").mkdir(parents=True)
-    assert state(checks.storage(Apart(tmp_path), "/mnt/runs"), "/mnt/runs is not the same folder everywhere: a, b", "mount") == "fail"
+    assert (
+        state(
+            checks.storage(Apart(tmp_path), "/mnt/runs"),
+            "/mnt/runs is not the same folder everywhere: a, b",
+            "mount",
+        )
+        == "fail"
+    )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -241,16 +423,34 @@ def test_storage_that_can_be_written(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())  # nothing is left, and nothing was made
         assert state(checks.storage(machines, "memory://runs"), "writable") == "ok"
         (tmp_path / "file").write_text("x")
-        assert state(checks.storage(machines, str(tmp_path / "file")), "cannot be written", "NotADirectoryError") == "fail"
+        assert (
+            state(
+                checks.storage(machines, str(tmp_path / "file")),
+                "cannot be written",
+                "NotADirectoryError",
+            )
+            == "fail"
+        )
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not os.path.isdir("/sys/kernel"), reason="needs a folder that root may not write")
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not os.path.isdir("/sys/kernel"),
+    reason="needs a folder that root may not write",
+)
 def test_storage_that_is_read_only(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    folder = "/sys/kernel" if os.geteuid() == 0 else str(closed)  # root may write anywhere but there
+    # root may write anywhere but there
+    folder = "/sys/kernel" if os.geteuid() == 0 else str(closed)
     with Machines() as machines:
-        assert state(checks.storage(machines, folder), f"{folder} cannot be written", "driver: PermissionError") == "fail"
+        assert (
+            state(
+                checks.storage(machines, folder),
+                f"{folder} cannot be written",
+                "driver: PermissionError",
+            )
+            == "fail"
+        )
 
 
 # The config's part
@@ -259,13 +459,23 @@ def test_storage_that_is_read_only(tmp_path: Path) -> None:
 def test_what_a_config_wants() -> None:
     config = quickstart(run__folder="some/runs")
     assert own.files(config) == []  # the model is in the package
-    given = quickstart(model__path="/models/flux", rewards="[{name: pickscore, path: /clip, processor: /words}, {name: ocr}]")
+    given = quickstart(
+        model__path="/models/flux",
+        rewards="[{name: pickscore, path: /clip, processor: /words}, {name: ocr}]",
+    )
     assert own.files(given) == ["/models/flux/model_index.json", "/clip", "/words"]
     assert own.folders(config) == {"run.folder": os.path.abspath("some/runs")}
-    assert own.folders(quickstart(checkpoint__folder="s3://bucket/x"))["checkpoint.folder"] == "s3://bucket/x"
-    assert own.folders(quickstart(checkpoint__folder="here"))["checkpoint.folder"] == os.path.abspath("here")
+    assert (
+        own.folders(quickstart(checkpoint__folder="s3://bucket/x"))["checkpoint.folder"]
+        == "s3://bucket/x"
+    )
+    assert own.folders(quickstart(checkpoint__folder="here"))[
+        "checkpoint.folder"
+    ] == os.path.abspath("here")
     found = examine(own.own(config))
-    assert set(found) == {"model", "prompts", "rewards.0 (ocr)"} and all(finding.state == "ok" for finding in found.values())
+    assert set(found) == {"model", "prompts", "rewards.0 (ocr)"} and all(
+        finding.state == "ok" for finding in found.values()
+    )
 
 
 def test_a_model_and_a_reward_that_are_not_there(tmp_path: Path) -> None:
@@ -279,15 +489,27 @@ def test_a_model_and_a_reward_that_are_not_there(tmp_path: Path) -> None:
 def test_prompts_that_are_not_there_and_too_few(tmp_path: Path) -> None:
     found = examine(own.own(quickstart(prompts=str(tmp_path / "none.txt"))))
     assert state(found["prompts"], "prompts: expected a file of prompts", "none.txt") == "fail"
-    assert state(examine(own.own(quickstart(evaluation__prompts="9999")))["prompts"], "at least 9999 prompts") == "fail"
+    assert (
+        state(
+            examine(own.own(quickstart(evaluation__prompts="9999")))["prompts"],
+            "at least 9999 prompts",
+        )
+        == "fail"
+    )
 
 
 def test_numbers_that_are_trained() -> None:
     config = quickstart()
     (path,) = (config.model.folder() / "transformer").glob("*.safetensors")
     with safe_open(path, "numpy") as file:
-        assert own.trained(config) == sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
-    assert own.published(config) == 4 * own.trained(config) == 2 * own.published(quickstart(model__dtype="bfloat16"))
+        assert own.trained(config) == sum(
+            prod(file.get_slice(name).get_shape()) for name in file.keys()
+        )
+    assert (
+        own.published(config)
+        == 4 * own.trained(config)
+        == 2 * own.published(quickstart(model__dtype="bfloat16"))
+    )
 
 
 def test_code_is_told_apart_by_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,21 +518,42 @@ def test_code_is_told_apart_by_its_text(tmp_path: Path, monkeypatch: pytest.Monk
     package.mkdir()
     (package / "__init__.py").write_text("a = 1\n")
     before = own.code("doctored")
-    assert before == own.code("doctored") != "none" and own.code("no_such_package") == "none" == own.version("no-such-package")
+    assert before == own.code("doctored") != "none" and own.code(
+        "no_such_package"
+    ) == "none" == own.version("no-such-package")
     (package / "__init__.py").write_text("a = 2\n")
     assert own.code("doctored") != before
 
 
 def test_this_machine_alone(tmp_path: Path) -> None:
-    needs = Needs(machine=own.machine, own={"model": lambda: "there"}, folders={"run.folder": str(tmp_path)}, checkpoints=str(tmp_path), object_store_mb=1)
+    needs = Needs(
+        machine=own.machine,
+        own={"model": lambda: "there"},
+        folders={"run.folder": str(tmp_path)},
+        checkpoints=str(tmp_path),
+        object_store_mb=1,
+    )
     found = diagnose("local", needs)
     assert "only this machine" in found["ray"].text
-    for name in ("versions", "gpus", "working dir", "job stop", "disk", "files on nodes", "storage run.folder", "model"):
+    for name in (
+        "versions",
+        "gpus",
+        "working dir",
+        "job stop",
+        "disk",
+        "files on nodes",
+        "storage run.folder",
+        "model",
+    ):
         assert found[name].state == "ok", found[name]
     assert {"ports", "object store", "clocks"}.isdisjoint(found)  # what only a cluster has
 
 
-def test_an_address_where_nothing_answers_is_a_failure_and_the_rest_is_looked_at(tmp_path: Path) -> None:
-    found = diagnose("127.0.0.1:1", Needs(machine=own.machine, folders={"run.folder": str(tmp_path)}))
+def test_an_address_where_nothing_answers_is_a_failure_and_the_rest_is_looked_at(
+    tmp_path: Path,
+) -> None:
+    found = diagnose(
+        "127.0.0.1:1", Needs(machine=own.machine, folders={"run.folder": str(tmp_path)})
+    )
     assert state(found["ray"], "127.0.0.1:1", "only this machine") == "fail"
     assert found["storage run.folder"].state == "ok"

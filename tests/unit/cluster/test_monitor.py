@@ -1,4 +1,5 @@
-"""The table of metrics, and how figures become metrics. Ray's own classes are met in tests/integration/test_metrics_endpoint.py."""
+"""The table of metrics, and how figures become metrics. Ray's own classes are met in
+tests/integration/test_metrics_endpoint.py."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
 
     class Writer:
         def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]):
-            self.name, self.keys, self.default = name, tag_keys, {}
+            self.name = name
+            self.keys = tag_keys
+            self.default = {}
 
         def set_default_tags(self, tags: dict[str, str]) -> Writer:
             self.default = tags
@@ -61,8 +64,14 @@ def test_the_table_is_consistent() -> None:
     figures = [figure for metric in METRICS for figure in metric.figures]
     assert len(set(figures)) == len(figures)
     for metric in METRICS:
-        assert re.fullmatch(r"branchgrpo_[a-z_]+[a-z]", metric.name) and not metric.name.endswith("_total"), metric.name  # Ray adds _total
-        assert metric.exported == f"ray_{metric.name}" + {"gauge": "", "counter": "_total"}[metric.kind]
+        # Ray adds _total
+        assert re.fullmatch(r"branchgrpo_[a-z_]+[a-z]", metric.name) and not metric.name.endswith(
+            "_total"
+        ), metric.name
+        assert (
+            metric.exported
+            == f"ray_{metric.name}" + {"gauge": "", "counter": "_total"}[metric.kind]
+        )
         assert metric.description and metric.unit and metric.panel and "run" not in metric.labels
         for figure, labels in metric.figures.items():
             assert set(labels) == set(metric.labels), figure
@@ -70,21 +79,39 @@ def test_the_table_is_consistent() -> None:
 
 def test_each_figure_of_the_table_is_one_that_the_method_writes() -> None:
     assert monitor.PHASES == metrics.PHASES
-    source = "".join(path.read_text(encoding="utf-8") for path in Path(metrics.__file__).parents[1].rglob("*.py"))
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in Path(metrics.__file__).parents[1].rglob("*.py")
+    )
     for metric in METRICS:
         for figure in metric.figures:
             kind, _, rest = figure.partition("/")
-            assert f'"{figure}"' in source or (kind == "time" and rest in metrics.PHASES) or (kind == "update" and f'"{rest}"' in source), figure
+            assert (
+                f'"{figure}"' in source
+                or (kind == "time" and rest in metrics.PHASES)
+                or (kind == "update" and f'"{rest}"' in source)
+            ), figure
 
 
 def test_figures_become_metrics_with_their_labels(made: Monitor, sent: Sent) -> None:
     made.iteration(
         {
-            "reward/total": 0.5, "reward/ocr/exact": 0.25, "held_out/total": 0.75, "reward/spread": 0.125, "reward/retries": 2.0,
-            "reward/dropped_groups": 0.0, "time/iteration": 9.5, "time/grow": 4.0, "tree/forwards": 320, "update/forwards": 60.0,
-            "update/version": 3.0, "update/kl": math.nan, "update/loss": 1.0, "time/training": 99.0, "splits/0": 4.0,
+            "reward/total": 0.5,
+            "reward/ocr/exact": 0.25,
+            "held_out/total": 0.75,
+            "reward/spread": 0.125,
+            "reward/retries": 2.0,
+            "reward/dropped_groups": 0.0,
+            "time/iteration": 9.5,
+            "time/grow": 4.0,
+            "tree/forwards": 320,
+            "update/forwards": 60.0,
+            "update/version": 3.0,
+            "update/kl": math.nan,
+            "update/loss": 1.0,
+            "time/training": 99.0,
+            "splits/0": 4.0,
         }
-    )  # fmt: skip
+    )
     run = {"run": "run-1"}
     nan = next(found for found in sent if found[0] == "kl")
     assert math.isnan(nan[1])  # of a gauge: Ray then shows none
@@ -109,12 +136,26 @@ def test_figures_become_metrics_with_their_labels(made: Monitor, sent: Sent) -> 
         ("set", "branchgrpo_trees", 1.0, {}, "expected the name of a gauge"),
         ("add", "branchgrpo_kl", 1.0, {}, "expected the name of a counter"),
         ("set", "branchgrpo_queue_length", 1.0, {}, r"expected the labels \['role'\], got \[\]"),
-        ("add", "branchgrpo_trees", 1.0, {"role": "rollout"}, r"expected the labels \[\], got \['role'\]"),
+        (
+            "add",
+            "branchgrpo_trees",
+            1.0,
+            {"role": "rollout"},
+            r"expected the labels \[\], got \['role'\]",
+        ),
         ("add", "branchgrpo_trees", -1.0, {}, "at least 0, got -1.0"),
         ("add", "branchgrpo_trees", math.nan, {}, "finite"),
     ],
 )
-def test_what_the_table_lacks_is_an_error(made: Monitor, sent: Sent, method: str, name: str, value: float, labels: dict[str, str], message: str) -> None:
+def test_what_the_table_lacks_is_an_error(
+    made: Monitor,
+    sent: Sent,
+    method: str,
+    name: str,
+    value: float,
+    labels: dict[str, str],
+    message: str,
+) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(made, method)(name, value, **labels)
     assert sent == []
@@ -129,19 +170,34 @@ def test_nothing_added_is_nothing_sent(made: Monitor, sent: Sent) -> None:
 def test_counters_begin_at_0_with_all_labels_that_are_known(sent: Sent) -> None:
     one = Monitor("run-1")
     one.close()
-    begun = {(name, *sorted((key, text) for key, text in labels.items() if key != "run")) for name, value, labels in sent if value == 0.0}
+    begun = {
+        (name, *sorted((key, text) for key, text in labels.items() if key != "run"))
+        for name, value, labels in sent
+        if value == 0.0
+    }
     assert len(begun) == len(sent)
-    assert {("iterations",), ("recoveries",), ("skipped_steps",), ("phase_seconds", ("phase", "grow")), ("retries", ("role", "reward"))} <= begun
+    assert {
+        ("iterations",),
+        ("recoveries",),
+        ("skipped_steps",),
+        ("phase_seconds", ("phase", "grow")),
+        ("retries", ("role", "reward")),
+    } <= begun
     assert {("stale_rejections", ("cause", cause)) for cause in ("epoch", "policy")} <= begun
-    counters = {metric.name.removeprefix("branchgrpo_") for metric in METRICS if metric.kind == "counter"}
-    assert {name for name, *_ in begun} == counters - {"restarts"}  # those the run begins for its own roles
+    counters = {
+        metric.name.removeprefix("branchgrpo_") for metric in METRICS if metric.kind == "counter"
+    }
+    # those the run begins for its own roles
+    assert {name for name, *_ in begun} == counters - {"restarts"}
 
 
 def test_every_cause_of_a_loss_is_known() -> None:
     """Of those that are written in the code, and those that errors are told by."""
     folder = Path(monitor.__file__).parent
     source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
-    written = set(re.findall(r'(?:_remove\(\w+, |\blose\(|leaving = .*|leaving: str = )"(\w+)"', source))
+    written = set(
+        re.findall(r'(?:_remove\(\w+, |\blose\(|leaving = .*|leaving: str = )"(\w+)"', source)
+    )
     assert {"scaled", "unresponsive", "lost", "start", "node"} <= written <= set(monitor.CAUSES)
     assert {*errors.WORDS, *FORGIVEN, "died", "error"} <= set(monitor.CAUSES)
 
@@ -153,7 +209,9 @@ def wait_for(sent: Sent, count: int) -> None:
         sleep(0.01)
 
 
-def test_gauges_are_sent_again_until_forgotten_and_counters_are_not(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gauges_are_sent_again_until_forgotten_and_counters_are_not(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(monitor, "REFRESH_SECONDS", 0.01)
     one = Monitor("run-1")
     sent.clear()
@@ -165,7 +223,9 @@ def test_gauges_are_sent_again_until_forgotten_and_counters_are_not(sent: Sent, 
     one.forget(worker="rollout-1")
     before = len(sent)
     wait_for(sent, before + 3)
-    assert sent[before:] == [("weight_version", 2.0, {"run": "run-1"} | kept)] * (len(sent) - before)
+    assert sent[before:] == [("weight_version", 2.0, {"run": "run-1"} | kept)] * (
+        len(sent) - before
+    )
     one.close()
     after = len(sent)
     sleep(0.05)

@@ -59,7 +59,10 @@ def test_budgets(text: str, expected: Budget) -> None:
     assert Budget.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "0s", "0.0m", "-3", "2.5", "4h", "m", "4 m", "1e3", "4m30s", "nan", "inf", "four"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "0s", "0.0m", "-3", "2.5", "4h", "m", "4 m", "1e3", "4m30s", "nan", "inf", "four"],
+)
 def test_budgets_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--budget: expected") as caught:
         Budget.parse(text)
@@ -67,38 +70,62 @@ def test_budgets_that_are_none(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "iterations", "minutes", "every", "every_seconds"), [("24", 24, 0, 2, 0), ("5", 5, 0, 1, 0), ("240s", 0, 4, 0, 20), ("6m", 0, 6, 0, 30)]
+    ("budget", "iterations", "minutes", "every", "every_seconds"),
+    [("24", 24, 0, 2, 0), ("5", 5, 0, 1, 0), ("240s", 0, 4, 0, 20), ("6m", 0, 6, 0, 30)],
 )
-def test_a_budget_sets_length_and_checks_of_every_run(tmp_path: Path, budget: str, iterations: int, minutes: float, every: int, every_seconds: float) -> None:
+def test_a_budget_sets_length_and_checks_of_every_run(
+    tmp_path: Path, budget: str, iterations: int, minutes: float, every: int, every_seconds: float
+) -> None:
     for one in compared(tmp_path, budget=budget).configs.values():
-        assert (one.run.iterations, one.run.max_minutes) == (iterations, pytest.approx(minutes))  # the quick start's 4.5 minutes are gone
-        assert (one.evaluation.every, one.evaluation.every_seconds) == (every, pytest.approx(every_seconds))
+        # the quick start's 4.5 minutes are gone
+        assert (one.run.iterations, one.run.max_minutes) == (iterations, pytest.approx(minutes))
+        assert (one.evaluation.every, one.evaluation.every_seconds) == (
+            every,
+            pytest.approx(every_seconds),
+        )
 
 
 def test_methods_differ_in_nothing_but_the_method(tmp_path: Path) -> None:
     methods = ["dancegrpo", "flowgrpo", "flow-dppo", "tempflow", "branchgrpo-depthprune"]
-    comparison = Comparison(QUICKSTART, methods, 2, Budget(10), {}, tmp_path)
+    comparison = Comparison(
+        base=QUICKSTART, methods=methods, seeds=2, budget=Budget(10), overrides={}, folder=tmp_path
+    )
     assert list(comparison.configs) == [(method, seed) for seed in (0, 1) for method in methods]
     for seed in (0, 1):
         rest = []
         for method in methods:
             tree = yaml.safe_load(config.dump(comparison.configs[method, seed]))
-            assert tree["method"] == yaml.safe_load(config.dump(config.load(QUICKSTART, preset=method)))["method"]
+            assert (
+                tree["method"]
+                == yaml.safe_load(config.dump(config.load(QUICKSTART, preset=method)))["method"]
+            )
             assert (tree["run"].pop("name"), tree["run"]["seed"]) == (method, seed)
             assert tree["evaluation"]["steps"] == 20  # though flowgrpo samples with 10
             tree["sampling"].pop("steps")
             tree["learner"].pop("optimiser_steps")  # the method's
-            rest.append({key: value for key, value in tree.items() if key not in config.METHOD_SECTIONS})
+            rest.append(
+                {key: value for key, value in tree.items() if key not in config.METHOD_SECTIONS}
+            )
         assert all(one == rest[0] for one in rest)
 
 
 def test_requests_are_told_apart(tmp_path: Path) -> None:
     first = compared(tmp_path)
     assert compared(tmp_path / "elsewhere").digest == first.digest
-    others = [compared(tmp_path, seeds=1), compared(tmp_path, budget="3"), compared(tmp_path, METHODS[::-1]), compared(tmp_path, learner__learning_rate="1e-3")]
+    others = [
+        compared(tmp_path, seeds=1),
+        compared(tmp_path, budget="3"),
+        compared(tmp_path, METHODS[::-1]),
+        compared(tmp_path, learner__learning_rate="1e-3"),
+    ]
     assert len({first.digest, *(other.digest for other in others)}) == 5
-    unnamed = Comparison(QUICKSTART, METHODS, 2, Budget(2), SMALL)
-    assert unnamed.folder == Path("runs") / f"compare-{first.digest[:8]}" and not unnamed.folder.exists()
+    unnamed = Comparison(
+        base=QUICKSTART, methods=METHODS, seeds=2, budget=Budget(2), overrides=SMALL
+    )
+    assert (
+        unnamed.folder == Path("runs") / f"compare-{first.digest[:8]}"
+        and not unnamed.folder.exists()
+    )
 
 
 def test_methods_must_differ(tmp_path: Path) -> None:
@@ -121,9 +148,19 @@ def test_a_folder_keeps_one_comparison(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first", "then"), [(None, 0.1), (0.1, None), (0.1, 0.2)])
-def test_the_gain_is_named_before_the_runs(tmp_path: Path, first: float | None, then: float | None) -> None:
+def test_the_gain_is_named_before_the_runs(
+    tmp_path: Path, first: float | None, then: float | None
+) -> None:
     def named(gain: float | None) -> Comparison:
-        return Comparison(QUICKSTART, METHODS, 2, Budget(2), SMALL, tmp_path / "x", gain)
+        return Comparison(
+            base=QUICKSTART,
+            methods=METHODS,
+            seeds=2,
+            budget=Budget(2),
+            overrides=SMALL,
+            folder=tmp_path / "x",
+            gain=gain,
+        )
 
     named(first).open()
     named(first).open()
@@ -135,39 +172,72 @@ def test_the_gain_is_named_before_the_runs(tmp_path: Path, first: float | None, 
 @pytest.mark.parametrize("gain", [0.0, -0.1, float("nan"), float("inf")])
 def test_gains_that_are_none(tmp_path: Path, gain: float) -> None:
     with pytest.raises(UserError, match="--gain: expected a gain of the held-out reward above 0"):
-        Comparison(QUICKSTART, METHODS, 2, Budget(2), SMALL, tmp_path / "x", gain)
+        Comparison(
+            base=QUICKSTART,
+            methods=METHODS,
+            seeds=2,
+            budget=Budget(2),
+            overrides=SMALL,
+            folder=tmp_path / "x",
+            gain=gain,
+        )
 
 
 def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text("preset: dancegrpo\nlearner: {learning_rate: 7.0e-5, optimiser_steps: 5, ema: 0.9}\nevaluation: {weights: ema}\n")
+    mine.write_text(
+        "preset: dancegrpo\nlearner: {learning_rate: 7.0e-5, optimiser_steps: 5, ema: "
+        "0.9}\nevaluation: {weights: ema}\n"
+    )
     found = compared(tmp_path / "x", ["branchgrpo-splits", str(mine)]).settings()
     keys = ["learner.learning_rate", "learner.optimiser_steps", "learner.ema", "evaluation.weights"]
     assert found["mine"] == dict(zip(keys, [7e-5, 5, 0.9, "ema"], strict=True))
-    assert list(found["branchgrpo-splits"]) == keys and found["branchgrpo-splits"]["learner.ema"] == 0
+    assert (
+        list(found["branchgrpo-splits"]) == keys and found["branchgrpo-splits"]["learner.ema"] == 0
+    )
 
 
-@pytest.mark.parametrize("content", ["", '{"held_out": {"total"', "{}", '{"stopped_by": "interrupted"}', "\N{NULL}"])
+@pytest.mark.parametrize(
+    "content", ["", '{"held_out": {"total"', "{}", '{"stopped_by": "interrupted"}', "\N{NULL}"]
+)
 def test_a_summary_that_is_not_whole_counts_as_not_done(tmp_path: Path, content: str) -> None:
     comparison = compared(tmp_path / "x")
     comparison.open()
-    for (method, seed), text in zip(comparison.configs, ['{"stopped_by": "iterations"}', content, '{"stopped_by": "max_minutes"}', content], strict=True):
+    for (method, seed), text in zip(
+        comparison.configs,
+        ['{"stopped_by": "iterations"}', content, '{"stopped_by": "max_minutes"}', content],
+        strict=True,
+    ):
         comparison.path(method, seed).mkdir(parents=True)
         (comparison.path(method, seed) / "summary.json").write_text(text)
     assert comparison.open() == [("dancegrpo", 0), ("dancegrpo", 1)]
-    assert (comparison.complete("branchgrpo-splits"), comparison.complete("dancegrpo")) == ([0, 1], [])
+    assert (comparison.complete("branchgrpo-splits"), comparison.complete("dancegrpo")) == (
+        [0, 1],
+        [],
+    )
 
 
 # Resuming
 
 
-TIMES = {"elapsed", "seconds", "training_seconds", "seconds_per_iteration", "seconds_ratio", "time_to_gain"}
+TIMES = {
+    "elapsed",
+    "seconds",
+    "training_seconds",
+    "seconds_per_iteration",
+    "seconds_ratio",
+    "time_to_gain",
+}
 
 
 def timeless(value: Any) -> Any:
     """Without what a clock measured."""
     if isinstance(value, dict):
-        return {key: timeless(one) for key, one in value.items() if key not in TIMES and not key.startswith("time/")}
+        return {
+            key: timeless(one)
+            for key, one in value.items()
+            if key not in TIMES and not key.startswith("time/")
+        }
     return [timeless(one) for one in value] if isinstance(value, list) else value
 
 
@@ -177,7 +247,13 @@ def results(comparison: Comparison) -> list[Any]:
     found = [json.loads((comparison.folder / "compare.json").read_text())]
     for run in comparison.configs:
         folder = comparison.path(*run)
-        found += [read(folder / "metrics.jsonl"), *(json.loads((folder / name).read_text()) for name in ("summary.json", "held_out.json"))]
+        found += [
+            read(folder / "metrics.jsonl"),
+            *(
+                json.loads((folder / name).read_text())
+                for name in ("summary.json", "held_out.json")
+            ),
+        ]
     return [timeless(one) for one in found]
 
 
@@ -196,38 +272,69 @@ def test_an_undisturbed_comparison(whole: Comparison) -> None:
     for seed in (0, 1):  # every run starts from the same scores
         kept = json.loads(whole.untrained_path(seed).read_text())["scores"]
         for method in METHODS:
-            assert json.loads((whole.path(method, seed) / "held_out.json").read_text())["before"] == kept
-    split = compare["branchgrpo-splits"]  # 14 steps, split at 3, 6, 9, 12: 4·1 + 3·(2 + 4 + 8) + 16 parents, as many but the root and 16 children more edges
-    assert split["nfe_old"] == {"forwards": 62 / 16, "edges": (62 - 1 + 16) / 16} and split["nfe_new"] == {"forwards": 15 / 16, "edges": 30 / 16}
+            assert (
+                json.loads((whole.path(method, seed) / "held_out.json").read_text())["before"]
+                == kept
+            )
+    # 14 steps, split at 3, 6, 9, 12: 4·1 + 3·(2 + 4 + 8) + 16 parents, as many but the root and 16
+    # children more edges
+    split = compare["branchgrpo-splits"]
+    assert split["nfe_old"] == {"forwards": 62 / 16, "edges": (62 - 1 + 16) / 16} and split[
+        "nfe_new"
+    ] == {"forwards": 15 / 16, "edges": 30 / 16}
     assert compare["dancegrpo"]["nfe_old"] == {"forwards": 14.0, "edges": 14.0}
     assert compare["dancegrpo"]["nfe_new"] == {"forwards": 13.0, "edges": 13.0}
     assert split["iterations"] == [2, 2] and split["seeds"] == [0, 1]
     assert [compare[method]["leaves"] for method in METHODS] == [16, 16]
     assert [compare[method]["optimiser_steps"]["taken"] for method in METHODS] == [[2, 2], [6, 6]]
-    assert compare["dancegrpo"]["difference"] is None and compare["branchgrpo-splits"]["difference"]["total"]["n"] == 2
-    assert (whole.folder / "compare.png").stat().st_size > 0 and "| dancegrpo |" in (whole.folder / "compare.md").read_text()
+    assert (
+        compare["dancegrpo"]["difference"] is None
+        and compare["branchgrpo-splits"]["difference"]["total"]["n"] == 2
+    )
+    assert (whole.folder / "compare.png").stat().st_size > 0 and "| dancegrpo |" in (
+        whole.folder / "compare.md"
+    ).read_text()
 
 
 def test_pictures_are_kept_as_they_are(whole: Comparison) -> None:
     """Of the untrained model and of every run, so that the sheet can be drawn again."""
     compare_report.write(whole, "ocr/exact")
     before = (whole.folder / "compare-samples.png").read_bytes()
-    files = [whole.untrained_path(0).with_suffix(".npz"), *(whole.path(method, 0) / "samples" / "after.npz" for method in METHODS)]
+    files = [
+        whole.untrained_path(0).with_suffix(".npz"),
+        *(whole.path(method, 0) / "samples" / "after.npz" for method in METHODS),
+    ]
     for file in files:
         pixels, captions, scores = sheet.kept(file)
-        assert pixels.shape == (1, 1, 32, 32, 3) and pixels.std() > 1 and captions[0].startswith("the number") and len(scores) == 1
-    assert json.loads((whole.path("dancegrpo", 0) / "held_out.json").read_text())["after"]["ocr/exact"][0] == sheet.kept(files[-1])[2][0]
+        assert (
+            pixels.shape == (1, 1, 32, 32, 3)
+            and pixels.std() > 1
+            and captions[0].startswith("the number")
+            and len(scores) == 1
+        )
+    assert (
+        json.loads((whole.path("dancegrpo", 0) / "held_out.json").read_text())["after"][
+            "ocr/exact"
+        ][0]
+        == sheet.kept(files[-1])[2][0]
+    )
     (whole.folder / "compare-samples.png").unlink()
     compare_report.write(compared(whole.folder), "ocr/exact")
     assert (whole.folder / "compare-samples.png").read_bytes() == before
 
 
-def test_an_interrupted_comparison_ends_with_the_same_numbers(whole: Comparison, tmp_path: Path) -> None:
+def test_an_interrupted_comparison_ends_with_the_same_numbers(
+    whole: Comparison, tmp_path: Path
+) -> None:
     asked = count(1)
-    assert not work(compared(tmp_path / "x"), lambda: next(asked) == 4)  # asked before each run and between its 2 iterations: in the second run
+    # asked before each run and between its 2 iterations: in the second run
+    assert not work(compared(tmp_path / "x"), lambda: next(asked) == 4)
     cut = compared(tmp_path / "x")
     assert cut.open() == list(cut.configs)[1:]
-    assert json.loads((cut.path(*list(cut.configs)[1]) / "summary.json").read_text())["iterations"] == 1
+    assert (
+        json.loads((cut.path(*list(cut.configs)[1]) / "summary.json").read_text())["iterations"]
+        == 1
+    )
     assert work(cut) and results(cut) == results(whole)
 
 
@@ -253,7 +360,9 @@ def test_a_finished_comparison_does_nothing(whole: Comparison) -> None:
 def test_methods_that_would_not_be_compared_fairly_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "easier.yaml"
     other.write_text("preset: dancegrpo\nheld_out: embedded:train\n")
-    with pytest.raises(UserError, match="the same held_out for all methods, got another with easier"):
+    with pytest.raises(
+        UserError, match="the same held_out for all methods, got another with easier"
+    ):
         compared(tmp_path / "x", ["dancegrpo", str(other)])
     other.write_text("preset: dancegrpo\nlearner: {ranks: 2, learning_rate: 1.0e-3}\n")
     with pytest.raises(UserError, match=r"the same learner\.ranks for all methods"):
@@ -267,12 +376,25 @@ def test_methods_that_would_not_be_compared_fairly_are_refused(tmp_path: Path) -
 def test_the_fair_comparison_differs_in_what_its_files_say(tmp_path: Path) -> None:
     """docs/benchmarks/fair: rates and steps, nothing else but the method."""
     files = sorted((Path(__file__).parents[3] / "docs" / "benchmarks" / "fair").glob("*.yaml"))
-    comparison = Comparison(QUICKSTART, [str(file) for file in files], 3, Budget(seconds=150), {}, tmp_path)
+    comparison = Comparison(
+        base=QUICKSTART,
+        methods=[str(file) for file in files],
+        seeds=3,
+        budget=Budget(seconds=150),
+        overrides={},
+        folder=tmp_path,
+    )
     learners = {name: one.learner for (name, seed), one in comparison.configs.items() if seed == 0}
-    chosen = {name: (one.optimiser_steps, one.learning_rate, one.warmup, one.schedule) for name, one in learners.items()}
+    chosen = {
+        name: (one.optimiser_steps, one.learning_rate, one.warmup, one.schedule)
+        for name, one in learners.items()
+    }
     assert chosen == {
         "branchgrpo-flash-1e-4": (1, 1e-4, 10, "constant"),
         "dancegrpo-1step": (1, 2e-4, 10, "constant"),
         "dancegrpo-3steps": (3, 7e-5, 10, "constant"),
     }
-    assert {key for one in comparison.settings().values() for key in one} == {"learner.learning_rate", "learner.optimiser_steps"}
+    assert {key for one in comparison.settings().values() for key in one} == {
+        "learner.learning_rate",
+        "learner.optimiser_steps",
+    }

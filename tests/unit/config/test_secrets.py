@@ -21,7 +21,10 @@ from branchgrpo.report.sinks import open_sinks
 MASK = secrets.MASK
 SECRET = "hunter2"
 KEYS = {
-    "rewards.0.runtime_env": f"{{env_vars: {{TOKEN: {SECRET}, HOME: '/x'}}, pip: ['--extra-index-url https://{SECRET}@host/simple']}}",
+    "rewards.0.runtime_env": (
+        f"{{env_vars: {{TOKEN: {SECRET}, HOME: '/x'}}, pip: "
+        f"['--extra-index-url https://{SECRET}@host/simple']}}"
+    ),
     "run.mlflow": f"https://me:{SECRET}@mlflow.example/x",
     "checkpoint.folder": f"simplecache::s3://key:{SECRET}@bucket/x?endpoint=a&token={SECRET}",
 }
@@ -35,9 +38,15 @@ KEYS = {
         ("git+https://TOKEN@host/x.git", f"git+https://{MASK}@host/x.git"),
         ("ssh://git@host/x", "ssh://git@host/x"),
         ("s3://bucket/a@b/c", "s3://bucket/a@b/c"),
-        ("https://h/x?X-Amz-Signature=abc&x=1&sig=q", f"https://h/x?X-Amz-Signature={MASK}&x=1&sig={MASK}"),
+        (
+            "https://h/x?X-Amz-Signature=abc&x=1&sig=q",
+            f"https://h/x?X-Amz-Signature={MASK}&x=1&sig={MASK}",
+        ),
         ("https://h/x?api_key=abc#frag", f"https://h/x?api_key={MASK}#frag"),
-        ("cannot open 'sftp://a:b@c' and sftp://d:e@f", f"cannot open 'sftp://a:{MASK}@c' and sftp://d:{MASK}@f"),
+        (
+            "cannot open 'sftp://a:b@c' and sftp://d:e@f",
+            f"cannot open 'sftp://a:{MASK}@c' and sftp://d:{MASK}@f",
+        ),
         ("who? a:b@c &token=x", "who? a:b@c &token=x"),  # no URL: a prompt
         ("redis://:pw@host", f"redis://:{MASK}@host"),
         ("embedded:train", "embedded:train"),
@@ -47,22 +56,43 @@ def test_urls(text: str, shown: str) -> None:
     assert secrets.masked_text(text) == shown == secrets.masked_text(shown)
 
 
-def test_nothing_that_is_written_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_that_is_written_holds_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = quickstart(KEYS)
     assert found.rewards[0].runtime_env["env_vars"]["TOKEN"] == SECRET  # what runs has it
     text = config.dump(found)
     assert SECRET not in text and text.count(MASK) == 6
     assert SECRET not in str(config.plain(found))
-    argv = ["run.py", "config", *(part for key, value in KEYS.items() for part in (f"--{key}", value))]
+    argv = [
+        "run.py",
+        "config",
+        *(part for key, value in KEYS.items() for part in (f"--{key}", value)),
+    ]
     monkeypatch.setattr("sys.argv", argv)
     assert main() == 0 and capsys.readouterr().out == text
-    comparison = Comparison(Path("configs/quickstart.yaml").resolve(), ["dancegrpo"], 1, Budget(2), KEYS, tmp_path / "compared")
+    comparison = Comparison(
+        base=Path("configs/quickstart.yaml").resolve(),
+        methods=["dancegrpo"],
+        seeds=1,
+        budget=Budget(2),
+        overrides=KEYS,
+        folder=tmp_path / "compared",
+    )
     comparison.open()
-    assert all(SECRET not in path.read_text() for path in (tmp_path / "compared").rglob("*") if path.is_file())
+    assert all(
+        SECRET not in path.read_text()
+        for path in (tmp_path / "compared").rglob("*")
+        if path.is_file()
+    )
 
 
 def test_errors_quote_no_secret() -> None:
-    for key, text in {"rewards.0.runtime_env.env_vars": f"{{A: [{SECRET}]}}", "run.seed": f"ftp://a:{SECRET}@b", "learner": f"https://{SECRET}@h"}.items():
+    for key, text in {
+        "rewards.0.runtime_env.env_vars": f"{{A: [{SECRET}]}}",
+        "run.seed": f"ftp://a:{SECRET}@b",
+        "learner": f"https://{SECRET}@h",
+    }.items():
         with pytest.raises(UserError) as caught:
             quickstart({key: text})
         assert SECRET not in str(caught.value) and key in str(caught.value)
@@ -74,25 +104,38 @@ def test_a_masked_config_is_not_the_truth(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError) as caught:
         config.load(path)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 5 and all(line.startswith(f"{path}:") and "masked when this was written" in line for line in lines)
+    assert len(lines) == 5 and all(
+        line.startswith(f"{path}:") and "masked when this was written" in line for line in lines
+    )
     assert "by --run.mlflow VALUE" in lines[0] and "${VARIABLE}" not in lines[0]
-    assert any("by --rewards.0.runtime_env.env_vars.TOKEN VALUE, or as ${VARIABLE}" in line for line in lines)
+    assert any(
+        "by --rewards.0.runtime_env.env_vars.TOKEN VALUE, or as ${VARIABLE}" in line
+        for line in lines
+    )
     assert config.load(path, KEYS) == quickstart(KEYS)
 
 
 def test_variables_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {"rewards.0.runtime_env.env_vars.TOKEN": "${MY_TOKEN}", "rewards.0.runtime_env.env_vars.PATH": "/x:${PATH}"}
+    keys = {
+        "rewards.0.runtime_env.env_vars.TOKEN": "${MY_TOKEN}",
+        "rewards.0.runtime_env.env_vars.PATH": "/x:${PATH}",
+    }
     found = quickstart({"rewards.0.runtime_env": "{pip: [a]}"} | keys)
     path = tmp_path / "config.yaml"
     path.write_text(config.dump(found).replace(MASK, "/x:${PATH}"), encoding="utf-8")
     assert config.load(path) == found  # a reference is no secret
     monkeypatch.setenv("MY_TOKEN", SECRET)
     env: Any = secrets.given(found.rewards[0].runtime_env, "rewards.0.runtime_env")
-    assert env == {"pip": ["a"], "env_vars": {"TOKEN": SECRET, "PATH": "/x:${PATH}"}}  # Ray puts a node's own PATH
+    # Ray puts a node's own PATH
+    assert env == {"pip": ["a"], "env_vars": {"TOKEN": SECRET, "PATH": "/x:${PATH}"}}
     assert service.actor_options(found.reward_workers, env)["runtime_env"] == env
     assert SECRET not in config.dump(found)
     monkeypatch.delenv("MY_TOKEN")
-    with pytest.raises(UserError, match=r"^rewards\.0\.runtime_env\.env_vars\.TOKEN: expected the environment variable MY_TOKEN, which is not set$"):
+    with pytest.raises(
+        UserError,
+        match=r"^rewards\.0\.runtime_env\.env_vars\.TOKEN: expected the environment variable "
+        r"MY_TOKEN, which is not set$",
+    ):
         check(found)
     with pytest.raises(UserError, match="MY_TOKEN, which is not set"):
         checks.own(found)["rewards.0 (ocr)"]()  # doctor's

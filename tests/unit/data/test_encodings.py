@@ -1,4 +1,5 @@
-"""Encodings made before training: shards, manifest, resuming, and the same conditioning as encoding in place."""
+"""Encodings made before training: shards, manifest, resuming, and the same conditioning as encoding
+in place."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ LONG = "the number 38 in black on yellow " * 5
 
 
 def config(folder: Path, **options: str) -> Config:
-    return quickstart({"model.encode": "precompute", "model.encodings": str(folder), "rollout.threads": "1"} | options)
+    return quickstart(
+        {"model.encode": "precompute", "model.encodings": str(folder), "rollout.threads": "1"}
+        | options
+    )
 
 
 class Counting(in_process.Pool):
@@ -56,23 +60,50 @@ def store_of(loaded: Config) -> Encodings:
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) -> None:
-    loaded = config(tmp_path, **({"model.true_cfg": "2.0", "model.negative_prompt": "a red circle"} if guided else {}))
+    loaded = config(
+        tmp_path,
+        **({"model.true_cfg": "2.0", "model.negative_prompt": "a red circle"} if guided else {}),
+    )
     told: list[tuple[int, int]] = []
-    assert encode_missing(Counting(loaded), store_of(loaded), [*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt], lambda *at: told.append(at)) == 22
+    assert (
+        encode_missing(
+            Counting(loaded),
+            store_of(loaded),
+            [*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt],
+            lambda *at: told.append(at),
+        )
+        == 22
+    )
     assert told == [(6, 22), (12, 22), (18, 22), (22, 22)]
-    worker, inline = (
-        RolloutWorker(loaded, 0),
-        RolloutWorker(quickstart({"model.true_cfg": str(loaded.model.true_cfg), "model.negative_prompt": "a red circle"}), 0),
+    worker = RolloutWorker(loaded, 0)
+    inline = RolloutWorker(
+        quickstart(
+            {
+                "model.true_cfg": str(loaded.model.true_cfg),
+                "model.negative_prompt": "a red circle",
+            }
+        ),
+        0,
     )
     worker.ready(), inline.ready()
-    assert worker.model.pipe.text_encoder is None and worker.model.pipe.text_encoder_2 is None and worker.model.pipe.tokenizer is None
+    assert (
+        worker.model.pipe.text_encoder is None
+        and worker.model.pipe.text_encoder_2 is None
+        and worker.model.pipe.tokenizer is None
+    )
     chosen = [PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]
     (cut, found), (also, wanted) = worker.encode(chosen), inline.encode(chosen)
     assert cut == also == 1
     assert found.arrays.keys() == wanted.arrays.keys()
     for name, array in wanted.arrays.items():
         np.testing.assert_allclose(found.arrays[name], array, atol=2e-6)
-    assert worker.model.decode(torch.zeros(1, *worker.model.latent_shape)).shape == (1, 1, 32, 32, 3)
+    assert worker.model.decode(torch.zeros(1, *worker.model.latent_shape)).shape == (
+        1,
+        1,
+        32,
+        32,
+        3,
+    )
 
 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
@@ -84,8 +115,13 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     assert encode_missing(pool, store_of(loaded), PROMPTS, lambda *_: None) == 8 and pool.tasks == 2
     assert not store_of(loaded).missing(PROMPTS)
     manifest = json.loads((folder_of(loaded.model) / encodings.MANIFEST).read_text())
-    assert list(manifest["shards"].values()) == [6, 6, 6, 2] and all((folder_of(loaded.model) / name).is_file() for name in manifest["shards"])
-    assert encode_missing(Counting(loaded, stop_after=0), store_of(loaded), PROMPTS, lambda *_: None) == 0
+    assert list(manifest["shards"].values()) == [6, 6, 6, 2] and all(
+        (folder_of(loaded.model) / name).is_file() for name in manifest["shards"]
+    )
+    assert (
+        encode_missing(Counting(loaded, stop_after=0), store_of(loaded), PROMPTS, lambda *_: None)
+        == 0
+    )
 
 
 def test_more_prompts_later_are_added(tmp_path: Path) -> None:
@@ -99,7 +135,12 @@ def test_more_prompts_later_are_added(tmp_path: Path) -> None:
 def test_other_text_keys_have_another_folder(tmp_path: Path) -> None:
     folders = {
         folder_of(config(tmp_path, **options).model)
-        for options in ({}, {"model.max_sequence_length": "12"}, {"model.guidance": "2"}, {"model.dtype": "bfloat16"})
+        for options in (
+            {},
+            {"model.max_sequence_length": "12"},
+            {"model.guidance": "2"},
+            {"model.dtype": "bfloat16"},
+        )
     }
     assert len(folders) == 3  # guidance is no matter of text
 
@@ -107,7 +148,9 @@ def test_other_text_keys_have_another_folder(tmp_path: Path) -> None:
 def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
     loaded = config(tmp_path)
     store = store_of(loaded)
-    with pytest.raises(UserError, match=r"expected the encoding of 'the number 10 .* found none: run.py encode"):
+    with pytest.raises(
+        UserError, match=r"expected the encoding of 'the number 10 .* found none: run.py encode"
+    ):
         store.conditioning(PROMPTS[:1])
     encode_missing(Counting(loaded), store, PROMPTS[:6], lambda *_: None)
     (shard,) = folder_of(loaded.model).glob("*.safetensors")
@@ -126,14 +169,24 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
 
 
 def test_encodings_of_strangers(tmp_path: Path) -> None:
-    """A manifest names shards beside it alone, and a shard must hold what one holds: one line, and nothing waits for ever."""
+    """A manifest names shards beside it alone, and a shard must hold what one holds: one line, and
+    nothing waits for ever."""
     loaded = config(tmp_path)
     folder = folder_of(loaded.model)
     folder.mkdir(parents=True)
     path, shard = folder / encodings.MANIFEST, folder / "shard-a.safetensors"
-    for shards in (None, [], {"../shard-a.safetensors": 1}, {"/dev/zero": 1}, {"shard-a.safetensors": "1"}, {"shard-a.safetensors": True}):
+    for shards in (
+        None,
+        [],
+        {"../shard-a.safetensors": 1},
+        {"/dev/zero": 1},
+        {"shard-a.safetensors": "1"},
+        {"shard-a.safetensors": True},
+    ):
         path.write_text(json.dumps({"version": 1, "shards": shards}))
-        with pytest.raises(UserError, match=r"expected shards in .*, shard-NAME.safetensors and their counts"):
+        with pytest.raises(
+            UserError, match=r"expected shards in .*, shard-NAME.safetensors and their counts"
+        ):
             store_of(loaded)
     path.write_text(json.dumps({"version": 1, "shards": {shard.name: 2}}))
     os.mkfifo(shard)
@@ -141,10 +194,17 @@ def test_encodings_of_strangers(tmp_path: Path) -> None:
         store_of(loaded)
     shard.unlink()
     digests, too_long = torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
-    for tensors in ({}, {"digests": digests}, {"digests": digests.int(), "too_long": too_long}, {"digests": too_long, "too_long": too_long.clone()},
-                    {"digests": digests, "too_long": too_long, "text": torch.zeros(3, 4)}):  # fmt: skip
+    for tensors in (
+        {},
+        {"digests": digests},
+        {"digests": digests.int(), "too_long": too_long},
+        {"digests": too_long, "too_long": too_long.clone()},
+        {"digests": digests, "too_long": too_long, "text": torch.zeros(3, 4)},
+    ):
         save_file(tensors, shard)
-        with pytest.raises(UserError, match=r"expected digests \[n, 16\], too_long \[n\] and arrays of n rows in"):
+        with pytest.raises(
+            UserError, match=r"expected digests \[n, 16\], too_long \[n\] and arrays of n rows in"
+        ):
             store_of(loaded)
 
 
@@ -154,4 +214,6 @@ def test_bfloat16_survives(tmp_path: Path) -> None:
     found = store_of(loaded).conditioning(PROMPTS[:2]).arrays["text"]
     encoder = Encoder(loaded, 0)
     encoder.ready()
-    np.testing.assert_array_equal(found, encoder.model.texts(PROMPTS[:3])["text"].float().numpy()[:2])
+    np.testing.assert_array_equal(
+        found, encoder.model.texts(PROMPTS[:3])["text"].float().numpy()[:2]
+    )

@@ -49,12 +49,16 @@ def lines_of(path: Path, data: bytes) -> list[str]:
     ids=["margins", "CR LF", "CR", "BOM", "blank ends", "Unicode spaces", "no line ends"],
 )
 def test_lines_are_those_of_python(tmp_path: Path, data: bytes) -> None:
-    assert lines_of(tmp_path / "list.txt", data) == [line.strip() for line in universal(data) if line.strip()]
+    assert lines_of(tmp_path / "list.txt", data) == [
+        line.strip() for line in universal(data) if line.strip()
+    ]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text("ab é猫 \t\r\n\u00a0😀", max_size=80), st.integers(1, 20), st.booleans())
-def test_blocks_do_not_show(tmp_path_factory: pytest.TempPathFactory, text: str, block: int, bom: bool) -> None:
+def test_blocks_do_not_show(
+    tmp_path_factory: pytest.TempPathFactory, text: str, block: int, bom: bool
+) -> None:
     data = (b"\xef\xbb\xbf" if bom else b"") + text.encode()
     expected = list(dict.fromkeys(line.strip() for line in universal(data) if line.strip()))
     with pytest.MonkeyPatch.context() as patch:
@@ -68,8 +72,16 @@ def test_blocks_do_not_show(tmp_path_factory: pytest.TempPathFactory, text: str,
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["", " ", "a", "bé", "😀 c"]), st.sampled_from(["\n", "\r\n"])), max_size=12), st.integers(1, 20))
-def test_invalid_utf8_is_found_at_the_start_with_its_line(tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]], block: int) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", " ", "a", "bé", "😀 c"]), st.sampled_from(["\n", "\r\n"])),
+        max_size=12,
+    ),
+    st.integers(1, 20),
+)
+def test_invalid_utf8_is_found_at_the_start_with_its_line(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]], block: int
+) -> None:
     path = tmp_path_factory.mktemp("bad") / "list.txt"
     path.write_bytes("".join(text + end for text, end in lines).encode() + b"x\xffy\nfine\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +92,9 @@ def test_invalid_utf8_is_found_at_the_start_with_its_line(tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize(("length", "fits"), [(64, True), (65, False), (1000, False)])
-def test_a_line_longer_than_any_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, fits: bool) -> None:
+def test_a_line_longer_than_any_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, fits: bool
+) -> None:
     monkeypatch.setattr(prompt_files, "LONGEST", 64)
     for block in (16, 64, 4096):
         monkeypatch.setattr(prompt_files, "BLOCK", block)
@@ -110,7 +124,8 @@ def test_memory_of_a_large_file_is_that_of_its_index(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 15e6  # 1.6 MB of offsets and of digests each, 0.8 MB for each shuffled order, a few blocks of 1 MB
+    # 1.6 MB of offsets and of digests each, 0.8 MB for each shuffled order, a few blocks of 1 MB
+    assert peak < 15e6
 
 
 def test_a_file_that_changes_is_an_error_and_read_anew(tmp_path: Path) -> None:
@@ -138,7 +153,10 @@ def test_a_file_that_is_replaced_goes_on_as_it_was(tmp_path: Path) -> None:
 
 def test_a_file_is_closed_with_its_prompts(tmp_path: Path) -> None:
     def open_files() -> int:
-        return sum(os.path.realpath(entry).startswith(str(tmp_path)) for entry in Path("/proc/self/fd").iterdir())
+        return sum(
+            os.path.realpath(entry).startswith(str(tmp_path))
+            for entry in Path("/proc/self/fd").iterdir()
+        )
 
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text("one\n")
@@ -149,7 +167,13 @@ def test_a_file_is_closed_with_its_prompts(tmp_path: Path) -> None:
 def test_sequence(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a\nb\nc\nd\n")
     found = prompts.read("prompts", str(tmp_path / "list.txt"))
-    assert (found[-1], found[np.int64(1)], found[1:3], found[::-2], found[:99]) == ("d", "b", ["b", "c"], ["d", "b"], ["a", "b", "c", "d"])
+    assert (found[-1], found[np.int64(1)], found[1:3], found[::-2], found[:99]) == (
+        "d",
+        "b",
+        ["b", "c"],
+        ["d", "b"],
+        ["a", "b", "c", "d"],
+    )
     assert "c" in found and "e" not in found and found.index("c") == 2
     for index in (4, -5):
         with pytest.raises(IndexError):
@@ -157,5 +181,6 @@ def test_sequence(tmp_path: Path) -> None:
 
 
 def test_embedded_lists_share_no_prompt() -> None:
-    train, held_out = prompts.read("prompts", "embedded:train"), prompts.read("held_out", "embedded:heldout")
+    train = prompts.read("prompts", "embedded:train")
+    held_out = prompts.read("held_out", "embedded:heldout")
     assert train and held_out and not set(train) & set(held_out)

@@ -1,4 +1,5 @@
-"""JSON, parquet and HPSv2 prompt files, against the packages that wrote them; sources that are none."""
+"""JSON, parquet and HPSv2 prompt files, against the packages that wrote them; sources that are
+none."""
 
 from __future__ import annotations
 
@@ -72,7 +73,12 @@ def test_wrong_json_names_its_place(tmp_path: Path, value: str, reason: str) -> 
     (tmp_path / "list.jsonl").write_text(f'"fine"\n\n{value}\n"fine"\n')
     with pytest.raises(UserError) as caught:
         prompts.read("prompts", str(tmp_path / "list.jsonl"))
-    one_line(caught, "prompts: expected a JSON string, or an object with prompt, text or caption", f"line 3 of {tmp_path / 'list.jsonl'}", reason)
+    one_line(
+        caught,
+        "prompts: expected a JSON string, or an object with prompt, text or caption",
+        f"line 3 of {tmp_path / 'list.jsonl'}",
+        reason,
+    )
     (tmp_path / "list.json").write_text(f'["fine",\n\n{value}]')
     with pytest.raises(UserError) as caught:
         prompts.read("held_out", str(tmp_path / "list.json"))
@@ -81,7 +87,14 @@ def test_wrong_json_names_its_place(tmp_path: Path, value: str, reason: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("", "not JSON"), ('{"prompt": "a"}', "an object"), ('"a"', "a string"), ("[]", "found none"), ('[""]', "found none")]
+    ("text", "reason"),
+    [
+        ("", "not JSON"),
+        ('{"prompt": "a"}', "an object"),
+        ('"a"', "a string"),
+        ("[]", "found none"),
+        ('[""]', "found none"),
+    ],
 )
 def test_json_that_is_no_list_of_prompts(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "list.json").write_text(text)
@@ -93,14 +106,49 @@ def test_json_that_is_no_list_of_prompts(tmp_path: Path, text: str, reason: str)
 # ---- parquet
 
 
-def table(path: Path, kind: pyarrow.DataType | None = None, column: str = "caption", texts: Iterable[str | None] = (), rows: int = 3) -> list[str | None]:
+def table(
+    path: Path,
+    kind: pyarrow.DataType | None = None,
+    column: str = "caption",
+    texts: Iterable[str | None] = (),
+    rows: int = 3,
+) -> list[str | None]:
     """Write a parquet file in row groups of `rows`."""
-    found = list(texts) or ["one", None, " two ", "猫", "", " \t", "three", None, None, None, "four"]
-    parquet.write_table(pyarrow.table({"image": range(len(found)), column: pyarrow.array(found, pyarrow.string()).cast(kind or pyarrow.string())}), path, rows)
+    found = list(texts) or [
+        "one",
+        None,
+        " two ",
+        "猫",
+        "",
+        " \t",
+        "three",
+        None,
+        None,
+        None,
+        "four",
+    ]
+    parquet.write_table(
+        pyarrow.table(
+            {
+                "image": range(len(found)),
+                column: pyarrow.array(found, pyarrow.string()).cast(kind or pyarrow.string()),
+            }
+        ),
+        path,
+        rows,
+    )
     return found
 
 
-@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pyarrow.string(),
+        pyarrow.large_string(),
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_parquet(tmp_path: Path, kind: pyarrow.DataType, rows: int) -> None:
     path = tmp_path / "list.parquet"
@@ -108,22 +156,29 @@ def test_parquet(tmp_path: Path, kind: pyarrow.DataType, rows: int) -> None:
     assert parquet.ParquetFile(path).num_row_groups == -(-11 // rows)
     found = prompts.read("prompts", str(path))
     assert list(found) == expected == [found[index - 5] for index in range(5)]
-    assert [found[index] for index in (4, 0, 3, 1, 2)] == [expected[index] for index in (4, 0, 3, 1, 2)]
+    assert [found[index] for index in (4, 0, 3, 1, 2)] == [
+        expected[index] for index in (4, 0, 3, 1, 2)
+    ]
 
 
-def test_parquet_is_in_memory_a_batch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_in_memory_a_batch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prompt_tables, "COPIED", 1000)
     texts = [f"{number:07d} {'word ' * 100}" for number in range(50_000)]
     table(tmp_path / "list.parquet", texts=texts, rows=50_000)
     tracemalloc.start()
     try:
         found = prompts.read("prompts", str(tmp_path / "list.parquet"))
-        assert [found[index] for index in (49_999, 0, 1000, 999)] == [texts[index] for index in (49_999, 0, 1000, 999)]
+        assert [found[index] for index in (49_999, 0, 1000, 999)] == [
+            texts[index] for index in (49_999, 0, 1000, 999)
+        ]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert sum(map(len, texts)) > 25e6
-    assert peak < 5e6  # of Python's own memory: 0.4 MB of offsets and of digests each, 1000 texts thrice
+    # of Python's own memory: 0.4 MB of offsets and of digests each, 1000 texts thrice
+    assert peak < 5e6
 
 
 def test_parquet_errors(tmp_path: Path) -> None:
@@ -137,7 +192,10 @@ def test_parquet_errors(tmp_path: Path) -> None:
     table(path)
     wrong["cannot read"] = path.read_bytes()[:-20]
     raw = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary())
-    parquet.write_table(pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())}), path)
+    parquet.write_table(
+        pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())}),
+        path,
+    )
     wrong["can't decode byte 0xff"] = path.read_bytes()
     for reason, data in wrong.items():
         path.write_bytes(data)
@@ -155,8 +213,16 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_reading_text_needs_no_heavy_package() -> None:
-    code = "import sys; from branchgrpo.data import prompts; prompts.read('prompts', 'embedded:train'); print(*{'torch', 'pyarrow', 'hpsv2'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == []
+    code = (
+        "import sys; from branchgrpo.data import prompts; prompts.read('prompts', "
+        "'embedded:train'); print(*{'torch', 'pyarrow', 'hpsv2'} & set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
+        == []
+    )
 
 
 # ---- HPSv2's benchmark
@@ -168,7 +234,9 @@ def benchmark(tmp_path: Path) -> Path:
     folder = tmp_path / "datasets" / "benchmark"
     folder.mkdir(parents=True)
     for number, style in enumerate(("photo", "anime", "concept-art", "paintings")):
-        (folder / f"{style}.json").write_text(json.dumps([f"{style} {index}, of a café " for index in range(number + 2)]))
+        (folder / f"{style}.json").write_text(
+            json.dumps([f"{style} {index}, of a café " for index in range(number + 2)])
+        )
     return tmp_path
 
 
@@ -183,7 +251,9 @@ def package(root: Path, style: str, patch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("style", ["anime", "concept-art", "paintings", "photo", "all"])
 @pytest.mark.parametrize("place", ["HPS_ROOT", "home", "Hugging Face"])
-def test_hpsv2_benchmark_is_the_package_s(benchmark: Path, monkeypatch: pytest.MonkeyPatch, style: str, place: str) -> None:
+def test_hpsv2_benchmark_is_the_package_s(
+    benchmark: Path, monkeypatch: pytest.MonkeyPatch, style: str, place: str
+) -> None:
     expected = package(benchmark, style, monkeypatch)
     monkeypatch.delenv("HPS_ROOT", raising=False)
     monkeypatch.setenv("HOME", str(benchmark / "home"))
@@ -197,7 +267,9 @@ def test_hpsv2_benchmark_is_the_package_s(benchmark: Path, monkeypatch: pytest.M
         (cache / "datasets--zhwang--HPDv2" / "refs").mkdir(parents=True)
         (cache / "datasets--zhwang--HPDv2" / "refs" / "main").write_text("0123abc")
         (cache / "datasets--zhwang--HPDv2" / "snapshots" / "0123abc").mkdir(parents=True)
-        (benchmark / "datasets" / "benchmark").rename(cache / "datasets--zhwang--HPDv2" / "snapshots" / "0123abc" / "benchmark")
+        (benchmark / "datasets" / "benchmark").rename(
+            cache / "datasets--zhwang--HPDv2" / "snapshots" / "0123abc" / "benchmark"
+        )
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     assert list(prompts.read("held_out", f"hpsv2:{style}")) == expected
 
@@ -207,7 +279,11 @@ def test_hpsv2_errors(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPS_ROOT", str(benchmark))
     with pytest.raises(UserError) as caught:
         prompts.read("prompts", "hpsv2:manga")
-    one_line(caught, "prompts: expected hpsv2:STYLE with STYLE one of anime, concept-art, paintings, photo, all, got hpsv2:manga")
+    one_line(
+        caught,
+        "prompts: expected hpsv2:STYLE with STYLE one of anime, concept-art, paintings, "
+        "photo, all, got hpsv2:manga",
+    )
     file = benchmark / "datasets" / "benchmark" / "photo.json"
     file.write_text("[")
     with pytest.raises(UserError) as caught:
@@ -222,9 +298,27 @@ def test_hpsv2_errors(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- errors of any file
 
 
-@pytest.mark.parametrize("suffix", ["txt", "jsonl", "json", "parquet", "prompts", "", "csv", "tsv", "txt.gz", "jsonl.gz", "json.gz", "csv.gz"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "txt",
+        "jsonl",
+        "json",
+        "parquet",
+        "prompts",
+        "",
+        "csv",
+        "tsv",
+        "txt.gz",
+        "jsonl.gz",
+        "json.gz",
+        "csv.gz",
+    ],
+)
 @pytest.mark.parametrize("what", ["missing", "not UTF-8", "empty", "blank", "folder", "pipe"])
-def test_read_errors_are_one_line_that_names_the_key(tmp_path: Path, what: str, suffix: str) -> None:
+def test_read_errors_are_one_line_that_names_the_key(
+    tmp_path: Path, what: str, suffix: str
+) -> None:
     path = tmp_path / f"list.{suffix}".rstrip(".")
     if what == "folder":
         path.mkdir()
@@ -237,7 +331,10 @@ def test_read_errors_are_one_line_that_names_the_key(tmp_path: Path, what: str, 
     one_line(caught, "held_out: expected", str(path))
 
 
-@pytest.mark.parametrize("source", ["embedded:no-such-list", "~nobody/list.txt", "x" * 5000, "list.txt/below", "split:4", ""])
+@pytest.mark.parametrize(
+    "source",
+    ["embedded:no-such-list", "~nobody/list.txt", "x" * 5000, "list.txt/below", "split:4", ""],
+)
 def test_sources_that_are_none(source: str) -> None:
     with pytest.raises(UserError) as caught:
         prompts.read("prompts", source)

@@ -1,4 +1,5 @@
-"""Texts are unique, not their places: within a list, in a batch, and between training and held-out prompts."""
+"""Texts are unique, not their places: within a list, in a batch, and between training and held-out
+prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from branchgrpo.data import check as prompt_check
 from branchgrpo.data import prompts
 from branchgrpo.errors import UserError
 
-DUPLICATES = ["same prompt number 12"] * 30 + [f"a sign that says number {number}" for number in range(10, 30)]
+DUPLICATES = ["same prompt number 12"] * 30 + [
+    f"a sign that says number {number}" for number in range(10, 30)
+]
 
 
 def config(tmp_path: Path, train: list[str], held_out: list[str] | str, **keys: str) -> Config:
@@ -31,19 +34,27 @@ def config(tmp_path: Path, train: list[str], held_out: list[str] | str, **keys: 
     return quickstart({"prompts": str(tmp_path / "train.txt"), "held_out": held_out} | few | keys)
 
 
-@pytest.mark.parametrize("name", ["list.txt", "list.jsonl", "list.json", "list.csv", "list.parquet"])
+@pytest.mark.parametrize(
+    "name", ["list.txt", "list.jsonl", "list.json", "list.csv", "list.parquet"]
+)
 def test_a_text_that_comes_again_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
     path, texts = tmp_path / name, ["b", "a", "b", "", " a ", "c", "b"]
     if name.endswith("parquet"):
         parquet.write_table(pyarrow.table({"text": texts}), path)
     else:
-        form = {"txt": "\n".join, "csv": lambda found: "\n".join(["text,", *(f'"{text}",' for text in found)]), "json": json.dumps}
+        form = {
+            "txt": "\n".join,
+            "csv": lambda found: "\n".join(["text,", *(f'"{text}",' for text in found)]),
+            "json": json.dumps,
+        }
         form["jsonl"] = lambda found: "\n".join(map(json.dumps, found))
         path.write_text(form[path.suffix[1:]](texts))
     found = prompts.read("prompts", str(path))
     assert list(found) == ["b", "a", "c"] and found[2] == "c"  # the order is the file's
     assert (found.repeated, found.blank) == (3, 1)
-    assert [found.number(place) for place in range(3)] == [place + ("csv" in name) for place in (1, 2, 6)]
+    assert [found.number(place) for place in range(3)] == [
+        place + ("csv" in name) for place in (1, 2, 6)
+    ]
 
 
 def test_30_duplicates_of_50_put_no_held_out_text_into_training(tmp_path: Path) -> None:
@@ -71,7 +82,10 @@ def test_a_split_parts_texts(texts: list[str], seed: int, data: st.DataObject) -
     train, held_out = prompts.split(texts, count, seed)
     assert len(held_out) == count and not set(train) & set(held_out)
     assert list(train) == [text for text in different if text not in set(held_out)]
-    assert [list(part) for part in prompts.split(different, count, seed)] == [list(train), list(held_out)]
+    assert [list(part) for part in prompts.split(different, count, seed)] == [
+        list(train),
+        list(held_out),
+    ]
 
 
 def test_lists_without_duplicates_are_split_and_dealt_as_ever(tmp_path: Path) -> None:
@@ -86,14 +100,24 @@ def test_lists_without_duplicates_are_split_and_dealt_as_ever(tmp_path: Path) ->
 def test_too_few_different_texts_for_a_batch_or_for_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         prompt_check.check(config(tmp_path, ["a", "b", "c", "a"], ["x", "y"]))
-    one_line(caught, "rollout.prompts: expected at most 3, the number of different training prompts, got 4", "train.txt, where 1 more are repeated")
+    one_line(
+        caught,
+        "rollout.prompts: expected at most 3, the number of different training prompts, got 4",
+        "train.txt, where 1 more are repeated",
+    )
     with pytest.raises(UserError) as caught:
         prompt_check.check(config(tmp_path, list("abcd"), ["x"] * 9))
-    one_line(caught, "held_out: expected at least 2 prompts for evaluation, got 1 in", "8 more are repeated")
+    one_line(
+        caught,
+        "held_out: expected at least 2 prompts for evaluation, got 1 in",
+        "8 more are repeated",
+    )
 
 
 def test_held_out_texts_that_are_trained_on_are_counted_and_said(tmp_path: Path) -> None:
-    some = config(tmp_path, ["", *"abcdea"], ["x", " b ", "y", "b", "z", "e"], **{"rewards": "[{name: jpeg}]"})
+    some = config(
+        tmp_path, ["", *"abcdea"], ["x", " b ", "y", "b", "z", "e"], **{"rewards": "[{name: jpeg}]"}
+    )
     assert list(prompts.shared(*prompts.lists(some))) == [False, True, False, False, True]
     prompt_check.check(some)
     assert prompt_check.notes(some) == [
@@ -109,16 +133,29 @@ def test_held_out_texts_that_are_all_trained_on_are_refused(tmp_path: Path) -> N
     for held_out in (list("dcba"), ["a", "a", "c"]):
         with pytest.raises(UserError) as caught:
             prompts.lists(config(tmp_path, list("abcde"), held_out))
-        one_line(caught, "held_out: expected texts that are not trained on", str(tmp_path / "held.txt"), f"all its {len(set(held_out))}", "split:N")
+        one_line(
+            caught,
+            "held_out: expected texts that are not trained on",
+            str(tmp_path / "held.txt"),
+            f"all its {len(set(held_out))}",
+            "split:N",
+        )
     with pytest.raises(UserError) as caught:  # all that evaluation takes
         prompt_check.check(config(tmp_path, list("abcde"), ["a", "c", "x", "y"]))
-    one_line(caught, "held_out: expected texts that are not trained on", "the first 2, which evaluation takes")
+    one_line(
+        caught,
+        "held_out: expected texts that are not trained on",
+        "the first 2, which evaluation takes",
+    )
 
 
 def test_overlap_is_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "PART", 7)
     draw = np.random.default_rng(0)
     for _ in range(50):
-        train, held_out = ([f"text {number}" for number in draw.choice(60, count, replace=False)] for count in (40, 9))
+        train, held_out = (
+            [f"text {number}" for number in draw.choice(60, count, replace=False)]
+            for count in (40, 9)
+        )
         found = prompts.shared(prompts.Listed(train), prompts.Listed(held_out))
         assert found.tolist() == [text in train for text in held_out]

@@ -20,19 +20,28 @@ from branchgrpo.errors import UserError
 def test_every_epoch_deals_different_prompts(count: int, batch: int) -> None:
     per_epoch = count // batch
     for epoch in range(4):
-        dealt = [index for place in range(per_epoch) for index in prompts.deal(count, batch, epoch * per_epoch + place, 3)]
+        dealt = [
+            index
+            for place in range(per_epoch)
+            for index in prompts.deal(count, batch, epoch * per_epoch + place, 3)
+        ]
         assert len(dealt) == len(set(dealt)) == per_epoch * batch
         assert set(dealt) <= set(range(count))
 
 
-@pytest.mark.parametrize(("count", "batch"), [(1, 1), (10, 3), (257, 16), (65_537, 32), (300_000, 7)])
+@pytest.mark.parametrize(
+    ("count", "batch"), [(1, 1), (10, 3), (257, 16), (65_537, 32), (300_000, 7)]
+)
 @pytest.mark.parametrize("seed", [0, 7, 2**40])
 def test_the_order_is_numpy_s_permutation_of_each_epoch(count: int, batch: int, seed: int) -> None:
     per_epoch = count // batch
     for epoch in (0, 1, 5):
         order = np.random.default_rng((seed, epoch)).permutation(count)
         for place in {0, per_epoch // 2, per_epoch - 1}:
-            assert prompts.deal(count, batch, epoch * per_epoch + place, seed) == order[place * batch : (place + 1) * batch].tolist()
+            assert (
+                prompts.deal(count, batch, epoch * per_epoch + place, seed)
+                == order[place * batch : (place + 1) * batch].tolist()
+            )
 
 
 def test_dealing_depends_on_position_and_seed_alone() -> None:
@@ -43,14 +52,23 @@ def test_dealing_depends_on_position_and_seed_alone() -> None:
 
 
 def test_another_process_goes_on_in_the_same_place() -> None:
-    code = "from branchgrpo.data import prompts; print([prompts.deal(100, 8, i, 5) for i in range(17, 40)])"
-    resumed = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    code = (
+        "from branchgrpo.data import prompts; print([prompts.deal(100, 8, i, 5) for i in "
+        "range(17, 40)])"
+    )
+    resumed = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+    )
     assert [prompts.deal(100, 8, i, 5) for i in range(40)][17:] == resumed
 
 
 def test_an_epoch_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shuffled, original = [], prompts._shuffled
-    monkeypatch.setattr(prompts, "_shuffled", lambda count, seed: shuffled.append(seed) or original(count, seed))
+    monkeypatch.setattr(
+        prompts, "_shuffled", lambda count, seed: shuffled.append(seed) or original(count, seed)
+    )
     prompts._epoch.cache_clear()
     for iteration in range(36):
         prompts.deal(50, 4, iteration, 1)
@@ -65,7 +83,10 @@ def test_what_is_left_over_changes_between_epochs() -> None:
 def test_a_batch_larger_than_the_list() -> None:
     with pytest.raises(UserError) as caught:
         prompts.deal(3, 4, 0, 0)
-    one_line(caught, "rollout.prompts: expected at most 3, the number of different training prompts, got 4")
+    one_line(
+        caught,
+        "rollout.prompts: expected at most 3, the number of different training prompts, got 4",
+    )
 
 
 # ---- the held-out split
@@ -77,9 +98,13 @@ def test_a_split_parts_the_list(total: int, count: int) -> None:
     for seed in range(5):
         train, held_out = prompts.split(texts, count, seed)
         assert (len(train), len(held_out)) == (total - count, count)
-        assert list(train) == [text for text in texts if text not in set(held_out)]  # those that stay, in their order
+        # those that stay, in their order
+        assert list(train) == [text for text in texts if text not in set(held_out)]
         assert sorted([*train, *held_out]) == sorted(texts)
-        assert [list(part) for part in prompts.split(texts, count, seed)] == [list(train), list(held_out)]
+        assert [list(part) for part in prompts.split(texts, count, seed)] == [
+            list(train),
+            list(held_out),
+        ]
         assert train[-1] == train[total - count - 1] and held_out[:2] == list(held_out)[:2]
 
 
@@ -87,10 +112,14 @@ def test_a_split_is_drawn_evenly_and_unlike_the_first_epoch() -> None:
     texts = [str(number) for number in range(20)]
     drawn = [list(prompts.split(texts, 4, seed)[1]) for seed in range(1000)]
     counts = np.bincount([int(text) for part in drawn for text in part], minlength=20)
-    assert np.abs(counts - 200).max() < 5 * np.sqrt(1000 * 0.2 * 0.8)  # binomial, five standard deviations
+    # binomial, five standard deviations
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(1000 * 0.2 * 0.8)
     firsts = np.bincount([int(part[0]) for part in drawn], minlength=20)
     assert np.abs(firsts - 50).max() < 5 * np.sqrt(1000 * 0.05 * 0.95)
-    alike = sum([int(text) for text in part] == prompts.deal(20, 4, 0, seed) for seed, part in enumerate(drawn))
+    alike = sum(
+        [int(text) for text in part] == prompts.deal(20, 4, 0, seed)
+        for seed, part in enumerate(drawn)
+    )
     assert alike <= 1  # 1 of 116,280 by chance
 
 
@@ -100,10 +129,18 @@ def test_lists_of_a_config(tmp_path: Path) -> None:
     path.write_text("\n".join(texts))
     own = {"prompts": str(path), "held_out": "embedded:heldout", "run.seed": "4"}
     train, held_out = prompts.lists(quickstart(own))
-    assert list(train) == texts and list(held_out) == list(prompts.read("held_out", "embedded:heldout"))
+    assert list(train) == texts and list(held_out) == list(
+        prompts.read("held_out", "embedded:heldout")
+    )
     train, held_out = prompts.lists(quickstart(own | {"held_out": "split:12"}))
-    assert [list(part) for part in (train, held_out)] == [list(part) for part in prompts.split(texts, 12, prompts.SPLIT_SEED)]
-    trained = {train[index] for iteration in range(38) for index in prompts.deal(len(train), 4, iteration, 4)}
+    assert [list(part) for part in (train, held_out)] == [
+        list(part) for part in prompts.split(texts, 12, prompts.SPLIT_SEED)
+    ]
+    trained = {
+        train[index]
+        for iteration in range(38)
+        for index in prompts.deal(len(train), 4, iteration, 4)
+    }
     assert trained == set(texts) - set(held_out)
     other = prompts.lists(quickstart(own | {"held_out": "split:12", "run.seed": "5"}))
     assert list(other[1]) == list(held_out)  # seeds are compared on the same prompts
@@ -114,5 +151,7 @@ def test_split_errors(tmp_path: Path, count: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text("\n".join(f"number {number}" for number in range(50)))
     with pytest.raises(UserError) as caught:
-        prompts.lists(quickstart().model_copy(update={"prompts": str(path), "held_out": f"split:{count}"}))
+        prompts.lists(
+            quickstart().model_copy(update={"prompts": str(path), "held_out": f"split:{count}"})
+        )
     one_line(caught, "held_out: expected split:N with N")

@@ -1,4 +1,5 @@
-"""Headers of safetensors files that strangers made, and files that are none: one line, never a hang, never much memory."""
+"""Headers of safetensors files that strangers made, and files that are none: one line, never a
+hang, never much memory."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def packed(text: Any, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(raw)) + raw + data
 
 
-def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any) -> dict[str, Any]:
+def entry(
+    dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4), **more: Any
+) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
 
 
@@ -39,15 +42,25 @@ def at(folder: Path, data: bytes) -> Path:
 
 
 def test_says_what_the_library_wrote(tmp_path: Path) -> None:
-    tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(5, dtype=torch.bfloat16), "c": torch.tensor(True), "d": torch.zeros(0, 4)}
+    tensors = {
+        "a": torch.zeros(2, 3),
+        "b": torch.zeros(5, dtype=torch.bfloat16),
+        "c": torch.tensor(True),
+        "d": torch.zeros(0, 4),
+    }
     found = header(at(tmp_path, save(tensors, {"format": "pt", "alpha": "8"})))
     assert found.metadata == {"format": "pt", "alpha": "8"}
     assert {name: (one.dtype, one.shape, one.numbers) for name, one in found.tensors.items()} == {
-        "a": ("F32", (2, 3), 6), "b": ("BF16", (5,), 5), "c": ("BOOL", (), 1), "d": ("F32", (0, 4), 0),
-    }  # fmt: skip
+        "a": ("F32", (2, 3), 6),
+        "b": ("BF16", (5,), 5),
+        "c": ("BOOL", (), 1),
+        "d": ("F32", (0, 4), 0),
+    }
     assert sorted(one.end - one.begin for one in found.tensors.values()) == [0, 1, 10, 24]
     assert header(at(tmp_path, packed({}))).tensors == {}
-    assert header(at(tmp_path, packed({"a": entry(), "__metadata__": None}, bytes(4)))).tensors == {"a": Entry("F32", (1,), 0, 4)}
+    assert header(at(tmp_path, packed({"a": entry(), "__metadata__": None}, bytes(4)))).tensors == {
+        "a": Entry("F32", (1,), 0, 4)
+    }
 
 
 BAD = {
@@ -60,19 +73,31 @@ BAD = {
     "a list": (packed([]), "no JSON object"),
     "nested": (packed(b"[" * 100_000), "nested too deep"),
     "a number of 5,000 digits": (packed(b'{"a": ' + b"9" * 5000 + b"}"), "is not JSON"),
-    "a name twice": (packed(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2), bytes(4)), "the name 'a' occurs twice"),
+    "a name twice": (
+        packed(b'{"a": %s, "a": %s}' % ((json.dumps(entry()).encode(),) * 2), bytes(4)),
+        "the name 'a' occurs twice",
+    ),
     "metadata of numbers": (packed({"__metadata__": {"a": 1}}), "__metadata__"),
     "a list of metadata": (packed({"__metadata__": ["a"]}), "__metadata__"),
     "no entry": (packed({"a": 3}), "no dtype, shape and data_offsets of tensor 'a'"),
-    "half an entry": (packed({"a": {"dtype": "F32"}}), "no dtype, shape and data_offsets of tensor 'a'"),
+    "half an entry": (
+        packed({"a": {"dtype": "F32"}}),
+        "no dtype, shape and data_offsets of tensor 'a'",
+    ),
     "a strange dtype": (packed({"a": entry("F128")}, bytes(4)), "unknown dtype"),
     "a list of dtypes": (packed({"a": entry(["F32"])}, bytes(4)), "unknown dtype"),
-    "a dtype that torch has not": (packed({"a": entry("F4", (2,), (0, 1))}, bytes(1)), "unknown dtype"),
+    "a dtype that torch has not": (
+        packed({"a": entry("F4", (2,), (0, 1))}, bytes(1)),
+        "unknown dtype",
+    ),
     "a text for a shape": (packed({"a": entry(shape="1")}, bytes(4)), "no lengths"),
     "a negative length": (packed({"a": entry(shape=[-1], offsets=[0, -4])}), "no lengths"),
     "true": (packed({"a": entry(shape=[True])}, bytes(4)), "no lengths"),
     "a fraction": (packed({"a": entry(shape=[1.0])}, bytes(4)), "no lengths"),
-    "not a number": (packed(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)), "no lengths"),
+    "not a number": (
+        packed(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)),
+        "no lengths",
+    ),
     "too many dimensions": (packed({"a": entry(shape=[1] * 65)}, bytes(4)), "no lengths"),
     "three offsets": (packed({"a": entry(offsets=[0, 4, 8])}, bytes(4)), "no lengths"),
     "more than there are": (packed({"a": entry(shape=[2])}, bytes(4)), "don't fit"),
@@ -80,8 +105,14 @@ BAD = {
     "offsets that go back": (packed({"a": entry(shape=[0], offsets=[4, 0])}), "don't fit"),
     "a gap": (packed({"a": entry(offsets=[4, 8])}, bytes(8)), "gap or overlap"),
     "the same bytes twice": (packed({"a": entry(), "b": entry()}, bytes(4)), "gap or overlap"),
-    "bytes behind the last": (packed({"a": entry()}, bytes(5)), "5 bytes in its tensors, 4 by its header"),
-    "bytes that are missing": (packed({"a": entry()}, bytes(3)), "3 bytes in its tensors, 4 by its header"),
+    "bytes behind the last": (
+        packed({"a": entry()}, bytes(5)),
+        "5 bytes in its tensors, 4 by its header",
+    ),
+    "bytes that are missing": (
+        packed({"a": entry()}, bytes(3)),
+        "3 bytes in its tensors, 4 by its header",
+    ),
 }
 
 
@@ -94,7 +125,11 @@ def test_headers_that_are_none(tmp_path: Path, what: str) -> None:
     for check in (check_safetensors, check_checkpoint, read_state):
         with pytest.raises(UserError) as told:
             check("key", path)
-        assert str(told.value) == f"key: expected a safetensors file, {path} {caught.value}" and "\n" not in str(told.value)
+        assert str(
+            told.value
+        ) == f"key: expected a safetensors file, {path} {caught.value}" and "\n" not in str(
+            told.value
+        )
         assert len(str(told.value)) < 500 + len(str(path))
 
 
@@ -107,11 +142,18 @@ def test_a_header_is_bounded(tmp_path: Path) -> None:
 
 
 WHOLE = save({"a": torch.arange(3.0), "b": torch.zeros(2, 2, dtype=torch.int8)}, {"format": "pt"})
-VALUES = st.none() | st.booleans() | st.integers(-2, 9) | st.sampled_from([2**63, 1e400, "F32", "I8", "", "a"]) | st.lists(st.integers(0, 12), max_size=3)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.sampled_from([2**63, 1e400, "F32", "I8", "", "a"])
+    | st.lists(st.integers(0, 12), max_size=3)
+)
 
 
 def agreed(data: bytes, folder: Path) -> None:
-    """What our reader takes, the library takes too, and both see the same; what it refuses is one line."""
+    """What our reader takes, the library takes too, and both see the same; what it refuses is one
+    line."""
     try:
         found = header(at(folder, data))
     except BadHeader as error:
@@ -122,13 +164,24 @@ def agreed(data: bytes, folder: Path) -> None:
     except SafetensorError as error:  # it is stricter in what JSON is
         assert "JSON" in str(error) or "header" in str(error) or "start" in str(error)
         return
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {name: one.shape for name, one in found.tensors.items()}
-    assert all(tensors[name].element_size() == SIZES[one.dtype] for name, one in found.tensors.items())
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        name: one.shape for name, one in found.tensors.items()
+    }
+    assert all(
+        tensors[name].element_size() == SIZES[one.dtype] for name, one in found.tensors.items()
+    )
 
 
 @settings(deadline=None, max_examples=250, database=None)
-@given(changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=3), cut=st.integers(0, 3))
-def test_any_changed_byte(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int) -> None:
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=3
+    ),
+    cut=st.integers(0, 3),
+)
+def test_any_changed_byte(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], cut: int
+) -> None:
     data = bytearray(WHOLE)
     for place, value in changes:
         data[place] = value
@@ -136,8 +189,14 @@ def test_any_changed_byte(tmp_path_factory: pytest.TempPathFactory, changes: lis
 
 
 @settings(deadline=None, max_examples=250, database=None)
-@given(name=st.sampled_from(["a", "b", "__metadata__"]), key=st.sampled_from(["dtype", "shape", "data_offsets", "more", ""]), value=VALUES)
-def test_any_changed_value(tmp_path_factory: pytest.TempPathFactory, name: str, key: str, value: Any) -> None:
+@given(
+    name=st.sampled_from(["a", "b", "__metadata__"]),
+    key=st.sampled_from(["dtype", "shape", "data_offsets", "more", ""]),
+    value=VALUES,
+)
+def test_any_changed_value(
+    tmp_path_factory: pytest.TempPathFactory, name: str, key: str, value: Any
+) -> None:
     length = struct.unpack("<Q", WHOLE[:8])[0]
     text = json.loads(WHOLE[8 : 8 + length])
     text[name] = value if not key else text[name] | {key: value}
@@ -155,7 +214,14 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        for name, kind in (("fifo", "a FIFO"), ("zero", "a device"), ("socket", "a socket"), (".", "a folder"), ("none", "No such file"), ("a\0b", "null")):
+        for name, kind in (
+            ("fifo", "a FIFO"),
+            ("zero", "a device"),
+            ("socket", "a socket"),
+            (".", "a folder"),
+            ("none", "No such file"),
+            ("a\0b", "null"),
+        ):
             with pytest.raises(OSError, match=kind):
                 opened(tmp_path / name)
     with pytest.raises(OSError, match="a symbolic link"):
@@ -178,7 +244,14 @@ def test_weights_and_configs_that_are_no_files(tmp_path: Path, suffix: str) -> N
 
 
 def test_json_that_is_none() -> None:
-    for data in (b"", b"{", b"[" * 100_000, b"\xff\xfe[\x001\x00]\x00", b"9" * 5000, b"\xef\xbb\xbf[]"):
+    for data in (
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"\xff\xfe[\x001\x00]\x00",
+        b"9" * 5000,
+        b"\xef\xbb\xbf[]",
+    ):
         with pytest.raises(ValueError):
             parse_json(data)
     assert parse_json(b'{"a": 1, "a": 2}') == {"a": 2}

@@ -1,4 +1,5 @@
-"""Two learner ranks over gloo train like one rank on the whole batch: real trees of the embedded model."""
+"""Two learner ranks over gloo train like one rank on the whole batch: real trees of the embedded
+model."""
 
 from __future__ import annotations
 
@@ -18,16 +19,25 @@ from branchgrpo.errors import GateError
 from branchgrpo.learner import shard
 from branchgrpo.models import weights as wire
 
-TWICE = {"learner.optimiser_steps": "2", "gates.enabled": "false", "model.lora_rank": "4", "loss.kl_beta": "10.0"}
+TWICE = {
+    "learner.optimiser_steps": "2",
+    "gates.enabled": "false",
+    "model.lora_rank": "4",
+    "loss.kl_beta": "10.0",
+}
 
 
 def rank_main(rank: int, address: str, folder: str) -> None:
-    """One of two ranks: damaged credit, which must stop both; the update; two optimiser steps of adapters with KL to their base; NaN on the second rank."""
+    """One of two ranks: damaged credit, which must stop both; the update; two optimiser steps of
+    adapters with KL to their base; NaN on the second rank."""
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
     learner = Learner(config(2), rank, list)
     learner.join(2, address)
     *rest, scores = arguments
-    damaged = {key: values + np.float32(rank) * np.arange(4, dtype=np.float32) for key, values in scores.items()}
+    damaged = {
+        key: values + np.float32(rank) * np.arange(4, dtype=np.float32)
+        for key, values in scores.items()
+    }
     found: dict[str, Any] = {"damaged": None}
     try:
         learner.update(*rest, damaged)
@@ -63,8 +73,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_batch_is_worth_the_test(runs: dict[str, Any]) -> None:
     plan, _, segments, _, scores = runs["arguments"]
-    trees = assemble(plan, [header for header, _ in segments], config(2).credit.leaf_rewards(scores))
-    first, second = shard.split(plan, config(2).credit.assign(plan, trees, 0, scores), 2, 1, 0)[0]
+    trees = assemble(
+        plan, [header for header, _ in segments], config(2).credit.leaf_rewards(scores)
+    )
+    first, second = shard.split(
+        plan,
+        credits=config(2).credit.assign(plan, trees, 0, scores),
+        ranks=2,
+        optimiser_steps=1,
+        seed=0,
+    )[0]
     assert len(first.parents) == len(second.parents) > config(2).learner.micro_batch
     assert (second.weight[-1] == 0).all()  # one parent is padding
 
@@ -78,7 +96,8 @@ def test_gradients_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
 
 
 def test_parameters_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
-    """Adam's first step is the gradient's sign nearly everywhere: only entries whose gradient is rounding noise may differ."""
+    """Adam's first step is the gradient's sign nearly everywhere: only entries whose gradient is
+    rounding noise may differ."""
     rate = 1e-3
     for name, wanted in runs["one"]["weights"].items():
         gradient = runs["one"]["gradient"][name].abs()
@@ -92,14 +111,25 @@ def test_parameters_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
 def test_both_ranks_hold_the_same_weights(runs: dict[str, Any]) -> None:
     first, second = runs["ranks"]
     assert first["digest"] == second["digest"]
-    assert first["digest"] != runs["one"]["digest"] or all(torch.equal(runs["one"]["weights"][n], v) for n, v in first["weights"].items())
+    assert first["digest"] != runs["one"]["digest"] or all(
+        torch.equal(runs["one"]["weights"][n], v) for n, v in first["weights"].items()
+    )
 
 
 def test_statistics_agree(runs: dict[str, Any]) -> None:
     first, second = (replace(rank["stats"], fetched_bytes=0) for rank in runs["ranks"])
     assert first == second
     one = runs["one"]["stats"]
-    for field in ("version", "optimiser_steps", "skipped_steps", "forwards", "edges", "edges_stochastic", "weight_entropy", "advantage_abs"):
+    for field in (
+        "version",
+        "optimiser_steps",
+        "skipped_steps",
+        "forwards",
+        "edges",
+        "edges_stochastic",
+        "weight_entropy",
+        "advantage_abs",
+    ):
         assert getattr(first, field) == getattr(one, field), field
     assert first.loss == pytest.approx(one.loss, abs=1e-5)
     assert first.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
@@ -110,23 +140,35 @@ def test_statistics_agree(runs: dict[str, Any]) -> None:
 
 def test_different_credit_stops_both_ranks_before_they_train(runs: dict[str, Any]) -> None:
     for rank in runs["ranks"]:
-        assert rank["damaged"] is not None and "credit differ between learner ranks" in rank["damaged"]
+        assert (
+            rank["damaged"] is not None and "credit differ between learner ranks" in rank["damaged"]
+        )
         assert "\n" not in rank["damaged"]
         assert rank["version"] == 0
 
 
 def test_two_optimiser_steps_of_two_ranks_are_those_of_one(runs: dict[str, Any]) -> None:
-    """Gradients are those of the second step, whose weights may differ by what Adam makes of rounding noise in the first."""
+    """Gradients are those of the second step, whose weights may differ by what Adam makes of
+    rounding noise in the first."""
     one, ranks = runs["one"]["twice"], [rank["twice"] for rank in runs["ranks"]]
     assert ranks[0]["digest"] == ranks[1]["digest"]
     wanted = torch.cat([value.flatten() for value in one["gradient"].values()])
     for rank in ranks:
         assert rank["stats"].optimiser_steps == one["stats"].optimiser_steps == 2
-        assert rank["stats"].edges == one["stats"].edges and rank["stats"].forwards == one["stats"].forwards
+        assert (
+            rank["stats"].edges == one["stats"].edges
+            and rank["stats"].forwards == one["stats"].forwards
+        )
         found = torch.cat([value.flatten() for value in rank["gradient"].values()])
         assert float((found - wanted).norm()) <= 1e-2 * float(wanted.norm())
-        off = torch.cat([(rank["weights"][name] - value).abs().flatten() for name, value in one["weights"].items()])
-        assert float(off.mean()) <= 1e-5 and float(off.max()) <= 4.02e-3  # Adam moves a weight by the rate of 1e-3, either way
+        off = torch.cat(
+            [
+                (rank["weights"][name] - value).abs().flatten()
+                for name, value in one["weights"].items()
+            ]
+        )
+        # Adam moves a weight by the rate of 1e-3, either way
+        assert float(off.mean()) <= 1e-5 and float(off.max()) <= 4.02e-3
 
 
 def test_nan_on_one_rank_makes_both_skip(runs: dict[str, Any]) -> None:

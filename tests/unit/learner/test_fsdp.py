@@ -1,4 +1,5 @@
-"""Two learner ranks with sharded weights train like one rank with whole ones: full weights, adapters with KL, EMA, export."""
+"""Two learner ranks with sharded weights train like one rank with whole ones: full weights,
+adapters with KL, EMA, export."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ SHARDED = {"learner.parallel": "fsdp"}
 CASES = {
     "full": {"learner.ema": "0.5"},
     "frozen": {"loss.kl_beta": "10.0"},
-    "adapters": {"model.lora_rank": "4", "loss.kl_beta": "10.0", "model.gradient_checkpointing": "true"},
+    "adapters": {
+        "model.lora_rank": "4",
+        "loss.kl_beta": "10.0",
+        "model.gradient_checkpointing": "true",
+    },
 }
 
 
@@ -38,15 +43,28 @@ def rank_main(rank: int, address: str, folder: str) -> None:
         learner.configure(config(2, SHARDED | options))
         found[case] = outcome(learner, arguments)
         parameters = learner.model.trainable().values()
-        found[f"{case}/share"] = sum(value.to_local().numel() for value in parameters) / sum(value.numel() for value in parameters)
-        state = [value for one in learner.policy.optimiser.state.values() for name, value in one.items() if name == "exp_avg"]
-        assert learner.checkpoint(str(Path(folder) / case), 1, 1, {"iteration": 1}).keys() == ({"path"} if rank == 0 else set())
-        found[f"{case}/sharded state"] = all(isinstance(value, DTensor) for value in state) and len(state) > 0
+        found[f"{case}/share"] = sum(value.to_local().numel() for value in parameters) / sum(
+            value.numel() for value in parameters
+        )
+        state = [
+            value
+            for one in learner.policy.optimiser.state.values()
+            for name, value in one.items()
+            if name == "exp_avg"
+        ]
+        assert learner.checkpoint(str(Path(folder) / case), 1, 1, {"iteration": 1}).keys() == (
+            {"path"} if rank == 0 else set()
+        )
+        found[f"{case}/sharded state"] = (
+            all(isinstance(value, DTensor) for value in state) and len(state) > 0
+        )
         found[f"{case}/probe"] = torch.from_numpy(learner.probe())
         for weights in ("policy", "ema") if case == "full" else ("policy",):
             sent = learner.publish(weights)
             assert rank == 0 or sent == [None] * (2 + learner.chunks())
-            found[f"{case}/{weights}"] = wire.unpack_weights(sent[1], sent[2:]) if rank == 0 else None
+            found[f"{case}/{weights}"] = (
+                wire.unpack_weights(sent[1], sent[2:]) if rank == 0 else None
+            )
     learner.configure(config(2, SHARDED | {"run.export": "transformer"}))
     learner.update(*arguments)
     learner.save(Path(folder) / "exported")
@@ -54,7 +72,9 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     for _, payload in arguments[2]:
         payload.latents[:] = float("nan") if rank else payload.latents  # on the second rank alone
     learner.configure(config(2, SHARDED | {"gates.enabled": "false"}))
-    found["start"] = {name: value.full_tensor().clone() for name, value in learner.model.trainable().items()}
+    found["start"] = {
+        name: value.full_tensor().clone() for name, value in learner.model.trainable().items()
+    }
     found["poisoned"] = outcome(learner, arguments)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -62,7 +82,8 @@ def rank_main(rank: int, address: str, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one rank with whole weights, and each of two ranks with shards, made of the same trees."""
+    """What one rank with whole weights, and each of two ranks with shards, made of the same
+    trees."""
     folder = tmp_path_factory.mktemp("fsdp")
     arguments = batch()
     (folder / "batch.pickle").write_bytes(pickle.dumps(arguments))
@@ -87,7 +108,8 @@ def test_gradients_are_those_of_one_rank(runs: dict[str, Any], case: str) -> Non
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_update_is_that_of_one_rank(runs: dict[str, Any], case: str) -> None:
-    """Adam's first step is the gradient's sign nearly everywhere: only entries whose gradient is rounding noise may differ."""
+    """Adam's first step is the gradient's sign nearly everywhere: only entries whose gradient is
+    rounding noise may differ."""
     one = runs["one"][case]
     for rank in (found[case] for found in runs["ranks"]):
         assert rank["weights"].keys() == one["weights"].keys()
@@ -104,7 +126,9 @@ def test_the_update_is_that_of_one_rank(runs: dict[str, Any], case: str) -> None
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_rank_holds_half_of_weights_and_optimiser_state(runs: dict[str, Any], case: str) -> None:
+def test_every_rank_holds_half_of_weights_and_optimiser_state(
+    runs: dict[str, Any], case: str
+) -> None:
     for rank in runs["ranks"]:
         assert 0.45 <= rank[f"{case}/share"] <= 0.55
         assert rank[f"{case}/sharded state"]
@@ -115,25 +139,41 @@ def test_what_is_published_is_whole(runs: dict[str, Any], case: str) -> None:
     first, second = runs["ranks"]
     sent = first[f"{case}/policy"]
     assert second[f"{case}/policy"] is None
-    assert all(torch.equal(value, first[case]["weights"][name]) for name, value in sent.items()) and sent.keys() == runs["one"][f"{case}/policy"].keys()
+    assert (
+        all(torch.equal(value, first[case]["weights"][name]) for name, value in sent.items())
+        and sent.keys() == runs["one"][f"{case}/policy"].keys()
+    )
     torch.testing.assert_close(first[f"{case}/probe"], second[f"{case}/probe"], rtol=0, atol=0)
-    torch.testing.assert_close(first[f"{case}/probe"], runs["one"][f"{case}/probe"], rtol=0, atol=5e-3)  # a step of 1e-3, either way, in a few weights
+    # a step of 1e-3, either way, in a few weights
+    torch.testing.assert_close(
+        first[f"{case}/probe"], runs["one"][f"{case}/probe"], rtol=0, atol=5e-3
+    )
 
 
 def test_the_mean_of_the_weights_is_published_whole(runs: dict[str, Any]) -> None:
     first, start = runs["ranks"][0], runs["ranks"][0]["start"]
     for name, value in first["full/ema"].items():  # after one step a tenth is where it began
-        torch.testing.assert_close(value, 0.1 * start[name] + 0.9 * first["full/policy"][name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            value, 0.1 * start[name] + 0.9 * first["full/policy"][name], rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_rank_goes_on_from_the_checkpoint_of_two(runs: dict[str, Any], case: str) -> None:
     learner = Learner(config(1, CASES[case]), 0, list)
     assert learner.restore(str(runs["folder"] / case)) == {"iteration": 1, "damaged": []}
-    assert all(torch.equal(value, runs["ranks"][0][case]["weights"][name]) for name, value in learner.model.trainable().items())
-    moments = {name: learner.policy.optimiser.state[master]["exp_avg"] for name, master in learner.policy.named_masters().items()}
+    assert all(
+        torch.equal(value, runs["ranks"][0][case]["weights"][name])
+        for name, value in learner.model.trainable().items()
+    )
+    moments = {
+        name: learner.policy.optimiser.state[master]["exp_avg"]
+        for name, master in learner.policy.named_masters().items()
+    }
     for name, value in moments.items():  # a tenth of the gradient, which is kept as it was clipped
-        torch.testing.assert_close(value, 0.1 * runs["ranks"][0][case]["gradient"][name], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            value, 0.1 * runs["ranks"][0][case]["gradient"][name], rtol=1e-4, atol=1e-7
+        )
     assert learner.version == 1 and learner.policy.scheduler.last_epoch == 1
 
 
@@ -141,7 +181,10 @@ def test_nan_on_one_rank_makes_both_skip(runs: dict[str, Any]) -> None:
     for rank in runs["ranks"]:
         stats = rank["poisoned"]["stats"]
         assert (stats.skipped_steps, stats.optimiser_steps) == (1, 0)
-        assert all(torch.equal(rank["poisoned"]["weights"][name], value) for name, value in rank["start"].items())
+        assert all(
+            torch.equal(rank["poisoned"]["weights"][name], value)
+            for name, value in rank["start"].items()
+        )
 
 
 def test_the_exported_transformer_is_the_whole_one(runs: dict[str, Any]) -> None:
@@ -149,6 +192,12 @@ def test_the_exported_transformer_is_the_whole_one(runs: dict[str, Any]) -> None
 
     loaded = FluxTransformer2DModel.from_pretrained(runs["folder"] / "exported")
     sent = runs["ranks"][0]["before"]
-    assert all(torch.equal(value, sent[name]) for name, value in loaded.named_parameters()) and len(sent) == len(list(loaded.parameters()))
-    untrained = FluxModel(path="embedded:tiny-flux", height=32, width=32).build("cpu", ("denoiser",)).trainable()
+    assert all(torch.equal(value, sent[name]) for name, value in loaded.named_parameters()) and len(
+        sent
+    ) == len(list(loaded.parameters()))
+    untrained = (
+        FluxModel(path="embedded:tiny-flux", height=32, width=32)
+        .build("cpu", ("denoiser",))
+        .trainable()
+    )
     assert any(not torch.equal(value, untrained[name]) for name, value in sent.items())

@@ -8,7 +8,13 @@ from support.small_batch import batch, config
 
 from actors.learner import Learner
 
-HALF = {"model.dtype": "bfloat16", "gates.enabled": "false", "learner.learning_rate": "1e-6", "learner.warmup": "0", "learner.schedule": "constant"}
+HALF = {
+    "model.dtype": "bfloat16",
+    "gates.enabled": "false",
+    "learner.learning_rate": "1e-6",
+    "learner.warmup": "0",
+    "learner.schedule": "constant",
+}
 
 
 def test_steps_below_the_precision_of_bfloat16_add_up() -> None:
@@ -21,9 +27,17 @@ def test_steps_below_the_precision_of_bfloat16_add_up() -> None:
         stats = learner.update(*arguments)
         assert stats.skipped_steps == 0, version
     masters = learner.policy.masters
-    assert all(value.dtype == torch.bfloat16 for value in learner.model.trainable().values()) and all(value.dtype == torch.float32 for value in masters)
-    moved = torch.cat([(master - value.float()).abs().flatten() for master, value in zip(masters, start, strict=True)])
-    assert float((moved > 2e-6).float().mean()) > 0.5  # three steps of 1e-6, most of them the same way
+    assert all(
+        value.dtype == torch.bfloat16 for value in learner.model.trainable().values()
+    ) and all(value.dtype == torch.float32 for value in masters)
+    moved = torch.cat(
+        [
+            (master - value.float()).abs().flatten()
+            for master, value in zip(masters, start, strict=True)
+        ]
+    )
+    # three steps of 1e-6, most of them the same way
+    assert float((moved > 2e-6).float().mean()) > 0.5
     for master, value in zip(masters, learner.model.trainable().values(), strict=True):
         assert torch.equal(master.bfloat16(), value)
 
@@ -33,10 +47,15 @@ def test_adapters_are_float32_beside_bfloat16_weights() -> None:
     learner.join(1, "")
     kinds = {value.requires_grad: value.dtype for value in learner.model.module.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
-    assert all(master is value for master, value in zip(learner.policy.masters, learner.policy.parameters, strict=True))
+    assert all(
+        master is value
+        for master, value in zip(learner.policy.masters, learner.policy.parameters, strict=True)
+    )
     _, update, *chunks = learner.publish()
     assert set(update.dtypes) == {"float32"}
-    assert sum(len(part) for chunk in chunks for part in chunk) == 4 * sum(value.numel() for value in learner.policy.parameters)
+    assert sum(len(part) for chunk in chunks for part in chunk) == 4 * sum(
+        value.numel() for value in learner.policy.parameters
+    )
 
 
 def test_rollouts_get_bfloat16() -> None:

@@ -1,4 +1,5 @@
-"""KL to the base, behaviour means, EMA, learning rates and step weights of the policy update, against slow float64 references."""
+"""KL to the base, behaviour means, EMA, learning rates and step weights of the policy update,
+against slow float64 references."""
 
 from __future__ import annotations
 
@@ -38,16 +39,27 @@ def nudge(model: SmallAdapter, size: float = 0.02) -> None:
 def mean_of(case: Case, model: SmallAdapter, tree: int, node: int) -> tuple[Tensor, float]:
     """(μ [S], std) of the edge into a node under `model` (float64)."""
     topo = topology(case.plan)
-    return moments(model, case.plan, int(topo.step[node]), case.latents[tree, int(topo.parent[node])], case.cond["text"][tree])
+    return moments(
+        model,
+        plan=case.plan,
+        step=int(topo.step[node]),
+        x=case.latents[tree, int(topo.parent[node])],
+        text=case.cond["text"][tree],
+    )
 
 
 def kept(case: Case) -> list[tuple[int, int]]:
     """(tree, node) of all kept edges."""
-    return [(tree, node) for tree, credit in enumerate(case.credits) for node in np.flatnonzero(credit.keep).tolist()]
+    return [
+        (tree, node)
+        for tree, credit in enumerate(case.credits)
+        for node in np.flatnonzero(credit.keep).tolist()
+    ]
 
 
 def slow_gradient(case: Case, edge_loss: EdgeLoss) -> Tensor:
-    """Gradient of the weighted mean over kept edges, one forward per edge, for the model as it is now."""
+    """Gradient of the weighted mean over kept edges, one forward per edge, for the model as it is
+    now."""
     exact, step = case.model.double(), topology(case.plan).step
     losses = []
     for tree, node in kept(case):
@@ -59,27 +71,37 @@ def slow_gradient(case: Case, edge_loss: EdgeLoss) -> Tensor:
 
 def clipped_loss(case: Case, clip: float) -> EdgeLoss:
     def loss(tree: int, node: int, mean: Tensor, std: float) -> Tensor:
-        log_prob = torch.distributions.Normal(mean, std).log_prob(case.latents[tree, node].double()).mean()
-        ratio, a = (log_prob - float(case.trees[tree].log_prob[node])).exp(), float(case.credits[tree].advantage[node])
+        log_prob = (
+            torch.distributions.Normal(mean, std).log_prob(case.latents[tree, node].double()).mean()
+        )
+        ratio = (log_prob - float(case.trees[tree].log_prob[node])).exp()
+        a = float(case.credits[tree].advantage[node])
         return torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
 
     return loss
 
 
 def behaviour_of(case: Case) -> tuple[SmallAdapter, Latents]:
-    """The policy as it is now in float64, and its velocities one node at a time, as rollouts keep them."""
+    """The policy as it is now in float64, and its velocities one node at a time, as rollouts keep
+    them."""
     policy, topo = case.model.double(), topology(case.plan)
 
     def velocity(tree: int, node: int) -> Tensor:
         sigma = torch.tensor([float(case.plan.sigmas[int(topo.step[node]) + 1])])
         with torch.no_grad():
-            return policy.velocity(case.latents[tree, node].double()[None], sigma.double(), {"text": case.cond["text"][tree].double()[None]})[0].float()
+            return policy.velocity(
+                case.latents[tree, node].double()[None],
+                sigma.double(),
+                {"text": case.cond["text"][tree].double()[None]},
+            )[0].float()
 
     return policy, velocity
 
 
 def test_kl_of_a_policy_to_itself_is_0_and_adds_no_gradient() -> None:
-    plain, case, tally = Case(), Case(**{"loss.kl_beta": "100.0"}), Tally()
+    plain = Case()
+    case = Case(**{"loss.kl_beta": "100.0"})
+    tally = Tally()
     case.model.freeze_base()
     plain.policy.step(PLAN, plain.batches(plain.shards()[0]), Tally())
     case.policy.step(PLAN, case.batches(case.shards()[0]), tally)
@@ -96,7 +118,9 @@ def test_kl_is_the_distance_of_the_means_from_the_frozen_base() -> None:
     (rows,) = case.batches(case.shards()[0])
     edges, mean = case.policy.edges(PLAN, rows)
     found = case.policy.kl(PLAN, rows, mean, edges.std)[:, 0]
-    for row, ((tree, _), (child, *_)) in enumerate(zip(case.shards()[0].parents.tolist(), case.shards()[0].edges.tolist(), strict=True)):
+    for row, ((tree, _), (child, *_)) in enumerate(
+        zip(case.shards()[0].parents.tolist(), case.shards()[0].edges.tolist(), strict=True)
+    ):
         (new, std), (old, _) = (mean_of(case, model, tree, child) for model in (exact, base))
         total = sum((a - b) ** 2 for a, b in zip(new.tolist(), old.tolist(), strict=True))
         assert found[row].item() == pytest.approx(total / len(new) / (2 * std**2), rel=1e-3)
@@ -109,7 +133,9 @@ def test_kl_is_in_the_gradient_where_the_advantage_is_0() -> None:
     case.model.freeze_base()
     base = case.model.double()
     nudge(case.model)
-    case.credits = [replace(credit, advantage=np.zeros_like(credit.advantage)) for credit in case.credits]
+    case.credits = [
+        replace(credit, advantage=np.zeros_like(credit.advantage)) for credit in case.credits
+    ]
     assert len(case.shards()[0].parents) == 0  # without KL there is nothing to compute
     divergences: list[float] = []
 
@@ -138,7 +164,9 @@ def test_policy_and_kl_terms_add_up() -> None:
     def both(tree: int, node: int, mean: Tensor, std: float) -> Tensor:
         with torch.no_grad():
             other, _ = mean_of(case, base, tree, node)
-        return surrogate(tree, node, mean, std) + beta * (mean - other).square().mean() / (2 * std**2)
+        return surrogate(tree, node, mean, std) + beta * (mean - other).square().mean() / (
+            2 * std**2
+        )
 
     wanted = slow_gradient(case, both)
     case.policy.step(PLAN, case.batches(case.shards(every=True)[0]), Tally())
@@ -152,7 +180,10 @@ def test_the_base_does_not_follow_the_policy() -> None:
     case.policy.step(PLAN, case.batches(case.shards()[0]), Tally())
     after = case.model.base.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(not torch.equal(before[name], value) for name, value in case.model.denoiser.state_dict().items())
+    assert all(
+        not torch.equal(before[name], value)
+        for name, value in case.model.denoiser.state_dict().items()
+    )
     assert not any(value.requires_grad for value in case.model.base.parameters())
     assert set(map(id, case.policy.parameters)).isdisjoint(map(id, case.model.base.parameters()))
 
@@ -168,20 +199,34 @@ def test_shift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPla
     nudge(case.model)
     exact, (moved, _) = case.model.double(), case.policy.edges(case.plan, rows)
     one = case.shards()[0]
-    for row, ((tree, _), (child, *_)) in enumerate(zip(one.parents.tolist(), one.edges.tolist(), strict=True)):
+    for row, ((tree, _), (child, *_)) in enumerate(
+        zip(one.parents.tolist(), one.edges.tolist(), strict=True)
+    ):
         (new, std), (old, _) = (mean_of(case, model, tree, child) for model in (exact, behaviour))
         step = int(topology(case.plan).step[child])
-        assert moved.shift[row].item() == pytest.approx((new - old).square().mean().item(), rel=1e-3)
+        assert moved.shift[row].item() == pytest.approx(
+            (new - old).square().mean().item(), rel=1e-3
+        )
         assert moved.std[row].item() == pytest.approx(std, rel=1e-5)
-        assert moved.dt[row].item() == pytest.approx(float(case.plan.sigmas[step + 1]) - float(case.plan.sigmas[step]), rel=1e-5)
+        assert moved.dt[row].item() == pytest.approx(
+            float(case.plan.sigmas[step + 1]) - float(case.plan.sigmas[step]), rel=1e-5
+        )
     assert moved.shift.requires_grad
 
 
 def test_every_optimiser_step_measures_guard_from_the_behaviour_policy() -> None:
-    """With both policies Gaussian, (Δlog π + b)·std = mean (y − μ_old)(μ − μ_old) / std, which the reference uses."""
+    """With both policies Gaussian, (Δlog π + b)·std = mean (y − μ_old)(μ − μ_old) / std, which the
+    reference uses."""
     clip = 0.002
     case = Case(
-        off=0.0, **{"loss.name": "guard", "loss.clip_range": str(clip), "learner.learning_rate": "0.003", "learner.warmup": "0", "learner.schedule": "constant"}
+        off=0.0,
+        **{
+            "loss.name": "guard",
+            "loss.clip_range": str(clip),
+            "learner.learning_rate": "0.003",
+            "learner.warmup": "0",
+            "learner.schedule": "constant",
+        },
     )
     behaviour, velocities = behaviour_of(case)
     ratios: list[float] = []
@@ -189,10 +234,13 @@ def test_every_optimiser_step_measures_guard_from_the_behaviour_policy() -> None
     def guard(tree: int, node: int, mean: Tensor, std: float) -> Tensor:
         with torch.no_grad():
             old, _ = mean_of(case, behaviour, tree, node)
-        ratio, a = (((case.latents[tree, node].double() - old) * (mean - old)).mean() / std).exp(), float(case.credits[tree].advantage[node])
+        ratio = (((case.latents[tree, node].double() - old) * (mean - old)).mean() / std).exp()
+        a = float(case.credits[tree].advantage[node])
         ratios.append(ratio.item())
         step = int(topology(case.plan).step[node])
-        return torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip)) / (float(case.plan.sigmas[step]) - float(case.plan.sigmas[step + 1]))
+        return torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip)) / (
+            float(case.plan.sigmas[step]) - float(case.plan.sigmas[step + 1])
+        )
 
     batches = case.batches(case.shards()[0], 4, velocities)
     for turn in range(3):
@@ -200,27 +248,43 @@ def test_every_optimiser_step_measures_guard_from_the_behaviour_policy() -> None
         wanted = slow_gradient(case, guard)
         case.policy.step(PLAN, batches, Tally())
         assert close(case.gradient(), wanted, 1e-3), turn
-        assert (max(ratios) > 1 + clip) is (turn > 0)  # from the second step on there is something to clip
+        # from the second step on there is something to clip
+        assert (max(ratios) > 1 + clip) is (turn > 0)
 
 
 def test_noise_aware_weights_multiply_the_loss_of_each_step() -> None:
     dts = np.diff(SPINE.sigmas.astype(np.float64))
-    assert list(SPINE.weight) == pytest.approx([*(2.25 * 0.3 * sqrt(-dt) for dt in dts[:-1]), 1.0], rel=1e-5)
+    assert list(SPINE.weight) == pytest.approx(
+        [*(2.25 * 0.3 * sqrt(-dt) for dt in dts[:-1]), 1.0], rel=1e-5
+    )
     case = Case(plan=SPINE)
     wanted = slow_gradient(case, clipped_loss(case, 1e-2))
     case.policy.step(SPINE, case.batches(case.shards()[0], 2), Tally())
     assert close(case.gradient(), wanted)
-    doubled, plain = (Case(plan=replace(SPINE, weight=weight)) for weight in (tuple(2 * one for one in SPINE.weight), ()))
+    doubled, plain = (
+        Case(plan=replace(SPINE, weight=weight))
+        for weight in (tuple(2 * one for one in SPINE.weight), ())
+    )
     for other in (doubled, plain):
         other.policy.step(other.plan, other.batches(other.shards()[0]), Tally())
     assert close(doubled.gradient(), 2 * wanted)
-    assert not close(plain.gradient() * float(wanted.norm() / plain.gradient().norm()), wanted, 0.01)  # or the weights would not matter
+    # or the weights would not matter
+    assert not close(
+        plain.gradient() * float(wanted.norm() / plain.gradient().norm()), wanted, 0.01
+    )
 
 
 @pytest.mark.parametrize(("decay", "every"), [(0.3, 1), (0.9, 1), (0.9, 2)])
 def test_ema_is_the_weighted_mean_of_all_weights(decay: float, every: int) -> None:
-    """Step k (from 0) multiplies what went before by min((1 + k)/(10 + k), decay), where it counts."""
-    case = Case(**{"learner.ema": str(decay), "learner.ema_every": str(every), "learner.learning_rate": "0.01"})
+    """Step k (from 0) multiplies what went before by min((1 + k)/(10 + k), decay), where it
+    counts."""
+    case = Case(
+        **{
+            "learner.ema": str(decay),
+            "learner.ema_every": str(every),
+            "learner.learning_rate": "0.01",
+        }
+    )
     names = list(case.model.trainable())
     history = [[value.detach().clone().double() for value in case.policy.parameters]]
     batches, steps = case.batches(case.shards()[0]), 6
@@ -235,16 +299,22 @@ def test_ema_is_the_weighted_mean_of_all_weights(decay: float, every: int) -> No
         shares[k + 1] = 1 - kept
     assert shares.sum() == pytest.approx(1)
     for place, name in enumerate(names):
-        wanted = sum(float(share) * weights[place] for share, weights in zip(shares, history, strict=True))
+        wanted = sum(
+            float(share) * weights[place] for share, weights in zip(shares, history, strict=True)
+        )
         assert torch.allclose(case.policy.ema[name].double(), wanted, atol=1e-6)
         assert not torch.allclose(case.policy.ema[name].double(), history[-1][place], atol=1e-4)
 
 
 def test_the_mean_soon_forgets_the_untrained_model() -> None:
-    """What is left of it after n steps is 1·2·…·n / (10·…·(9 + n)) while it warms up; a constant 0.999 kept 0.82 of 200 steps."""
+    """What is left of it after n steps is 1·2·…·n / (10·…·(9 + n)) while it warms up; a constant
+    0.999 kept 0.82 of 200 steps."""
     left = np.cumprod([ema_decay(0.999, taken) for taken in range(200)])
-    assert left[-1] < 1e-12 and left[0] == 0.1 and left[2] == pytest.approx(1 * 2 * 3 / (10 * 11 * 12))
-    # weights that move evenly: the mean is behind them by a tenth of the way, at the end of which it has 91 % of it
+    assert (
+        left[-1] < 1e-12 and left[0] == 0.1 and left[2] == pytest.approx(1 * 2 * 3 / (10 * 11 * 12))
+    )
+    # weights that move evenly: the mean is behind them by a tenth of the way, at the end of which
+    # it has 91 % of it
     mean = 0.0
     for taken in range(200):
         mean += (1 - ema_decay(0.999, taken)) * (taken + 1 - mean)
@@ -264,7 +334,10 @@ def test_a_skipped_step_moves_neither_the_ema_nor_the_schedule() -> None:
     case.policy.step(PLAN, sound, Tally())
     before, rate = copy.deepcopy(case.policy.ema), case.policy.learning_rate
     assert not np.isfinite(case.policy.step(PLAN, broken, Tally()))
-    assert all(torch.equal(before[name], value) for name, value in case.policy.ema.items()) and case.policy.learning_rate == rate
+    assert (
+        all(torch.equal(before[name], value) for name, value in case.policy.ema.items())
+        and case.policy.learning_rate == rate
+    )
     case.policy.step(PLAN, sound, Tally())
     assert case.policy.learning_rate == pytest.approx(2 * rate)
 
@@ -282,7 +355,9 @@ def test_learning_rate_schedules(schedule: str) -> None:
     factors = [rate_factor(quickstart(options).learner, step, 10) for step in range(10)]
     assert factors == pytest.approx(SCHEDULES[schedule], rel=1e-12)
     end = 1.0 if schedule == "constant" else 0.2
-    assert [rate_factor(quickstart(options).learner, step, 10) for step in (10, 11, 500)] == pytest.approx([end] * 3)
+    assert [
+        rate_factor(quickstart(options).learner, step, 10) for step in (10, 11, 500)
+    ] == pytest.approx([end] * 3)
 
 
 def test_a_warm_up_as_long_as_the_run_is_all_there_is() -> None:
@@ -294,14 +369,29 @@ def test_a_warm_up_as_long_as_the_run_is_all_there_is() -> None:
 def test_adamw_moves_by_the_scheduled_rate(schedule: str) -> None:
     """Without momentum AdamW moves each weight by rate · g/(|g| + 1e-8)."""
     rate = 0.01
-    options = {"learner.schedule": schedule, "learner.warmup": "2", "learner.final_rate": "0.2", "run.iterations": "5", "learner.optimiser_steps": "2"}
-    case = Case(**options, **{"learner.betas": "[0.0, 0.0]", "learner.weight_decay": "0.0", "learner.learning_rate": str(rate)})
+    options = {
+        "learner.schedule": schedule,
+        "learner.warmup": "2",
+        "learner.final_rate": "0.2",
+        "run.iterations": "5",
+        "learner.optimiser_steps": "2",
+    }
+    case = Case(
+        **options,
+        **{
+            "learner.betas": "[0.0, 0.0]",
+            "learner.weight_decay": "0.0",
+            "learner.learning_rate": str(rate),
+        },
+    )
     batches = case.batches(case.shards()[0])
     for factor in SCHEDULES[schedule]:
         before = [value.detach().clone() for value in case.policy.parameters]
         case.policy.step(PLAN, batches, Tally())
         for old, new in zip(before, case.policy.parameters, strict=True):
-            assert torch.allclose(new.detach() - old, -rate * factor * new.grad / (new.grad.abs() + 1e-8), atol=1e-6)
+            assert torch.allclose(
+                new.detach() - old, -rate * factor * new.grad / (new.grad.abs() + 1e-8), atol=1e-6
+            )
         assert case.policy.learning_rate == pytest.approx(rate * factor)
 
 

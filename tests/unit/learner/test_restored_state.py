@@ -1,4 +1,5 @@
-"""A checkpoint whose bytes are right, but not what a learner wrote: one line, and the policy stays as it begins."""
+"""A checkpoint whose bytes are right, but not what a learner wrote: one line, and the policy stays
+as it begins."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class Sample:
     """A learner, one checkpoint of it after a step, and its folder."""
 
     def __init__(self, where: Path):
-        self.learner, self.where = Learner(quickstart({"learner.threads": "1", "learner.ema": "0.9"}), 0, list), str(where)
+        self.learner = Learner(quickstart({"learner.threads": "1", "learner.ema": "0.9"}), 0, list)
+        self.where = str(where)
         self.learner.configure(self.learner.config)
         self.begin = self.digest()
         for master in self.learner.policy.masters:
@@ -51,12 +53,27 @@ class Sample:
 
     def seal(self) -> None:
         body = json.loads(self.whole["manifest.json"])
-        names = [*body["files"], *sorted({file.name for file in self.folder.iterdir()} - body["files"].keys() - {"manifest.json"})]
-        files = {name: (self.folder / name).read_bytes() for name in names if (self.folder / name).exists()}
-        body["files"] = {name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in files.items()}
+        names = [
+            *body["files"],
+            *sorted(
+                {file.name for file in self.folder.iterdir()}
+                - body["files"].keys()
+                - {"manifest.json"}
+            ),
+        ]
+        files = {
+            name: (self.folder / name).read_bytes()
+            for name in names
+            if (self.folder / name).exists()
+        }
+        body["files"] = {
+            name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in files.items()
+        }
         del body["digest"]
         digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-        (self.folder / "manifest.json").write_text(json.dumps(body | {"digest": digest}, indent=1) + "\n")
+        (self.folder / "manifest.json").write_text(
+            json.dumps(body | {"digest": digest}, indent=1) + "\n"
+        )
 
     def refusal(self) -> str:
         """With which what lies there now is refused, apart from its folder."""
@@ -64,7 +81,9 @@ class Sample:
         with pytest.raises(UserError) as caught:
             loaded(open_saved(self.folder), self.learner.policy)
         line = str(caught.value)
-        assert line.startswith(f"checkpoint {self.folder}: ") and "\n" not in line and len(line) < 700
+        assert (
+            line.startswith(f"checkpoint {self.folder}: ") and "\n" not in line and len(line) < 700
+        )
         return line.removeprefix(f"checkpoint {self.folder}: ")
 
 
@@ -89,17 +108,41 @@ def test_what_was_written_comes_back(sample: Sample) -> None:
     assert (sample.folder / "manifest.json").read_bytes() == sample.whole["manifest.json"]
     (sample.folder / "state.json").write_text("{}")
     sample.seal()
-    with pytest.raises(UserError, match=r"checkpoint .*: state.json: version: expected a count, got None"):
+    with pytest.raises(
+        UserError, match=r"checkpoint .*: state.json: version: expected a count, got None"
+    ):
         sample.learner.restore(sample.where)
-    assert sample.digest() == sample.begin and sample.learner.version == 0 and not sample.learner.policy.optimiser.state
+    assert (
+        sample.digest() == sample.begin
+        and sample.learner.version == 0
+        and not sample.learner.policy.optimiser.state
+    )
 
 
 WRONG = {
     "version": [None, "1", -1, 1.0, True, [1], 10**300],
     "skips": [None, {}, -3],
     "steps": [None, "3", -1.0, float("nan"), 10**400, [2]],
-    "schedule": [None, [], {}, {"last_epoch": "1"}, {"last_epoch": -1}, {"last_epoch": 1, "get_lr": 3}, {"last_epoch": 1, "optimizer": None}],
-    "driver": [None, [], "x", {"iteration": "3"}, {"iteration": -1}, {"seconds": None}, {"seconds": float("inf")}, {"gates": []}, {"gates": {"a": "b"}}],
+    "schedule": [
+        None,
+        [],
+        {},
+        {"last_epoch": "1"},
+        {"last_epoch": -1},
+        {"last_epoch": 1, "get_lr": 3},
+        {"last_epoch": 1, "optimizer": None},
+    ],
+    "driver": [
+        None,
+        [],
+        "x",
+        {"iteration": "3"},
+        {"iteration": -1},
+        {"seconds": None},
+        {"seconds": float("inf")},
+        {"gates": []},
+        {"gates": {"a": "b"}},
+    ],
 }
 
 
@@ -109,7 +152,9 @@ def test_states_of_other_types(key: str, sample: Sample) -> None:
     for value in WRONG[key]:
         (sample.folder / "state.json").write_text(json.dumps(state | {key: value}))
         assert sample.refusal().startswith("state.json: ") and key in sample.refusal()
-    (sample.folder / "state.json").write_text(json.dumps({name: value for name, value in state.items() if name != key}))
+    (sample.folder / "state.json").write_text(
+        json.dumps({name: value for name, value in state.items() if name != key})
+    )
     assert sample.refusal().startswith(f"state.json: {key}: expected ")
 
 
@@ -124,20 +169,34 @@ def test_tensors_of_another_model(file: str, sample: Sample) -> None:
         (tensors | {"more": value.clone()}, "more|both moments"),
     ]:
         save_file(wrong, path)
-        assert any(word in sample.refusal() for word in words.split("|")) and file.split("_")[0] in sample.refusal() + "exp"
+        assert (
+            any(word in sample.refusal() for word in words.split("|"))
+            and file.split("_")[0] in sample.refusal() + "exp"
+        )
     path.write_bytes(b"\x09" + bytes(7) + b"not JSON!")
-    assert sample.refusal() == f"{file}.safetensors has a header that is not JSON: Expecting value: line 1 column 1 (char 0)"
+    assert sample.refusal() == (
+        f"{file}.safetensors has a header that is not JSON: Expecting value: line 1 column "
+        "1 (char 0)"
+    )
     path.unlink()
     assert sample.refusal() == f"expected a file {file}.safetensors, found none"
 
 
 SMALL = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
-PLACES = [(key,) for key in WRONG] + [("schedule", key) for key in ("base_lrs", "last_epoch", "_step_count", "_last_lr", "_is_initial", "new")]
+PLACES = [(key,) for key in WRONG] + [
+    ("schedule", key)
+    for key in ("base_lrs", "last_epoch", "_step_count", "_last_lr", "_is_initial", "new")
+]
 PLACES += [("driver", key) for key in DRIVER]
 
 
 @settings(deadline=None, max_examples=60, database=None)
-@given(place=st.sampled_from(PLACES), value=SMALL | st.lists(SMALL, max_size=2) | st.dictionaries(st.text(max_size=3), SMALL, max_size=2))
+@given(
+    place=st.sampled_from(PLACES),
+    value=SMALL
+    | st.lists(SMALL, max_size=2)
+    | st.dictionaries(st.text(max_size=3), SMALL, max_size=2),
+)
 def test_any_value_in_its_state(made: Sample, place: tuple[str, ...], value: Any) -> None:
     """It is restored, or refused in one line."""
     state = json.loads(made.whole["state.json"])
@@ -152,7 +211,16 @@ def test_any_value_in_its_state(made: Sample, place: tuple[str, ...], value: Any
         restore(made.learner.policy, state, made.tensors)
 
 
-CHOOSERS = [{"iterations": None}, {"tried": [0]}, {"tried": "abcd"}, {"worth": [1, 2]}, {"worth": None}, {"splits": []}, {"splits": [1, 1]}, {"splits": [99]}]
+CHOOSERS = [
+    {"iterations": None},
+    {"tried": [0]},
+    {"tried": "abcd"},
+    {"worth": [1, 2]},
+    {"worth": None},
+    {"splits": []},
+    {"splits": [1, 1]},
+    {"splits": [99]},
+]
 
 
 @pytest.mark.parametrize("change", CHOOSERS)

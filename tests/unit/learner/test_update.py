@@ -16,27 +16,49 @@ from branchgrpo.types import BranchPlan, LearnerShard
 PLAN = plan_of(2, 1, 2, 1, 1)  # 4 random steps, parents with one and with two children
 CLIP = 1e-2
 TREES = 3
-OPTIONS = {"learner.max_grad_norm": "1.0e9", "loss.clip_range": str(CLIP), "advantage.path_beta": "1.0", "learner.warmup": "0", "learner.schedule": "constant"}
+OPTIONS = {
+    "learner.max_grad_norm": "1.0e9",
+    "loss.clip_range": str(CLIP),
+    "advantage.path_beta": "1.0",
+    "learner.warmup": "0",
+    "learner.schedule": "constant",
+}
 
 
 class Case:
-    """Trees, their credit and a policy. Behaviour log-probs are at most `off` away from the model's."""
+    """Trees, their credit and a policy. Behaviour log-probs are at most `off` away from the
+    model's."""
 
     def __init__(self, plan: BranchPlan = PLAN, off: float = 2 * CLIP, **overrides: str):
         self.plan, self.model = plan, SmallAdapter()
         self.cond = {"text": torch.from_numpy(self.model.encode(["a"] * TREES).arrays["text"])}
-        self.trees, self.latents = grow(self.model, plan, TREES, self.cond["text"], off)
+        self.trees, self.latents = grow(
+            self.model, plan=plan, trees=TREES, text=self.cond["text"], off=off
+        )
         self.config = quickstart(OPTIONS | overrides)
         self.credits = self.config.credit.assign(plan, self.trees, 0, {})
         self.policy = PolicyUpdate(self.config, self.model, 1)
         self.model.rows.clear()
 
     def shards(self, ranks: int = 1, every: bool = False) -> list[LearnerShard]:
-        return shard.split(self.plan, self.credits, ranks, 1, 0, every)[0]
+        return shard.split(
+            self.plan, credits=self.credits, ranks=ranks, optimiser_steps=1, seed=0, every=every
+        )[0]
 
-    def batches(self, one: LearnerShard, size: int = 64, velocities: Latents | None = None) -> list[Rows]:
+    def batches(
+        self, one: LearnerShard, size: int = 64, velocities: Latents | None = None
+    ) -> list[Rows]:
         device = torch.device("cpu")
-        return micro_batches(self.plan, one, self.trees, lambda tree, node: self.latents[tree, node], self.cond, size, device, velocities)
+        return micro_batches(
+            self.plan,
+            shard=one,
+            trees=self.trees,
+            latents=lambda tree, node: self.latents[tree, node],
+            cond=self.cond,
+            size=size,
+            device=device,
+            velocities=velocities,
+        )
 
     def gradient(self) -> torch.Tensor:
         return torch.cat([value.grad.flatten().double() for value in self.policy.parameters])
@@ -50,7 +72,17 @@ def reference() -> tuple[torch.Tensor, float, int]:
     for index, (tree, credit) in enumerate(zip(case.trees, case.credits, strict=True)):
         for node in np.flatnonzero(credit.keep).tolist():
             x, y = case.latents[index, int(topo.parent[node])], case.latents[index, node]
-            ratio = (density(exact, PLAN, int(topo.step[node]), x, y, case.cond["text"][index]) - float(tree.log_prob[node])).exp()
+            ratio = (
+                density(
+                    exact,
+                    plan=PLAN,
+                    step=int(topo.step[node]),
+                    x=x,
+                    y=y,
+                    text=case.cond["text"][index],
+                )
+                - float(tree.log_prob[node])
+            ).exp()
             a = float(credit.advantage[node])
             bounded = min(max(ratio.item(), 1 - CLIP), 1 + CLIP)
             cut = -a * bounded > -a * ratio.item()
@@ -58,7 +90,11 @@ def reference() -> tuple[torch.Tensor, float, int]:
             losses.append(torch.tensor(-a * bounded, dtype=torch.float64) if cut else -a * ratio)
     loss = torch.stack(losses).mean()
     loss.backward()
-    return torch.cat([value.grad.flatten() for value in exact.denoiser.parameters()]), float(loss), clipped
+    return (
+        torch.cat([value.grad.flatten() for value in exact.denoiser.parameters()]),
+        float(loss),
+        clipped,
+    )
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 2e-4) -> bool:
@@ -81,7 +117,9 @@ def test_sibling_shared_gradient_is_that_of_one_forward_per_edge() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64])
 def test_micro_batches_do_not_change_the_gradient(size: int) -> None:
-    one, other, tally = Case(), Case(), Tally()
+    one = Case()
+    other = Case()
+    tally = Tally()
     one.policy.step(PLAN, one.batches(one.shards()[0]), Tally())
     other.policy.step(PLAN, other.batches(other.shards()[0], size), tally)
     assert max(other.model.rows) <= size
@@ -90,13 +128,21 @@ def test_micro_batches_do_not_change_the_gradient(size: int) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4, 7])
 def test_shards_with_padding_add_up_to_the_same_gradient(ranks: int) -> None:
-    one, many, whole, tally = Case(), Case(), Tally(), Tally()
+    one = Case()
+    many = Case()
+    whole = Tally()
+    tally = Tally()
     one.policy.step(PLAN, one.batches(one.shards()[0]), whole)
     shards = many.shards(ranks)
-    assert sum(len(part.parents) for part in shards) > len(one.shards()[0].parents)  # some are padding
+    # some are padding
+    assert sum(len(part.parents) for part in shards) > len(one.shards()[0].parents)
     many.policy.step(PLAN, [batch for part in shards for batch in many.batches(part)], tally)
     assert close(many.gradient(), one.gradient(), 1e-5)
-    assert (tally.edges, tally.clipped, tally.forwards) == (whole.edges, whole.clipped, whole.forwards)
+    assert (tally.edges, tally.clipped, tally.forwards) == (
+        whole.edges,
+        whole.clipped,
+        whole.forwards,
+    )
     assert tally.deviation == pytest.approx(whole.deviation, rel=1e-4)
 
 
@@ -115,7 +161,9 @@ def test_a_step_is_one_step_of_adamw() -> None:
     case.policy.step(PLAN, case.batches(case.shards()[0]), Tally())
     options = case.config.learner
     for old, new in zip(before, case.policy.parameters, strict=True):
-        moved = old * (1 - options.learning_rate * options.weight_decay) - options.learning_rate * new.grad / (new.grad.abs() + 1e-8)
+        moved = old * (
+            1 - options.learning_rate * options.weight_decay
+        ) - options.learning_rate * new.grad / (new.grad.abs() + 1e-8)
         assert torch.allclose(new.detach(), moved, atol=1e-6)
         assert not torch.equal(new.detach(), old)
 
@@ -127,16 +175,20 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) ->
     batches = case.batches(case.shards()[0], 4)
     batches[1].x[0, 0] = value
     assert not np.isfinite(case.policy.step(PLAN, batches, Tally()))
-    assert all(torch.equal(old, new) for old, new in zip(before, case.policy.parameters, strict=True))
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, case.policy.parameters, strict=True)
+    )
     assert not case.policy.optimiser.state  # nor does the optimiser remember it
-    assert np.isfinite(case.policy.step(PLAN, case.batches(case.shards()[0]), Tally()))  # and the next step is sound
+    # and the next step is sound
+    assert np.isfinite(case.policy.step(PLAN, case.batches(case.shards()[0]), Tally()))
     assert not torch.equal(before[0], case.policy.parameters[0])
 
 
 def test_deviation_is_the_largest_ratio_error() -> None:
     case = Case()
     found = case.policy.deviation(PLAN, case.batches(case.shards()[0]))
-    assert found == pytest.approx(np.exp(2 * CLIP) - 1, rel=1e-2)  # behaviour log-probs are off by at most 2 · CLIP
+    # behaviour log-probs are off by at most 2 · CLIP
+    assert found == pytest.approx(np.exp(2 * CLIP) - 1, rel=1e-2)
     assert case.policy.deviation(PLAN, []) == 0.0
     assert all(value.grad is None for value in case.policy.parameters)
 

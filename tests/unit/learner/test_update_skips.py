@@ -10,7 +10,8 @@ from actors.learner import Learner
 
 
 def test_skips_in_a_row_end_the_run_named() -> None:
-    arguments, learner = batch(), Learner(config(1, {"gates.enabled": "false", "learner.max_skips": "3"}), 0, list)
+    arguments = batch()
+    learner = Learner(config(1, {"gates.enabled": "false", "learner.max_skips": "3"}), 0, list)
     learner.join(1, "")
     kept = [payload.latents.copy() for _, payload in arguments[2]]
 
@@ -20,6 +21,10 @@ def test_skips_in_a_row_end_the_run_named() -> None:
         learner.version = 0  # the same trees again
         return int(learner.update(*arguments).skipped_steps)
 
-    assert [stats(True), stats(True), stats(False), stats(True), stats(True)] == [1, 1, 0, 1, 1]  # a good one between begins the count anew
-    with pytest.raises(RuntimeError, match=r"^learner-0: 3 optimiser steps in a row had a gradient that is not finite$"):
+    # a good one between begins the count anew
+    assert [stats(True), stats(True), stats(False), stats(True), stats(True)] == [1, 1, 0, 1, 1]
+    with pytest.raises(
+        RuntimeError,
+        match=r"^learner-0: 3 optimiser steps in a row had a gradient that is not finite$",
+    ):
         stats(True)

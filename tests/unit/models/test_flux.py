@@ -17,22 +17,31 @@ from branchgrpo.models.flux import FluxModel
 
 @pytest.fixture(scope="module")
 def family() -> checks.Family:
-    return checks.Family(FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16)
+    return checks.Family(
+        FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16
+    )
 
 
 @pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float, steps: int) -> None:
+def test_the_ode_path_is_diffusers_pipeline(
+    family: checks.Family, height: int, width: int, scale: float, steps: int
+) -> None:
     checks.draws_the_pipelines_pictures(family, height, width, scale, steps=steps)
 
 
-def test_a_schedule_that_follows_the_size_is_the_pipelines(family: checks.Family, tmp_path: Path) -> None:
-    """FLUX.1-dev's scheduler shifts by the number of the picture's tokens; the embedded one does not."""
+def test_a_schedule_that_follows_the_size_is_the_pipelines(
+    family: checks.Family, tmp_path: Path
+) -> None:
+    """FLUX.1-dev's scheduler shifts by the number of the picture's tokens; the embedded one does
+    not."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     shutil.copytree(family.folder, tmp_path / "dynamic")
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=64, base_image_seq_len=4).save_pretrained(tmp_path / "dynamic" / "scheduler")
+    FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_image_seq_len=64, base_image_seq_len=4
+    ).save_pretrained(tmp_path / "dynamic" / "scheduler")
     sized = replace(family, folder=tmp_path / "dynamic")
     small, large = (sized.make(height=side, width=side).schedule(7).levels for side in (32, 64))
     assert np.abs(small - large).max() > 0.05
@@ -55,7 +64,8 @@ def test_checkpointing_keeps_the_gradient(family: checks.Family, rank: int) -> N
 
 
 def test_long_prompts_are_counted(family: checks.Family) -> None:
-    checks.long_prompts_are_counted(family, " ".join(["circle"] * 15), " ".join(["circle"] * 16))  # T5 ends a text with one token
+    # T5 ends a text with one token
+    checks.long_prompts_are_counted(family, " ".join(["circle"] * 15), " ".join(["circle"] * 16))
 
 
 @pytest.mark.slow
@@ -68,7 +78,12 @@ def test_compiled_blocks_give_the_same_velocity_and_gradient(family: checks.Fami
     for model in (plain, compiled):
         out = model.velocity(x, sigma, cond)
         out.square().mean().backward()
-        found.append((out.detach(), torch.cat([value.grad.flatten() for value in model.trainable().values()])))
+        found.append(
+            (
+                out.detach(),
+                torch.cat([value.grad.flatten() for value in model.trainable().values()]),
+            )
+        )
     torch._dynamo.reset()
     (v, gradient), (other, others) = found
     torch.testing.assert_close(other, v, rtol=0, atol=1e-4)
@@ -79,18 +94,26 @@ def test_compiled_blocks_give_the_same_velocity_and_gradient(family: checks.Fami
 
 def test_an_attention_backend_is_used(family: checks.Family) -> None:
     model = family.build(("denoiser",), attention="_native_math")
-    assert {block.attn.processor._attention_backend.value for block in model.blocks_of(model.module)} == {"_native_math"}
+    assert {
+        block.attn.processor._attention_backend.value for block in model.blocks_of(model.module)
+    } == {"_native_math"}
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"attention": "fastest"}, ["model.attention: diffusers cannot use 'fastest' here"]),
-        ({"attention": "flash"}, ["model.attention: diffusers cannot use 'flash' here"]),  # its package is not installed
-        ({"lora_rank": 2, "lora_targets": ("to_z",)}, ["model.lora_targets: expected names of layers of FluxTransformer2DModel, got to_z"]),
+        # its package is not installed
+        ({"attention": "flash"}, ["model.attention: diffusers cannot use 'flash' here"]),
+        (
+            {"lora_rank": 2, "lora_targets": ("to_z",)},
+            ["model.lora_targets: expected names of layers of FluxTransformer2DModel, got to_z"],
+        ),
     ],
 )
-def test_what_the_model_lacks_is_one_line(family: checks.Family, options: dict[str, object], words: list[str]) -> None:
+def test_what_the_model_lacks_is_one_line(
+    family: checks.Family, options: dict[str, object], words: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         family.build(("denoiser",), **options)
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words)

@@ -1,4 +1,5 @@
-"""Options of the FLUX family on the embedded model: guidance by a negative prompt, LoRA, the frozen base; and the actors that use them."""
+"""Options of the FLUX family on the embedded model: guidance by a negative prompt, LoRA, the frozen
+base; and the actors that use them."""
 
 from __future__ import annotations
 
@@ -28,19 +29,37 @@ from branchgrpo.types import Subtree, TreeKey
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle on white"]
 NEGATIVE = "the number 12 in red on white"
-SMALL = {"sampling.steps": "5", "method.splits": "[0, 2]", "method.leaves": "4", "method.stochastic": "all", "learner.threads": "1", "rollout.threads": "1"}
+SMALL = {
+    "sampling.steps": "5",
+    "method.splits": "[0, 2]",
+    "method.leaves": "4",
+    "method.stochastic": "all",
+    "learner.threads": "1",
+    "rollout.threads": "1",
+}
 LORA = {"model.lora_rank": "4"}
 
 
 def build(**options: object) -> Flux:
     torch.manual_seed(0)
-    return FluxModel(path="embedded:tiny-flux", height=32, width=32, guidance=2.5, max_sequence_length=16, **options).build("cpu")
+    return FluxModel(
+        path="embedded:tiny-flux",
+        height=32,
+        width=32,
+        guidance=2.5,
+        max_sequence_length=16,
+        **options,
+    ).build("cpu")
 
 
 def inputs(model: Flux, rows: int = 4) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(x, σ, conditioning) that one forward takes."""
     draw = torch.Generator().manual_seed(3)
-    return torch.randn(rows, *model.latent_shape, generator=draw), torch.linspace(1.0, 0.1, rows), model.probe_conditioning(rows)
+    return (
+        torch.randn(rows, *model.latent_shape, generator=draw),
+        torch.linspace(1.0, 0.1, rows),
+        model.probe_conditioning(rows),
+    )
 
 
 def velocity(model: Flux, at: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None) -> Tensor:
@@ -51,7 +70,12 @@ def velocity(model: Flux, at: tuple[Tensor, Tensor, dict[str, Tensor]] | None = 
 def move(model: Flux, size: float = 0.05) -> None:
     """Change every trainable parameter."""
     draw = torch.Generator().manual_seed(5)
-    model.load({name: value.detach() + size * torch.randn(value.shape, generator=draw) for name, value in model.trainable().items()})
+    model.load(
+        {
+            name: value.detach() + size * torch.randn(value.shape, generator=draw)
+            for name, value in model.trainable().items()
+        }
+    )
 
 
 @pytest.mark.parametrize(("scale", "negative"), [(3.0, NEGATIVE), (1.5, "")])
@@ -59,10 +83,15 @@ def test_the_guided_ode_path_is_diffusers_pipeline(scale: float, negative: str) 
     from diffusers import FluxPipeline
 
     model, steps = build(true_cfg=scale, negative_prompt=negative), 8
-    trees = tuple(Subtree(TreeKey("run", 0, prompt, tree), prompt, 0) for prompt, tree in ((0, 0), (1, 0), (1, 1)))
+    trees = tuple(
+        Subtree(TreeKey("run", 0, prompt, tree), prompt, 0)
+        for prompt, tree in ((0, 0), (1, 0), (1, 1))
+    )
     sampler, plan = Sampler(model, 5, torch.float32, 2), ode_plan(static(steps, 3.0))
     roots = sampler.roots(plan, trees)
-    found = sampler.grow(plan, trees, roots, 0, steps, model.encode(PROMPTS)).frontier
+    found = sampler.grow(
+        plan, subtrees=trees, x=roots, start=0, stop=steps, conditioning=model.encode(PROMPTS)
+    ).frontier
 
     pipe = FluxPipeline.from_pretrained(model.options.folder())
     pipe.set_progress_bar_config(disable=True)
@@ -75,7 +104,9 @@ def test_the_guided_ode_path_is_diffusers_pipeline(scale: float, negative: str) 
         "max_sequence_length": 16,
         "output_type": "latent",
     }
-    wanted = pipe(**calls, negative_prompt=negative, true_cfg_scale=scale, latents=roots.clone()).images
+    wanted = pipe(
+        **calls, negative_prompt=negative, true_cfg_scale=scale, latents=roots.clone()
+    ).images
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     plain = pipe(**calls, latents=roots.clone()).images
     assert float((plain - wanted).abs().max()) > 0.1  # the guidance does something
@@ -85,15 +116,35 @@ def test_guided_velocity_is_that_of_two_plain_calls() -> None:
     scale = 3.0
     guided, plain = build(true_cfg=scale, negative_prompt=NEGATIVE), build()
     x, sigma, _ = inputs(plain, 2)
-    wanted, unwanted = (velocity(plain, (x, sigma, plain.conditioning(plain.encode(texts)))) for texts in (PROMPTS, [NEGATIVE] * 2))
+    wanted, unwanted = (
+        velocity(plain, (x, sigma, plain.conditioning(plain.encode(texts))))
+        for texts in (PROMPTS, [NEGATIVE] * 2)
+    )
     both = guided.conditioning(guided.encode(PROMPTS))
-    assert {name: tuple(array.shape[:2]) for name, array in both.items()} == {"text": (2, 2), "pooled": (2, 2)}
+    assert {name: tuple(array.shape[:2]) for name, array in both.items()} == {
+        "text": (2, 2),
+        "pooled": (2, 2),
+    }
     found = velocity(guided, (x, sigma, both))
     torch.testing.assert_close(found, unwanted + scale * (wanted - unwanted), rtol=0, atol=2e-5)
     assert float((found - wanted).abs().max()) > 0.1
-    alone = [velocity(guided, (x[row : row + 1], sigma[row : row + 1], {name: array[row : row + 1] for name, array in both.items()})) for row in range(2)]
+    alone = [
+        velocity(
+            guided,
+            (
+                x[row : row + 1],
+                sigma[row : row + 1],
+                {name: array[row : row + 1] for name, array in both.items()},
+            ),
+        )
+        for row in range(2)
+    ]
     torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=2e-5)  # rows are independent
-    assert guided.tokens(both) == 2 * plain.tokens(plain.conditioning(plain.encode(PROMPTS))) == 2 * (plain.latent_shape[0] + 16)
+    assert (
+        guided.tokens(both)
+        == 2 * plain.tokens(plain.conditioning(plain.encode(PROMPTS)))
+        == 2 * (plain.latent_shape[0] + 16)
+    )
 
 
 def test_lora_trains_its_adapters_alone_and_begins_at_the_base() -> None:
@@ -103,11 +154,14 @@ def test_lora_trains_its_adapters_alone_and_begins_at_the_base() -> None:
     attention = {
         name
         for name, part in base.denoiser.named_modules()
-        if name.endswith(tuple(f".{target}" for target in FluxModel.attention_layers)) and hasattr(part, "weight")
+        if name.endswith(tuple(f".{target}" for target in FluxModel.attention_layers))
+        and hasattr(part, "weight")
     }
     assert layers == attention and all(".lora_A." in name or ".lora_B." in name for name in names)
     assert all(min(value.shape) == 4 for value in model.trainable().values())
-    assert sum(value.numel() for value in model.trainable().values()) < 0.5 * sum(value.numel() for value in base.trainable().values())
+    assert sum(value.numel() for value in model.trainable().values()) < 0.5 * sum(
+        value.numel() for value in base.trainable().values()
+    )
     assert torch.equal(velocity(model), velocity(base))
 
 
@@ -148,7 +202,9 @@ def test_base_velocity_between_forward_and_backward_keeps_the_adapters_gradient(
         if with_base:
             model.base_velocity(*at)
         found.append(torch.autograd.grad(out.square().mean(), list(model.trainable().values())))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)) and any(one.any() for one in found[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)) and any(
+        one.any() for one in found[0]
+    )
 
 
 def test_base_velocity_that_fails_leaves_the_policy_as_it_was() -> None:
@@ -163,16 +219,21 @@ def test_base_velocity_that_fails_leaves_the_policy_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_what_is_saved_is_a_stock_pipeline_with_the_trained_velocity(rank: int, tmp_path: Path) -> None:
+def test_what_is_saved_is_a_stock_pipeline_with_the_trained_velocity(
+    rank: int, tmp_path: Path
+) -> None:
     from diffusers import FluxPipeline
 
     model = build(lora_rank=rank)
     move(model)
     before, weights = velocity(model), copy.deepcopy(model.trainable())
     model.save(tmp_path / "out", model.options.folder(), "pipeline")
-    assert torch.equal(velocity(model), before) and model.trainable().keys() == weights.keys()  # saving changes nothing
+    # saving changes nothing
+    assert torch.equal(velocity(model), before) and model.trainable().keys() == weights.keys()
     pipe = FluxPipeline.from_pretrained(tmp_path / "out")
-    assert not [name for name in pipe.transformer.state_dict() if "lora" in name or "base_layer" in name]
+    assert not [
+        name for name in pipe.transformer.state_dict() if "lora" in name or "base_layer" in name
+    ]
     x, sigma, cond = inputs(model)
     with torch.no_grad():
         found = pipe.transformer(
@@ -186,32 +247,60 @@ def test_what_is_saved_is_a_stock_pipeline_with_the_trained_velocity(rank: int, 
             return_dict=False,
         )[0]
     torch.testing.assert_close(found, before, rtol=0, atol=1e-5)
-    assert velocity(FluxModel(**model.options.model_dump() | {"path": str(tmp_path / "out"), "lora_rank": 0}).build("cpu")).allclose(before, atol=1e-5)
+    assert velocity(
+        FluxModel(
+            **model.options.model_dump() | {"path": str(tmp_path / "out"), "lora_rank": 0}
+        ).build("cpu")
+    ).allclose(before, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_kl_to_the_base_is_0_at_the_start_and_has_a_gradient_later(rank: int) -> None:
-    config = quickstart({"model.lora_rank": str(rank), "loss.kl_beta": "1.0", "method.stochastic": "all"})
+    config = quickstart(
+        {"model.lora_rank": str(rank), "loss.kl_beta": "1.0", "method.stochastic": "all"}
+    )
     model, plan = build(lora_rank=rank), config.method.plan(0, static(20, 3.0))
     model.freeze_base()
     policy = PolicyUpdate(config, model, 1)
     x, _, cond = inputs(model, 3)
     steps, nothing = torch.tensor([0, 5, 12]), torch.zeros(3, 2)
-    rows = Rows(x, torch.stack([x, x], 1), torch.from_numpy(plan.sigmas)[steps], steps, cond, nothing, nothing, nothing + 1 / 6, nothing == 0)
+    rows = Rows(
+        x=x,
+        y=torch.stack([x, x], 1),
+        sigma=torch.from_numpy(plan.sigmas)[steps],
+        steps=steps,
+        cond=cond,
+        old=nothing,
+        advantage=nothing,
+        weight=nothing + 1 / 6,
+        present=nothing == 0,
+    )
     edges, mean = policy.edges(plan, rows)
     assert not policy.kl(plan, rows, mean, edges.std).any()
     still = {name: value.detach().clone() for name, value in model.trainable().items()}
-    frozen = {name: value.clone() for name, value in model.module.state_dict().items() if name not in still}
+    frozen = {
+        name: value.clone()
+        for name, value in model.module.state_dict().items()
+        if name not in still
+    }
     move(model, 0.01)
     tally, before = Tally(), [value.detach().clone() for value in policy.parameters]
     assert policy.step(plan, [rows], tally) > 0
     with torch.no_grad():
         model.load(dict(zip(still, before, strict=True)))
         _, std = kernels.transition(plan, steps, x, x)
-        new, old = (kernels.transition(plan, steps, x, v)[0].double() for v in (model.velocity(x, rows.sigma, cond), model.base_velocity(x, rows.sigma, cond)))
-    wanted = 2 * ((new - old).square().flatten(1).mean(1) / (2 * std.flatten().double() ** 2)).sum()  # both children of each parent
+        new, old = (
+            kernels.transition(plan, steps, x, v)[0].double()
+            for v in (model.velocity(x, rows.sigma, cond), model.base_velocity(x, rows.sigma, cond))
+        )
+    # both children of each parent
+    wanted = 2 * ((new - old).square().flatten(1).mean(1) / (2 * std.flatten().double() ** 2)).sum()
     assert tally.kl == pytest.approx(float(wanted), rel=1e-4)
-    assert all(torch.equal(frozen[name], value) for name, value in model.module.state_dict().items() if name in frozen)
+    assert all(
+        torch.equal(frozen[name], value)
+        for name, value in model.module.state_dict().items()
+        if name in frozen
+    )
 
 
 class Case:
@@ -224,15 +313,28 @@ class Case:
         self.worker.ready(), self.learner.join(1, "")
         _, self.conditioning = self.worker.encode(PROMPTS)
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
-        header, payload, _ = self.worker.grow(self.plan, 0, subtrees, 0, 5, self.conditioning)
+        header, payload, _ = self.worker.grow(
+            self.plan, version=0, subtrees=subtrees, start=0, stop=5, conditioning=self.conditioning
+        )
         draw = np.random.default_rng(0)
-        self.segments, self.scores = [(header, payload)], {(prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(2)}
+        self.segments = [(header, payload)]
+        self.scores = {
+            (prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(2)
+        }
 
     def update(self) -> Any:
-        return self.learner.update(self.plan, 0, self.segments, self.conditioning, self.scores)
+        return self.learner.update(
+            self.plan,
+            iteration=0,
+            segments=self.segments,
+            conditioning=self.conditioning,
+            scores=self.scores,
+        )
 
     def gradient(self) -> Tensor:
-        return torch.cat([value.grad.flatten().double() for value in self.learner.model.trainable().values()])
+        return torch.cat(
+            [value.grad.flatten().double() for value in self.learner.model.trainable().values()]
+        )
 
 
 def counted(learner: Learner) -> list[int]:
@@ -259,7 +361,9 @@ def test_a_token_budget_limits_micro_batches_and_not_the_gradient(guided: bool) 
         rows = counted(case.learner)
         case.update()
         assert max(rows) == parents * copies
-        assert float((case.gradient() - plain.gradient()).norm()) <= 1e-5 * float(plain.gradient().norm())
+        assert float((case.gradient() - plain.gradient()).norm()) <= 1e-5 * float(
+            plain.gradient().norm()
+        )
     wide = Case(**options, **{"learner.token_budget": str(10**9), "learner.micro_batch": "2"})
     rows = counted(wide.learner)
     wide.update()
@@ -267,23 +371,53 @@ def test_a_token_budget_limits_micro_batches_and_not_the_gradient(guided: bool) 
 
 
 def test_payloads_hold_the_behaviour_velocity_that_guard_needs() -> None:
-    case = Case(**{"loss.name": "guard", "learner.optimiser_steps": "2", "learner.learning_rate": "0.001"})
-    trees = assemble(case.plan, [header for header, _ in case.segments], case.config.credit.leaf_rewards(case.scores))
-    steps = [ranks[0] for ranks in shard.split(case.plan, case.config.credit.assign(case.plan, trees, 0, case.scores), 1, 2, 0)]
-    store, topo = PayloadStore(list, case.plan, trees, case.segments, steps), topology(case.plan)
+    case = Case(
+        **{"loss.name": "guard", "learner.optimiser_steps": "2", "learner.learning_rate": "0.001"}
+    )
+    trees = assemble(
+        case.plan,
+        [header for header, _ in case.segments],
+        case.config.credit.leaf_rewards(case.scores),
+    )
+    steps = [
+        ranks[0]
+        for ranks in shard.split(
+            case.plan,
+            credits=case.config.credit.assign(case.plan, trees, 0, case.scores),
+            ranks=1,
+            optimiser_steps=2,
+            seed=0,
+        )
+    ]
+    store, topo = (
+        PayloadStore(fetch=list, plan=case.plan, trees=trees, segments=case.segments, shards=steps),
+        topology(case.plan),
+    )
     cond = case.worker.model.conditioning(case.conditioning)
     case.update()  # the learner's weights move, the rollout's are the behaviour policy's
     parents = [(tree, node) for one in steps for tree, node in one.parents.tolist()]
     assert len(set(parents)) == len(parents) == 2 * (1 + 2 + 2 + 4)
     for tree, node in parents:
         sigma = torch.tensor([float(case.plan.sigmas[topo.step[node] + 1])])
-        wanted = velocity(case.worker.model, (store.latents(tree, node)[None], sigma, {name: array[tree : tree + 1] for name, array in cond.items()}))[0]
+        wanted = velocity(
+            case.worker.model,
+            (
+                store.latents(tree, node)[None],
+                sigma,
+                {name: array[tree : tree + 1] for name, array in cond.items()},
+            ),
+        )[0]
         torch.testing.assert_close(store.behaviour(tree, node), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, LORA], ids=["full", "lora"])
 def test_configure_begins_again_with_the_untrained_model(options: dict[str, str]) -> None:
-    extra = options | {"learner.learning_rate": "0.001", "learner.ema": "0.5", "loss.kl_beta": "0.1", "learner.warmup": "3"}
+    extra = options | {
+        "learner.learning_rate": "0.001",
+        "learner.ema": "0.5",
+        "loss.kl_beta": "0.1",
+        "learner.warmup": "3",
+    }
     case = Case(**extra)
     learner, worker = case.learner, case.worker
     digest, probe = wire.digest_of(learner.model.trainable()), learner.probe()
@@ -291,7 +425,9 @@ def test_configure_begins_again_with_the_untrained_model(options: dict[str, str]
     trained = wire.digest_of(learner.model.trainable())
     _, update, *chunks = learner.publish()
     assert worker.load_weights(update, *chunks) == trained != digest
-    assert np.array_equal(worker.probe(), learner.probe()) and not np.array_equal(worker.probe(), probe)
+    assert np.array_equal(worker.probe(), learner.probe()) and not np.array_equal(
+        worker.probe(), probe
+    )
     learner.skips = 2
 
     learner.configure(case.config)
@@ -306,7 +442,11 @@ def test_configure_begins_again_with_the_untrained_model(options: dict[str, str]
 
 def test_configure_takes_the_new_config() -> None:
     case = Case()
-    other = quickstart(SMALL | LORA | {"loss.kl_beta": "0.5", "learner.learning_rate": "0.01", "learner.warmup": "0"})
+    other = quickstart(
+        SMALL
+        | LORA
+        | {"loss.kl_beta": "0.5", "learner.learning_rate": "0.01", "learner.warmup": "0"}
+    )
     case.learner.configure(other)
     case.worker.configure(other)
     assert case.learner.config is other and case.learner.model.adapted and case.worker.model.adapted

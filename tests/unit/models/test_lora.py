@@ -1,4 +1,5 @@
-"""LoRA files: what is exported is read by tensors alone, and every spelling of names is where training can begin."""
+"""LoRA files: what is exported is read by tensors alone, and every spelling of names is where
+training can begin."""
 
 from __future__ import annotations
 
@@ -21,21 +22,32 @@ from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
 
-LORA = {"lora_rank": 4, "lora_alpha": 12}  # acts three times as strong as a reader thinks that takes alpha for the rank
+# acts three times as strong as a reader thinks that takes alpha for the rank
+LORA = {"lora_rank": 4, "lora_alpha": 12}
 
 
 @pytest.fixture(scope="module", params=["flux", "sd3", "qwen_image"])
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> checks.Family:
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> checks.Family:
     if request.param == "flux":
-        return checks.Family(FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16)
+        return checks.Family(
+            FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16
+        )
     if request.param == "sd3":
-        return checks.Family(partial(SD3Model), small_sd3(tmp_path_factory.mktemp("sd3")), "guidance_scale")
-    return checks.Family(partial(QwenImageModel), small_qwen_image(tmp_path_factory.mktemp("qwen")), "true_cfg_scale")
+        return checks.Family(
+            partial(SD3Model), small_sd3(tmp_path_factory.mktemp("sd3")), "guidance_scale"
+        )
+    return checks.Family(
+        partial(QwenImageModel), small_qwen_image(tmp_path_factory.mktemp("qwen")), "true_cfg_scale"
+    )
 
 
 @pytest.fixture
 def flux() -> checks.Family:
-    return checks.Family(FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16)
+    return checks.Family(
+        FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16
+    )
 
 
 def speed(model: PipelineAdapter) -> Tensor:
@@ -43,7 +55,9 @@ def speed(model: PipelineAdapter) -> Tensor:
     return checks.velocity(model, x, sigma, model.probe_conditioning(2))
 
 
-def trained(family: checks.Family, folder: Path, **keys: Any) -> tuple[PipelineAdapter, dict[str, Tensor]]:
+def trained(
+    family: checks.Family, folder: Path, **keys: Any
+) -> tuple[PipelineAdapter, dict[str, Tensor]]:
     """A model whose adapters do something, and the tensors of what it exports."""
     model = family.build(("denoiser",), **LORA | keys)
     base = speed(model)
@@ -54,15 +68,20 @@ def trained(family: checks.Family, folder: Path, **keys: Any) -> tuple[PipelineA
 
 
 def test_tensors_alone_give_the_trained_velocity(family: checks.Family, tmp_path: Path) -> None:
-    """A reader that knows A, B and alpha (the rank where there is none), and no header: W + alpha / rank · B·A."""
+    """A reader that knows A, B and alpha (the rank where there is none), and no header: W + alpha /
+    rank · B·A."""
     model, tensors = trained(family, tmp_path)
     plain = family.build(("denoiser",))
-    layers = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
+    layers = {
+        name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")
+    }
     with torch.no_grad():
         for layer in layers:
             a, b = tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"]
             alpha = tensors.get(f"{layer}.alpha", torch.tensor(float(len(a))))
-            plain.denoiser.get_parameter(f"{layer.removeprefix('transformer.')}.weight").add_(alpha / len(a) * b @ a)
+            plain.denoiser.get_parameter(f"{layer.removeprefix('transformer.')}.weight").add_(
+                alpha / len(a) * b @ a
+            )
     wanted = speed(model)
     assert float((speed(plain) - wanted).norm()) <= 1e-6 * float(wanted.norm())
     assert any(name.endswith(".alpha") for name in tensors) == model.options.lora_alphas
@@ -80,13 +99,20 @@ def test_diffusers_reads_the_tensors_alone(family: checks.Family, tmp_path: Path
 
 def spelt(tensors: dict[str, Tensor], style: str) -> dict[str, Tensor]:
     """The same adapters under other names."""
-    plain = {name.removeprefix("transformer."): value for name, value in tensors.items() if not name.endswith(".alpha")}
+    plain = {
+        name.removeprefix("transformer."): value
+        for name, value in tensors.items()
+        if not name.endswith(".alpha")
+    }
     if style == "transformer":
         return {f"transformer.{name}": value for name, value in plain.items()}
     if style == "peft":
         return {f"base_model.model.{name}": value for name, value in plain.items()}
     if style == "peft, named":
-        return {f"base_model.model.{name.replace('.weight', '.default.weight')}": value for name, value in plain.items()}
+        return {
+            f"base_model.model.{name.replace('.weight', '.default.weight')}": value
+            for name, value in plain.items()
+        }
     found = {}
     for name, value in plain.items():
         layer, _, part = name.partition(".lora_")
@@ -96,7 +122,9 @@ def spelt(tensors: dict[str, Tensor], style: str) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("style", ["transformer", "peft", "peft, named", "lora_unet_", "lora_transformer_"])
+@pytest.mark.parametrize(
+    "style", ["transformer", "peft", "peft, named", "lora_unet_", "lora_transformer_"]
+)
 def test_training_begins_at_an_adapter(flux: checks.Family, tmp_path: Path, style: str) -> None:
     model, tensors = trained(flux, tmp_path / "own")
     save_file(spelt(tensors, style), tmp_path / "lora.safetensors")
@@ -107,50 +135,106 @@ def test_training_begins_at_an_adapter(flux: checks.Family, tmp_path: Path, styl
     assert found.trainable().keys() == model.trainable().keys()
     x, sigma = checks.inputs(found, 2)
     cond = found.probe_conditioning(2)
-    assert torch.equal(found.base_velocity(x, sigma, cond), speed(flux.build(("denoiser",))))  # the KL is to the plain base
+    # the KL is to the plain base
+    assert torch.equal(found.base_velocity(x, sigma, cond), speed(flux.build(("denoiser",))))
 
 
-def test_every_familys_own_export_is_where_training_can_begin(family: checks.Family, tmp_path: Path) -> None:
+def test_every_familys_own_export_is_where_training_can_begin(
+    family: checks.Family, tmp_path: Path
+) -> None:
     model, _ = trained(family, tmp_path)
     options = {"lora_rank": 4, "lora_alpha": 4, "lora_path": str(tmp_path)}
     family.make(**options).check()
     wanted = speed(model)
-    assert float((speed(family.build(("denoiser",), **options)) - wanted).norm()) <= 1e-6 * float(wanted.norm())
+    assert float((speed(family.build(("denoiser",), **options)) - wanted).norm()) <= 1e-6 * float(
+        wanted.norm()
+    )
 
 
-def test_alpha_is_read_from_tensors_the_header_and_pefts_config(flux: checks.Family, tmp_path: Path) -> None:
+def test_alpha_is_read_from_tensors_the_header_and_pefts_config(
+    flux: checks.Family, tmp_path: Path
+) -> None:
     _, tensors = trained(flux, tmp_path / "own")
     bare, kohya = spelt(tensors, "transformer"), spelt(tensors, "lora_unet_")
-    save_file(bare, tmp_path / "header.safetensors", {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 7, "transformer.r": 4})})
-    save_file({name: torch.tensor(7.0) if name.endswith(".alpha") else value for name, value in kohya.items()}, tmp_path / "tensors.safetensors")
+    save_file(
+        bare,
+        tmp_path / "header.safetensors",
+        {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 7, "transformer.r": 4})},
+    )
+    save_file(
+        {
+            name: torch.tensor(7.0) if name.endswith(".alpha") else value
+            for name, value in kohya.items()
+        },
+        tmp_path / "tensors.safetensors",
+    )
     (tmp_path / "peft").mkdir()
     save_file(spelt(tensors, "peft"), tmp_path / "peft" / "adapter_model.safetensors")
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 7}))
     for where in ("header.safetensors", "tensors.safetensors", "peft"):
         flux.make(lora_rank=4, lora_alpha=7, lora_path=str(tmp_path / where)).check()
-        checks.refused(flux.make(lora_rank=4, lora_alpha=4, lora_path=str(tmp_path / where)), "model.lora_alpha: expected 7, the alpha of")
-    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 7, "use_rslora": True}))
-    checks.refused(flux.make(lora_rank=4, lora_alpha=7, lora_path=str(tmp_path / "peft")), "got use_rslora")
+        checks.refused(
+            flux.make(lora_rank=4, lora_alpha=4, lora_path=str(tmp_path / where)),
+            "model.lora_alpha: expected 7, the alpha of",
+        )
+    (tmp_path / "peft" / "adapter_config.json").write_text(
+        json.dumps({"r": 4, "lora_alpha": 7, "use_rslora": True})
+    )
+    checks.refused(
+        flux.make(lora_rank=4, lora_alpha=7, lora_path=str(tmp_path / "peft")), "got use_rslora"
+    )
 
 
-def test_what_does_not_fit_is_one_line_before_anything_starts(flux: checks.Family, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line_before_anything_starts(
+    flux: checks.Family, tmp_path: Path
+) -> None:
     _, tensors = trained(flux, tmp_path / "own")
     fits = {"lora_rank": 4, "lora_alpha": 4, "lora_path": str(tmp_path / "own")}
     flux.make(**fits).check()
     file = tmp_path / "own" / "pytorch_lora_weights.safetensors"
-    checks.refused(flux.make(**fits | {"lora_rank": 8}), f"model.lora_rank: expected 4, the rank of {file}")
+    checks.refused(
+        flux.make(**fits | {"lora_rank": 8}), f"model.lora_rank: expected 4, the rank of {file}"
+    )
     checks.refused(flux.make(**fits | {"lora_rank": 0}), "model.lora_rank: expected 4, the rank of")
-    checks.refused(flux.make(**fits | {"lora_alpha": 0}), f"model.lora_alpha: expected 4, the alpha of {file}")
-    checks.refused(flux.make(**fits | {"lora_targets": ("to_q",)}), "model.lora_targets: expected those of")
-    checks.refused(flux.make(**fits | {"lora_targets": (*FluxModel.attention_layers, "proj_mlp")}), "has no adapter of single_transformer_blocks")
-    checks.refused(flux.make(**fits | {"lora_path": str(tmp_path / "absent")}), f"{tmp_path / 'absent'} cannot be read")
-    checks.refused(flux.make(**fits | {"lora_path": str(tmp_path)}), f"expected one *.safetensors in {tmp_path}, got none")
-    shutil.copy(flux.folder / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "whole.safetensors")
-    checks.refused(flux.make(**fits | {"lora_path": str(tmp_path / "whole.safetensors")}), "expected adapters (lora_A and lora_B")
-    strange = {name.replace("transformer.transformer_blocks.0", "transformer.transformer_blocks.9"): value for name, value in tensors.items()}
+    checks.refused(
+        flux.make(**fits | {"lora_alpha": 0}), f"model.lora_alpha: expected 4, the alpha of {file}"
+    )
+    checks.refused(
+        flux.make(**fits | {"lora_targets": ("to_q",)}), "model.lora_targets: expected those of"
+    )
+    checks.refused(
+        flux.make(**fits | {"lora_targets": (*FluxModel.attention_layers, "proj_mlp")}),
+        "has no adapter of single_transformer_blocks",
+    )
+    checks.refused(
+        flux.make(**fits | {"lora_path": str(tmp_path / "absent")}),
+        f"{tmp_path / 'absent'} cannot be read",
+    )
+    checks.refused(
+        flux.make(**fits | {"lora_path": str(tmp_path)}),
+        f"expected one *.safetensors in {tmp_path}, got none",
+    )
+    shutil.copy(
+        flux.folder / "transformer" / "diffusion_pytorch_model.safetensors",
+        tmp_path / "whole.safetensors",
+    )
+    checks.refused(
+        flux.make(**fits | {"lora_path": str(tmp_path / "whole.safetensors")}),
+        "expected adapters (lora_A and lora_B",
+    )
+    strange = {
+        name.replace("transformer.transformer_blocks.0", "transformer.transformer_blocks.9"): value
+        for name, value in tensors.items()
+    }
     save_file(strange, tmp_path / "strange.safetensors")
-    checks.refused(flux.make(**fits | {"lora_path": str(tmp_path / "strange.safetensors")}), "no layer of the model")
+    checks.refused(
+        flux.make(**fits | {"lora_path": str(tmp_path / "strange.safetensors")}),
+        "no layer of the model",
+    )
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-4])
-    checks.refused(flux.make(**fits | {"lora_path": str(tmp_path / "cut.safetensors")}), "expected a LoRA file in safetensors")
+    checks.refused(
+        flux.make(**fits | {"lora_path": str(tmp_path / "cut.safetensors")}),
+        "expected a LoRA file in safetensors",
+    )
     with pytest.raises(UserError):
         flux.build(("denoiser",), **fits | {"lora_alpha": 5})

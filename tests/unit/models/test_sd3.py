@@ -17,25 +17,33 @@ JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> checks.Family:
-    return checks.Family(partial(SD3Model), small_sd3(tmp_path_factory.mktemp("sd3")), "guidance_scale")
+    return checks.Family(
+        partial(SD3Model), small_sd3(tmp_path_factory.mktemp("sd3")), "guidance_scale"
+    )
 
 
 @pytest.fixture(scope="module")
 def without_t5(tmp_path_factory: pytest.TempPathFactory) -> checks.Family:
     folder = small_sd3(tmp_path_factory.mktemp("sd3-without-t5"), t5=False)
-    return checks.Family(partial(SD3Model), folder, "guidance_scale", {"text_encoder_3": None, "tokenizer_3": None})
+    return checks.Family(
+        partial(SD3Model), folder, "guidance_scale", {"text_encoder_3": None, "tokenizer_3": None}
+    )
 
 
 @pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 24)])
 @pytest.mark.parametrize("scale", [1.0, 4.5])
-def test_the_ode_path_is_diffusers_pipeline(family: checks.Family, height: int, width: int, scale: float, steps: int) -> None:
+def test_the_ode_path_is_diffusers_pipeline(
+    family: checks.Family, height: int, width: int, scale: float, steps: int
+) -> None:
     checks.draws_the_pipelines_pictures(family, height, width, scale, steps=steps)
 
 
-def test_the_ode_path_with_an_empty_negative_prompt_and_no_t5(family: checks.Family, without_t5: checks.Family) -> None:
-    checks.draws_the_pipelines_pictures(family, 32, 32, 4.5, "")
-    checks.draws_the_pipelines_pictures(without_t5, 32, 32, 4.5, "")
+def test_the_ode_path_with_an_empty_negative_prompt_and_no_t5(
+    family: checks.Family, without_t5: checks.Family
+) -> None:
+    checks.draws_the_pipelines_pictures(family, height=32, width=32, scale=4.5, negative="")
+    checks.draws_the_pipelines_pictures(without_t5, height=32, width=32, scale=4.5, negative="")
 
 
 def test_text_and_the_negative_text_matter(family: checks.Family) -> None:
@@ -48,13 +56,19 @@ def test_rows_are_independent(family: checks.Family, scale: float) -> None:
 
 
 def test_guided_velocity_is_that_of_two_plain_calls(family: checks.Family) -> None:
-    checks.guidance_is_two_plain_calls(family, lambda wanted, unwanted: unwanted + checks.SCALE * (wanted - unwanted))
+    checks.guidance_is_two_plain_calls(
+        family, lambda wanted, unwanted: unwanted + checks.SCALE * (wanted - unwanted)
+    )
 
 
 def test_adapters_sit_in_both_attentions(family: checks.Family) -> None:
-    joint = {f"transformer_blocks.{block}.attn.{layer}" for block, layer in itertools.product(range(3), JOINT)}
+    joint = {
+        f"transformer_blocks.{block}.attn.{layer}"
+        for block, layer in itertools.product(range(3), JOINT)
+    }
     pictures = {f"transformer_blocks.0.attn2.{layer}" for layer in JOINT[:4]}
-    checks.adapters_sit_in(family, joint - {"transformer_blocks.2.attn.to_add_out"} | pictures)  # the last block has no text behind its attention
+    # the last block has no text behind its attention
+    checks.adapters_sit_in(family, joint - {"transformer_blocks.2.attn.to_add_out"} | pictures)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -73,9 +87,14 @@ def test_checkpointing_keeps_the_gradient(family: checks.Family, rank: int) -> N
 
 
 def test_long_prompts_are_counted(family: checks.Family, without_t5: checks.Family) -> None:
-    checks.long_prompts_are_counted(family, " ".join(["circle"] * 23), " ".join(["circle"] * 24))  # T5 ends a text with one token
+    # T5 ends a text with one token
+    checks.long_prompts_are_counted(family, " ".join(["circle"] * 23), " ".join(["circle"] * 24))
     model = without_t5.build(("encoders",))
-    assert [model.truncated([" ".join(["circle"] * words)]) for words in (CLIP_TOKENS - 2, CLIP_TOKENS - 1)] == [0, 1]  # CLIP adds two
+    # CLIP adds two
+    assert [
+        model.truncated([" ".join(["circle"] * words)])
+        for words in (CLIP_TOKENS - 2, CLIP_TOKENS - 1)
+    ] == [0, 1]
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -98,9 +117,14 @@ def test_tokens_and_shapes(family: checks.Family) -> None:
     assert model.blocks_of(model.denoiser) == list(model.denoiser.transformer_blocks)
 
 
-def test_bad_folders_sizes_and_options_are_one_line(family: checks.Family, without_t5: checks.Family, tmp_path: Path) -> None:
+def test_bad_folders_sizes_and_options_are_one_line(
+    family: checks.Family, without_t5: checks.Family, tmp_path: Path
+) -> None:
     checks.folders_are_checked(family, tmp_path)
     without_t5.make().check()
     checks.refused(family.make(height=36), "expected multiples of 8, got 36×32")
-    checks.refused(family.make(width=104), "expected at most 96, as many positions as the model knows, got 32×104")
+    checks.refused(
+        family.make(width=104),
+        "expected at most 96, as many positions as the model knows, got 32×104",
+    )
     checks.refused(family.make(attention="flash"), "model.attention: expected it empty")

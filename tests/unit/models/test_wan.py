@@ -15,7 +15,19 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from support.in_process import Service
-from support.small_wan import NEGATIVE, PROMPTS, TOKENS, build, drawn, inputs, move, options, sampled, save_small_wan, stock
+from support.small_wan import (
+    NEGATIVE,
+    PROMPTS,
+    TOKENS,
+    build,
+    drawn,
+    inputs,
+    move,
+    options,
+    sampled,
+    save_small_wan,
+    stock,
+)
 from torch import Tensor
 
 from branchgrpo.algo import plan as plans
@@ -36,26 +48,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("steps", [4, 7])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 @pytest.mark.parametrize(("frames", "height", "width"), [(5, 32, 48), (9, 48, 32)])
-def test_the_ode_video_is_diffusers(folder: Path, frames: int, height: int, width: int, scale: float, steps: int) -> None:
-    model = build(folder, frames=frames, height=height, width=width, true_cfg=scale, negative_prompt=NEGATIVE)
+def test_the_ode_video_is_diffusers(
+    folder: Path, frames: int, height: int, width: int, scale: float, steps: int
+) -> None:
+    model = build(
+        folder, frames=frames, height=height, width=width, true_cfg=scale, negative_prompt=NEGATIVE
+    )
     roots, found = sampled(model, steps)
     wanted, made = drawn(stock(folder), model, roots, steps)
-    assert roots.shape == (3, 16, (frames - 1) // 4 + 1, height // 8, width // 8) and made.shape == (3, frames, height, width, 3)
+    assert roots.shape == (
+        3,
+        16,
+        (frames - 1) // 4 + 1,
+        height // 8,
+        width // 8,
+    ) and made.shape == (3, frames, height, width, 3)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
     pixels = model.decode(found)
     with torch.no_grad():
-        exact = torch.cat([model.pixels(one[None]) for one in found]).permute(0, 2, 3, 4, 1).numpy() / 2 + 0.5
+        exact = (
+            torch.cat([model.pixels(one[None]) for one in found]).permute(0, 2, 3, 4, 1).numpy() / 2
+            + 0.5
+        )
     assert np.abs(exact - made).max() <= 1e-4 and np.abs(pixels - made * 255).max() <= 0.5 + 0.03
-    assert made.std() > 0.05 and np.ptp(made[:, 1:] - made[:, :-1]) > 0.1  # there is something to see, and it moves
+    # there is something to see, and it moves
+    assert made.std() > 0.05 and np.ptp(made[:, 1:] - made[:, :-1]) > 0.1
 
 
-def test_a_folder_with_an_euler_scheduler_has_that_ones_schedule(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_an_euler_scheduler_has_that_ones_schedule(
+    folder: Path, tmp_path: Path
+) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     copytree(folder, tmp_path / "euler")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(tmp_path / "euler" / "scheduler")
     index = tmp_path / "euler" / "model_index.json"
-    index.write_text(index.read_text().replace("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"))
+    index.write_text(
+        index.read_text().replace("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+    )
     model = build(tmp_path / "euler", true_cfg=1.0)
     roots, found = sampled(model, 7)
     wanted, _ = drawn(stock(tmp_path / "euler"), model, roots, 7)
@@ -66,14 +96,20 @@ def test_a_folder_with_an_euler_scheduler_has_that_ones_schedule(folder: Path, t
 def test_rows_do_not_feel_their_neighbours(folder: Path) -> None:
     model = build(folder, true_cfg=3.0, negative_prompt=NEGATIVE)
     x, sigma, _ = inputs(model, 2)
-    together, apart = model.encode(PROMPTS), [model.encode([prompt]) for prompt in PROMPTS]  # of 6 and of 19 tokens
+    # of 6 and of 19 tokens
+    together, apart = model.encode(PROMPTS), [model.encode([prompt]) for prompt in PROMPTS]
     for row, alone in enumerate(apart):
         assert together.arrays["text"].shape == (2, 2, TOKENS, 16)
-        np.testing.assert_allclose(together.arrays["text"][row], alone.arrays["text"][0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            together.arrays["text"][row], alone.arrays["text"][0], rtol=0, atol=1e-5
+        )
     assert not together.arrays["text"][0, 0, -1].any()  # zeros behind the shorter one
     with torch.no_grad():
         found = model.velocity(x, sigma, model.conditioning(together))
-        rows = [model.velocity(x[row : row + 1], sigma[row : row + 1], model.conditioning(apart[row])) for row in range(2)]
+        rows = [
+            model.velocity(x[row : row + 1], sigma[row : row + 1], model.conditioning(apart[row]))
+            for row in range(2)
+        ]
         changed = model.velocity(torch.stack([x[0], 9 * x[1]]), sigma, model.conditioning(together))
     torch.testing.assert_close(found, torch.cat(rows), rtol=0, atol=2e-5)
     torch.testing.assert_close(found[0], changed[0], rtol=0, atol=2e-5)
@@ -81,7 +117,8 @@ def test_rows_do_not_feel_their_neighbours(folder: Path) -> None:
 
 
 def test_guidance_is_that_of_two_plain_calls_and_counts_twice(folder: Path) -> None:
-    guided, plain = build(folder, true_cfg=3.0, negative_prompt=NEGATIVE), build(folder, true_cfg=1.0)
+    guided = build(folder, true_cfg=3.0, negative_prompt=NEGATIVE)
+    plain = build(folder, true_cfg=1.0)
     x, sigma, _ = inputs(plain, 2)
     texts = [plain.conditioning(plain.encode(one)) for one in (PROMPTS, [NEGATIVE] * 2)]
     both = guided.conditioning(guided.encode(PROMPTS))
@@ -90,7 +127,8 @@ def test_guidance_is_that_of_two_plain_calls_and_counts_twice(folder: Path) -> N
         found = guided.velocity(x, sigma, both)
     torch.testing.assert_close(found, unwanted + 3.0 * (wanted - unwanted), rtol=0, atol=2e-5)
     assert float((found - wanted).abs().max()) > 0.01
-    assert guided.tokens(both) == 2 * plain.tokens(texts[0]) == 2 * (2 * 2 * 3 + TOKENS)  # 2 latent frames of 2 × 3 patches
+    # 2 latent frames of 2 × 3 patches
+    assert guided.tokens(both) == 2 * plain.tokens(texts[0]) == 2 * (2 * 2 * 3 + TOKENS)
 
 
 def test_truncated_counts_long_prompts(folder: Path) -> None:
@@ -101,13 +139,22 @@ def test_truncated_counts_long_prompts(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("parts", "absent"),
-    [(("denoiser",), {"text_encoder", "tokenizer", "vae"}), (("denoiser", "decoder"), {"text_encoder", "tokenizer"}), (("encoders",), {"transformer", "vae"})],
+    [
+        (("denoiser",), {"text_encoder", "tokenizer", "vae"}),
+        (("denoiser", "decoder"), {"text_encoder", "tokenizer"}),
+        (("encoders",), {"transformer", "vae"}),
+    ],
 )
 def test_a_process_loads_only_its_parts(folder: Path, parts: Any, absent: set[str]) -> None:
-    whole, model = build(folder, frames=5, evaluation_frames=9), options(folder, frames=5, evaluation_frames=9).build("cpu", parts)
+    whole = build(folder, frames=5, evaluation_frames=9)
+    model = options(folder, frames=5, evaluation_frames=9).build("cpu", parts)
     held = {"transformer", "text_encoder", "tokenizer", "vae"}
     assert {name for name in held if getattr(model.pipe, name) is None} == absent
-    assert (model.latent_shape, model.evaluation_shape) == (whole.latent_shape, whole.evaluation_shape) == ((16, 2, 4, 6), (16, 3, 4, 6))
+    assert (
+        (model.latent_shape, model.evaluation_shape)
+        == (whole.latent_shape, whole.evaluation_shape)
+        == ((16, 2, 4, 6), (16, 3, 4, 6))
+    )
     if "denoiser" in parts:
         with torch.no_grad():
             assert torch.equal(model.velocity(*inputs(model)), whole.velocity(*inputs(whole)))
@@ -115,7 +162,9 @@ def test_a_process_loads_only_its_parts(folder: Path, parts: Any, absent: set[st
         x = torch.randn(2, *model.latent_shape)
         assert np.array_equal(model.decode(x), whole.decode(x))
     if "encoders" in parts:
-        assert np.array_equal(model.encode(PROMPTS).arrays["text"], whole.encode(PROMPTS).arrays["text"])
+        assert np.array_equal(
+            model.encode(PROMPTS).arrays["text"], whole.encode(PROMPTS).arrays["text"]
+        )
 
 
 def watched(model: Wan) -> list[tuple[int, ...]]:
@@ -144,25 +193,37 @@ def test_videos_are_decoded_one_by_one_and_frame_by_frame(folder: Path) -> None:
 
 
 def test_large_frames_are_decoded_in_tiles(folder: Path) -> None:
-    model = options(folder, height=272, width=32, frames=1, vae_tiling=True).build("cpu", ("decoder",))
+    model = options(folder, height=272, width=32, frames=1, vae_tiling=True).build(
+        "cpu", ("decoder",)
+    )
     seen = watched(model)
     assert model.decode(torch.randn(1, *model.latent_shape)).shape == (1, 1, 272, 32, 3)
-    assert seen == [(1, 16, 1, 32, 4), (1, 16, 1, 10, 4)]  # rows 0 to 31 and 24 to 33 of 34: tiles of 256 pixels, 192 apart
+    # rows 0 to 31 and 24 to 33 of 34: tiles of 256 pixels, 192 apart
+    assert seen == [(1, 16, 1, 32, 4), (1, 16, 1, 10, 4)]
 
 
 def test_evaluation_draws_its_own_shape(folder: Path) -> None:
     model = options(folder, frames=5, evaluation_frames=9).build("cpu", ("denoiser",))
     sampler, plan = Sampler(model, 5, torch.float32, 2), plans.ode_plan(model.options.schedule(2))
     for iteration, shape in ((0, model.latent_shape), (EVALUATION, model.evaluation_shape)):
-        trees = tuple(Subtree(TreeKey("run", iteration, prompt, 0), prompt, 0) for prompt in range(2))
+        trees = tuple(
+            Subtree(TreeKey("run", iteration, prompt, 0), prompt, 0) for prompt in range(2)
+        )
         assert sampler.roots(plan, trees).shape == (2, *shape)
-    assert model.evaluation_shape == (16, 3, 4, 6) and options(folder).build("cpu", ("denoiser",)).evaluation_shape == (16, 2, 4, 6)
+    assert model.evaluation_shape == (16, 3, 4, 6) and options(folder).build(
+        "cpu", ("denoiser",)
+    ).evaluation_shape == (16, 2, 4, 6)
 
 
 def test_the_lora_file_draws_the_policys_video(folder: Path, tmp_path: Path) -> None:
     model = build(folder, lora_rank=2, lora_alpha=7, true_cfg=3.0, negative_prompt=NEGATIVE)
     names = {name.rpartition(".lora_")[0] for name in model.trainable()}
-    assert names == {f"blocks.{block}.attn{part}.{layer}" for block in (0, 1) for part in (1, 2) for layer in ("to_q", "to_k", "to_v", "to_out.0")}
+    assert names == {
+        f"blocks.{block}.attn{part}.{layer}"
+        for block in (0, 1)
+        for part in (1, 2)
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    }
     roots, base = sampled(model)
     move(model, 0.2)
     _, found = sampled(model)
@@ -176,11 +237,21 @@ def test_the_lora_file_draws_the_policys_video(folder: Path, tmp_path: Path) -> 
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("form", "rank"), [("transformer", 0), ("transformer", 2), ("pipeline", 2)])
-def test_saved_weights_draw_the_policys_video(folder: Path, tmp_path: Path, form: str, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("form", "rank"), [("transformer", 0), ("transformer", 2), ("pipeline", 2)]
+)
+def test_saved_weights_draw_the_policys_video(
+    folder: Path, tmp_path: Path, form: str, rank: int
+) -> None:
     from diffusers import WanTransformer3DModel
 
-    model = build(folder, lora_rank=rank, lora_alpha=7, lora_targets=("to_q", "ffn.net.0.proj", "ffn.net.2") if rank else (), true_cfg=1.0)
+    model = build(
+        folder,
+        lora_rank=rank,
+        lora_alpha=7,
+        lora_targets=("to_q", "ffn.net.0.proj", "ffn.net.2") if rank else (),
+        true_cfg=1.0,
+    )
     move(model, 0.2 if rank else 0.01)
     shift = 2.0 if form == "pipeline" else None
     roots, found = sampled(model, shift=shift)
@@ -203,7 +274,14 @@ def test_gradient_checkpointing_changes_memory_alone(folder: Path, rank: int) ->
         move(model, 0.01)
         assert model.denoiser.gradient_checkpointing == checkpointing
         loss = model.velocity(*inputs(model)).square().mean()
-        gradients.append(torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.trainable().values()))]))
+        gradients.append(
+            torch.cat(
+                [
+                    one.flatten()
+                    for one in torch.autograd.grad(loss, list(model.trainable().values()))
+                ]
+            )
+        )
     assert float(gradients[0].norm()) > 0
     assert float((gradients[0] - gradients[1]).norm()) <= 1e-5 * float(gradients[0].norm())
 
@@ -212,7 +290,10 @@ def test_gradient_checkpointing_changes_memory_alone(folder: Path, rank: int) ->
     ("keys", "message"),
     [
         ({"frames": 16}, r"model\.frames: expected 1 \+ a multiple of 4, got 16$"),
-        ({"evaluation_frames": 80}, r"model\.evaluation_frames: expected 1 \+ a multiple of 4, got 80$"),
+        (
+            {"evaluation_frames": 80},
+            r"model\.evaluation_frames: expected 1 \+ a multiple of 4, got 80$",
+        ),
         ({"height": 40}, r"model\.height, model\.width: expected multiples of 16, got 40×48$"),
         ({"width": 56}, r"expected multiples of 16, got 32×56$"),
         ({"path": "embedded:tiny-flux"}, "expected a WanPipeline folder, got FluxPipeline at"),
@@ -228,15 +309,23 @@ def test_bad_options_are_one_line(folder: Path, keys: dict[str, Any], message: s
 def test_two_denoisers_are_refused(folder: Path, tmp_path: Path) -> None:
     copytree(folder, tmp_path / "wan22")
     index = json.loads((folder / "model_index.json").read_text())
-    (tmp_path / "wan22" / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": 0.875}))
+    (tmp_path / "wan22" / "model_index.json").write_text(
+        json.dumps(index | {"boundary_ratio": 0.875})
+    )
     with pytest.raises(UserError, match=r"expected a Wan2\.1 folder"):
         options(tmp_path / "wan22").check()
 
 
-def test_an_older_folder_has_the_scales_that_its_pipeline_assumes(folder: Path, tmp_path: Path) -> None:
+def test_an_older_folder_has_the_scales_that_its_pipeline_assumes(
+    folder: Path, tmp_path: Path
+) -> None:
     copytree(folder, tmp_path / "old")
     path = tmp_path / "old" / "vae" / "config.json"
-    kept = {key: value for key, value in json.loads(path.read_text()).items() if not key.startswith("scale_factor")}
+    kept = {
+        key: value
+        for key, value in json.loads(path.read_text()).items()
+        if not key.startswith("scale_factor")
+    }
     path.write_text(json.dumps(kept))
     model = options(tmp_path / "old")
     model.check()
@@ -246,7 +335,8 @@ def test_an_older_folder_has_the_scales_that_its_pipeline_assumes(folder: Path, 
 CONFIG = """
 run: {name: wan, iterations: 1, export: lora}
 model:
-  {name: wan, path: FOLDER, height: 32, width: 48, frames: 5, evaluation_frames: 9, true_cfg: 3.0, max_sequence_length: 24, lora_rank: 2,
+  {name: wan, path: FOLDER, height: 32, width: 48, frames: 5, evaluation_frames: 9,
+   true_cfg: 3.0, max_sequence_length: 24, lora_rank: 2,
   gradient_checkpointing: true}
 prompts: PROMPTS
 held_out: HELD_OUT
@@ -261,11 +351,21 @@ evaluation: {prompts: 3, prompts_between: 2, pictures: 2, every: 1}
 """
 
 
-def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(folder: Path, tmp_path: Path) -> None:
+def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
+    folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, NEGATIVE]) + "\n")
-    (tmp_path / "held.txt").write_text("\n".join(f"{text}, at night" for text in [*PROMPTS, NEGATIVE]) + "\n")
-    paths = {"FOLDER": folder, "PROMPTS": tmp_path / "prompts.txt", "HELD_OUT": tmp_path / "held.txt"}
-    (tmp_path / "wan.yaml").write_text(reduce(lambda text, name: text.replace(name, str(paths[name])), paths, CONFIG))
+    (tmp_path / "held.txt").write_text(
+        "\n".join(f"{text}, at night" for text in [*PROMPTS, NEGATIVE]) + "\n"
+    )
+    paths = {
+        "FOLDER": folder,
+        "PROMPTS": tmp_path / "prompts.txt",
+        "HELD_OUT": tmp_path / "held.txt",
+    }
+    (tmp_path / "wan.yaml").write_text(
+        reduce(lambda text, name: text.replace(name, str(paths[name])), paths, CONFIG)
+    )
     config = configs.load(tmp_path / "wan.yaml")
     service = Service(config)
     seen: set[tuple[bool, tuple[int, ...]]] = set()
@@ -273,15 +373,32 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(folder: Path, t
     score = scorer.score
 
     def spy(media: LeafMedia, prompts: list[str]) -> Any:
-        seen.update((subtree.key.iteration == EVALUATION, media.pixels.shape[1:]) for subtree in media.subtrees)
+        seen.update(
+            (subtree.key.iteration == EVALUATION, media.pixels.shape[1:])
+            for subtree in media.subtrees
+        )
         return score(media, prompts)
 
     scorer.score = spy
     before = service.rollouts.workers[0].probe()
-    summary = carry_out(config, service, tmp_path / "run", Display("wan", 1, "jpeg/score", Console(file=StringIO())), lambda: False)
+    summary = carry_out(
+        config,
+        service=service,
+        folder=tmp_path / "run",
+        display=Display("wan", 1, "jpeg/score", Console(file=StringIO())),
+        interrupted=lambda: False,
+    )
     assert seen == {(False, (5, 32, 48, 3)), (True, (9, 32, 48, 3))}
-    assert summary["gates"]["on_policy_deviation"] <= 1e-5 and summary["gates"]["probe_difference"] <= 1e-4
-    assert [np.array_equal(worker.probe(), before) for worker in service.rollouts.workers] == [False, False]
+    assert (
+        summary["gates"]["on_policy_deviation"] <= 1e-5
+        and summary["gates"]["probe_difference"] <= 1e-4
+    )
+    assert [np.array_equal(worker.probe(), before) for worker in service.rollouts.workers] == [
+        False,
+        False,
+    ]
     found = {path.name for path in (tmp_path / "run" / "samples").iterdir()}
-    assert found == {f"{when}.{kind}" for when in ("before", "after") for kind in ("npz", "png", "webp")}
+    assert found == {
+        f"{when}.{kind}" for when in ("before", "after") for kind in ("npz", "png", "webp")
+    }
     assert len(load_file(next((tmp_path / "run" / "weights").glob("*.safetensors")))) == 32

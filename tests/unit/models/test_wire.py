@@ -14,7 +14,13 @@ import torch
 
 from branchgrpo.models import weights as wire
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int64": torch.int64, "bool": torch.bool}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
 
 
 def sample(dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -98,19 +104,28 @@ def test_weights_round_trip(limit: int) -> None:
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors.values()]
     assert update.version == 3 and update.names == tuple(tensors)
     assert [len(part) for chunk in chunks for part in chunk] == sizes
-    assert [len(chunk) for chunk in chunks] == [wire.plan_chunks(sizes, limit).count(index) for index in range(len(chunks))]
+    assert [len(chunk) for chunk in chunks] == [
+        wire.plan_chunks(sizes, limit).count(index) for index in range(len(chunks))
+    ]
     back = wire.unpack_weights(update, chunks)
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
     held = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     assert not held["d"].is_contiguous()
-    assert wire.load_weights(update, chunks, held) == wire.digest_of(held) == update.digest == wire.digest_of(tensors)
+    assert (
+        wire.load_weights(update, chunks, held)
+        == wire.digest_of(held)
+        == update.digest
+        == wire.digest_of(tensors)
+    )
     for name, tensor in tensors.items():
         assert torch.equal(held[name], tensor), name
 
 
-@pytest.mark.parametrize("size", [0, 1, wire.BLOCK - 1, wire.BLOCK, wire.BLOCK + 1, 3 * wire.BLOCK + 5])
+@pytest.mark.parametrize(
+    "size", [0, 1, wire.BLOCK - 1, wire.BLOCK, wire.BLOCK + 1, 3 * wire.BLOCK + 5]
+)
 def test_blocks_cover_a_tensor_once(size: int) -> None:
     tensors = {"a": torch.randint(256, (size,), dtype=torch.uint8), "b": torch.ones(3)}
     held = {"a": torch.zeros(size, dtype=torch.uint8), "b": torch.nn.Parameter(torch.zeros(3))}
@@ -123,7 +138,10 @@ def test_the_header_is_small_and_the_bytes_travel_beside_it() -> None:
     update, chunks = wire.pack_weights(1, {"a": torch.zeros(100_000)}, 1 << 20)
     assert len(pickle.dumps(update)) < 1000
     beside: list[pickle.PickleBuffer] = []
-    assert len(pickle.dumps(chunks, protocol=5, buffer_callback=beside.append)) < 1000 and sum(one.raw().nbytes for one in beside) == 400_000
+    assert (
+        len(pickle.dumps(chunks, protocol=5, buffer_callback=beside.append)) < 1000
+        and sum(one.raw().nbytes for one in beside) == 400_000
+    )
 
 
 def test_weights_are_not_copied_on_the_way() -> None:
@@ -141,13 +159,24 @@ def test_read_only_weights_give_no_warning() -> None:
     program = """
 import torch
 from branchgrpo.models import weights as wire
-update, chunks = wire.pack_weights(1, {"a": torch.ones(3), "b": torch.ones((), dtype=torch.bfloat16), "c": torch.ones(0, 2)}, 1)
+kinds = {"dtype": torch.bfloat16}
+update, chunks = wire.pack_weights(
+    1, {"a": torch.ones(3), "b": torch.ones((), **kinds), "c": torch.ones(0, 2)}, 1
+)
 for chunk in chunks:
     for part in chunk:
         part.flags.writeable = False  # as an object store serves them
-wire.load_weights(update, chunks, {"a": torch.zeros(3), "b": torch.zeros((), dtype=torch.bfloat16), "c": torch.zeros(0, 2)})
+wire.load_weights(
+    update, chunks, {"a": torch.zeros(3), "b": torch.zeros((), **kinds), "c": torch.zeros(0, 2)}
+)
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(wire.__file__).parents[1])
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(wire.__file__).parents[1],
+    )
     assert found.stderr == ""
 
 
@@ -158,7 +187,9 @@ def test_a_flipped_bit_is_caught(part: int, position: int) -> None:
     chunk[part] = chunk[part].copy()
     chunk[part][position] ^= 1
     with pytest.raises(ValueError, match="v12: expected digest"):
-        wire.load_weights(update, [chunk], {name: torch.empty_like(tensor) for name, tensor in tensors.items()})
+        wire.load_weights(
+            update, [chunk], {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+        )
 
 
 def test_swapped_chunks_are_caught() -> None:
@@ -179,17 +210,31 @@ def test_swapped_chunks_are_caught() -> None:
     ],
     ids=["order", "name", "fewer", "shape", "dtype"],
 )
-def test_weights_of_another_model_are_refused_before_anything_is_overwritten(held: dict[str, torch.Tensor]) -> None:
+def test_weights_of_another_model_are_refused_before_anything_is_overwritten(
+    held: dict[str, torch.Tensor],
+) -> None:
     update, chunks = wire.pack_weights(4, {"a": torch.ones(3), "b": torch.ones(1)}, 12)
-    with pytest.raises(ValueError, match=f"v4: expected the model's {len(held)} parameters in their order, got 2"):
+    with pytest.raises(
+        ValueError, match=f"v4: expected the model's {len(held)} parameters in their order, got 2"
+    ):
         wire.load_weights(update, chunks, held)
     assert not any(value.any() for value in held.values())
 
 
 def test_chunks_that_do_not_fit_the_header_are_caught() -> None:
-    update, chunks = wire.pack_weights(4, {"a": torch.zeros(3), "b": torch.ones(4), "c": torch.ones(4)}, 16)
-    for wrong in (chunks[::-1], chunks[:2], [*chunks, chunks[0]], [], [chunks[0], chunks[1], [chunks[2][0][:8]]]):
-        with pytest.raises(ValueError, match="v4: expected 3 tensors of the header's sizes, 44 bytes"):
+    update, chunks = wire.pack_weights(
+        4, {"a": torch.zeros(3), "b": torch.ones(4), "c": torch.ones(4)}, 16
+    )
+    for wrong in (
+        chunks[::-1],
+        chunks[:2],
+        [*chunks, chunks[0]],
+        [],
+        [chunks[0], chunks[1], [chunks[2][0][:8]]],
+    ):
+        with pytest.raises(
+            ValueError, match="v4: expected 3 tensors of the header's sizes, 44 bytes"
+        ):
             wire.unpack_weights(update, wrong)
 
 

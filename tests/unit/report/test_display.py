@@ -11,10 +11,25 @@ from rich.console import Console
 from branchgrpo.report.terminal import Display, Progress, clock, line, panel, sparkline
 
 VALUES = {
-    "reward/total": 0.412, "reward/spread": 0.1, "time/grow": 0.42, "time/score": 0.2, "time/update": 0.12, "time/publish": 0.03,
-    "time/iteration": 0.81, "tree/trees": 4, "tree/leaves": 64, "tree/forwards": 632, "tree/edges": 120, "update/forwards": 60, "update/edges": 96,
-    "update/clip_fraction": 0.0, "update/gradient_norm": 0.41, "update/ratio_deviation": 1e-4, "update/skipped_steps": 0, "update/version": 12,
-}  # fmt: skip
+    "reward/total": 0.412,
+    "reward/spread": 0.1,
+    "time/grow": 0.42,
+    "time/score": 0.2,
+    "time/update": 0.12,
+    "time/publish": 0.03,
+    "time/iteration": 0.81,
+    "tree/trees": 4,
+    "tree/leaves": 64,
+    "tree/forwards": 632,
+    "tree/edges": 120,
+    "update/forwards": 60,
+    "update/edges": 96,
+    "update/clip_fraction": 0.0,
+    "update/gradient_norm": 0.41,
+    "update/ratio_deviation": 1e-4,
+    "update/skipped_steps": 0,
+    "update/version": 12,
+}
 
 
 @pytest.fixture
@@ -57,7 +72,8 @@ def test_an_iteration_in_one_line() -> None:
     progress.add(2, VALUES, 101.61)
     assert line(progress) == (
         "2/160 reward 0.412 (→) exact 0.38 | 0.81 s: grow .42 score .20 update .12 publish .03 | "
-        "fwd 632 train 60 edges 96/120 | clip 0.00 gn 0.41 v12 | eta 2:07"  # (0.81 + 0.80) / 2 · 158 = 127.19 s
+        # (0.81 + 0.80) / 2 · 158 = 127.19 s
+        "fwd 632 train 60 edges 96/120 | clip 0.00 gn 0.41 v12 | eta 2:07"
     )
     progress.add(3, VALUES | {"update/skipped_steps": 1}, 102.41)
     assert "v12 skipped 1 |" in line(progress)
@@ -74,12 +90,19 @@ def test_any_figure_may_be_missing(missing: str) -> None:
 def test_figures_that_are_not_finite_do_no_harm(terminal: Console) -> None:
     progress = Progress(160, "ocr/exact")
     for iteration in range(1, 9):
-        progress.add(iteration, VALUES | {"reward/total": float("nan"), "update/gradient_norm": float("inf")}, float(iteration))
+        progress.add(
+            iteration,
+            VALUES | {"reward/total": float("nan"), "update/gradient_norm": float("inf")},
+            float(iteration),
+        )
     terminal.print(panel("run", progress))
     assert "reward nan (→)" in line(progress)
 
 
-@pytest.mark.parametrize(("rewards", "arrow"), [(range(20), "↑"), (range(20, 0, -1), "↓"), ([1, 2] * 10, "→"), ([1, 9], "→"), ([1] * 9, "→")])
+@pytest.mark.parametrize(
+    ("rewards", "arrow"),
+    [(range(20), "↑"), (range(20, 0, -1), "↓"), ([1, 2] * 10, "→"), ([1, 9], "→"), ([1] * 9, "→")],
+)
 def test_trend(rewards: list[float], arrow: str) -> None:
     progress = Progress(100, "ocr/exact")
     for iteration, reward in enumerate(rewards, 1):
@@ -101,20 +124,35 @@ def test_eta_follows_recent_iterations_and_knows_the_time_limit() -> None:
 
 
 def test_clock_and_sparkline() -> None:
-    assert [clock(seconds) for seconds in (0, 59.6, 121, 3725)] == ["0:00", "1:00", "2:01", "1:02:05"]
+    assert [clock(seconds) for seconds in (0, 59.6, 121, 3725)] == [
+        "0:00",
+        "1:00",
+        "2:01",
+        "1:02:05",
+    ]
     assert sparkline([0, 7, float("nan"), 3.5, float("inf")]) == "▁█ ▅ "
     assert sparkline([2.0, 2.0]) == "▁▁"
     assert sparkline([float("nan")]) == " "
 
 
 def test_the_panel_shows_the_figures_in_80_columns() -> None:
-    console, progress = Console(force_terminal=False, file=StringIO(), width=80), Progress(160, "ocr/exact")
+    console = Console(force_terminal=False, file=StringIO(), width=80)
+    progress = Progress(160, "ocr/exact")
     progress.add(0, {"held_out/ocr/exact": 0.02}, 0.0)
     progress.add(20, VALUES | {"held_out/ocr/exact": 0.38}, 20.0)
     console.print(panel("quickstart", progress))
     text = written(console)
     assert "…" not in text  # nothing is cut
-    for part in ("quickstart", "20/160", "0.412", "ocr/exact 0.38 at 20, 0.02 at 0 (+0.36)", "0.42", "632 forwards", "edges kept 96/120", "v12"):
+    for part in (
+        "quickstart",
+        "20/160",
+        "0.412",
+        "ocr/exact 0.38 at 20, 0.02 at 0 (+0.36)",
+        "0.42",
+        "632 forwards",
+        "edges kept 96/120",
+        "v12",
+    ):
         assert part in text
 
 

@@ -40,11 +40,21 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
 
     with MetricsLog(tmp_path) as log:
         for iteration in range(1, 4):
-            log.write(iteration, {"reward/total": iteration / 4, "held_out/ocr/exact": iteration / 8})
+            log.write(
+                iteration, {"reward/total": iteration / 4, "held_out/ocr/exact": iteration / 8}
+            )
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"reward/total", "held_out/ocr/exact"}
-    assert [(event.step, event.value) for event in events.Scalars("reward/total")] == [(1, 0.25), (2, 0.5), (3, 0.75)]
-    assert [(event.step, event.value) for event in events.Scalars("held_out/ocr/exact")] == [(1, 0.125), (2, 0.25), (3, 0.375)]
+    assert [(event.step, event.value) for event in events.Scalars("reward/total")] == [
+        (1, 0.25),
+        (2, 0.5),
+        (3, 0.75),
+    ]
+    assert [(event.step, event.value) for event in events.Scalars("held_out/ocr/exact")] == [
+        (1, 0.125),
+        (2, 0.25),
+        (3, 0.375),
+    ]
 
 
 def test_tensorboard_shows_an_iteration_that_was_done_again_once(tmp_path: Path) -> None:
@@ -52,7 +62,12 @@ def test_tensorboard_shows_an_iteration_that_was_done_again_once(tmp_path: Path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def shown() -> list[tuple[int, float]]:
-        return [(event.step, event.value) for event in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("reward/total")]
+        return [
+            (event.step, event.value)
+            for event in EventAccumulator(str(tmp_path / "tensorboard"))
+            .Reload()
+            .Scalars("reward/total")
+        ]
 
     with MetricsLog(tmp_path) as log:
         for iteration in range(4):
@@ -66,7 +81,14 @@ def test_tensorboard_shows_an_iteration_that_was_done_again_once(tmp_path: Path)
         log.rewind(3)
         log.write(4, {"reward/total": 24.0})
     expected = [(0, 0.0), (1, 1.0), (2, 12.0), (3, 13.0), (4, 24.0)]
-    assert shown() == expected == [(record["iteration"], record["reward/total"]) for record in read(tmp_path / "metrics.jsonl")]
+    assert (
+        shown()
+        == expected
+        == [
+            (record["iteration"], record["reward/total"])
+            for record in read(tmp_path / "metrics.jsonl")
+        ]
+    )
 
 
 @pytest.mark.parametrize("cut", range(len('{"iteration": 2}')))
@@ -88,7 +110,8 @@ def test_any_other_bad_line_is_an_error_that_names_it(tmp_path: Path, bad: str) 
     path.write_text('{"iteration": 1}\n' + bad + '\n{"iteration": 3}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):
         read(path)
-    path.write_text('{"iteration": 1}\n' + bad + "\n", encoding="utf-8")  # last, but not torn: its end was written
+    # last, but not torn: its end was written
+    path.write_text('{"iteration": 1}\n' + bad + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):
         read(path)
 
@@ -100,17 +123,24 @@ def test_smooth_starts_at_the_first_value_and_weights_the_newest() -> None:
     assert smooth([1.0, 4.0], weight=0.5) == pytest.approx([1.0, (0.5 * 4 + 0.25 * 1) / 0.75])
 
 
-# W&B and MLflow: the real packages (extras of the dev group), offline and with MLflow's file store. A real server was not tried.
+# W&B and MLflow: the real packages (extras of the dev group), offline and with MLflow's file store.
+# A real server was not tried.
 
-CONFIG = {"run": {"name": "quick", "seed": 1}, "rewards": [{"name": "ocr"}]} | {f"key{index}": index for index in range(230)}
+CONFIG = {"run": {"name": "quick", "seed": 1}, "rewards": [{"name": "ocr"}]} | {
+    f"key{index}": index for index in range(230)
+}
 
 
 def log_and_resume(folder: Path, wandb: str, mlflow: str) -> None:
-    """Two iterations; then, from an earlier checkpoint, the second one again and a third that fails."""
+    """Two iterations; then, from an earlier checkpoint, the second one again and a third that
+    fails."""
     with MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log:
         log.write(1, {"reward/ocr/exact": 0.5, "update/loss": math.nan})
         log.write(2, {"reward/ocr/exact": 0.75})
-    with pytest.raises(RuntimeError, match="boom"), MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log:
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log,
+    ):
         log.write(2, {"reward/ocr/exact": 1.0})
         log.write(3, {"reward/ocr/exact": 1.25})
         raise RuntimeError("boom")
@@ -123,26 +153,46 @@ def mlflow_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"file://{tmp_path}/mlruns"
 
 
-def test_mlflow_gets_parameters_and_figures_and_a_resumed_folder_goes_on_with_its_run(tmp_path: Path, mlflow_uri: str) -> None:
+def test_mlflow_gets_parameters_and_figures_and_a_resumed_folder_goes_on_with_its_run(
+    tmp_path: Path, mlflow_uri: str
+) -> None:
     from mlflow import MlflowClient
 
     log_and_resume(tmp_path / "quick-1", "", mlflow_uri)
-    with MetricsLog(tmp_path / "other" / "quick-1", open_sinks("", mlflow_uri, tmp_path / "other" / "quick-1", {})) as log:
+    with MetricsLog(
+        tmp_path / "other" / "quick-1",
+        open_sinks("", mlflow_uri, tmp_path / "other" / "quick-1", {}),
+    ) as log:
         log.write(1, {"reward/ocr/exact": 0.0})
     client = MlflowClient(tracking_uri=mlflow_uri)
     place = client.get_experiment_by_name("branchgrpo").experiment_id
     runs = {run.info.status: run for run in client.search_runs([place])}
-    assert [run.info.run_name for run in runs.values()] == ["quick-1"] * 2  # of equal names, but two folders
+    # of equal names, but two folders
+    assert [run.info.run_name for run in runs.values()] == ["quick-1"] * 2
     run = runs["FAILED"]
-    assert len(run.data.params) == 233 and run.data.params["run.seed"] == "1" and run.data.params["key229"] == "229"
+    assert (
+        len(run.data.params) == 233
+        and run.data.params["run.seed"] == "1"
+        and run.data.params["key229"] == "229"
+    )
     history = client.get_metric_history(run.info.run_id, "reward/ocr/exact")
-    assert [(found.step, found.value) for found in history] == [(1, 0.5), (2, 0.75), (2, 1.0), (3, 1.25)]
+    assert [(found.step, found.value) for found in history] == [
+        (1, 0.5),
+        (2, 0.75),
+        (2, 1.0),
+        (3, 1.25),
+    ]
     (loss,) = client.get_metric_history(run.info.run_id, "update/loss")
     assert math.isnan(loss.value)
     assert runs["FINISHED"].data.metrics == {"reward/ocr/exact": 0.0}
 
 
-def test_training_goes_on_without_its_mlflow_server(tmp_path: Path, mlflow_uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_goes_on_without_its_mlflow_server(
+    tmp_path: Path,
+    mlflow_uri: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from mlflow import MlflowClient, MlflowException
 
     def lost(*_: object, **__: object) -> None:
@@ -152,31 +202,43 @@ def test_training_goes_on_without_its_mlflow_server(tmp_path: Path, mlflow_uri: 
         log.write(1, {"reward/total": 0.5})
         client, deadline = MlflowClient(tracking_uri=mlflow_uri), time.monotonic() + 30
         place = client.get_experiment_by_name("branchgrpo").experiment_id
-        while not client.search_runs([place], "metrics.`reward/total` > 0"):  # the first one is sent
+        # the first one is sent
+        while not client.search_runs([place], "metrics.`reward/total` > 0"):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         monkeypatch.setattr(MlflowClient, "log_batch", lost)
         log.write(2, {"reward/total": 0.5})
         log.write(3, {"reward/total": 0.5})
     assert len(read(tmp_path / "run" / "metrics.jsonl")) == 3
-    assert [record.getMessage() for record in caplog.records] == ["run.mlflow: 2 iterations were not recorded; metrics.jsonl has them"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "run.mlflow: 2 iterations were not recorded; metrics.jsonl has them"
+    ]
 
 
-def test_a_tracking_server_that_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracking_server_that_refuses_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"^run\.mlflow: cannot start a run at http://127\.0\.0\.1:9: [^\n]+$"):
+    with pytest.raises(
+        UserError, match=r"^run\.mlflow: cannot start a run at http://127\.0\.0\.1:9: [^\n]+$"
+    ):
         open_sinks("", "http://127.0.0.1:9", tmp_path / "run", {})
 
 
-def test_wandb_gets_the_figures_offline_and_a_resumed_folder_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_figures_offline_and_a_resumed_folder_goes_on_with_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     log_and_resume(tmp_path / "quick-1", "my-project", "")
     wanted, deadline = (b"0.75", b"1.25"), time.monotonic() + 30
     while True:  # W&B's own process writes, and goes on after the end
-        files = {path: path.read_bytes() for path in (tmp_path / "quick-1" / "wandb").glob("offline-run-*/*.wandb")}
+        files = {
+            path: path.read_bytes()
+            for path in (tmp_path / "quick-1" / "wandb").glob("offline-run-*/*.wandb")
+        }
         kept = [[text for text in files.values() if value in text] for value in wanted]
         if all(kept):
             break
@@ -189,10 +251,16 @@ def test_wandb_gets_the_figures_offline_and_a_resumed_folder_goes_on_with_its_ru
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_a_package_that_is_not_installed_is_one_line(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_one_line(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     wanted = {"wandb": "", "mlflow": "", package: "somewhere"}
-    with pytest.raises(UserError, match=rf"^run\.{package}: expected the package {package}, which is not installed: pip install 'branchgrpo\[{package}\]'$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^run\.{package}: expected the package {package}, which is not installed: pip "
+        rf"install 'branchgrpo\[{package}\]'$",
+    ):
         check_sinks(**wanted)
     with pytest.raises(UserError, match=package):
         open_sinks(**wanted, folder=tmp_path, config={})

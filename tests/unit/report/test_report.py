@@ -23,25 +23,38 @@ def scores(*values: float) -> F32:
 def records(count: int) -> list[dict[str, Any]]:
     return [
         {
-            "iteration": i, "elapsed": 2.0 * i, "reward/total": i / 8,
-            "time/grow": 0.5 * i, "time/iteration": float(i), "tree/leaves": 64, "tree/forwards": 640,
-            "tree/edges": 128, "update/forwards": 64, "update/edges": 32 * i, "driver/bytes": 100 * i, "latents/bytes": 10000,
+            "iteration": i,
+            "elapsed": 2.0 * i,
+            "reward/total": i / 8,
+            "time/grow": 0.5 * i,
+            "time/iteration": float(i),
+            "tree/leaves": 64,
+            "tree/forwards": 640,
+            "tree/edges": 128,
+            "update/forwards": 64,
+            "update/edges": 32 * i,
+            "driver/bytes": 100 * i,
+            "latents/bytes": 10000,
         }
         for i in range(1, count + 1)
-    ]  # fmt: skip
+    ]
 
 
 def test_paired_interval() -> None:
     # differences 1, 2, 3, 6: mean 3, variance (4 + 1 + 0 + 9) / 3
     found = report.paired(scores(0, 0, 0, 0), scores(1, 2, 3, 6))
     half = 3.182446 * (14 / 3) ** 0.5 / 2  # Student's t of 3 degrees of freedom
-    assert found == pytest.approx({"before": 0, "after": 3, "difference": 3, "low": 3 - half, "high": 3 + half, "n": 4})
+    assert found == pytest.approx(
+        {"before": 0, "after": 3, "difference": 3, "low": 3 - half, "high": 3 + half, "n": 4}
+    )
 
 
 def test_interval_is_students() -> None:
     # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2; t of 2 degrees of freedom
     half = 4.302653 * (7 / 3) ** 0.5
-    assert report.interval(scores(1, 2, 6)) == pytest.approx({"mean": 3, "low": 3 - half, "high": 3 + half, "n": 3})
+    assert report.interval(scores(1, 2, 6)) == pytest.approx(
+        {"mean": 3, "low": 3 - half, "high": 3 + half, "n": 3}
+    )
 
 
 def test_paired_takes_out_what_prompts_have_in_common() -> None:
@@ -68,17 +81,32 @@ def test_curve(tmp_path: Path, count: int) -> None:
 
 
 def test_summary_in_closed_form() -> None:
-    before, after = {"ocr/exact": scores(0, 0), "ocr/edit": scores(0, 1)}, {"ocr/exact": scores(1, 1)}
-    found = report.summary("quickstart", 3, before, after, "ocr/exact", records(3), {"start_up": 2.0, "training": 6.5}, "max_minutes")
+    before = {"ocr/exact": scores(0, 0), "ocr/edit": scores(0, 1)}
+    after = {"ocr/exact": scores(1, 1)}
+    found = report.summary(
+        "quickstart",
+        seed=3,
+        before=before,
+        after=after,
+        metric="ocr/exact",
+        records=records(3),
+        seconds={"start_up": 2.0, "training": 6.5},
+        stopped_by="max_minutes",
+    )
     assert found == {
         "config": "quickstart",
         "seed": 3,
         "metric": "ocr/exact",
-        "held_out": {"ocr/exact": {"before": 0, "after": 1, "difference": 1, "low": 1, "high": 1, "n": 2}},
+        "held_out": {
+            "ocr/exact": {"before": 0, "after": 1, "difference": 1, "low": 1, "high": 1, "n": 2}
+        },
         "iterations": 3,
         "stopped_by": "max_minutes",
         "seconds": {"start_up": 2.0, "training": 6.5, "total": 8.5},
-        "seconds_per_iteration": {"median": 2.0, "phases": {"encode": None, "grow": 1.0, "score": None, "update": None, "publish": None}},
+        "seconds_per_iteration": {
+            "median": 2.0,
+            "phases": {"encode": None, "grow": 1.0, "score": None, "update": None, "publish": None},
+        },
         "forwards_per_leaf": {"rollout": 10.0, "training": 1.0},
         "edges_per_leaf": {"all": None, "stochastic": 2.0, "trained": 1.0},
         "driver_bytes_per_iteration": 200.0,
@@ -89,7 +117,16 @@ def test_summary_in_closed_form() -> None:
 
 
 def test_summary_and_table_without_an_iteration() -> None:
-    found = report.summary("quickstart", 0, {"ocr/exact": scores(0, 1)}, {}, "ocr/exact", [], {"start_up": 2.0}, "interrupted")
+    found = report.summary(
+        "quickstart",
+        seed=0,
+        before={"ocr/exact": scores(0, 1)},
+        after={},
+        metric="ocr/exact",
+        records=[],
+        seconds={"start_up": 2.0},
+        stopped_by="interrupted",
+    )
     json.dumps(found, allow_nan=False)
     assert found["held_out"] == {} and found["iterations"] == 0 and found["seconds"]["total"] == 2
     assert found["forwards_per_leaf"] == {"rollout": None, "training": None}
@@ -101,7 +138,17 @@ def test_summary_and_table_without_an_iteration() -> None:
 def test_table_has_the_figures() -> None:
     file = StringIO()
     sides = {"ocr/exact": scores(0, 0, 0, 0)}, {"ocr/exact": scores(1, 2, 3, 6)}
-    found = report.summary("quickstart", 0, *sides, "ocr/exact", records(3), {"training": 6.0}, "iterations")
+    found = report.summary(
+        "quickstart", 0, *sides, "ocr/exact", records(3), {"training": 6.0}, "iterations"
+    )
     Console(file=file, width=100).print(report.table(found))
-    for part in ("ocr/exact", "+3", "[-0.4374, +6.437]", "rollout 10, training 1", "stochastic 2, trained 1", "grow 1,", "ended by: iterations"):
+    for part in (
+        "ocr/exact",
+        "+3",
+        "[-0.4374, +6.437]",
+        "rollout 10, training 1",
+        "stochastic 2, trained 1",
+        "grow 1,",
+        "ended by: iterations",
+    ):
         assert part in file.getvalue()

@@ -15,20 +15,35 @@ from branchgrpo.types import U8
 def test_small_pictures_are_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
     pixels = np.zeros((32, 1, 32, 32, 3), np.uint8)
     pixels[:] = [[[[[i, 200, 7 * i]]]] for i in range(32)]
-    sheet.pictures(tmp_path / "a.png", pixels, [f"picture {i}" for i in range(32)], np.linspace(0, 1, 32, dtype=np.float32), "ocr/exact", "before")
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=pixels,
+        captions=[f"picture {i}" for i in range(32)],
+        scores=np.linspace(0, 1, 32, dtype=np.float32),
+        metric="ocr/exact",
+        title="before",
+    )
     whole = np.asarray(Image.open(tmp_path / "a.png"))
     assert whole.shape[1] == 8 * (128 + 18) + 18 and whole.shape[0] > 4 * 128
     for i in range(32):
         rows, columns = np.nonzero((whole == (i, 200, 7 * i)).all(axis=-1))
         assert len(rows) == 128 * 128  # whole, and no other picture over it
         assert int(np.ptp(rows)) == int(np.ptp(columns)) == 127
-        assert (columns.min() // 146, rows.min() * 4 // whole.shape[0]) == (i % 8, i // 8)  # row by row
+        # row by row
+        assert (columns.min() // 146, rows.min() * 4 // whole.shape[0]) == (i % 8, i // 8)
 
 
 @pytest.mark.parametrize(("side", "drawn"), [(256, 256), (1024, 384)])
 def test_large_pictures(tmp_path: Path, side: int, drawn: int) -> None:
     pixels = np.full((5, 1, side, side, 3), 77, np.uint8)
-    sheet.pictures(tmp_path / "a.png", pixels, ["a caption that goes on " * 20] * 5, np.ones(5, np.float32), "ocr/exact", "after " * 100)
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=pixels,
+        captions=["a caption that goes on " * 20] * 5,
+        scores=np.ones(5, np.float32),
+        metric="ocr/exact",
+        title="after " * 100,
+    )
     whole = np.asarray(Image.open(tmp_path / "a.png"))
     assert whole.shape[1] == 4 * (drawn + 18) + 18
     assert (whole == 77).all(axis=-1).sum() >= 5 * drawn * drawn
@@ -37,7 +52,14 @@ def test_large_pictures(tmp_path: Path, side: int, drawn: int) -> None:
 
 def test_pictures_need_a_caption_and_a_score_each(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2, 1, 2"):
-        sheet.pictures(tmp_path / "a.png", np.zeros((2, 1, 8, 8, 3), np.uint8), ["one"], np.zeros(2, np.float32), "ocr/exact", "")
+        sheet.pictures(
+            tmp_path / "a.png",
+            pixels=np.zeros((2, 1, 8, 8, 3), np.uint8),
+            captions=["one"],
+            scores=np.zeros(2, np.float32),
+            metric="ocr/exact",
+            title="",
+        )
 
 
 def test_wrap_keeps_words_together_and_cuts_what_is_too_much() -> None:
@@ -60,28 +82,49 @@ def clip(frames: int, videos: int = 3, height: int = 48, width: int = 32) -> U8:
     return pixels
 
 
-@pytest.mark.parametrize(("frames", "shown"), [(2, [0, 1]), (5, [0, 1, 3, 4]), (17, [2, 6, 10, 14])])
+@pytest.mark.parametrize(
+    ("frames", "shown"), [(2, [0, 1]), (5, [0, 1, 3, 4]), (17, [2, 6, 10, 14])]
+)
 def test_videos_are_film_strips(tmp_path: Path, frames: int, shown: list[int]) -> None:
     pixels = clip(frames)
-    sheet.pictures(tmp_path / "a.png", pixels, ["a caption"] * 3, np.zeros(3, np.float32), "video_align/overall", "before")
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=pixels,
+        captions=["a caption"] * 3,
+        scores=np.zeros(3, np.float32),
+        metric="video_align/overall",
+        title="before",
+    )
     whole = np.asarray(Image.open(tmp_path / "a.png"))
     left = {}
     for video in range(3):
         for time in range(frames):
             rows, columns = np.nonzero((whole == pixels[video, time, 0, 0]).all(axis=-1))
-            assert len(rows) == (144 * 96 if time in shown else 0), (video, time)  # 48 × 32 enlarged threefold
+            # 48 × 32 enlarged threefold
+            assert len(rows) == (144 * 96 if time in shown else 0), (video, time)
             if time in shown:
                 left[video, time] = (int(rows.min()), int(columns.min()))
     for video in range(3):
         row, first = left[video, shown[0]]
-        assert [left[video, time] for time in shown] == [(row, first + 98 * place) for place in range(len(shown))]
+        assert [left[video, time] for time in shown] == [
+            (row, first + 98 * place) for place in range(len(shown))
+        ]
     tops = [left[video, shown[0]][0] for video in range(3)]
-    assert tops[0] == tops[1] and (tops[1] < tops[2]) == (frames > 2)  # two strips a row, four of short ones
+    # two strips a row, four of short ones
+    assert tops[0] == tops[1] and (tops[1] < tops[2]) == (frames > 2)
 
 
 def test_videos_move_in_a_second_file(tmp_path: Path) -> None:
     pixels = clip(5, videos=14)
-    sheet.pictures(tmp_path / "a.png", pixels, ["a caption"] * 14, np.arange(14, dtype=np.float32), "ocr/exact", "before", fps=5.0)
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=pixels,
+        captions=["a caption"] * 14,
+        scores=np.arange(14, dtype=np.float32),
+        metric="ocr/exact",
+        title="before",
+        fps=5.0,
+    )
     with Image.open(tmp_path / "a.webp") as film:
         assert (film.n_frames, film.info["loop"]) == (5, 0)
         times = []
@@ -89,13 +132,24 @@ def test_videos_move_in_a_second_file(tmp_path: Path) -> None:
             found = np.asarray(picture.convert("RGB")).astype(int)
             times.append(picture.info["duration"])
             for video in range(14):
-                near = (np.abs(found - pixels[video, time, 0, 0].astype(int)).max(axis=-1) <= 8).sum()
-                assert near > 0.8 * 144 * 96 if video < 12 else near < 0.1 * 144 * 96, (video, time)  # the first twelve, lossily
+                near = (
+                    np.abs(found - pixels[video, time, 0, 0].astype(int)).max(axis=-1) <= 8
+                ).sum()
+                # the first twelve, lossily
+                assert near > 0.8 * 144 * 96 if video < 12 else near < 0.1 * 144 * 96, (video, time)
     assert times == [200] * 5
 
 
 def test_long_films_keep_their_length(tmp_path: Path) -> None:
-    sheet.pictures(tmp_path / "a.png", clip(81, videos=1), ["a caption"], np.zeros(1, np.float32), "ocr/exact", "before", fps=16.0)
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=clip(81, videos=1),
+        captions=["a caption"],
+        scores=np.zeros(1, np.float32),
+        metric="ocr/exact",
+        title="before",
+        fps=16.0,
+    )
     with Image.open(tmp_path / "a.webp") as film:
         milliseconds = 0
         for picture in ImageSequence.Iterator(film):
@@ -105,8 +159,20 @@ def test_long_films_keep_their_length(tmp_path: Path) -> None:
 
 
 def test_large_films_are_reduced(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (12, 5, 120, 208, 3), np.uint8).repeat(4, axis=2).repeat(4, axis=3)
-    sheet.pictures(tmp_path / "a.png", noise, ["a caption"] * 12, np.zeros(12, np.float32), "ocr/exact", "before")
+    noise = (
+        np.random.default_rng(0)
+        .integers(0, 256, (12, 5, 120, 208, 3), np.uint8)
+        .repeat(4, axis=2)
+        .repeat(4, axis=3)
+    )
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=noise,
+        captions=["a caption"] * 12,
+        scores=np.zeros(12, np.float32),
+        metric="ocr/exact",
+        title="before",
+    )
     assert Image.open(tmp_path / "a.png").width == 2 * (4 * 194 - 2 + 18) + 18
     with Image.open(tmp_path / "a.webp") as film:
         assert film.width == 4 * (192 + 18) + 18

@@ -1,4 +1,5 @@
-"""HPSv2, PickScore, CLIPScore and the aesthetic rating against the packages they come from, on small random networks."""
+"""HPSv2, PickScore, CLIPScore and the aesthetic rating against the packages they come from, on
+small random networks."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.small_clips import NARROW_H, aesthetic_reward, clip_folder, clip_reward, head_weights, hps_reward, refused
+from support.small_clips import (
+    NARROW_H,
+    aesthetic_reward,
+    clip_folder,
+    clip_reward,
+    head_weights,
+    hps_reward,
+    refused,
+)
 from transformers import CLIPModel, CLIPProcessor
 
 from branchgrpo.rewards.aesthetic import AestheticReward
@@ -43,17 +52,28 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def picture(height: int, width: int, seed: int) -> np.ndarray:
     """Coarse coloured blocks and fine noise: u8 [H, W, 3]."""
     draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.NEAREST)
-    return np.clip(np.asarray(coarse) + draw.normal(0, 25, (height, width, 3)), 0, 255).astype(np.uint8)
+    coarse = Image.fromarray(draw.integers(0, 256, (5, 4, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
+    return np.clip(np.asarray(coarse) + draw.normal(0, 25, (height, width, 3)), 0, 255).astype(
+        np.uint8
+    )
 
 
 PICTURES = [picture(*size, seed) for seed, size in enumerate(SIZES)]
 SAME_SIZE = np.stack([picture(40, 56, seed) for seed in range(8)])[:, None]  # [8, 1, H, W, 3]
 
 
-def one_by_one(options: RewardOptions, pictures: list[np.ndarray], prompts: list[str], device: str = "cpu") -> np.ndarray:
+def one_by_one(
+    options: RewardOptions, pictures: list[np.ndarray], prompts: list[str], device: str = "cpu"
+) -> np.ndarray:
     scorer = options.build(1, device)
-    return np.concatenate([scorer.score(image[None, None], [prompt])["score"] for image, prompt in zip(pictures, prompts, strict=True)])
+    return np.concatenate(
+        [
+            scorer.score(image[None, None], [prompt])["score"]
+            for image, prompt in zip(pictures, prompts, strict=True)
+        ]
+    )
 
 
 def close(found: np.ndarray, expected: Any, tolerance: float) -> None:
@@ -74,7 +94,8 @@ def hps(tmp_path_factory: pytest.TempPathFactory) -> HpsReward:
 
 @pytest.fixture(scope="module")
 def img_score(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """hpsv2.img_score with its ViT-H-14 made narrow, from a copy of the package: its wheel lacks the tokenizer's vocabulary, which open_clip ships."""
+    """hpsv2.img_score with its ViT-H-14 made narrow, from a copy of the package: its wheel lacks
+    the tokenizer's vocabulary, which open_clip ships."""
     folder = tmp_path_factory.mktemp("package")
     package, library = (Path(str(find_spec(name).origin)).parent for name in ("hpsv2", "open_clip"))
     copy = shutil.copytree(package, folder / "hpsv2") / "src" / "open_clip"
@@ -84,11 +105,19 @@ def img_score(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         patch.syspath_prepend(folder)
         patch.setenv("HPS_ROOT", str(folder / "root"))
         patch.setenv("TOKENIZERS_PARALLELISM", "false")  # the package sets it for good
-        patch.setitem(sys.modules, "turtle", ModuleType("turtle"))  # imported by oversight, and it needs Tk
+        # imported by oversight, and it needs Tk
+        patch.setitem(sys.modules, "turtle", ModuleType("turtle"))
         sys.modules["turtle"].forward = None
         module = import_module("hpsv2.img_score")
         patch.setattr(module, "device", "cpu")
-        keys = {"precision": "amp", "device": "cpu", "light_augmentation": True, "aug_cfg": {}, "output_dict": True}  # as its initialize_model, but no download
+        # as its initialize_model, but no download
+        keys = {
+            "precision": "amp",
+            "device": "cpu",
+            "light_augmentation": True,
+            "aug_cfg": {},
+            "output_dict": True,
+        }
         network, _, preparation = module.create_model_and_transforms("ViT-H-14", None, **keys)
         module.model_dict.update(model=network, preprocess_val=preparation)
         yield module
@@ -99,7 +128,10 @@ def img_score(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("device", DEVICES)
 def test_hps_equals_the_package(hps: HpsReward, img_score: ModuleType, device: str) -> None:
-    expected = [img_score.score(Image.fromarray(image), prompt, cp=hps.path)[0] for image, prompt in zip(PICTURES, PROMPTS, strict=True)]
+    expected = [
+        img_score.score(Image.fromarray(image), prompt, cp=hps.path)[0]
+        for image, prompt in zip(PICTURES, PROMPTS, strict=True)
+    ]
     close(one_by_one(hps, PICTURES, PROMPTS, device), expected, 1e-4)
 
 
@@ -112,14 +144,20 @@ def test_hps_pads_what_needs_no_resize(hps: HpsReward, img_score: ModuleType) ->
     assert one_by_one(hps, [wide], ["a cube"])[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_hps_finds_the_checkpoint_where_the_package_keeps_it(hps: HpsReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hps_finds_the_checkpoint_where_the_package_keeps_it(
+    hps: HpsReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HPS_ROOT", str(tmp_path / "root"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for version, name in (("v2.0", "HPS_v2_compressed.pt"), ("v2.1", "HPS_v2.1_compressed.pt")):
         options = HpsReward(version=version)
         assert name in refused(options)
         kept = tmp_path / "hub" / "models--xswu--HPSv2"
-        for file in (kept / "snapshots" / "abc" / name, kept / "refs" / "main", tmp_path / "root" / name):
+        for file in (
+            kept / "snapshots" / "abc" / name,
+            kept / "refs" / "main",
+            tmp_path / "root" / name,
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"abc" if file.name == "main" else Path(hps.path).read_bytes())
             if file.name == "main":
@@ -139,7 +177,9 @@ def test_clip_equals_open_clip(clip: ClipReward, device: str) -> None:
     tokenizer, expected = open_clip.get_tokenizer(folder), []
     for image, prompt in zip(PICTURES, PROMPTS, strict=True):
         with torch.no_grad():
-            seen, read = network.eval()(preparation(Image.fromarray(image))[None], tokenizer([prompt]))[:2]
+            seen, read = network.eval()(
+                preparation(Image.fromarray(image))[None], tokenizer([prompt])
+            )[:2]
         expected.append((seen @ read.T).item())
     close(one_by_one(clip, PICTURES, PROMPTS, device), expected, 1e-4)
 
@@ -161,13 +201,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scale", ["none", "logit"])
 def test_pickscore_equals_transformers(folder: Path, scale: str, device: str) -> None:
-    model, processor, expected = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder), []
+    model = CLIPModel.from_pretrained(folder)
+    processor = CLIPProcessor.from_pretrained(folder)
+    expected = []
     for image, prompt in zip(PICTURES, PROMPTS, strict=True):
-        inputs = processor(text=[prompt], images=[Image.fromarray(image)], padding=True, truncation=True, max_length=16, return_tensors="pt")
+        inputs = processor(
+            text=[prompt],
+            images=[Image.fromarray(image)],
+            padding=True,
+            truncation=True,
+            max_length=16,
+            return_tensors="pt",
+        )
         with torch.no_grad():
             found = model(**inputs)
-        expected.append(found.logits_per_image.item() if scale == "logit" else (found.image_embeds * found.text_embeds).sum().item())
-    close(one_by_one(PickScoreReward(path=str(folder), scale=scale), PICTURES, PROMPTS, device), expected, 1e-4)
+        expected.append(
+            found.logits_per_image.item()
+            if scale == "logit"
+            else (found.image_embeds * found.text_embeds).sum().item()
+        )
+    close(
+        one_by_one(PickScoreReward(path=str(folder), scale=scale), PICTURES, PROMPTS, device),
+        expected,
+        1e-4,
+    )
 
 
 def test_the_processor_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -177,8 +234,13 @@ def test_the_processor_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
         shutil.copy(file, tmp_path / kind)
     apart = PickScoreReward(path=str(tmp_path / "model"), processor=str(tmp_path / "processor"))
     apart.check()
-    np.testing.assert_array_equal(one_by_one(apart, PICTURES, PROMPTS), one_by_one(PickScoreReward(path=str(folder)), PICTURES, PROMPTS))
-    assert "rewards.pickscore.processor: expected preprocessor_config.json" in refused(PickScoreReward(path=str(tmp_path / "model")))
+    np.testing.assert_array_equal(
+        one_by_one(apart, PICTURES, PROMPTS),
+        one_by_one(PickScoreReward(path=str(folder)), PICTURES, PROMPTS),
+    )
+    assert "rewards.pickscore.processor: expected preprocessor_config.json" in refused(
+        PickScoreReward(path=str(tmp_path / "model"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +250,20 @@ def aesthetic(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Aesthet
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_aesthetic_in_closed_form(folder: Path, aesthetic: AestheticReward, device: str) -> None:
-    model, processor, expected = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder), []
+    model = CLIPModel.from_pretrained(folder)
+    processor = CLIPProcessor.from_pretrained(folder)
+    expected = []
     weights = {name: tensor.double().numpy() for name, tensor in head_weights(24).items()}
     for image in PICTURES:
         with torch.no_grad():
-            x = model.get_image_features(processor(images=Image.fromarray(image), return_tensors="pt")["pixel_values"]).pooler_output[0].double().numpy()
+            x = (
+                model.get_image_features(
+                    processor(images=Image.fromarray(image), return_tensors="pt")["pixel_values"]
+                )
+                .pooler_output[0]
+                .double()
+                .numpy()
+            )
         x = x / np.sqrt((x**2).sum())
         for layer in (0, 2, 4, 6, 7):
             x = weights[f"layers.{layer}.weight"] @ x + weights[f"layers.{layer}.bias"]
@@ -212,7 +283,12 @@ def reward(request: pytest.FixtureRequest) -> Any:
 
 def test_neither_batches_nor_neighbours_change_a_score(reward: Any) -> None:
     reward.check()
-    whole, single = (reward.model_copy(update={"batch": batch}).build(1, "cpu").score(SAME_SIZE, PROMPTS)["score"] for batch in (8, 1))
+    whole, single = (
+        reward.model_copy(update={"batch": batch})
+        .build(1, "cpu")
+        .score(SAME_SIZE, PROMPTS)["score"]
+        for batch in (8, 1)
+    )
     close(single, whole, 1e-5)
     order = [3, 0, 3, 7, 5]
     again = reward.build(1, "cpu").score(SAME_SIZE[order], [PROMPTS[i] for i in order])["score"]
@@ -228,6 +304,9 @@ def test_a_video_scores_the_mean_of_its_frames(reward: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_dtype_is_that_of_the_network(reward: Any, dtype: str) -> None:
-    exact, rounded = (reward.model_copy(update={"dtype": kind}).build(1, "cpu").score(SAME_SIZE, PROMPTS)["score"] for kind in ("float32", dtype))
+    exact, rounded = (
+        reward.model_copy(update={"dtype": kind}).build(1, "cpu").score(SAME_SIZE, PROMPTS)["score"]
+        for kind in ("float32", dtype)
+    )
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() < 0.1 * max(1, np.abs(exact).max())

@@ -1,4 +1,5 @@
-"""ImageReward against a forward pass written out in plain operations, and against its own package where that is at hand."""
+"""ImageReward against a forward pass written out in plain operations, and against its own package
+where that is at hand."""
 
 from __future__ import annotations
 
@@ -46,18 +47,29 @@ def scorer(folder: Path) -> ImageReward:
 def drawn(height: int, width: int, seed: int) -> np.ndarray:
     """A picture u8 [1, H, W, 3] of smooth noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))[None]
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))[
+        None
+    ]
 
 
 def token_ids(prompt: str) -> list[int]:
     """By hand: lower case, words of the list, [CLS] … [SEP], at most 35."""
     words = prompt.lower().replace(",", " ,").replace("houses", "house ##s").split()
-    return [2, *([package.WORDS.index(word) if word in package.WORDS else 1 for word in words][:33]), 3]
+    return [
+        2,
+        *([package.WORDS.index(word) if word in package.WORDS else 1 for word in words][:33]),
+        3,
+    ]
 
 
 def normalised(x: torch.Tensor, state: State, name: str, epsilon: float) -> torch.Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+    return (
+        centred
+        / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt()
+        * state[f"{name}.weight"]
+        + state[f"{name}.bias"]
+    )
 
 
 def affine(x: torch.Tensor, state: State, name: str) -> torch.Tensor:
@@ -83,36 +95,66 @@ def seen(state: State, pixels: torch.Tensor) -> torch.Tensor:
     root, size = "blip.visual_encoder", package.PATCH
     rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
     kernel, bias = state[f"{root}.patch_embed.proj.weight"], state[f"{root}.patch_embed.proj.bias"]
-    patches = [pixels[:, r * size : (r + 1) * size, c * size : (c + 1) * size] for r in range(rows) for c in range(columns)]
-    x = torch.stack([state[f"{root}.cls_token"][0, 0], *((kernel * patch).sum((1, 2, 3)) + bias for patch in patches)]) + state[f"{root}.pos_embed"][0]
+    patches = [
+        pixels[:, r * size : (r + 1) * size, c * size : (c + 1) * size]
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    x = (
+        torch.stack(
+            [
+                state[f"{root}.cls_token"][0, 0],
+                *((kernel * patch).sum((1, 2, 3)) + bias for patch in patches),
+            ]
+        )
+        + state[f"{root}.pos_embed"][0]
+    )
     for layer in range(package.VISION_LAYERS):
         block = f"{root}.blocks.{layer}"
-        q, k, v = affine(normalised(x, state, f"{block}.norm1", 1e-6), state, f"{block}.attn.qkv").chunk(3, 1)
+        q, k, v = affine(
+            normalised(x, state, f"{block}.norm1", 1e-6), state, f"{block}.attn.qkv"
+        ).chunk(3, 1)
         x = x + affine(attended(q, k, v, package.VISION_WIDTH // 64), state, f"{block}.attn.proj")
-        x = x + affine(gelu(affine(normalised(x, state, f"{block}.norm2", 1e-6), state, f"{block}.mlp.fc1")), state, f"{block}.mlp.fc2")
+        x = x + affine(
+            gelu(affine(normalised(x, state, f"{block}.norm2", 1e-6), state, f"{block}.mlp.fc1")),
+            state,
+            f"{block}.mlp.fc2",
+        )
     return normalised(x, state, f"{root}.norm", 1e-6)
 
 
 def read(state: State, ids: list[int], picture: torch.Tensor) -> torch.Tensor:
-    """The BERT: states [tokens, hidden] of a text without padding that sees the picture's states."""
-    root, heads, epsilon = "blip.text_encoder", package.TEXT["num_attention_heads"], package.TEXT["layer_norm_eps"]
-    x = state[f"{root}.embeddings.word_embeddings.weight"][ids] + state[f"{root}.embeddings.position_embeddings.weight"][: len(ids)]
+    """The BERT: states [tokens, hidden] of a text without padding that sees the picture's
+    states."""
+    root = "blip.text_encoder"
+    heads = package.TEXT["num_attention_heads"]
+    epsilon = package.TEXT["layer_norm_eps"]
+    x = (
+        state[f"{root}.embeddings.word_embeddings.weight"][ids]
+        + state[f"{root}.embeddings.position_embeddings.weight"][: len(ids)]
+    )
     x = normalised(x, state, f"{root}.embeddings.LayerNorm", epsilon)
     for layer in range(package.TEXT["num_hidden_layers"]):
         block = f"{root}.encoder.layer.{layer}"
         for name, source in (("attention", None), ("crossattention", picture)):
             inner = f"{block}.{name}.self"
             q = affine(x, state, f"{inner}.query")
-            k, v = (affine(x if source is None else source, state, f"{inner}.{part}") for part in ("key", "value"))
+            k, v = (
+                affine(x if source is None else source, state, f"{inner}.{part}")
+                for part in ("key", "value")
+            )
             out = affine(attended(q, k, v, heads), state, f"{block}.{name}.output.dense")
             x = normalised(x + out, state, f"{block}.{name}.output.LayerNorm", epsilon)
-        out = affine(gelu(affine(x, state, f"{block}.intermediate.dense")), state, f"{block}.output.dense")
+        out = affine(
+            gelu(affine(x, state, f"{block}.intermediate.dense")), state, f"{block}.output.dense"
+        )
         x = normalised(x + out, state, f"{block}.output.LayerNorm", epsilon)
     return x
 
 
 def slow_score(state: State, picture: np.ndarray, prompt: str, side: int = SIDE) -> float:
-    """One picture [H, W, 3] and its prompt in float64, written out after the papers of BLIP and ImageReward."""
+    """One picture [H, W, 3] and its prompt in float64, written out after the papers of BLIP and
+    ImageReward."""
     x = read(state, token_ids(prompt), seen(state, by_torchvision(picture, side).double()))[0]
     for place in package.HEAD_PLACES:
         x = affine(x, state, f"mlp.layers.{place}")
@@ -120,18 +162,31 @@ def slow_score(state: State, picture: np.ndarray, prompt: str, side: int = SIDE)
 
 
 def by_torchvision(picture: np.ndarray, side: int) -> torch.Tensor:
-    steps = [transforms.Resize(side, interpolation=transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(side), transforms.ToTensor()]
-    steps.append(transforms.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+    steps = [
+        transforms.Resize(side, interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(side),
+        transforms.ToTensor(),
+    ]
+    steps.append(
+        transforms.Normalize(
+            (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        )
+    )
     found: torch.Tensor = transforms.Compose(steps)(Image.fromarray(picture))
     return found
 
 
 def loaded(folder: Path) -> State:
-    return {name: value.double() for name, value in torch.load(folder / package.CHECKPOINT, weights_only=True).items()}
+    return {
+        name: value.double()
+        for name, value in torch.load(folder / package.CHECKPOINT, weights_only=True).items()
+    }
 
 
 def test_scores_are_those_of_the_written_out_network(folder: Path, scorer: ImageReward) -> None:
-    state, found, wanted = loaded(folder), [], []
+    state = loaded(folder)
+    found = []
+    wanted = []
     for index, (shape, prompt) in enumerate(zip(SHAPES, PROMPTS, strict=True)):
         picture = drawn(*shape, index)
         found.append(float(scorer.score(picture[None], [prompt])["score"][0]))
@@ -142,7 +197,9 @@ def test_scores_are_those_of_the_written_out_network(folder: Path, scorer: Image
 
 def test_picture_and_prompt_both_matter(scorer: ImageReward) -> None:
     pixels = np.stack([drawn(64, 64, 0), drawn(64, 64, 1), drawn(64, 64, 0)])
-    first, other_picture, other_prompt = scorer.score(pixels, ["a red fox", "a red fox", "a blue house"])["score"]
+    first, other_picture, other_prompt = scorer.score(
+        pixels, ["a red fox", "a red fox", "a blue house"]
+    )["score"]
     assert abs(first - other_picture) > 1e-3
     assert abs(first - other_prompt) > 1e-3
 
@@ -169,7 +226,9 @@ def test_a_video_scores_the_mean_of_its_frames(folder: Path) -> None:
     frames = [drawn(64, 64, seed) for seed in range(3)]
     scorer = options(folder, frames=3).build(1, "cpu")
     each = scorer.score(np.stack(frames), ["a fox"] * 3)["score"]
-    assert scorer.score(np.concatenate(frames)[None], ["a fox"])["score"][0] == pytest.approx(each.mean(), abs=1e-5)
+    assert scorer.score(np.concatenate(frames)[None], ["a fox"])["score"][0] == pytest.approx(
+        each.mean(), abs=1e-5
+    )
 
 
 def test_half_precision_comes_close(folder: Path, scorer: ImageReward) -> None:
@@ -183,18 +242,28 @@ def test_the_table_leads_here(folder: Path) -> None:
     options(folder).check()
 
 
-@pytest.mark.skipif("IMAGE_REWARD_PYTHON" not in os.environ, reason="needs image-reward, see reference/image_reward_package.py")
+@pytest.mark.skipif(
+    "IMAGE_REWARD_PYTHON" not in os.environ,
+    reason="needs image-reward, see reference/image_reward_package.py",
+)
 def test_scores_are_those_of_the_package(tmp_path: Path) -> None:
     package.write_checkpoint(tmp_path, 224)
-    pictures = [drawn(*shape, index) for index, shape in enumerate((*SHAPES, (720, 720), (480, 832)))]
+    pictures = [
+        drawn(*shape, index) for index, shape in enumerate((*SHAPES, (720, 720), (480, 832)))
+    ]
     prompts = [*PROMPTS, "the fox in the blue snow", "unknown words"]
     for index, picture in enumerate(pictures):
         Image.fromarray(picture[0]).save(tmp_path / package.PICTURES.format(index))
     (tmp_path / package.PROMPTS).write_text(json.dumps(prompts), encoding="utf-8")
     run = [os.environ["IMAGE_REWARD_PYTHON"], package.__file__, str(tmp_path)]
-    wanted = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    wanted = json.loads(
+        subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    )
     scorer = options(tmp_path).build(1, "cpu")
-    found = [float(scorer.score(picture[None], [prompt])["score"][0]) for picture, prompt in zip(pictures, prompts, strict=True)]
+    found = [
+        float(scorer.score(picture[None], [prompt])["score"][0])
+        for picture, prompt in zip(pictures, prompts, strict=True)
+    ]
     difference = np.abs(np.subtract(found, wanted)).max()
     print(f"largest difference {difference:.2e} between {found} and {wanted}")
     assert difference <= 1e-4
@@ -213,29 +282,80 @@ def changed(folder: Path, change: Callable[[State], object]) -> None:
 
 
 def rewritten(folder: Path, **change: object) -> None:
-    (folder / package.CONFIG).write_text(json.dumps({name: value for name, value in (package.TEXT | change).items() if value is not None}), encoding="utf-8")
+    (folder / package.CONFIG).write_text(
+        json.dumps(
+            {name: value for name, value in (package.TEXT | change).items() if value is not None}
+        ),
+        encoding="utf-8",
+    )
 
 
 FOX = "blip.text_encoder.embeddings.word_embeddings.weight"
 LAST = "mlp.layers.7.weight"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no checkpoint": (lambda at: (at / package.CHECKPOINT).unlink(), "image_reward.path: expected ImageReward.pt, found nothing"),
-    "no config": (lambda at: (at / package.CONFIG).unlink(), "image_reward.config: expected med_config.json, found nothing"),
-    "no tokenizer": (lambda at: (at / package.VOCABULARY).unlink(), "image_reward.tokenizer: expected vocab.txt or tokenizer.json"),
-    "config lacks a size": (lambda at: rewritten(at, hidden_size=None), "image_reward.config: .* lacks hidden_size"),
-    "config of another size": (lambda at: rewritten(at, num_hidden_layers=3), "does not fit BlipTextModel: expected encoder.layer.2"),
-    "a pickle": (lambda at: torch.save({"a": Malicious()}, at / package.CHECKPOINT), "weights_only"),
-    "not tensors": (lambda at: torch.save({"a": 1}, at / package.CHECKPOINT), "expected a state dict"),
-    "truncated": (lambda at: (at / package.CHECKPOINT).write_bytes((at / package.CHECKPOINT).read_bytes()[:5000]), "image_reward.path: "),
+    "no checkpoint": (
+        lambda at: (at / package.CHECKPOINT).unlink(),
+        "image_reward.path: expected ImageReward.pt, found nothing",
+    ),
+    "no config": (
+        lambda at: (at / package.CONFIG).unlink(),
+        "image_reward.config: expected med_config.json, found nothing",
+    ),
+    "no tokenizer": (
+        lambda at: (at / package.VOCABULARY).unlink(),
+        "image_reward.tokenizer: expected vocab.txt or tokenizer.json",
+    ),
+    "config lacks a size": (
+        lambda at: rewritten(at, hidden_size=None),
+        "image_reward.config: .* lacks hidden_size",
+    ),
+    "config of another size": (
+        lambda at: rewritten(at, num_hidden_layers=3),
+        "does not fit BlipTextModel: expected encoder.layer.2",
+    ),
+    "a pickle": (
+        lambda at: torch.save({"a": Malicious()}, at / package.CHECKPOINT),
+        "weights_only",
+    ),
+    "not tensors": (
+        lambda at: torch.save({"a": 1}, at / package.CHECKPOINT),
+        "expected a state dict",
+    ),
+    "truncated": (
+        lambda at: (at / package.CHECKPOINT).write_bytes(
+            (at / package.CHECKPOINT).read_bytes()[:5000]
+        ),
+        "image_reward.path: ",
+    ),
     "empty": (lambda at: (at / package.CHECKPOINT).write_bytes(b""), "image_reward.path: "),
-    "another network": (lambda at: torch.save({"visual.proj": torch.ones(2, 2)}, at / package.CHECKPOINT), r"got 1 with visual\.proj"),
-    "a tensor more": (lambda at: changed(at, lambda state: state.update({"itm_head.weight": torch.ones(2)})), r"got \d+ with itm_head\.weight"),
-    "a tensor less": (lambda at: changed(at, lambda state: state.pop("blip.visual_encoder.norm.bias")), r"expected post_layernorm\.bias \(128,\), got none"),
-    "another shape": (lambda at: changed(at, lambda state: state.update({FOX: torch.ones(3, 48)})), r"word_embeddings.weight \(17, 48\), got \(3, 48\)"),
-    "a head that ends wide": (lambda at: changed(at, lambda state: state.update({LAST: torch.ones(2, 4)})), "end in 1 number"),
-    "a head without bias": (lambda at: changed(at, lambda state: state.pop("mlp.layers.0.bias")), "expected mlp.layers.N.weight and mlp.layers.N.bias"),
+    "another network": (
+        lambda at: torch.save({"visual.proj": torch.ones(2, 2)}, at / package.CHECKPOINT),
+        r"got 1 with visual\.proj",
+    ),
+    "a tensor more": (
+        lambda at: changed(at, lambda state: state.update({"itm_head.weight": torch.ones(2)})),
+        r"got \d+ with itm_head\.weight",
+    ),
+    "a tensor less": (
+        lambda at: changed(at, lambda state: state.pop("blip.visual_encoder.norm.bias")),
+        r"expected post_layernorm\.bias \(128,\), got none",
+    ),
+    "another shape": (
+        lambda at: changed(at, lambda state: state.update({FOX: torch.ones(3, 48)})),
+        r"word_embeddings.weight \(17, 48\), got \(3, 48\)",
+    ),
+    "a head that ends wide": (
+        lambda at: changed(at, lambda state: state.update({LAST: torch.ones(2, 4)})),
+        "end in 1 number",
+    ),
+    "a head without bias": (
+        lambda at: changed(at, lambda state: state.pop("mlp.layers.0.bias")),
+        "expected mlp.layers.N.weight and mlp.layers.N.bias",
+    ),
     "a larger vocabulary": (
-        lambda at: (at / package.VOCABULARY).write_text("\n".join([*package.WORDS, "one", "two", "three"])),
+        lambda at: (at / package.VOCABULARY).write_text(
+            "\n".join([*package.WORDS, "one", "two", "three"])
+        ),
         "image_reward.tokenizer: expected at most 17 tokens",
     ),
 }
@@ -253,5 +373,7 @@ def test_bad_files_give_one_line(case: str, tmp_path: Path) -> None:
 
 
 def test_empty_paths_are_named() -> None:
-    with pytest.raises(UserError, match=r"image_reward\.path: expected ImageReward\.pt, got an empty path"):
+    with pytest.raises(
+        UserError, match=r"image_reward\.path: expected ImageReward\.pt, got an empty path"
+    ):
         ImageRewardReward().check()

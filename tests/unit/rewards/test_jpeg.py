@@ -33,13 +33,21 @@ def test_the_score_is_the_size_of_the_file(tmp_path, want: str, sign: int, quali
 
 def test_a_video_scores_the_mean_of_frames_in_the_middle_of_its_parts() -> None:
     pixels = videos(2, 7, 24, 24, 3)
-    single = JpegReward().build(1, "cpu").score(pixels[:, [1, 5]].reshape(4, 1, 24, 24, 3), [""] * 4)["score"]
-    found = JpegReward(frames=2).build(1, "cpu").score(pixels, [""] * 2)["score"]  # of 7: ⌊1.75⌋ and ⌊5.25⌋
+    single = (
+        JpegReward()
+        .build(1, "cpu")
+        .score(pixels[:, [1, 5]].reshape(4, 1, 24, 24, 3), [""] * 4)["score"]
+    )
+    # of 7: ⌊1.75⌋ and ⌊5.25⌋
+    found = JpegReward(frames=2).build(1, "cpu").score(pixels, [""] * 2)["score"]
     np.testing.assert_allclose(found, single.reshape(2, 2).mean(1), rtol=1e-6)
     assert JpegReward(frames=9).build(1, "cpu").score(pixels, [""] * 2)["score"].shape == (2,)
 
 
-@pytest.mark.parametrize("keys", [{"quality": 0}, {"quality": 101}, {"want": "tiny"}, {"frames": 0}, {"dtype": "float32"}])
+@pytest.mark.parametrize(
+    "keys",
+    [{"quality": 0}, {"quality": 101}, {"want": "tiny"}, {"frames": 0}, {"dtype": "float32"}],
+)
 def test_bad_options(keys: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         JpegReward(**keys)

@@ -23,7 +23,9 @@ NUMBERS = ["38", "42", "57", "90", "16"]
 def picture(text: str) -> np.ndarray:
     """Black text on white: [1, 32, 32, 3]."""
     image = Image.new("RGB", (32, 32), "white")
-    ImageDraw.Draw(image).text((16, 16), text, fill="black", font=ImageFont.truetype(str(FONT), 20), anchor="mm")
+    ImageDraw.Draw(image).text(
+        (16, 16), text, fill="black", font=ImageFont.truetype(str(FONT), 20), anchor="mm"
+    )
     return np.asarray(image)[None]
 
 
@@ -60,7 +62,10 @@ def test_a_wrong_number_scores_lower(numbers: Ocr) -> None:
 def test_batches_do_not_change_scores() -> None:
     pixels = np.stack([picture(number) for number in NUMBERS])
     prompts = [f"number {number}" for number in NUMBERS]
-    one, all_ = (OcrReward(target=TARGET, batch=size).build(1, "cpu").score(pixels, prompts) for size in (2, 64))
+    one, all_ = (
+        OcrReward(target=TARGET, batch=size).build(1, "cpu").score(pixels, prompts)
+        for size in (2, 64)
+    )
     for name in all_:
         assert one[name] == pytest.approx(all_[name], abs=1e-5)
 
@@ -98,12 +103,21 @@ def collapse(path: tuple[int, ...]) -> str:
 @pytest.mark.parametrize("target", ["a", "b", "ab", "ba", "aa", "aab", "bab"])
 def test_likelihood_against_all_paths(target: str) -> None:
     draw = np.random.default_rng(2)
-    probability = draw.dirichlet(np.ones(3), size=(2, 5)).astype(np.float32)  # two pictures of five frames
+    # two pictures of five frames
+    probability = draw.dirichlet(np.ones(3), size=(2, 5)).astype(np.float32)
     wanted = []
     for frames in probability.astype(np.float64):
         paths = product(range(3), repeat=5)
-        wanted.append(sum(np.prod([frame[code] for frame, code in zip(frames, path, strict=True)]) for path in paths if collapse(path) == target))
-    assert bare().likelihood(probability, [target, target]) == pytest.approx(np.sqrt(wanted), rel=1e-4)
+        wanted.append(
+            sum(
+                np.prod([frame[code] for frame, code in zip(frames, path, strict=True)])
+                for path in paths
+                if collapse(path) == target
+            )
+        )
+    assert bare().likelihood(probability, [target, target]) == pytest.approx(
+        np.sqrt(wanted), rel=1e-4
+    )
 
 
 def test_likelihood_of_text_that_does_not_fit_is_zero() -> None:
@@ -132,7 +146,14 @@ def test_prompts_without_a_target() -> None:
 
 
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize(("target", "prompt"), [(r"number (\d*)", "the number "), (r"number(?: (\d+))?", "the number "), ('"([^"]*)"', 'a "\u3000 " sign')])
+@pytest.mark.parametrize(
+    ("target", "prompt"),
+    [
+        (r"number (\d*)", "the number "),
+        (r"number(?: (\d+))?", "the number "),
+        ('"([^"]*)"', 'a "\u3000 " sign'),
+    ],
+)
 def test_prompts_with_an_empty_target(target: str, prompt: str, fold: bool) -> None:
     options = {"target": target, "fold": fold, "train_on": "edit", "report": ("edit",)}
     assert refused(prompt, **options) == (ocr_targets.EMPTY, repr(prompt))
@@ -178,7 +199,11 @@ def test_quotes_that_leave_the_text_open_are_refused(prompt: str, target: str, k
 
 def test_characters_are_asked_for_only_where_likelihood_is() -> None:
     prompt = 'a menu with "naïve" on it'
-    for options in ({}, {"train_on": "edit"}, {"report": ("edit", "likelihood"), "train_on": "edit"}):
+    for options in (
+        {},
+        {"train_on": "edit"},
+        {"report": ("edit", "likelihood"), "train_on": "edit"},
+    ):
         kind, detail = refused(prompt, **options) or ("", "")
         assert kind == ocr_targets.UNKNOWN and detail == "'ï' in 'naïve'"
     assert refused(prompt, train_on="edit", report=("edit", "exact")) is None
@@ -187,7 +212,8 @@ def test_characters_are_asked_for_only_where_likelihood_is() -> None:
 def test_scores_that_nobody_asked_for_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.stack([picture("38")])
     scorer = OcrReward(train_on="edit", report=("edit",)).build(1, "cpu")
-    assert scorer.score(pixels, ['a menu with "naïve" on it']).keys() == {"edit"}  # no likelihood, which it has not
+    # no likelihood, which it has not
+    assert scorer.score(pixels, ['a menu with "naïve" on it']).keys() == {"edit"}
     monkeypatch.setattr(ocr, "edit_distance", None)
     scorer = OcrReward(train_on="likelihood", report=("exact",), target=TARGET).build(1, "cpu")
     assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood", "exact"}
@@ -197,13 +223,28 @@ def test_scores_that_nobody_asked_for_are_not_computed(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("size", "width"), [((32, 32), 0), ((32, 96), 0), ((32, 32), 96)])
-def test_text_is_too_long_where_its_likelihood_is_0_and_only_there(size: tuple[int, int], width: int) -> None:
+def test_text_is_too_long_where_its_likelihood_is_0_and_only_there(
+    size: tuple[int, int], width: int
+) -> None:
     options = OcrReward(target="(.+)", width=width)
     scorer = options.build(1, "cpu")
     frames = scorer._read(np.full((1, *size, 3), 255, np.uint8))
-    even = np.full_like(frames, 1 / frames.shape[2])  # whatever the picture shows: any text that fits is possible
+    # whatever the picture shows: any text that fits is possible
+    even = np.full_like(frames, 1 / frames.shape[2])
     seen = set()
-    for text in ("38", "388", "111", "1111", "123456", "1234567", "112233", "1" * 9, "1" * 10, "123456789012345678", "1234567890123456789"):
+    for text in (
+        "38",
+        "388",
+        "111",
+        "1111",
+        "123456",
+        "1234567",
+        "112233",
+        "1" * 9,
+        "1" * 10,
+        "123456789012345678",
+        "1234567890123456789",
+    ):
         possible = scorer.likelihood(even, [text])[0] > 0
         found = options.refusal(text, *size)
         assert (found is None) == possible, text
@@ -222,34 +263,63 @@ def page(lines: list[str], size: tuple[int, int] = (384, 288)) -> np.ndarray:
     """Lines of black text somewhere on a light page: [1, H, W, 3]."""
     image = Image.new("RGB", size, (240, 235, 220))
     for row, line in enumerate(lines):
-        ImageDraw.Draw(image).text((30 + 20 * row, 60 + 90 * row), line, fill="black", font=ImageFont.truetype(str(FONT), 26))
+        ImageDraw.Draw(image).text(
+            (30 + 20 * row, 60 + 90 * row),
+            line,
+            fill="black",
+            font=ImageFont.truetype(str(FONT), 26),
+        )
     return np.asarray(image)[None]
 
 
 @pytest.fixture(scope="module")
 def reader() -> Reader:
-    found: Reader = OcrReward(read="page", train_on="edit", report=("exact", "edit"), fold=True, frames=2).build(1, "cpu")
+    found: Reader = OcrReward(
+        read="page", train_on="edit", report=("exact", "edit"), fold=True, frames=2
+    ).build(1, "cpu")
     return found
 
 
 def test_text_of_any_length_is_found_on_a_page(reader: Reader) -> None:
-    pixels = np.stack([page(["Branches share", "their prefix"]), page(["Branches share", "their prefix"]), page([])])
+    pixels = np.stack(
+        [
+            page(["Branches share", "their prefix"]),
+            page(["Branches share", "their prefix"]),
+            page([]),
+        ]
+    )
     wanted = ["branches share their prefix", "Branches share their suffix", "anything"]
     scores = reader.score(pixels, [f'a page that says "{text}"' for text in wanted])
     assert scores.keys() == {"exact", "edit"} and reader.trains_on == "edit"
     assert scores["exact"].tolist() == [1.0, 0.0, 0.0]
-    assert scores["edit"] == pytest.approx([1.0, 1 - 3 / 24, 0.0], abs=1e-6)  # three letters of 24 differ
+    # three letters of 24 differ
+    assert scores["edit"] == pytest.approx([1.0, 1 - 3 / 24, 0.0], abs=1e-6)
 
 
 def test_a_video_is_the_mean_of_its_frames(reader: Reader) -> None:
-    frames = [page(["four words are here"]), page([]), page([]), page(["four words are here"]), page([])]
-    assert reader.score(np.concatenate(frames)[None], ['"four words are here"'])["exact"].tolist() == [0.5]  # frames 1 and 3 of 0 … 4
+    frames = [
+        page(["four words are here"]),
+        page([]),
+        page([]),
+        page(["four words are here"]),
+        page([]),
+    ]
+    # frames 1 and 3 of 0 … 4
+    assert reader.score(np.concatenate(frames)[None], ['"four words are here"'])[
+        "exact"
+    ].tolist() == [0.5]
 
 
 def test_a_long_line_needs_a_wide_picture() -> None:
     image = Image.new("RGB", (400, 48), "white")
-    ImageDraw.Draw(image).text((8, 8), "reinforcement learning", fill="black", font=ImageFont.truetype(str(FONT), 28))
-    scores = OcrReward(fold=True).build(1, "cpu").score(np.asarray(image)[None, None], ['"reinforcement learning"'])
+    ImageDraw.Draw(image).text(
+        (8, 8), "reinforcement learning", fill="black", font=ImageFont.truetype(str(FONT), 28)
+    )
+    scores = (
+        OcrReward(fold=True)
+        .build(1, "cpu")
+        .score(np.asarray(image)[None, None], ['"reinforcement learning"'])
+    )
     assert scores["exact"].tolist() == [1.0] and scores["likelihood"][0] > 0.5
 
 

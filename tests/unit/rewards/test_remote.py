@@ -12,7 +12,21 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from support.remote_peers import PIXELS, PROMPTS, TOKEN, Failing, Plain, Stub, client, one_line, plain, running, scores, trickling, unwaited
+from support.remote_peers import (
+    PIXELS,
+    PROMPTS,
+    TOKEN,
+    Failing,
+    Plain,
+    Stub,
+    client,
+    one_line,
+    plain,
+    running,
+    scores,
+    trickling,
+    unwaited,
+)
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.http import client as remote
@@ -33,7 +47,8 @@ def test_ocr_behind_http_scores_bit_for_bit_as_here() -> None:
     from test_ocr import NUMBERS, TARGET, picture
 
     local = OcrReward(target=TARGET, train_on="edit").build(1, "cpu")
-    pixels, prompts = np.stack([picture(number) for number in NUMBERS]), [f"number {number}" for number in NUMBERS[1:] + NUMBERS[:1]]
+    pixels = np.stack([picture(number) for number in NUMBERS])
+    prompts = [f"number {number}" for number in NUMBERS[1:] + NUMBERS[:1]]
     with running(local) as url:
         far = client(url, report=("likelihood", "exact"))
         found = far.score(pixels, prompts)
@@ -46,15 +61,25 @@ def test_ocr_behind_http_scores_bit_for_bit_as_here() -> None:
 
 def test_the_wire_is_as_documented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REWARD_TOKEN", TOKEN)
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n", encoding="utf-8")
+    (tmp_path / "netrc").write_text(
+        "machine 127.0.0.1 login somebody password else\n", encoding="utf-8"
+    )
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # must not replace the token
     stub = Stub((200, scores(0.1, -2.0)))
     with stub.serving() as url:
         found = client(url + "/", token_env="REWARD_TOKEN").score(PIXELS[:2, ::-1], PROMPTS[:2])
         client(url).score(PIXELS[:2], PROMPTS[:2])
     (path, headers, body), (_, unguarded, _) = stub.seen
-    assert path == "/score" and headers["Authorization"] == f"Bearer {TOKEN}" and "Authorization" not in unguarded
-    assert msgpack.unpackb(body) == {"version": 1, "pixels": {"shape": [2, 2, 8, 6, 3], "data": PIXELS[:2, ::-1].tobytes()}, "prompts": PROMPTS[:2]}
+    assert (
+        path == "/score"
+        and headers["Authorization"] == f"Bearer {TOKEN}"
+        and "Authorization" not in unguarded
+    )
+    assert msgpack.unpackb(body) == {
+        "version": 1,
+        "pixels": {"shape": [2, 2, 8, 6, 3], "data": PIXELS[:2, ::-1].tobytes()},
+        "prompts": PROMPTS[:2],
+    }
     assert found["score"].tolist() == [np.float32(0.1), -2.0]
 
 
@@ -77,7 +102,10 @@ def test_requests_fill_the_limit_and_never_pass_it() -> None:
         plain(url).score(PIXELS, ["wört"] * 5)
     with running(scorer, max_bytes=3 * row + protocol.OVERHEAD - 1) as url:
         plain(url).score(PIXELS, ["wört"] * 5)
-    with running(scorer, max_bytes=row) as url, pytest.raises(UserError, match=rf"max_mb.*{row} bytes, got {row}") as caught:
+    with (
+        running(scorer, max_bytes=row) as url,
+        pytest.raises(UserError, match=rf"max_mb.*{row} bytes, got {row}") as caught,
+    ):
         plain(url).score(PIXELS, ["wört"] * 5)
     assert scorer.batches == [3, 2, 2, 2, 1] and one_line(str(caught.value))
 
@@ -98,7 +126,10 @@ def test_many_clients_at_once_are_all_answered(monkeypatch: pytest.MonkeyPatch) 
         far, right = plain(url, retries=100), True
         for turn in range(3):
             pixels = np.full((2, 1, 2, 2, 3), 3 * index + turn, np.uint8)
-            right &= far.score(pixels, ["p", "qq"])["bright"].tolist() == [np.float32(3 * index + turn) / np.float32(7)] * 2
+            right &= (
+                far.score(pixels, ["p", "qq"])["bright"].tolist()
+                == [np.float32(3 * index + turn) / np.float32(7)] * 2
+            )
         return right
 
     with running(scorer, queue=3) as url, ThreadPoolExecutor(12) as pool:
@@ -109,7 +140,16 @@ def test_many_clients_at_once_are_all_answered(monkeypatch: pytest.MonkeyPatch) 
 # Failures
 
 
-@pytest.mark.parametrize("failure", [(503, b""), (429, b"\xc1"), (502, b"<html>"), (504, msgpack.packb({"version": 1, "error": "later"})), None])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        (503, b""),
+        (429, b"\xc1"),
+        (502, b"<html>"),
+        (504, msgpack.packb({"version": 1, "error": "later"})),
+        None,
+    ],
+)
 def test_two_failures_then_success(failure: Any, waits: list[float]) -> None:
     stub = Stub(failure, failure, (200, scores(3.0)))
     with stub.serving() as url:
@@ -130,7 +170,10 @@ def test_gives_up_with_url_count_and_last_cause(waits: list[float]) -> None:
     stub = Stub(None, (503, msgpack.packb({"version": 1, "error": "busy:\nlater\x1b[31m"})))
     with stub.serving() as url, pytest.raises(RuntimeError) as caught:
         client(url, retries=3).score(PIXELS[:1], ["a"])
-    assert str(caught.value) == f"remote reward {url}: no answer in 4 tries, the last: HTTP 503: busy: later [31m"
+    assert (
+        str(caught.value)
+        == f"remote reward {url}: no answer in 4 tries, the last: HTTP 503: busy: later [31m"
+    )
     assert len(stub.seen) == 4 and len(waits) == 3
 
 
@@ -139,7 +182,9 @@ def test_a_silent_server_is_given_up(waits: list[float]) -> None:
     with stub.serving() as url:
         far = client(url, timeout_seconds=0.1, retries=1)
         stub.silent = True
-        with pytest.raises(RuntimeError, match="no answer in 2 tries, the last: ReadTimeout") as caught:
+        with pytest.raises(
+            RuntimeError, match="no answer in 2 tries, the last: ReadTimeout"
+        ) as caught:
             far.score(PIXELS[:1], ["a"])
     assert url in str(caught.value) and one_line(str(caught.value)) and len(waits) == 1
 
@@ -152,7 +197,11 @@ def test_a_server_that_trickles_is_given_up(where: str, waits: list[float]) -> N
         far = client(url, timeout_seconds=2.0, deadline_seconds=0.5, retries=1)
         far.url = trickler
         begun = monotonic()
-        with pytest.raises(RuntimeError, match=r"no answer in 2 tries, the last: .*no whole answer in 0\.5 s \(deadline_seconds\)") as caught:
+        with pytest.raises(
+            RuntimeError,
+            match=r"no answer in 2 tries, the last: .*no whole answer in 0\.5 s "
+            r"\(deadline_seconds\)",
+        ) as caught:
             far.score(PIXELS[:1], ["a"])
         assert 1.0 <= monotonic() - begun < 5 and one_line(str(caught.value)) and len(waits) == 1
         far.url = url  # the next request has a session of its own
@@ -166,11 +215,17 @@ def test_a_server_that_goes_away_and_comes_back(monkeypatch: pytest.MonkeyPatch)
     with stub.serving() as url:
         far = client(url, retries=1)
     far.session.close()  # else the old connection still finds the stub's thread
-    with pytest.raises(RuntimeError, match=r"no answer in 2 tries, the last: ConnectionError: .*refused") as caught:
+    with pytest.raises(
+        RuntimeError, match=r"no answer in 2 tries, the last: ConnectionError: .*refused"
+    ) as caught:
         far.score(PIXELS[:1], ["a"])
     assert one_line(str(caught.value))
     with ExitStack() as again:
-        monkeypatch.setattr(remote, "sleep", lambda seconds: again.enter_context(stub.serving(int(url.rpartition(":")[2]))))
+        monkeypatch.setattr(
+            remote,
+            "sleep",
+            lambda seconds: again.enter_context(stub.serving(int(url.rpartition(":")[2]))),
+        )
         assert far.score(PIXELS[:1], ["a"])["score"].tolist() == [1.0]
 
 
@@ -187,7 +242,9 @@ def test_errors_of_the_scorer_arrive(capfd: pytest.CaptureFixture[str]) -> None:
     scorer = Failing(UserError("rewards.plain.target: expected text"))
     with running(scorer) as url:
         far = plain(url)
-        with pytest.raises(UserError, match=rf"{url}: HTTP 422: rewards.plain.target: expected text"):
+        with pytest.raises(
+            UserError, match=rf"{url}: HTTP 422: rewards.plain.target: expected text"
+        ):
             far.score(PIXELS, PROMPTS)
         assert not capfd.readouterr().err
         scorer.outcome = KeyError("weights\nare gone")
@@ -202,19 +259,37 @@ def test_errors_of_the_scorer_arrive(capfd: pytest.CaptureFixture[str]) -> None:
     ("outcome", "line"),
     [
         ({"bright": np.ones(5)}, r"scores: expected a score 'length', got \['bright'\]"),
-        ({"bright": np.ones(4), "length": np.ones(5)}, r"scores.bright: expected shape \(5,\), got \(4,\)"),
-        ({"bright": np.array([1, 1, 1, np.nan, 1]), "length": np.ones(5)}, "scores.bright: expected finite scores, got nan for picture 3"),
-        ({"bright": np.full(5, 1e39), "length": np.ones(5)}, "scores.bright: expected finite scores, got inf for picture 0"),
+        (
+            {"bright": np.ones(4), "length": np.ones(5)},
+            r"scores.bright: expected shape \(5,\), got \(4,\)",
+        ),
+        (
+            {"bright": np.array([1, 1, 1, np.nan, 1]), "length": np.ones(5)},
+            "scores.bright: expected finite scores, got nan for picture 3",
+        ),
+        (
+            {"bright": np.full(5, 1e39), "length": np.ones(5)},
+            "scores.bright: expected finite scores, got inf for picture 0",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_a_scorer_that_breaks_its_word(outcome: Any, line: str) -> None:
-    with running(Failing(outcome)) as url, pytest.raises(RuntimeError, match=f"HTTP 500: ProtocolError: {line}"):
+    with (
+        running(Failing(outcome)) as url,
+        pytest.raises(RuntimeError, match=f"HTTP 500: ProtocolError: {line}"),
+    ):
         plain(url).score(PIXELS, PROMPTS)
 
 
 def answer(**changes: Any) -> bytes:
-    return msgpack.packb({key: value for key, value in ({"version": 1, "trains_on": "score", "scores": {}} | changes).items() if value is not ...})
+    return msgpack.packb(
+        {
+            key: value
+            for key, value in ({"version": 1, "trains_on": "score", "scores": {}} | changes).items()
+            if value is not ...
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,28 +303,59 @@ def answer(**changes: Any) -> bytes:
         (answer(version=2), "response.version: expected 1, got 2"),
         (answer(version=True), "response.version: expected 1, got True"),
         (answer(version=...), "response.version: expected 1, got None"),
-        (answer(scores=...), r"response: expected the keys \['scores', 'trains_on', 'version'\], got \['version', 'trains_on'\]"),
+        (
+            answer(scores=...),
+            r"response: expected the keys \['scores', 'trains_on', 'version'\], got "
+            r"\['version', 'trains_on'\]",
+        ),
         (answer(more=1), "response: expected the keys .* 'more'"),
-        (answer(trains_on="other"), "response.trains_on: expected 'score' as at the start, got 'other'"),
+        (
+            answer(trains_on="other"),
+            "response.trains_on: expected 'score' as at the start, got 'other'",
+        ),
         (answer(trains_on=b"score"), "response.trains_on: expected str, got bytes of 5"),
         (answer(scores=[1.0, 2.0]), "response.scores: expected dict, got list of 2"),
         (answer(scores={}), r"response.scores: expected the keys \['score'\], got \[\]"),
-        (answer(scores={"beauty": {"data": bytes(8)}}), r"response.scores: expected the keys \['score'\], got \['beauty'\]"),
-        (answer(scores={"score": {"data": bytes(8)}, "beauty": {"data": bytes(8)}}), "response.scores: expected the keys"),
-        (answer(scores={"score": bytes(8)}), "response.scores.score: expected dict, got bytes of 8"),
-        (answer(scores={"score": {"data": "12345678"}}), "response.scores.score.data: expected bytes, got '12345678'"),
+        (
+            answer(scores={"beauty": {"data": bytes(8)}}),
+            r"response.scores: expected the keys \['score'\], got \['beauty'\]",
+        ),
+        (
+            answer(scores={"score": {"data": bytes(8)}, "beauty": {"data": bytes(8)}}),
+            "response.scores: expected the keys",
+        ),
+        (
+            answer(scores={"score": bytes(8)}),
+            "response.scores.score: expected dict, got bytes of 8",
+        ),
+        (
+            answer(scores={"score": {"data": "12345678"}}),
+            "response.scores.score.data: expected bytes, got '12345678'",
+        ),
         (scores(1.0), "response.scores.score.data: expected 8 bytes for 2 pictures, got 4"),
-        (scores(1.0, math.nan), "response.scores.score: expected finite scores, got nan for picture 1"),
-        (scores(-math.inf, 1.0), "response.scores.score: expected finite scores, got -inf for picture 0"),
+        (
+            scores(1.0, math.nan),
+            "response.scores.score: expected finite scores, got nan for picture 1",
+        ),
+        (
+            scores(-math.inf, 1.0),
+            "response.scores.score: expected finite scores, got -inf for picture 0",
+        ),
     ],
 )
 def test_answers_that_are_none(body: bytes, line: str, waits: list[float]) -> None:
     stub = Stub((200, body))
-    with stub.serving() as url, pytest.raises(RuntimeError, match=f"remote reward {url}: {line}") as caught:
+    with (
+        stub.serving() as url,
+        pytest.raises(RuntimeError, match=f"remote reward {url}: {line}") as caught,
+    ):
         client(url).score(PIXELS[:2], PROMPTS[:2])
     assert len(stub.seen) == 1 and not waits and one_line(str(caught.value))
 
 
 def test_an_answer_over_the_limit_is_refused() -> None:
-    with Stub((200, bytes(1_500_000))).serving() as url, pytest.raises(RuntimeError, match=rf"{url}: expected an answer of at most 1000000 bytes"):
+    with (
+        Stub((200, bytes(1_500_000))).serving() as url,
+        pytest.raises(RuntimeError, match=rf"{url}: expected an answer of at most 1000000 bytes"),
+    ):
         client(url, max_mb=1).score(PIXELS[:1], ["a"])

@@ -1,4 +1,5 @@
-"""What the remote reward refuses before any score: addresses, servers that are none or do not offer what is wanted, tokens. Loopback only."""
+"""What the remote reward refuses before any score: addresses, servers that are none or do not offer
+what is wanted, tokens. Loopback only."""
 
 from __future__ import annotations
 
@@ -10,7 +11,20 @@ import msgpack
 import numpy as np
 import pytest
 import requests
-from support.remote_peers import OFFER, PIXELS, PROMPTS, TOKEN, Plain, Stub, client, one_line, plain, request_bytes, running, unwaited
+from support.remote_peers import (
+    OFFER,
+    PIXELS,
+    PROMPTS,
+    TOKEN,
+    Plain,
+    Stub,
+    client,
+    one_line,
+    plain,
+    request_bytes,
+    running,
+    unwaited,
+)
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.http.client import RemoteReward
@@ -46,9 +60,16 @@ def test_what_is_no_url(url: str) -> None:
 
 
 def test_urls_and_secrets_in_them() -> None:
-    for url in ("http://127.0.0.1:8600", "https://rewards.example/hps", "http://[::1]:8600/", "http://host"):
+    for url in (
+        "http://127.0.0.1:8600",
+        "https://rewards.example/hps",
+        "http://[::1]:8600/",
+        "http://host",
+    ):
         RemoteReward(url=url).check()
-    with pytest.raises(UserError, match=r"rewards\.remote\.url: expected no user or password") as caught:
+    with pytest.raises(
+        UserError, match=r"rewards\.remote\.url: expected no user or password"
+    ) as caught:
         RemoteReward(url=f"http://me:{TOKEN}@host:1").check()
     assert TOKEN not in str(caught.value)
 
@@ -56,18 +77,50 @@ def test_urls_and_secrets_in_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "line"),
     [
-        ({"version": 2}, {}, "rewards.remote.url: .*protocol version 1 at URL, got health.version: expected 1, got 2"),
-        ({"reports": "score"}, {}, "rewards.remote.url: .*health.reports: expected list, got 'score'"),
+        (
+            {"version": 2},
+            {},
+            "rewards.remote.url: .*protocol version 1 at URL, got health.version: expected "
+            "1, got 2",
+        ),
+        (
+            {"reports": "score"},
+            {},
+            "rewards.remote.url: .*health.reports: expected list, got 'score'",
+        ),
         ({"reports": [1]}, {}, r"rewards.remote.url: .*health.reports\[0\]: expected str, got 1"),
-        ({"max_bytes": 0}, {}, "rewards.remote.url: .*health.max_bytes: expected a size above 0, got 0"),
+        (
+            {"max_bytes": 0},
+            {},
+            "rewards.remote.url: .*health.max_bytes: expected a size above 0, got 0",
+        ),
         ({"max_bytes": True}, {}, "rewards.remote.url: .*health.max_bytes: expected int, got True"),
-        ({}, {"train_on": "beauty"}, r"rewards.remote.train_on: expected scores of \['score'\], which URL offers, got beauty"),
-        ({}, {"report": ("score", "beauty")}, r"rewards.remote.report: expected scores of \['score'\], which URL offers, got beauty"),
-        ({"trains_on": "beauty", "reports": ["exact"]}, {}, r"rewards.remote.report: expected scores of \['beauty', 'exact'\], which URL offers, got score"),
+        (
+            {},
+            {"train_on": "beauty"},
+            r"rewards.remote.train_on: expected scores of \['score'\], which URL offers, "
+            r"got beauty",
+        ),
+        (
+            {},
+            {"report": ("score", "beauty")},
+            r"rewards.remote.report: expected scores of \['score'\], which URL offers, got beauty",
+        ),
+        (
+            {"trains_on": "beauty", "reports": ["exact"]},
+            {},
+            r"rewards.remote.report: expected scores of \['beauty', 'exact'\], which URL "
+            r"offers, got score",
+        ),
     ],
 )
-def test_servers_that_do_not_offer_what_is_wanted(changes: dict[str, Any], options: dict[str, Any], line: str) -> None:
-    with Stub(offer=OFFER | changes).serving() as url, pytest.raises(UserError, match=line.replace("URL", re.escape(url))) as caught:
+def test_servers_that_do_not_offer_what_is_wanted(
+    changes: dict[str, Any], options: dict[str, Any], line: str
+) -> None:
+    with (
+        Stub(offer=OFFER | changes).serving() as url,
+        pytest.raises(UserError, match=line.replace("URL", re.escape(url))) as caught,
+    ):
         client(url, **options)
     assert one_line(str(caught.value))
 
@@ -82,7 +135,10 @@ def test_servers_that_do_not_offer_what_is_wanted(changes: dict[str, Any], optio
     ],
 )
 def test_what_is_no_reward_server(status: int, body: bytes, line: str, waits: list[float]) -> None:
-    with Stub(offer=body, offer_status=status).serving() as url, pytest.raises(UserError, match=rf"rewards.remote.url: expected .*{url}.*{line}"):
+    with (
+        Stub(offer=body, offer_status=status).serving() as url,
+        pytest.raises(UserError, match=rf"rewards.remote.url: expected .*{url}.*{line}"),
+    ):
         client(url)
     assert not waits
 
@@ -91,7 +147,11 @@ def test_no_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(UserError, match=rf"rewards.remote.url: expected a reward server at {url}, got ConnectionError: .*refused") as caught:
+        with pytest.raises(
+            UserError,
+            match=rf"rewards.remote.url: expected a reward server at {url}, got ConnectionError: "
+            r".*refused",
+        ) as caught:
             client(url)
     assert one_line(str(caught.value))
 
@@ -109,13 +169,26 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(Plain(), token=TOKEN) as url:
         far = plain(url, token_env="RIGHT")
         assert far.score(PIXELS, PROMPTS)["length"][0] == np.float32(5 / 3)
-        assert refused().startswith(f"rewards.remote.token_env: expected {url} to say what it offers, got HTTP 401")
+        assert refused().startswith(
+            f"rewards.remote.token_env: expected {url} to say what it offers, got HTTP 401"
+        )
         assert "HTTP 401" in refused(token_env="WRONG")
-        assert refused(token_env="MISSING").startswith("rewards.remote.token_env: expected the token in the environment variable MISSING")
+        assert refused(token_env="MISSING").startswith(
+            "rewards.remote.token_env: expected the token in the environment variable MISSING"
+        )
         assert "printable ASCII" in refused(token_env="BROKEN")
         far.token = "other"
         with pytest.raises(RuntimeError, match="HTTP 401"):
             far.score(PIXELS, PROMPTS)
-        for header in (TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN} ", "Bearer ü".encode(), f"Bearer {TOKEN}x"):
-            found = requests.post(f"{url}/score", data=request_bytes(), headers={"Authorization": header}, timeout=10)
-            assert found.status_code == (200 if header == f"Bearer {TOKEN} " else 401)  # HTTP trims a header's value
+        for header in (
+            TOKEN,
+            f"Basic {TOKEN}",
+            f"Bearer {TOKEN} ",
+            "Bearer ü".encode(),
+            f"Bearer {TOKEN}x",
+        ):
+            found = requests.post(
+                f"{url}/score", data=request_bytes(), headers={"Authorization": header}, timeout=10
+            )
+            # HTTP trims a header's value
+            assert found.status_code == (200 if header == f"Bearer {TOKEN} " else 401)

@@ -1,4 +1,5 @@
-"""Rewards that fail: retried, then the prompt's group is dropped or the run ends; never a silent 0."""
+"""Rewards that fail: retried, then the prompt's group is dropped or the run ends; never a silent
+0."""
 
 from __future__ import annotations
 
@@ -17,17 +18,31 @@ from branchgrpo.rewards.ocr import OcrReward
 from branchgrpo.rollout.collect import Forest, Harvest
 from branchgrpo.types import EVALUATION, F32, U8, LeafMedia, Subtree, TreeKey
 
-PROMPTS = ["the number 38 in black on yellow", "the number 12 in red on white", "the number 70 in blue on pink"]
-SMALL = {"sampling.steps": "4", "method.splits": "[0, 1]", "method.leaves": "4", "rollout.workers": "1", "rollout.threads": "1", "learner.threads": "1"}
+PROMPTS = [
+    "the number 38 in black on yellow",
+    "the number 12 in red on white",
+    "the number 70 in blue on pink",
+]
+SMALL = {
+    "sampling.steps": "4",
+    "method.splits": "[0, 1]",
+    "method.leaves": "4",
+    "rollout.workers": "1",
+    "rollout.threads": "1",
+    "learner.threads": "1",
+}
 
 
 class Flaky(Scorer):
-    """Does what its script says, one entry an attempt; then scores properly: the number of the prompt / 100."""
+    """Does what its script says, one entry an attempt; then scores properly: the number of the
+    prompt / 100."""
 
     reports = ("score", "other")
 
     def __init__(self, script: list[str], only: str = ""):
-        self.script, self.only, self.attempts = script, only, 0
+        self.script = script
+        self.only = only
+        self.attempts = 0
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         self.attempts += 1
@@ -90,7 +105,8 @@ def test_a_mistake_of_the_user_is_not_retried() -> None:
 
 
 def service(script: list[str], **options: str) -> tuple[Config, in_process.Service]:
-    """Everything in one process, with one tree of each prompt; the reward fails for the prompt of 12 alone."""
+    """Everything in one process, with one tree of each prompt; the reward fails for the prompt of
+    12 alone."""
     config = quickstart(SMALL | {"rollout.tasks_per_worker": "3"} | options)
     made = in_process.Service(config)
     for one in made.rewards[0].workers:
@@ -100,7 +116,9 @@ def service(script: list[str], **options: str) -> tuple[Config, in_process.Servi
 
 def grow(config: Config, made: Any, iteration: int = 0) -> Harvest:
     plan = config.method.plan(0, config.schedule())
-    return Forest(config, made, "test").grow(plan, iteration, 0, [0, 1, 2], PROMPTS, 1)
+    return Forest(config, made, "test").grow(
+        plan, iteration=iteration, version=0, prompts=[0, 1, 2], texts=PROMPTS, trees=1
+    )
 
 
 DROP = {"reward_workers.on_failure": "drop_group", "reward_workers.retries": "0"}
@@ -109,7 +127,12 @@ DROP = {"reward_workers.on_failure": "drop_group", "reward_workers.retries": "0"
 def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     config, made = service(["raise"], **DROP)
     harvest = grow(config, made)
-    assert sorted(harvest.rewards) == sorted(harvest.scores) == sorted(harvest.parts["ocr/score"]) == [(0, 0), (2, 0)]
+    assert (
+        sorted(harvest.rewards)
+        == sorted(harvest.scores)
+        == sorted(harvest.parts["ocr/score"])
+        == [(0, 0), (2, 0)]
+    )
     assert harvest.dropped == {1: "ocr: ConnectionError: no route to the scorer"}
     plan = config.method.plan(0, config.schedule())
     draw = np.random.default_rng(1)
@@ -118,15 +141,24 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     config, whole = service([], **DROP)
     both = grow(config, whole)
     assert not both.dropped
-    kept = [(header, payload) for header, payload in both.segments if header.subtrees[0].prompt != 1]
+    kept = [
+        (header, payload) for header, payload in both.segments if header.subtrees[0].prompt != 1
+    ]
     assert len(kept) == 2
     other = whole.learners.call("update", plan, 0, kept, both.conditioning, scores)[0]
-    assert stats.edges == other.edges > 0 and stats.loss == other.loss and stats.gradient_norm == other.gradient_norm
+    assert (
+        stats.edges == other.edges > 0
+        and stats.loss == other.loss
+        and stats.gradient_norm == other.gradient_norm
+    )
 
 
 def test_without_leave_to_drop_the_run_ends_and_says_why() -> None:
     config, made = service(["raise"], **{"reward_workers.retries": "0"})
-    with pytest.raises(RuntimeError, match="4 of 4 leaves have no reward: ocr: ConnectionError: no route to the scorer"):
+    with pytest.raises(
+        RuntimeError,
+        match="4 of 4 leaves have no reward: ocr: ConnectionError: no route to the scorer",
+    ):
         grow(config, made)
 
 
@@ -147,19 +179,45 @@ def test_no_group_left_is_an_error() -> None:
 def test_rewards_of_other_environments_have_their_own_workers() -> None:
     ocr = "{name: ocr, target: 'number (\\d+)'}"
     jpeg = "{name: jpeg, label: LABEL, runtime_env: {env_vars: {A: VALUE}}}"
-    both = ", ".join([ocr, *(jpeg.replace("LABEL", label).replace("VALUE", value) for label, value in (("one", "'1'"), ("two", "'2'"), ("three", "'1'")))])
+    both = ", ".join(
+        [
+            ocr,
+            *(
+                jpeg.replace("LABEL", label).replace("VALUE", value)
+                for label, value in (("one", "'1'"), ("two", "'2'"), ("three", "'1'"))
+            ),
+        ]
+    )
     config = quickstart(SMALL | {"rewards": f"[{both}]"})
     assert config.reward_groups == [(0,), (1, 3), (2,)]
     made = in_process.Service(config)
     harvest = grow(config, made)
-    assert set(harvest.parts) == {"ocr/exact", "ocr/edit", "ocr/likelihood", "one/score", "two/score", "three/score"}
+    assert set(harvest.parts) == {
+        "ocr/exact",
+        "ocr/edit",
+        "ocr/likelihood",
+        "one/score",
+        "two/score",
+        "three/score",
+    }
     for key, values in harvest.scores.items():
-        assert np.isfinite(values).all() and np.array_equal(values[1], values[2]) and np.array_equal(values[1], values[3])
+        assert (
+            np.isfinite(values).all()
+            and np.array_equal(values[1], values[2])
+            and np.array_equal(values[1], values[3])
+        )
         assert np.array_equal(values[0], harvest.parts["ocr/likelihood"][key])
         np.testing.assert_allclose(harvest.rewards[key], values.sum(0), rtol=1e-6)
 
 
 def test_the_same_reward_twice_needs_labels() -> None:
     with pytest.raises(UserError, match="different labels"):
-        quickstart(SMALL | {"rewards": "[{name: ocr, target: 'number (\\d+)'}, {name: ocr, target: 'number (\\d+)'}]"})
+        quickstart(
+            SMALL
+            | {
+                "rewards": (
+                    "[{name: ocr, target: 'number (\\d+)'}, {name: ocr, target: 'number (\\d+)'}]"
+                )
+            }
+        )
     assert OcrReward(label="digits").title == "digits" and OcrReward().title == "ocr"

@@ -1,4 +1,5 @@
-"""What the reward server bears: half-open connections, slow bodies, and right requests that would take much memory. Loopback only."""
+"""What the reward server bears: half-open connections, slow bodies, and right requests that would
+take much memory. Loopback only."""
 
 from __future__ import annotations
 
@@ -15,7 +16,18 @@ import msgpack
 import numpy as np
 import pytest
 import requests
-from support.remote_peers import PIXELS, PROMPTS, TOKEN, Blocked, Plain, client, one_line, plain, request_bytes, running
+from support.remote_peers import (
+    PIXELS,
+    PROMPTS,
+    TOKEN,
+    Blocked,
+    Plain,
+    client,
+    one_line,
+    plain,
+    request_bytes,
+    running,
+)
 from support.small_trees import quickstart
 
 from actors.reward import RewardWorker
@@ -55,29 +67,44 @@ class Options(RewardOptions):
     def build(self, threads, device):
         return Mean()
 
-server.serve(Options(label="mean"), port=0, token_env="REWARD_TOKEN", max_mb=1, ready=lambda url: print(url, flush=True))
+options, ready = Options(label="mean"), lambda url: print(url, flush=True)
+server.serve(options, port=0, token_env="REWARD_TOKEN", max_mb=1, ready=ready)
 """
 
 
 @pytest.mark.parametrize(("soft", "most"), [(256, 0), (64, 1000)], ids=["bounded", "out of files"])
-def test_half_open_connections_keep_nobody_out(soft: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 of them, to a server that may open 256 files; and one whose bound is beyond its files, as when the reward takes them all."""
+def test_half_open_connections_keep_nobody_out(
+    soft: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 of them, to a server that may open 256 files; and one whose bound is beyond its files, as
+    when the reward takes them all."""
     monkeypatch.setenv("REWARD_TOKEN", TOKEN)
     program = CROWDED.replace("SOFT", str(soft)).replace("MOST", str(most))
     with ExitStack() as stack:
         process = stack.enter_context(
-            subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+            subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ,
+            )
         )
         stack.callback(process.kill)
         assert process.stdout
         url = process.stdout.readline().strip()
         port, lines = int(url.rpartition(":")[2]), []
         for _ in range(300):
-            lines.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)))
+            lines.append(
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            )
             lines[-1].sendall(HALF)
         begun = monotonic()
         far = client(url, token_env="REWARD_TOKEN", timeout_seconds=15.0, retries=0)
-        assert np.array_equal(far.score(PIXELS, PROMPTS)["score"], PIXELS.mean((1, 2, 3, 4)).astype(np.float32))
+        assert np.array_equal(
+            far.score(PIXELS, PROMPTS)["score"], PIXELS.mean((1, 2, 3, 4)).astype(np.float32)
+        )
         assert monotonic() - begun < 10
         for line in lines:  # each is ended: by its deadline, or to make room
             try:
@@ -91,7 +118,9 @@ def test_half_open_connections_keep_nobody_out(soft: int, most: int, monkeypatch
 
 
 def test_idle_connections_end_and_their_clients_do_not_notice() -> None:
-    made = RewardServer(Plain(), "plain", MB, connections=Connections(8, header_seconds=1.0, idle_seconds=0.2))
+    made = RewardServer(
+        Plain(), "plain", MB, connections=Connections(8, header_seconds=1.0, idle_seconds=0.2)
+    )
     with running(made) as url:
         far = plain(url, retries=0)
         first = far.score(PIXELS, PROMPTS)
@@ -104,12 +133,16 @@ def test_idle_connections_end_and_their_clients_do_not_notice() -> None:
 
 def test_a_request_in_hand_is_not_ended_for_others() -> None:
     scorer = Blocked()
-    made = RewardServer(scorer, "plain", MB, connections=Connections(3, header_seconds=0.2, idle_seconds=0.2))
+    made = RewardServer(
+        scorer, "plain", MB, connections=Connections(3, header_seconds=0.2, idle_seconds=0.2)
+    )
     with running(made) as url, ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         first = pool.submit(requests.post, f"{url}/score", data=request_bytes(), timeout=20)
         assert scorer.entered.wait(10)
         for _ in range(12):
-            line = stack.enter_context(socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10))
+            line = stack.enter_context(
+                socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10)
+            )
             line.sendall(HALF)
         assert requests.get(f"{url}/health", timeout=10).status_code == 200
         sleep(0.6)  # longer than any deadline of idle ones
@@ -121,21 +154,31 @@ def test_a_request_in_hand_is_not_ended_for_others() -> None:
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SLOWEST", (0.3, 1e6))
     made = RewardServer(Plain(), "plain", MB)
-    with running(made) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as line:
+    with (
+        running(made) as url,
+        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as line,
+    ):
         line.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf")
         assert line.recv(100).split()[1] == b"408" and made.held == made.held_bytes == 0
 
 
 def test_requests_in_hand_are_bounded_in_bytes() -> None:
-    """Those that say no length count as the longest: four are held, the fifth is told to come again."""
+    """Those that say no length count as the longest: four are held, the fifth is told to come
+    again."""
     scorer = Blocked()
     made = RewardServer(scorer, "plain", MB)
     with running(made) as url, ThreadPoolExecutor(4) as pool:
-        held = [pool.submit(requests.post, f"{url}/score", data=iter([request_bytes()]), timeout=20) for _ in range(4)]
+        held = [
+            pool.submit(requests.post, f"{url}/score", data=iter([request_bytes()]), timeout=20)
+            for _ in range(4)
+        ]
         begun = monotonic()
         while made.held < 4 and monotonic() - begun < 10:
             sleep(0.01)
-        assert requests.post(f"{url}/score", data=iter([request_bytes()]), timeout=10).status_code == 503
+        assert (
+            requests.post(f"{url}/score", data=iter([request_bytes()]), timeout=10).status_code
+            == 503
+        )
         scorer.free.set()
         assert [one.result().status_code for one in held] == [200] * 4
     assert made.held == made.held_bytes == 0
@@ -147,13 +190,19 @@ def test_requests_in_hand_are_bounded_in_bytes() -> None:
 @pytest.mark.parametrize(
     ("shape", "prompt", "line"),
     [
-        ((1, 1, 1, 300_000, 3), "a", "longer side is at most 32 times the shorter one, got 1 × 300000"),
+        (
+            (1, 1, 1, 300_000, 3),
+            "a",
+            "longer side is at most 32 times the shorter one, got 1 × 300000",
+        ),
         ((1, 1, 33, 1, 3), "a", "longer side is at most 32 times the shorter one, got 33 × 1"),
         ((1, 1, 6000, 6000, 3), "a", "at most 33,554,432 pixels, got 6000 × 6000"),
         ((1, 1, 1, 1, 3), "a" * 8193, "prompts of at most 8,192 characters, got 8,193"),
     ],
 )
-def test_right_requests_that_no_scorer_should_see(shape: tuple[int, ...], prompt: str, line: str) -> None:
+def test_right_requests_that_no_scorer_should_see(
+    shape: tuple[int, ...], prompt: str, line: str
+) -> None:
     scorer = Plain()
     made = RewardServer(scorer, "plain", 200 * MB)
     status, body = made.answer(pack_request(np.zeros(shape, np.uint8), [prompt]))
@@ -166,8 +215,13 @@ def test_training_refuses_them_too() -> None:
     worker = RewardWorker(quickstart({}), (0,), 0)
     worker.ready()
     subtree = Subtree(TreeKey("test", 0, 0, 0), 0, 0)
-    with pytest.raises(UserError, match="longer side is at most 32 times the shorter one, got 8 × 2000"):
-        worker.score(LeafMedia(np.zeros((1, 1, 8, 2000, 3), np.uint8), (subtree,)), ["the number 12 in red on white"])
+    with pytest.raises(
+        UserError, match="longer side is at most 32 times the shorter one, got 8 × 2000"
+    ):
+        worker.score(
+            LeafMedia(np.zeros((1, 1, 8, 2000, 3), np.uint8), (subtree,)),
+            ["the number 12 in red on white"],
+        )
 
 
 def test_batches() -> None:
@@ -180,14 +234,19 @@ def test_batches() -> None:
 def test_wide_lines_are_read_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same scores, with at most so many columns at once."""
     scorer = ocr.OcrReward(fold=True).build(1, "cpu")
-    pixels, prompts = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 64, 3), np.uint8), ['"ab"'] * 5
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 64, 3), np.uint8)
+    prompts = ['"ab"'] * 5
     widths: list[int] = []
     whole, read = scorer.score(pixels, prompts), scorer._read
     monkeypatch.setattr(ocr, "COLUMNS", 400)  # a line here is 192 wide
-    monkeypatch.setattr(scorer, "_read", lambda pictures: (widths.append(len(pictures) * 192), read(pictures))[1])
+    monkeypatch.setattr(
+        scorer, "_read", lambda pictures: (widths.append(len(pictures) * 192), read(pictures))[1]
+    )
     parts = scorer.score(pixels, prompts)
     assert widths == [384, 384, 192]
-    assert parts.keys() == whole.keys() and all(np.allclose(parts[name], whole[name], atol=1e-5) for name in whole)
+    assert parts.keys() == whole.keys() and all(
+        np.allclose(parts[name], whole[name], atol=1e-5) for name in whole
+    )
 
 
 MEMORY = """
@@ -207,16 +266,28 @@ def ask(*shape, prompt='"ab"'):
 made = RewardServer(OcrReward().build(1, "cpu"), "ocr", 8 * MB)
 assert ask(4, 1, 32, 64, 3) == 200
 before = peak()
-found = [ask(1, 1, 1, 300_000, 3), ask(1, 1, 300_000, 1, 3), ask(1, 1, 1, 500, 3), ask(500, 1, 1, 1, 3), ask(1, 1, 1600, 1600, 3)]
+shapes = [(1, 1, 1, 300_000), (1, 1, 300_000, 1), (1, 1, 1, 500)]
+shapes += [(500, 1, 1, 1), (1, 1, 1600, 1600)]
+found = [ask(*shape, 3) for shape in shapes]
 found += [ask(1, 1, 16, 512, 3), ask(2, 300, 64, 64, 3)]
-found += [ask(1, 1, 1, 1, 3, prompt='"' + "a" * 8000 + '"'), ask(1, 1, 1, 1, 3, prompt='"' + "a" * 7_000_000 + '"')]
+found += [
+    ask(1, 1, 1, 1, 3, prompt='"' + "a" * length + '"') for length in (8000, 7_000_000)
+]
 print(*found, round(peak() - before))
 """
 
 
 def test_the_memory_of_a_server_is_bounded() -> None:
-    """Right requests of up to 8 MB, of every shape: the peak of a process of its own, beyond what it took for one of 4 small pictures."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ)
+    """Right requests of up to 8 MB, of every shape: the peak of a process of its own, beyond what
+    it took for one of 4 small pictures."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ,
+    )
     assert done.returncode == 0, done.stderr
     *statuses, grown = map(int, done.stdout.split())
     assert statuses == [422, 422, 422, 200, 200, 200, 200, 200, 422]

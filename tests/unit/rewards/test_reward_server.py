@@ -18,7 +18,17 @@ import pytest
 import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.remote_peers import PIXELS, PROMPTS, TOKEN, Blocked, Plain, client, one_line, request_bytes, running
+from support.remote_peers import (
+    PIXELS,
+    PROMPTS,
+    TOKEN,
+    Blocked,
+    Plain,
+    client,
+    one_line,
+    request_bytes,
+    running,
+)
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.http import protocol
@@ -53,23 +63,65 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         (request_bytes(prompts="a"), "request.prompts: expected list, got 'a'"),
         (request_bytes(prompts=[b"a"]), r"request.prompts\[0\]: expected str, got bytes of 1"),
         (request_bytes(prompts=[]), "request.prompts: expected one for each of 1 pictures, got 0"),
-        (request_bytes(prompts=["a", "b"]), "request.prompts: expected one for each of 1 pictures, got 2"),
+        (
+            request_bytes(prompts=["a", "b"]),
+            "request.prompts: expected one for each of 1 pictures, got 2",
+        ),
         (request_bytes(pixels=[]), "request.pixels: expected dict, got list of 0"),
         (request_bytes(pixels={"data": bytes(12)}), "request.pixels: expected the keys"),
-        (request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": "x" * 12}), "request.pixels.data: expected bytes"),
-        (request_bytes(pixels={"shape": {}, "data": bytes(12)}), "request.pixels.shape: expected list"),
-        (request_bytes(pixels={"shape": [1, 2, 2, 3], "data": bytes(12)}), r"request.pixels.shape: expected \[L, F, H, W, 3\].*got \[1, 2, 2, 3\]"),
-        (request_bytes(pixels={"shape": [1, 1, 2, 6, 1], "data": bytes(12)}), "request.pixels.shape"),
-        (request_bytes(pixels={"shape": [1, -1, -2, 2, 3], "data": bytes(12)}), "request.pixels.shape"),
-        (request_bytes(pixels={"shape": [1, 1, True, 4, 3], "data": bytes(12)}), "request.pixels.shape"),
-        (request_bytes(pixels={"shape": [1, 1, 2.0, 2, 3], "data": bytes(12)}), "request.pixels.shape"),
-        (request_bytes(pixels={"shape": [0, 1, 2, 2, 3], "data": b""}, prompts=[]), "request.pixels.shape"),
-        (request_bytes(pixels={"shape": [1, 2**63, 2, 2, 3], "data": b""}), "request.pixels.data: expected 110680464442257309696 bytes"),
-        (request_bytes(pixels={"shape": [2**64 - 1, 1, 2, 2, 3], "data": b""}), "request.pixels.shape: expected at most 65536 pictures"),
-        (request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": bytes(11)}), "request.pixels.data: expected 12 bytes.*, got 11"),
-        (request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": bytes(13)}), "request.pixels.data: expected 12 bytes.*, got 13"),
+        (
+            request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": "x" * 12}),
+            "request.pixels.data: expected bytes",
+        ),
+        (
+            request_bytes(pixels={"shape": {}, "data": bytes(12)}),
+            "request.pixels.shape: expected list",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 2, 2, 3], "data": bytes(12)}),
+            r"request.pixels.shape: expected \[L, F, H, W, 3\].*got \[1, 2, 2, 3\]",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 1, 2, 6, 1], "data": bytes(12)}),
+            "request.pixels.shape",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, -1, -2, 2, 3], "data": bytes(12)}),
+            "request.pixels.shape",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 1, True, 4, 3], "data": bytes(12)}),
+            "request.pixels.shape",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 1, 2.0, 2, 3], "data": bytes(12)}),
+            "request.pixels.shape",
+        ),
+        (
+            request_bytes(pixels={"shape": [0, 1, 2, 2, 3], "data": b""}, prompts=[]),
+            "request.pixels.shape",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 2**63, 2, 2, 3], "data": b""}),
+            "request.pixels.data: expected 110680464442257309696 bytes",
+        ),
+        (
+            request_bytes(pixels={"shape": [2**64 - 1, 1, 2, 2, 3], "data": b""}),
+            "request.pixels.shape: expected at most 65536 pictures",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": bytes(11)}),
+            "request.pixels.data: expected 12 bytes.*, got 11",
+        ),
+        (
+            request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": bytes(13)}),
+            "request.pixels.data: expected 12 bytes.*, got 13",
+        ),
         (request_bytes(prompts=[msgpack.Timestamp(1)]), "request: expected msgpack.*max_ext_len"),
-        (request_bytes(prompts=[msgpack.ExtType(5, b"cos\nsystem")]), "request: expected msgpack.*max_ext_len"),
+        (
+            request_bytes(prompts=[msgpack.ExtType(5, b"cos\nsystem")]),
+            "request: expected msgpack.*max_ext_len",
+        ),
         (msgpack.packb({1: 2}), "request: expected msgpack"),
         (b"\x81\xa1a\xa1\xff", "request: expected msgpack.*utf-8"),
         (b"\xdd\xff\xff\xff\xff", "request: expected msgpack"),  # 4 billion entries
@@ -77,7 +129,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"\xdf\xff\xff\xff\xff", "request: expected msgpack"),
         (b"\xc6\xff\xff\xff\xff", "request: expected msgpack"),
         (b"\x91" * 2000 + b"\xc0", "request: expected msgpack"),  # nested
-        (msgpack.packb({str(index): 0 for index in range(65)}), "request: expected msgpack.*max_map_len"),
+        (
+            msgpack.packb({str(index): 0 for index in range(65)}),
+            "request: expected msgpack.*max_map_len",
+        ),
     ],
 )
 def test_requests_that_are_none(body: bytes, line: str) -> None:
@@ -86,7 +141,10 @@ def test_requests_that_are_none(body: bytes, line: str) -> None:
     assert status == 400 and not scorer.batches
     with pytest.raises(ProtocolError, match=line) as caught:
         protocol.unpack_request(body, MB)
-    assert one_line(str(caught.value)) and msgpack.unpackb(found) == {"version": 1, "error": protocol.one_line(str(caught.value))}
+    assert one_line(str(caught.value)) and msgpack.unpackb(found) == {
+        "version": 1,
+        "error": protocol.one_line(str(caught.value)),
+    }
 
 
 def test_a_request_of_the_wrong_kind_is_not_sent() -> None:
@@ -104,8 +162,19 @@ KEYS = ["version", "pixels", "prompts", "shape", "data"]
 SMALL = RewardServer(Plain(), "plain", MB)
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-5, 2**64 - 1) | st.floats() | st.text(max_size=5) | st.binary(max_size=5)
-TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(KEYS), inner), max_leaves=12)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5)
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.sampled_from(KEYS), inner),
+    max_leaves=12,
+)
 
 
 @settings(deadline=None, max_examples=60, database=None)
@@ -116,7 +185,13 @@ def test_no_bytes_break_the_server(body: bytes) -> None:
 
 
 @settings(deadline=None, max_examples=150, database=None)
-@given(st.lists(st.tuples(st.integers(0, len(request_bytes()) - 1), st.integers(0, 255)), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(request_bytes()) - 1), st.integers(0, 255)),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_no_damage_breaks_the_server(changes: list[tuple[int, int]]) -> None:
     body = bytearray(request_bytes())
     for place, value in changes:
@@ -131,21 +206,47 @@ def test_what_http_itself_refuses() -> None:
         return found.status_code, msgpack.unpackb(found.content)
 
     with running(Plain()) as url:
-        assert ask("GET", "/health") == (200, {"version": 1, "reward": "plain", "reports": ["length", "bright"], "trains_on": "bright", "max_bytes": MB})
-        assert ask("GET", "/")[0] == 404 and ask("GET", "/score")[0] == 405 and ask("POST", "/health")[0] == 405
+        assert ask("GET", "/health") == (
+            200,
+            {
+                "version": 1,
+                "reward": "plain",
+                "reports": ["length", "bright"],
+                "trains_on": "bright",
+                "max_bytes": MB,
+            },
+        )
+        assert (
+            ask("GET", "/")[0] == 404
+            and ask("GET", "/score")[0] == 405
+            and ask("POST", "/health")[0] == 405
+        )
         assert ask("POST", "/score", data=b"")[0] == 400
-        assert ask("POST", "/score", data=request_bytes(), headers={"Content-Encoding": "gzip"})[0] == 200  # bodies are never unpacked
-        assert ask("POST", "/score", data=iter([bytes(600_000)] * 2))[0] == 413  # no length was announced
-        assert ask("POST", "/score", data=bytes(MB))[0] == 400 and ask("POST", "/score", data=bytes(MB + 1))[0] == 413
+        # bodies are never unpacked
+        assert (
+            ask("POST", "/score", data=request_bytes(), headers={"Content-Encoding": "gzip"})[0]
+            == 200
+        )
+        # no length was announced
+        assert ask("POST", "/score", data=iter([bytes(600_000)] * 2))[0] == 413
+        assert (
+            ask("POST", "/score", data=bytes(MB))[0] == 400
+            and ask("POST", "/score", data=bytes(MB + 1))[0] == 413
+        )
 
 
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 1000001\r\n\r\n", 413),  # refused before anything of it is there
+        # refused before anything of it is there
+        (b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 1000001\r\n\r\n", 413),
         (b"POST /score HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
         (b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n", 400),
-        (b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (
+            b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: "
+            b"chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
         (b"\x00\xff\x16\x03\x01 garbage\r\n\r\n", 400),
     ],
 )
@@ -155,7 +256,8 @@ def test_raw_bytes(sent: bytes, status: int) -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
             line.sendall(sent)
             assert line.recv(100).split()[1] == str(status).encode()
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as line:  # hangs up in the middle
+        # hangs up in the middle
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
             line.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf")
         assert requests.post(f"{url}/score", data=request_bytes(), timeout=10).status_code == 200
 
@@ -194,7 +296,9 @@ def test_a_client_that_gave_up_waiting_costs_no_scoring() -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
 def test_an_open_address_needs_a_token(host: str) -> None:
     options = RemoteReward(url="http://127.0.0.1:1")
-    with pytest.raises(UserError, match="--host: expected --token-env with an address that others can reach") as caught:
+    with pytest.raises(
+        UserError, match="--host: expected --token-env with an address that others can reach"
+    ) as caught:
         serve(options, host, 0)
     assert one_line(str(caught.value))
 
@@ -204,14 +308,25 @@ def test_addresses_and_limits_that_cannot_be() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        for host, port in (("127.0.0.1", taken.getsockname()[1]), ("127.0.0.1", 99_999), ("no such host", 0), ("127.0.0.1", -1), ("a..b", 0)):
-            with pytest.raises(UserError, match=r"--port: expected (a free address of this machine|0 to 65535), got") as caught:
+        for host, port in (
+            ("127.0.0.1", taken.getsockname()[1]),
+            ("127.0.0.1", 99_999),
+            ("no such host", 0),
+            ("127.0.0.1", -1),
+            ("a..b", 0),
+        ):
+            with pytest.raises(
+                UserError,
+                match=r"--port: expected (a free address of this machine|0 to 65535), got",
+            ) as caught:
                 serve(options, host, port)
             assert one_line(str(caught.value))
     for key in ("max_mb", "threads"):
         with pytest.raises(UserError, match="at least 1"):
             serve(options, **{key: 0})
-    with pytest.raises(UserError, match="--token-env: expected the token in the environment variable MISSING"):
+    with pytest.raises(
+        UserError, match="--token-env: expected the token in the environment variable MISSING"
+    ):
         serve(options, token_env="MISSING")
 
 
@@ -232,17 +347,27 @@ class Options(RewardOptions):
         assert (threads, device, os.environ["OMP_NUM_THREADS"]) == (3, "cpu", "3")
         return Last()
 
-server.serve(Options(label="last"), port=0, token_env="REWARD_TOKEN", max_mb=1, threads=3, ready=lambda url: print(url, flush=True))
+options, ready = Options(label="last"), lambda url: print(url, flush=True)
+server.serve(options, port=0, token_env="REWARD_TOKEN", max_mb=1, threads=3, ready=ready)
 assert not {"torch", "ray"} & set(sys.modules)
 print("ended", flush=True)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_of_its_own_answers_what_it_holds_and_ends(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_its_own_answers_what_it_holds_and_ends(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REWARD_TOKEN", TOKEN)
     program = PROGRAM.replace("NUMBER", number.name)
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    ) as process:
         assert process.stdout and process.stderr
         url = process.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:"), process.stderr.read()

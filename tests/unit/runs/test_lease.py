@@ -1,4 +1,5 @@
-"""Who drives a run: live and dead drivers, here and elsewhere, and claims that only one process gets."""
+"""Who drives a run: live and dead drivers, here and elsewhere, and claims that only one process
+gets."""
 
 from __future__ import annotations
 
@@ -44,14 +45,16 @@ def test_a_process_of_this_machine_is_live_until_it_is_dead(tmp_path: Path) -> N
             assert time.monotonic() - began < 10
             time.sleep(0.01)
         process.wait()
-        assert not lives(tmp_path, 1) and time.monotonic() - began < 10  # nobody waited for a lease to lapse
+        # nobody waited for a lease to lapse
+        assert not lives(tmp_path, 1) and time.monotonic() - began < 10
 
 
 def test_another_process_of_the_same_number_is_not_the_driver(tmp_path: Path) -> None:
     lease = Lease(tmp_path, 1)
     file = tmp_path / "drivers" / "000001.json"
     assert lives(tmp_path, 1)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"began": 1}))  # the number went to us since
+    # the number went to us since
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"began": 1}))
     assert not lives(tmp_path, 1)
     lease.close("failed")
 
@@ -75,7 +78,8 @@ def test_elsewhere_a_lease_that_is_renewed_is_live_and_one_that_lapses_is_not(tm
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("ahead", [-500.0, 500.0])
 def test_a_clock_that_is_wrong_neither_kills_nor_keeps(tmp_path: Path, ahead: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's host is ahead or behind by minutes: its clock plays no part; one that is ahead in the file system is watched."""
+    """The driver's host is ahead or behind by minutes: its clock plays no part; one that is ahead
+    in the file system is watched."""
     lease = Lease(tmp_path, 1)
     file = elsewhere(tmp_path)
     real = time.time
@@ -115,7 +119,8 @@ def test_a_driver_that_was_superseded_ends(tmp_path: Path) -> None:
     first = Lease(tmp_path, 1)
     first.put(recoveries=1)
     second = Lease(tmp_path, 2)
-    with pytest.raises(StaleEpoch, match=r"another driver has taken this run over \(number 2, this one is 1\)"):
+    with pytest.raises(StaleEpoch, match=r"another driver has taken this run over \(number 2, "
+        r"this one is 1\)"):
         first.put(recoveries=1)
     second.put(recoveries=1)
     first.close("failed")

@@ -1,4 +1,5 @@
-"""`eval` of runs, whatever they exported, and their model cards: small random models of the real families, whole runs in one process."""
+"""`eval` of runs, whatever they exported, and their model cards: small random models of the real
+families, whole runs in one process."""
 
 from __future__ import annotations
 
@@ -93,16 +94,16 @@ def small_run(case: Case, folder: Path) -> tuple[Config, dict[str, Any]]:
     text = CONFIG.replace("TRAIN", str(folder / "train.txt")).replace("HELD_OUT", str(folder / "held.txt"))
     (folder / "run.yaml").write_text(f"{text}model: {json.dumps(model)}\n")
     config = configs.load(folder / "run.yaml", {"run.export": case.form, "run.folder": str(folder / "evals"), **case.keys})
-    summary = carry_out(config, Service(config), folder / "run", display(), lambda: False)
+    summary = carry_out(config, service=Service(config), folder=folder / "run", display=display(), interrupted=lambda: False)
     return config, summary
 
 
 def measured(run: Path, checkpoint: int | None = None, config: Path | None = None) -> dict[str, Any]:
     """What `eval` finds."""
-    target = chosen(run, config, {"evaluation.diversity": "0"}, checkpoint, QUICKSTART)
+    target = chosen(run, config=config, texts={"evaluation.diversity": "0"}, checkpoint=checkpoint, default=QUICKSTART)
     with prepared(target) as (found, folder):
         found.model.check()
-        row, _ = measure(found, Service(found), display(), folder / "samples.png", target.name)
+        row, _ = measure(found, service=Service(found), display=display(), picture=folder / "samples.png", title=target.name)
         written(target, folder, row)
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".webp") == ["eval.json", "samples.npz", "samples.png"]
     return row
@@ -127,8 +128,9 @@ def test_eval_finds_what_the_run_found_and_the_card_draws_it(ended: tuple[Config
     assert measured(run)["held_out"]["jpeg/score"]["mean"] == pytest.approx(after, abs=near)
     assert measured(run, 1)["held_out"]["jpeg/score"]["mean"] == pytest.approx(on_the_way[1], abs=near)
     assert measured(run, 2)["held_out"]["jpeg/score"]["mean"] == pytest.approx(after, abs=near)
-    with pytest.raises(UserError, match=r"--checkpoint: expected one of iteration 7 in .*, found 1, 2$"):
-        chosen(run, None, {}, 7, QUICKSTART)
+    with pytest.raises(UserError, match=r"--checkpoint: expected one of iteration 7 in .*, found "
+        r"1, 2$"):
+        chosen(run, config=None, texts={}, checkpoint=7, default=QUICKSTART)
     if config.run.export == "none":
         assert not (run / "weights").exists()
         return
@@ -141,7 +143,8 @@ def test_eval_finds_what_the_run_found_and_the_card_draws_it(ended: tuple[Config
 
 
 def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """The card's code, run from its text; only noise and prompts are those of evaluation. [P, F, H, W, 3], 0 … 1."""
+    """The card's code, run from its text; only noise and prompts are those of evaluation. [P, F, H,
+    W, 3], 0 … 1."""
     (code,) = re.findall(r"```python\n(.*?)```", (weights / "README.md").read_text(), re.DOTALL)
     model: Any = config.model
     pipeline = getattr(diffusers, model.pipeline)
@@ -163,13 +166,14 @@ def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_config_wins_and_the_run_says_what_its_weights_are_of(tmp_path: Path) -> None:
-    """The same run by a config file that asks for fewer prompts, names another model and knows nothing of adapters."""
+    """The same run by a config file that asks for fewer prompts, names another model and knows
+    nothing of adapters."""
     _, _ = small_run(CASES["flux, pipeline of adapters, a shift"], tmp_path)
     shutil.rmtree(tmp_path / "run" / "weights")
     text = (tmp_path / "run.yaml").read_text().replace("prompts: 3", "prompts: 2")
     model = {"name": "flux", "path": "elsewhere", "height": 32, "width": 32, "guidance": 2.0, "max_sequence_length": 16}
     (tmp_path / "other.yaml").write_text(re.sub("model: {.*}", f"model: {json.dumps(model)}", text))
-    target = chosen(tmp_path / "run", tmp_path / "other.yaml", {}, None, QUICKSTART)
+    target = chosen(tmp_path / "run", config=tmp_path / "other.yaml", texts={}, checkpoint=None, default=QUICKSTART)
     found: Any = target.config.model
     assert (found.path, found.lora_rank, found.lora_alpha, target.config.evaluation.prompts) == ("embedded:tiny-flux", 2, 6, 2)
     assert target.saved and target.saved.iteration == 2 and target.config.evaluation.diversity == 2
@@ -177,17 +181,17 @@ def test_another_config_wins_and_the_run_says_what_its_weights_are_of(tmp_path: 
 
 def test_a_pipelines_folder_is_measured_by_the_quick_start(tmp_path: Path) -> None:
     folder = FluxModel(path="embedded:tiny-flux").folder()
-    target = chosen(folder, None, {}, None, QUICKSTART)
+    target = chosen(folder, config=None, texts={}, checkpoint=None, default=QUICKSTART)
     assert target.config.model.path == str(folder) and target.config.evaluation.diversity == 32 and target.saved is target.weights is None
     with pytest.raises(UserError, match="--checkpoint: expected the folder of a run"):
-        chosen(folder, None, {}, 3, QUICKSTART)
+        chosen(folder, config=None, texts={}, checkpoint=3, default=QUICKSTART)
     (tmp_path / "config.yaml").write_text(QUICKSTART.read_text())
     with pytest.raises(UserError, match="expected weights/ or checkpoints, found neither"):
-        chosen(tmp_path, None, {}, None, QUICKSTART)
+        chosen(tmp_path, config=None, texts={}, checkpoint=None, default=QUICKSTART)
 
 
 def test_what_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
-    target = chosen(FluxModel(path="embedded:tiny-flux").folder(), None, {"run.folder": str(tmp_path)}, None, QUICKSTART)
+    target = chosen(FluxModel(path="embedded:tiny-flux").folder(), config=None, texts={"run.folder": str(tmp_path)}, checkpoint=None, default=QUICKSTART)
     with pytest.raises(RuntimeError), prepared(target):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

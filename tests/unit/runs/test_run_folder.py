@@ -1,4 +1,5 @@
-"""Run folders: names that are taken once, runs that are found again, left alone, taken over by one, or refused."""
+"""Run folders: names that are taken once, runs that are found again, left alone, taken over by one,
+or refused."""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ def test_damaged_files_of_some_old_run_stop_nothing(tmp_path: Path, damage: str)
     said: list[str] = []
     for summary in (damage, None):
         older(tmp_path, f"flux-20260101-00000{summary is None:d}", config(tmp_path) if summary is not None else None, summary)
-    asked = begun(config(tmp_path), ended="interrupted")[0].folder  # of this one, its driver has told how it ended
+    # of this one, its driver has told how it ended
+    asked = begun(config(tmp_path), ended="interrupted")[0].folder
     (asked / "summary.json").write_text(damage)
     recordless = cut_off(config(tmp_path))
     (recordless / "run.json").write_text(damage if damage != '{"stopped_by": 3}' else "")
@@ -116,7 +118,8 @@ def test_a_live_run_is_left_alone_with_a_line_and_auto_goes_on_with_the_next(tmp
         assert not driver.resumed and said == [f"{live}: this run is live, it is left alone"]
         again, said = begun(config(tmp_path), "auto")
         assert again.folder == driver.folder and again.resumed and said[-1] == f"going on in {driver.folder}"
-        with pytest.raises(UserError, match=rf"^--resume: expected a run that is not live, got {live}, whose driver goes on$"):
+        with pytest.raises(UserError, match=r"^--resume: expected a run that is not live, got "
+            rf"{live}, whose driver goes on$"):
             begun(config(tmp_path), str(live))
         assert sorted(os.listdir(live / "drivers")) == ["000001.json"]
     assert begun(config(tmp_path), str(live))[0].resumed
@@ -125,7 +128,8 @@ def test_a_live_run_is_left_alone_with_a_line_and_auto_goes_on_with_the_next(tmp
 def test_a_run_that_was_cut_off_goes_to_one_of_those_that_ask_at_once(tmp_path: Path) -> None:
     cut = cut_off(config(tmp_path))
     command = [
-        "import sys; from pathlib import Path; from branchgrpo.config import load as config; from branchgrpo.runs import folder as run_folder",
+        "import sys; from pathlib import Path; from branchgrpo.config import load as "
+            "config; from branchgrpo.runs import folder as run_folder",
         "loaded = config.load(Path(sys.argv[1]))",
         "sys.stdin.readline()",
         "with run_folder.driving(loaded, 'auto', lambda line: None) as driver:",
@@ -175,11 +179,14 @@ def test_folders_that_cannot_be_written_are_found_in_check(tmp_path: Path) -> No
     file.write_text("")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "gone")
     for place in (file, file / "runs", file / "a" / "b", Path("/proc/runs"), tmp_path / "dangling"):
-        with pytest.raises(UserError, match=rf"^run\.folder: expected a folder that can be written, got {place}[^\n]*$"):
+        with pytest.raises(UserError, match=r"^run\.folder: expected a folder that can be "
+            rf"written, got {place}[^\n]*$"):
             check(config(place))
-        with pytest.raises(UserError, match=r"^checkpoint\.folder: expected a folder that can be written, got [^\n]*$"):
+        with pytest.raises(UserError, match=r"^checkpoint\.folder: expected a folder that can be "
+            r"written, got [^\n]*$"):
             check(config(tmp_path, checkpoint__folder=str(place)))
-    with pytest.raises(UserError, match=r"^run\.folder: expected a folder, got the URL s3://bucket/runs; checkpoint\.folder takes URLs$"):
+    with pytest.raises(UserError, match=r"^run\.folder: expected a folder, got the URL "
+        r"s3://bucket/runs; checkpoint\.folder takes URLs$"):
         check_folders(config(Path("s3:"), run__folder="s3://bucket/runs"))
     check(config(tmp_path / "new" / "runs"))
     assert not (tmp_path / "new").exists()
@@ -202,14 +209,19 @@ def test_a_refused_attempt_changes_nothing(tmp_path: Path) -> None:
     folder = cut_off(config(tmp_path, **rank4))
     before = tree(folder)
     for resume in ("auto", str(folder)):
-        with pytest.raises(UserError, match=rf"^--resume: {folder}: expected model\.lora_alpha 8, got 64: a run goes on only as what it was$"):
+        with pytest.raises(UserError, match=rf"^--resume: {folder}: expected model\.lora_alpha "
+            r"8, got 64: a run goes on only as what it was$"):
             begun(config(tmp_path, **rank4 | {"model__lora_alpha": "64"}), resume)
     assert tree(folder) == before
     (folder / "run.json").unlink()  # an older run: config.yaml says it, all but the digest
-    with pytest.raises(UserError, match=r"expected model\.lora_rank 4, got 8; model\.lora_alpha 8, got 16: "):
+    with pytest.raises(UserError, match=r"expected model\.lora_rank 4, got 8; model\.lora_alpha "
+        r"8, got 16: "):
         begun(config(tmp_path, model__lora_rank="8"), str(folder))
     driver, said = begun(config(tmp_path, **rank4), str(folder))
-    assert driver.resumed and f"{folder} does not say model.files: not compared with what it is now" in said
+    assert driver.resumed and (
+        f"{folder} does not say model.files: not compared with what it is "
+        "now"
+    ) in said
 
 
 def test_what_is_followed_is_told_in_a_line_each(tmp_path: Path) -> None:
@@ -218,9 +230,10 @@ def test_what_is_followed_is_told_in_a_line_each(tmp_path: Path) -> None:
     driver, said = begun(changed, str(folder))
     now = config(tmp_path)
     assert driver.resumed and set(said[1:]) == {
-        f"run.iterations: {now.run.iterations} → 7", f"learner.learning_rate: {now.learner.learning_rate} → 0.5", "rewards.0.weight: 1.0 → 2.0",
+        f"run.iterations: {now.run.iterations} → 7", "learner.learning_rate: "
+            f"{now.learner.learning_rate} → 0.5", "rewards.0.weight: 1.0 → 2.0",
         "learner.betas: [0.9, 0.999] → [0.5, 0.9]",
-    }  # fmt: skip
+    }
     assert begun(changed, str(folder))[1] == [f"going on in {folder}"]
 
 
@@ -229,7 +242,9 @@ def test_checkpoints_that_moved_are_followed_and_a_place_without_any_is_refused(
     folder = cut_off(loaded)
     place, other = Path(checkpoints(loaded, folder)), config(tmp_path, checkpoint__folder=str(tmp_path / "d"))
     (place / "epoch-0001-iteration-00000002-1-1-1").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"checkpoint\.folder: expected the place of its checkpoints, .*/c/flux-.*, got .*/d/flux-.*, which has none$"):
+    with pytest.raises(UserError, match=r"checkpoint\.folder: expected the place of its "
+        r"checkpoints, .*/c/flux-.*, got .*/d/flux-.*, which has "
+        r"none$"):
         begun(other, str(folder))
     (tmp_path / "d").mkdir()
     place.rename(Path(checkpoints(other, folder)))

@@ -1,5 +1,5 @@
-"""A run goes on only as what it was; what changes only its course is followed: each key of learner, loss, evaluation, checkpoint
-and async is one or the other."""
+"""A run goes on only as what it was; what changes only its course is followed: each key of learner,
+loss, evaluation, checkpoint and async is one or the other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = {
     "rollout.threads": "1", "learner.threads": "1", "reward_workers.threads": "1", "rollout.prompts": "2", "evaluation.prompts": "4",
     "evaluation.every": "0", "evaluation.steps": "2", "evaluation.pictures": "2", "checkpoint.every": "1", "learner.warmup": "0",
     "learner.ema": "0.5", "learner.learning_rate": "0.001", "learner.schedule": "constant",
-}  # fmt: skip
+}
 ASSETS = Path(__file__).parents[3] / "branchgrpo" / "assets" / "tiny-flux"
 
 
@@ -67,7 +67,8 @@ def test_the_digest_is_of_what_the_model_computes(model: Path, tmp_path: Path) -
     other = Path(shutil.copytree(model, tmp_path / "other"))
     weights = load_file(other / "transformer" / "diffusion_pytorch_model.safetensors")
     save_file({name: value + 0.001 for name, value in weights.items()}, other / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert model_digest(other) != model_digest(model)  # trained further: all headers and sizes are equal
+    # trained further: all headers and sizes are equal
+    assert model_digest(other) != model_digest(model)
     shutil.copytree(model, other, dirs_exist_ok=True)
     assert model_digest(other) == model_digest(model)
     text = other / "text_encoder" / "config.json"
@@ -78,7 +79,7 @@ def test_the_digest_is_of_what_the_model_computes(model: Path, tmp_path: Path) -
 REFUSED = {
     "model.dtype": "bfloat16", "model.lora_rank": "8", "model.lora_alpha": "64", "model.lora_targets": "[to_q]", "model.height": "16",
     "model.true_cfg": "2.0", "model.negative_prompt": "a star", "rollout.storage_dtype": "bfloat16", "learner.ema": "0",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("key", REFUSED)
@@ -86,7 +87,8 @@ def test_what_a_run_is_does_not_change(key: str) -> None:
     rank = {"model.lora_rank": "4", "model.lora_alpha": "8"}
     old, new = identity(config(**rank)), identity(config(**rank | {key: REFUSED[key]}))
     assert json.loads(json.dumps(old)) == old
-    with pytest.raises(UserError, match=rf"^--resume: it: expected {key} [^\n]+, got [^\n]+: a run goes on only as what it was$"):
+    with pytest.raises(UserError, match=rf"^--resume: it: expected {key} [^\n]+, got [^\n]+: a "
+        r"run goes on only as what it was$"):
         require_same(old, new, "it")
     if key in MEANING:
         with pytest.raises(UserError, match=rf"^--resume: it: expected {key} [^\n]+, got [^\n]+$"):
@@ -107,7 +109,8 @@ def test_another_family_of_methods_and_another_model_are_refused(model: Path, tm
     text = tmp_path / "other" / "transformer" / "config.json"
     text.write_text(text.read_text() + "\n")
     other = identity(config(**{"model.path": str(tmp_path / "other")}))
-    with pytest.raises(UserError, match=rf"expected model\.path embedded:tiny-flux \(files {old['model.files']}\), got {tmp_path}/other \(files "):
+    with pytest.raises(UserError, match=r"expected model\.path embedded:tiny-flux \(files "
+        rf"{old['model.files']}\), got {tmp_path}/other \(files "):
         require_same(old, other, "it", meaning_alone=True)
 
 
@@ -135,7 +138,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     with driving(loaded, "") as driver:
         service = service_for(loaded)
         service.lost = {"died": 2}
-        summary = carry_out(loaded, service, driver.folder, Quiet(), lambda: asked.pop(0), 1.0, lease=driver.lease)
+        summary = carry_out(loaded, service=service, folder=driver.folder, display=Quiet(), interrupted=lambda: asked.pop(0), start_up=1.0, lease=driver.lease)
         service.lost = {}
         driver.ended = summary["stopped_by"]
     return driver.folder, loaded
@@ -148,7 +151,8 @@ def newest(folder: Path) -> Path:
 def test_a_new_run_begins_at_a_checkpoint_whose_tensors_mean_the_same(trained: tuple[Path, Config], tmp_path: Path) -> None:
     folder, loaded = trained
     place = {"run.folder": str(tmp_path)}
-    with pytest.raises(UserError, match=r"^--resume: the checkpoint: expected model\.dtype float32, got bfloat16$"):
+    with pytest.raises(UserError, match=r"^--resume: the checkpoint: expected model\.dtype "
+        r"float32, got bfloat16$"):
         begun(config(**place, **{"model.dtype": "bfloat16"}), str(newest(folder)))
     assert not any(tmp_path.iterdir())
     driver, said = begun(config(**place, **{"learner.ema": "0"}), str(newest(folder)))
@@ -157,7 +161,9 @@ def test_a_new_run_begins_at_a_checkpoint_whose_tensors_mean_the_same(trained: t
     older = Store(tmp_path / "older")
     older.save(1, older.claim(), {"driver": {"iteration": 1}}, {})
     said = begun(config(**place), older.newest().path)[1]  # type: ignore[union-attr]
-    assert said == [f"the checkpoint does not say {', '.join(key for key in MEANING if key in identity(config()))}: not compared with what it is now"]
+    assert said == ["the checkpoint does not say "
+        f"{', '.join(key for key in MEANING if key in identity(config()))}: not "
+        "compared with what it is now"]
 
 
 def test_seconds_and_losses_are_those_of_all_drivers(trained: tuple[Path, Config], tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_seconds_and_losses_are_those_of_all_drivers(trained: tuple[Path, Config
     with driving(loaded, "auto", lambda line: None) as driver:
         assert driver.resumed and driver.folder == folder
         service = service_for(loaded)
-        summary = carry_out(loaded, service, folder, Quiet(), lambda: False, 2.0, resumed=True, lease=driver.lease)
+        summary = carry_out(loaded, service=service, folder=folder, display=Quiet(), interrupted=lambda: False, start_up=2.0, resumed=True, lease=driver.lease)
     seconds = summary["seconds"]
     assert seconds["start_up"] == pytest.approx(3.0) and seconds["evaluation_before"] == first["evaluation_before"] > 0
     assert seconds["training"] > first["training"] and seconds["evaluation_after"] > first["evaluation_after"]
@@ -196,7 +202,7 @@ def resumed(loaded: Config, folder: Path) -> tuple[Trainer, Service, list[dict[s
         def rewind(self, iteration: int) -> None: ...
 
     service = service_for(loaded)
-    trainer = Trainer(loaded, service, "test", Quiet(), lambda: False, str(folder / "checkpoints"))
+    trainer = Trainer(config=loaded, service=service, run="test", display=Quiet(), interrupted=lambda: False, where=str(folder / "checkpoints"))
     assert trainer.begin(Log()) and trainer.outcome.iterations == 2
     trainer._conclude(trainer._iteration(), Log())
     return trainer, service, records
@@ -237,7 +243,8 @@ def checked(loaded: Config, folder: Path) -> bool:
 
 AT_START, WHOLE = "read when actors are started, and held in no checkpoint", "seen in a whole run"
 FOLLOWED: dict[str, tuple[str, Probe | str, dict[str, str]]] = {
-    # key: another value, what follows it (or why nothing can keep it from that), what it needs beside
+    # key: another value, what follows it (or why nothing can keep it from that), what it needs
+    # beside
     "learner.learning_rate": ("0.01", stat("update/learning_rate"), {}),
     "learner.weight_decay": ("0.5", moved, {}),
     "learner.betas": ("[0.5, 0.5]", moved, {}),
@@ -280,7 +287,8 @@ FOLLOWED: dict[str, tuple[str, Probe | str, dict[str, str]]] = {
     "learner.publish_chunk_mb": ("1", AT_START, {}),
 }
 REFUSED_KEYS = {"checkpoint.folder", "loss.name"}
-"""checkpoint.folder where its new place has none (test_run_folder); the loss' name replaces its section (below)."""
+"""checkpoint.folder where its new place has none (test_run_folder); the loss' name replaces its
+section (below)."""
 STATE = {"steps", "schedule", "version", "skips", "driver"}
 DRIVER = {"iteration", "seconds", "gates", "is", "chooser"}
 
@@ -315,14 +323,16 @@ def test_the_last_check_is_as_the_config_says_now(trained: tuple[Path, Config], 
     service = service_for(loaded)
     service.rollouts.calls.clear()
     service.published.clear()
-    summary = carry_out(loaded, service, folder, Quiet(), lambda: False, resumed=True)
+    summary = carry_out(loaded, service=service, folder=folder, display=Quiet(), interrupted=lambda: False, resumed=True)
     scores = json.loads((folder / "held_out.json").read_text())["after"]["total"]
     assert summary["held_out"]["total"]["n"] == len(scores) == 5  # prompts; before and after
     assert {arguments[0].steps for method, arguments in service.rollouts.calls if method == "grow" and arguments[2][0].key.iteration == EVALUATION} == {3}
     assert "ema" in {weights for weights, *_ in service.published}
     assert summary["diversity"]["n"] == 2 and summary["metric"] == "ocr/edit"
-    assert read(folder / "metrics.jsonl")[-1]["held_out/total"] == pytest.approx(sum(scores[:2]) / 2)  # prompts_between
-    assert (folder / "samples" / "after.png").stat().st_size < (trained[0] / "samples" / "after.png").stat().st_size  # pictures
+    # prompts_between
+    assert read(folder / "metrics.jsonl")[-1]["held_out/total"] == pytest.approx(sum(scores[:2]) / 2)
+    # pictures
+    assert (folder / "samples" / "after.png").stat().st_size < (trained[0] / "samples" / "after.png").stat().st_size
     assert len(wanted) == 7
 
 
@@ -367,5 +377,5 @@ def test_scores_before_training_are_measured_again_where_the_check_is_another(tr
         assert not checked_alike(saved, config(**{key: value})), key
     (folder / "held_out.json").write_text("")  # damaged: measured again too
     changed = config(**{"run.iterations": "2"})
-    summary = carry_out(changed, service_for(changed), folder, Quiet(), lambda: False, resumed=True)
+    summary = carry_out(changed, service=service_for(changed), folder=folder, display=Quiet(), interrupted=lambda: False, resumed=True)
     assert summary["held_out"]["total"]["before"] == json.loads((trained[0] / "summary.json").read_text())["held_out"]["total"]["before"]

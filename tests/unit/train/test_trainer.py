@@ -1,4 +1,5 @@
-"""The driver's loop in one process: growing ahead, trees that are too old, checkpoints, and going on from one exactly."""
+"""The driver's loop in one process: growing ahead, trees that are too old, checkpoints, and going
+on from one exactly."""
 
 from __future__ import annotations
 
@@ -21,10 +22,23 @@ from branchgrpo.train.loop import Grown, Trainer
 from branchgrpo.train.run import carry_out
 
 SMALL = {
-    "run.iterations": "4", "run.export": "none", "sampling.steps": "4", "method.splits": "[0, 1]", "method.leaves": "4", "rollout.workers": "1",
-    "rollout.threads": "1", "learner.threads": "1", "rollout.prompts": "2", "evaluation.prompts": "4", "evaluation.every": "0", "evaluation.steps": "4",
-    "checkpoint.every": "2", "learner.warmup": "2", "learner.ema": "0.5", "learner.learning_rate": "0.001",
-}  # fmt: skip
+    "run.iterations": "4",
+    "run.export": "none",
+    "sampling.steps": "4",
+    "method.splits": "[0, 1]",
+    "method.leaves": "4",
+    "rollout.workers": "1",
+    "rollout.threads": "1",
+    "learner.threads": "1",
+    "rollout.prompts": "2",
+    "evaluation.prompts": "4",
+    "evaluation.every": "0",
+    "evaluation.steps": "4",
+    "checkpoint.every": "2",
+    "learner.warmup": "2",
+    "learner.ema": "0.5",
+    "learner.learning_rate": "0.001",
+}
 
 
 class Memory:
@@ -46,7 +60,14 @@ def config(**options: str) -> Config:
 
 def trained(loaded: Config, tmp_path: Path) -> tuple[Trainer, Service, Memory]:
     service, log = Service(loaded), Memory()
-    trainer = Trainer(loaded, service, "test", Quiet(), lambda: False, str(tmp_path / "store"))
+    trainer = Trainer(
+        config=loaded,
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: False,
+        where=str(tmp_path / "store"),
+    )
     trainer.begin()
     trainer.train(log)
     return trainer, service, log
@@ -59,10 +80,16 @@ def weights(service: Service) -> str:
 
 def test_trees_are_grown_ahead_as_far_as_they_may_be_old(tmp_path: Path) -> None:
     for staleness, expected in ((0, [0, 0, 0, 0]), (1, [0, 1, 1, 1]), (2, [0, 1, 2, 2])):
-        trainer, service, log = trained(config(**{"async.max_staleness": str(staleness)}), tmp_path / str(staleness))
+        trainer, service, log = trained(
+            config(**{"async.max_staleness": str(staleness)}), tmp_path / str(staleness)
+        )
         assert [record["tree/staleness"] for record in log.records] == expected
         assert trainer.outcome.iterations == 4 and not trainer.ahead and trainer.stale == 0
-        grown = [arguments[2][0].key.iteration for method, arguments in service.rollouts.calls if method == "grow"]
+        grown = [
+            arguments[2][0].key.iteration
+            for method, arguments in service.rollouts.calls
+            if method == "grow"
+        ]
         assert sorted(set(grown)) == [0, 1, 2, 3]
 
 
@@ -76,7 +103,8 @@ def test_without_staleness_it_is_the_synchronous_loop(tmp_path: Path) -> None:
 def test_ratios_of_older_trees_are_against_the_policy_that_grew_them(tmp_path: Path) -> None:
     _, _, fresh = trained(config(), tmp_path / "fresh")
     _, _, old = trained(config(**{"async.max_staleness": "1"}), tmp_path / "old")
-    assert all(record["update/ratio_deviation"] < 1e-6 for record in fresh.records)  # one optimiser step: on policy
+    # one optimiser step: on policy
+    assert all(record["update/ratio_deviation"] < 1e-6 for record in fresh.records)
     assert old.records[0]["update/ratio_deviation"] < 1e-6
     assert all(record["update/ratio_deviation"] > 1e-5 for record in old.records[1:])
 
@@ -84,35 +112,94 @@ def test_ratios_of_older_trees_are_against_the_policy_that_grew_them(tmp_path: P
 def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
     loaded = config(**{"async.max_staleness": "1"})
     service = Service(loaded)
-    trainer, log = Trainer(loaded, service, "test", Quiet(), lambda: False, str(tmp_path)), Memory()
+    trainer, log = (
+        Trainer(
+            config=loaded,
+            service=service,
+            run="test",
+            display=Quiet(),
+            interrupted=lambda: False,
+            where=str(tmp_path),
+        ),
+        Memory(),
+    )
     trainer.begin()
     trainer._conclude(trainer._iteration(), log)
-    trainer.ahead[0] = Grown(1, -1, trainer.ahead[0].plan, trainer.ahead[0].harvest, 2)  # as if two updates had passed
+    # as if two updates had passed
+    trainer.ahead[0] = Grown(
+        iteration=1,
+        version=-1,
+        plan=trainer.ahead[0].plan,
+        harvest=trainer.ahead[0].harvest,
+        prompts=2,
+    )
     trainer._conclude(trainer._iteration(), log)
     assert log.records[-1]["tree/stale_dropped"] == 1 and log.records[-1]["tree/staleness"] == 0
 
 
-@pytest.mark.parametrize("preset", [{}, {"method.adapt_every": "1"}, {"model.lora_rank": "2", "loss.kl_beta": "0.1"}], ids=["plain", "adaptive", "lora"])
+@pytest.mark.parametrize(
+    "preset",
+    [{}, {"method.adapt_every": "1"}, {"model.lora_rank": "2", "loss.kl_beta": "0.1"}],
+    ids=["plain", "adaptive", "lora"],
+)
 def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
     _, whole, log = trained(config(**preset), tmp_path / "whole")
     half = config(**preset)
-    service, first, asked = Service(half), Memory(), [False, True]
-    cut = Trainer(half, service, "test", Quiet(), lambda: asked.pop(0), str(tmp_path / "cut"))
+    service = Service(half)
+    first = Memory()
+    asked = [False, True]
+    cut = Trainer(
+        config=half,
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: asked.pop(0),
+        where=str(tmp_path / "cut"),
+    )
     cut.begin()
     assert cut.train(first).stopped_by == "interrupted" and cut.saved == 2
     service, display = Service(config(**preset)), Quiet()
-    rest = Trainer(config(**preset), service, "test", display, lambda: False, str(tmp_path / "cut"))
-    assert rest.begin(first) and rest.epoch == 2 and display.notes == ["going on from the checkpoint of iteration 2"]
+    rest = Trainer(
+        config=config(**preset),
+        service=service,
+        run="test",
+        display=display,
+        interrupted=lambda: False,
+        where=str(tmp_path / "cut"),
+    )
+    assert (
+        rest.begin(first)
+        and rest.epoch == 2
+        and display.notes == ["going on from the checkpoint of iteration 2"]
+    )
     rest.train(first)
     assert weights(service) == weights(whole)
-    names = ("iteration", "reward/total", "update/loss", "update/learning_rate", "update/version", "splits/0")
-    assert [[record.get(name) for name in names] for record in first.records] == [[record.get(name) for name in names] for record in log.records]
+    names = (
+        "iteration",
+        "reward/total",
+        "update/loss",
+        "update/learning_rate",
+        "update/version",
+        "splits/0",
+    )
+    assert [[record.get(name) for name in names] for record in first.records] == [
+        [record.get(name) for name in names] for record in log.records
+    ]
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = config()
     service, display = Service(loaded), Quiet()
-    trainer = Trainer(loaded, service, "test", display, lambda: False, str(tmp_path))
+    trainer = Trainer(
+        config=loaded,
+        service=service,
+        run="test",
+        display=display,
+        interrupted=lambda: False,
+        where=str(tmp_path),
+    )
     trainer.begin()
 
     def full(*arguments: Any) -> None:
@@ -121,18 +208,30 @@ def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch
     monkeypatch.setattr("branchgrpo.checkpoint.store.Store.save", full)
     outcome = trainer.train(Memory())
     assert outcome.iterations == 4 and trainer.saved == 0
-    assert display.notes[0] == "checkpoint of iteration 2 could not be written: OSError: [Errno 28] No space left on device; training goes on"
+    assert display.notes[0] == (
+        "checkpoint of iteration 2 could not be written: OSError: [Errno 28] No space left "
+        "on device; training goes on"
+    )
 
 
 def test_a_run_that_was_taken_over_ends_and_counts_it(tmp_path: Path) -> None:
     loaded = config()
     service = Service(loaded)
-    trainer = Trainer(loaded, service, "test", Quiet(), lambda: False, str(tmp_path))
+    trainer = Trainer(
+        config=loaded,
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: False,
+        where=str(tmp_path),
+    )
     trainer.begin()
     Store(str(tmp_path)).claim()
     with pytest.raises(StaleEpoch, match="epoch 1 rejected: epoch 2 has been claimed"):
         trainer.train(Memory())
-    assert trainer.outcome.iterations == 2 and service.reports[-1]["figures"] == {"checkpoint/rejected": 1.0}
+    assert trainer.outcome.iterations == 2 and service.reports[-1]["figures"] == {
+        "checkpoint/rejected": 1.0
+    }
     assert not Store(str(tmp_path)).all()
 
 
@@ -141,8 +240,18 @@ def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Pat
     for file in (tmp_path / "store").glob("epoch-*/state.json"):
         file.write_text("{")
     service = Service(config())
-    with pytest.raises(UserError, match=r"^checkpoints: expected a valid one in .*, every one is damaged: epoch-[^\n]+$"):
-        Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "store")).begin(Memory())
+    with pytest.raises(
+        UserError,
+        match=r"^checkpoints: expected a valid one in .*, every one is damaged: epoch-[^\n]+$",
+    ):
+        Trainer(
+            config=config(),
+            service=service,
+            run="test",
+            display=Quiet(),
+            interrupted=lambda: False,
+            where=str(tmp_path / "store"),
+        ).begin(Memory())
     assert len(list((tmp_path / "store").glob("epoch-*/state.json"))) == 2
 
 
@@ -150,25 +259,47 @@ def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(tmp_pat
     _, whole, log = trained(config(), tmp_path / "whole")
     trained(config(), tmp_path / "cut")
     newest = max((tmp_path / "cut" / "store").glob("epoch-*-iteration-00000004-*"))
-    with max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size).open("r+b") as file:
+    with max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size).open(
+        "r+b"
+    ) as file:
         file.seek(-1, 2)
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    service, display, again = Service(config()), Quiet(), Memory()
-    rest = Trainer(config(), service, "test", display, lambda: False, str(tmp_path / "cut" / "store"))
-    assert rest.begin(again) and display.notes[0].startswith(f"checkpoint passed over: {newest.name}: ")
+    service = Service(config())
+    display = Quiet()
+    again = Memory()
+    rest = Trainer(
+        config=config(),
+        service=service,
+        run="test",
+        display=display,
+        interrupted=lambda: False,
+        where=str(tmp_path / "cut" / "store"),
+    )
+    assert rest.begin(again) and display.notes[0].startswith(
+        f"checkpoint passed over: {newest.name}: "
+    )
     assert display.notes[1:] == ["going on from the checkpoint of iteration 2"]
     rest.train(again)
     assert weights(service) == weights(whole)
-    assert [record["reward/total"] for record in again.records] == [record["reward/total"] for record in log.records[2:]]
+    assert [record["reward/total"] for record in again.records] == [
+        record["reward/total"] for record in log.records[2:]
+    ]
 
 
 def test_a_run_that_has_finished_trains_no_further(tmp_path: Path) -> None:
     """Its driver died in the last check: there is no summary yet."""
     _, whole, _ = trained(config(), tmp_path / "whole")
     service, log = Service(config()), Memory()
-    rest = Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "whole" / "store"))
+    rest = Trainer(
+        config=config(),
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: False,
+        where=str(tmp_path / "whole" / "store"),
+    )
     assert rest.begin(log)
     outcome = rest.train(log)
     assert outcome.iterations == 4 and outcome.stopped_by == "iterations" and not log.records
@@ -179,10 +310,19 @@ def test_a_new_run_begins_at_a_checkpoint(tmp_path: Path) -> None:
     _, whole, _ = trained(config(), tmp_path / "whole")
     (origin,) = (tmp_path / "whole" / "store").glob("epoch-*-iteration-00000002-*")
     service, log = Service(config()), Memory()
-    rest = Trainer(config(), service, "test", Quiet(), lambda: False, str(tmp_path / "new"))
+    rest = Trainer(
+        config=config(),
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: False,
+        where=str(tmp_path / "new"),
+    )
     assert rest.begin(log, str(origin))
     rest.train(log)
-    assert weights(service) == weights(whole) and [record["iteration"] for record in log.records] == [3, 4]
+    assert weights(service) == weights(whole) and [
+        record["iteration"] for record in log.records
+    ] == [3, 4]
 
 
 class Lost(Exception):
@@ -196,7 +336,10 @@ class Failing(Service):
 
     def __init__(self, loaded: Config, method: str, at: int, gone: bool):
         super().__init__(loaded)
-        self.method, self.left, self.gone, call = method, at, gone, self.learners.call
+        self.method = method
+        self.left = at
+        self.gone = gone
+        call = self.learners.call
 
         def failing(method: str, *arguments: Any) -> list[Any]:
             if method == self.method:
@@ -218,50 +361,136 @@ EXPORTED = {"evaluation.weights": "ema", "run.export": "transformer"}
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run without failures: its folder and weights."""
     folder, service = tmp_path_factory.mktemp("whole") / "run", Service(config(**EXPORTED))
-    carry_out(config(**EXPORTED), service, folder, Quiet(), lambda: False)
+    carry_out(
+        config(**EXPORTED),
+        service=service,
+        folder=folder,
+        display=Quiet(),
+        interrupted=lambda: False,
+    )
     return folder, weights(service)
 
 
-@pytest.mark.parametrize(("method", "at", "gone"), [("checkpoint", 1, False), ("checkpoint", 2, True), ("publish", 3, False), ("save", 1, True)])
-def test_a_failure_anywhere_gives_the_same_run(whole: tuple[Path, str], tmp_path: Path, method: str, at: int, gone: bool) -> None:
+@pytest.mark.parametrize(
+    ("method", "at", "gone"),
+    [("checkpoint", 1, False), ("checkpoint", 2, True), ("publish", 3, False), ("save", 1, True)],
+)
+def test_a_failure_anywhere_gives_the_same_run(
+    whole: tuple[Path, str], tmp_path: Path, method: str, at: int, gone: bool
+) -> None:
     """Also at the last checkpoint, and when the weights are written behind the last check."""
     service = Failing(config(**EXPORTED), method, at, gone)
-    summary = carry_out(config(**EXPORTED), service, tmp_path / "cut", Quiet(), lambda: False)
-    assert service.left <= 0 and summary["iterations"] == 4 and summary["stopped_by"] == "iterations"
+    summary = carry_out(
+        config(**EXPORTED),
+        service=service,
+        folder=tmp_path / "cut",
+        display=Quiet(),
+        interrupted=lambda: False,
+    )
+    assert (
+        service.left <= 0 and summary["iterations"] == 4 and summary["stopped_by"] == "iterations"
+    )
     assert weights(service) == whole[1]
-    one, other = ([(record["iteration"], record.get("reward/total")) for record in read(folder / "metrics.jsonl")] for folder in (whole[0], tmp_path / "cut"))
+    one, other = (
+        [
+            (record["iteration"], record.get("reward/total"))
+            for record in read(folder / "metrics.jsonl")
+        ]
+        for folder in (whole[0], tmp_path / "cut")
+    )
     assert one == other
-    assert (tmp_path / "cut" / "held_out.json").read_text() == (whole[0] / "held_out.json").read_text()
+    assert (tmp_path / "cut" / "held_out.json").read_text() == (
+        whole[0] / "held_out.json"
+    ).read_text()
 
 
 def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"the number {number} in red on white" + " the number 38" * 9 * (number % 2) for number in range(10, 18)))
-    loaded = config(prompts=str(prompts), **{"reward_workers.on_failure": "drop_group", "reward_workers.retries": "0"})
-    service, display, log = Service(loaded), Quiet(), Memory()
+    prompts.write_text(
+        "\n".join(
+            f"the number {number} in red on white" + " the number 38" * 9 * (number % 2)
+            for number in range(10, 18)
+        )
+    )
+    loaded = config(
+        prompts=str(prompts),
+        **{"reward_workers.on_failure": "drop_group", "reward_workers.retries": "0"},
+    )
+    service = Service(loaded)
+    display = Quiet()
+    log = Memory()
     score = service.rewards[0].workers[0].scorers[0][1].score
 
     def failing(pixels: Any, texts: list[str]) -> Any:
         scores = score(pixels, texts)
-        return {name: np.where([text.startswith("the number 16") for text in texts], np.nan, values) for name, values in scores.items()}
+        return {
+            name: np.where([text.startswith("the number 16") for text in texts], np.nan, values)
+            for name, values in scores.items()
+        }
 
     service.rewards[0].workers[0].scorers[0][1].score = failing
-    trainer = Trainer(loaded, service, "test", display, lambda: False, str(tmp_path / "store"))
+    trainer = Trainer(
+        config=loaded,
+        service=service,
+        run="test",
+        display=display,
+        interrupted=lambda: False,
+        where=str(tmp_path / "store"),
+    )
     trainer.begin()
     trainer.train(log)
-    assert sum(record["prompts/truncated"] for record in log.records) == 4  # four iterations of two prompts: each of the eight once
+    # four iterations of two prompts: each of the eight once
+    assert sum(record["prompts/truncated"] for record in log.records) == 4
     assert sum(record["reward/dropped_groups"] for record in log.records) == 1
     cut, dropped = sorted(display.notes, key=lambda note: "dropped" in note)
-    assert "of 2 prompts are longer than the text encoders take and were cut (said once; prompts/truncated counts)" in cut
-    assert "1 of 2 prompt groups dropped (said once; reward/dropped_groups counts)" in dropped and "not finite" in dropped
+    assert (
+        "of 2 prompts are longer than the text encoders take and were cut (said once; "
+        "prompts/truncated counts)" in cut
+    )
+    assert (
+        "1 of 2 prompt groups dropped (said once; reward/dropped_groups counts)" in dropped
+        and "not finite" in dropped
+    )
 
 
 def test_a_resumed_run_folder_is_that_of_one_run(tmp_path: Path) -> None:
-    carry_out(config(), Service(config()), tmp_path / "whole", Quiet(), lambda: False)
+    carry_out(
+        config(),
+        service=Service(config()),
+        folder=tmp_path / "whole",
+        display=Quiet(),
+        interrupted=lambda: False,
+    )
     asked = [False, True, False, False, False]
-    carry_out(config(), Service(config()), tmp_path / "cut", Quiet(), lambda: asked.pop(0))
-    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["stopped_by"] == "interrupted"
-    carry_out(config(), Service(config()), tmp_path / "cut", Quiet(), lambda: False, resumed=True)
-    one, other = (json.loads((tmp_path / name / "held_out.json").read_text()) for name in ("whole", "cut"))
+    carry_out(
+        config(),
+        service=Service(config()),
+        folder=tmp_path / "cut",
+        display=Quiet(),
+        interrupted=lambda: asked.pop(0),
+    )
+    assert (
+        json.loads((tmp_path / "cut" / "summary.json").read_text())["stopped_by"] == "interrupted"
+    )
+    carry_out(
+        config(),
+        service=Service(config()),
+        folder=tmp_path / "cut",
+        display=Quiet(),
+        interrupted=lambda: False,
+        resumed=True,
+    )
+    one, other = (
+        json.loads((tmp_path / name / "held_out.json").read_text()) for name in ("whole", "cut")
+    )
     assert one == other
-    assert [record["iteration"] for record in read(tmp_path / "cut" / "metrics.jsonl")] == [0, 1, 2, 2, 3, 4, 4]  # 2: the check at the end of the first part
+    # 2: the check at the end of the first part
+    assert [record["iteration"] for record in read(tmp_path / "cut" / "metrics.jsonl")] == [
+        0,
+        1,
+        2,
+        2,
+        3,
+        4,
+        4,
+    ]
