@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from actors.meeting import free_address, use_interface
-from actors.rollout import probe
+from actors.rollout import fingerprint
 from branchgrpo.algo import credit
 from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.checkpoint.store import Store, open_saved
@@ -21,7 +21,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import GateError, UserError
 from branchgrpo.learner import shard
 from branchgrpo.learner.fsdp import gathered, shard_weights
-from branchgrpo.learner.policy import PolicyUpdate, Rows, Tally, micro_batches
+from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally, micro_batches
 from branchgrpo.learner.saved_state import loaded
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.models import weights as wire
@@ -44,8 +44,8 @@ DROPPED = -1
 
 
 class Learner:
-    """Plain class; the cluster makes a gang of actors of it. With one rank it needs no process
-    group."""
+    """Plain class; the cluster makes a rank group of actors of it. With one rank it needs no
+    process group."""
 
     storage_bound = frozenset(("configure", "restore", "checkpoint", "save"))
     """Methods that wait for files, perhaps of a slow or stalled storage: how long they took says
@@ -122,7 +122,7 @@ class Learner:
         scores: dict[tuple[int, int], F32],
     ) -> StepStats:
         """One iteration's training. `segments` pairs headers with references to payloads; `scores`
-        has every reward's trained scores by (prompt row, tree) → [R, L]; trees that it leaves out
+        has every reward's trained scores by (prompt index, tree) → [R, L]; trees that it leaves out
         are not trained on. Raises GateError when a start-up gate fails, RuntimeError after too many
         skips."""
         headers = [header for header, _ in segments]
@@ -156,7 +156,7 @@ class Learner:
             if options.token_budget
             else options.micro_batch
         )
-        velocities = store.behaviour if self.config.loss.needs_shift else None
+        velocities = store.behaviour if self.config.loss.needs_behaviour_mean else None
         batches = [
             micro_batches(
                 plan,
@@ -230,13 +230,13 @@ class Learner:
         return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
 
     def checkpoint(
-        self, where: str, iteration: int, epoch: int, driver: dict[str, Any]
+        self, where: str, iteration: int, fence: int, driver: dict[str, Any]
     ) -> dict[str, str]:
         """Write what training has reached to the store at `where`, with the driver's own state.
         Every rank must call it.
 
         Rank 0 returns {"path": …}, or {"failed": why} where it could not be written: training can
-        go on without. Raises StaleEpoch when another run has taken over.
+        go on without. Raises StaleFence when another run has taken over.
         """
         state, tensors = capture(self.policy, keep=self.rank == 0)
         if self.rank:
@@ -247,7 +247,7 @@ class Learner:
             return {
                 "path": str(
                     Store(where, self.config.checkpoint.keep)
-                    .save(iteration, epoch, state, files)
+                    .save(iteration, fence, state, files)
                     .path
                 )
             }
@@ -277,9 +277,9 @@ class Learner:
         self.version, self.skips = int(state["version"]), int(state["skips"])
         return dict(state["driver"]) | {"damaged": damaged}
 
-    def probe(self) -> F32:
-        """Velocity at a fixed input, see `actors.rollout.probe`."""
-        return probe(self.model)
+    def fingerprint(self) -> F32:
+        """Velocity at a fixed input, see `actors.rollout.fingerprint`."""
+        return fingerprint(self.model)
 
     def save(self, folder: Path) -> None:
         """Write the weights that are evaluated, in the form that run.export names. Every rank must
@@ -294,7 +294,7 @@ class Learner:
             folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift
         )
 
-    def _on_policy_gate(self, plan: BranchPlan, batches: list[Rows]) -> float:
+    def _on_policy_gate(self, plan: BranchPlan, batches: list[MicroBatch]) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner
         disagree."""
         found = self._max(self.policy.deviation(plan, batches))

@@ -25,7 +25,7 @@ from branchgrpo.types import (
     WeightUpdate,
 )
 
-PROBE_ROWS = 2
+FINGERPRINT_ROWS = 2
 
 
 class RolloutWorker:
@@ -53,7 +53,7 @@ class RolloutWorker:
             seed=config.run.seed,
             storage=storage,
             max_batch=config.rollout.max_batch,
-            keep_velocity=config.loss.needs_shift,
+            keep_velocity=config.loss.needs_behaviour_mean,
         )
 
     def __repr__(self) -> str:
@@ -133,17 +133,16 @@ class RolloutWorker:
         """Replace the trained weights. Returns the digest of what the model then holds.
 
         Raises ValueError when bytes were damaged on the way or don't fit the model; `grow` then
-        refuses every version,
-        until a later call succeeds: the model may hold anything.
+        refuses every version, until a later call succeeds: the model may hold anything.
         """
         self.version = -1  # of no update
         found = wire.load_weights(update, chunks, self.model.trainable())
         self.version = update.version
         return found
 
-    def probe(self) -> F32:
-        """Velocity at a fixed input, see `probe`."""
-        return probe(self.model)
+    def fingerprint(self) -> F32:
+        """Velocity at a fixed input, see `fingerprint`."""
+        return fingerprint(self.model)
 
     def _stack(self, roots: tuple[Any, ...]) -> torch.Tensor:
         return torch.stack(
@@ -151,12 +150,14 @@ class RolloutWorker:
         )
 
 
-def probe(model: Any) -> F32:
+def fingerprint(model: Any) -> F32:
     """Velocity of a model at an input that needs neither prompts nor encoders: tells whose weights
     it has."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(PROBE_ROWS, *model.latent_shape, generator=generator).to(model.device)
-    sigma = torch.linspace(0.9, 0.3, PROBE_ROWS).to(model.device)
+    x = torch.randn(FINGERPRINT_ROWS, *model.latent_shape, generator=generator).to(model.device)
+    sigma = torch.linspace(0.9, 0.3, FINGERPRINT_ROWS).to(model.device)
     with torch.no_grad():
-        out: F32 = model.velocity(x, sigma, model.probe_conditioning(PROBE_ROWS)).cpu().numpy()
+        out: F32 = (
+            model.velocity(x, sigma, model.fingerprint_conditioning(FINGERPRINT_ROWS)).cpu().numpy()
+        )
     return out

@@ -11,6 +11,6 @@ class GateError(RuntimeError):
     """A start-up gate failed: the run would train on wrong numbers. The message names the gate."""
 
 
-class StaleEpoch(RuntimeError):
+class StaleFence(RuntimeError):
     """The writer of a checkpoint is a zombie: another program has taken the run over, in a newer
-    epoch."""
+    fence."""

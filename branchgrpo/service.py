@@ -36,8 +36,7 @@ class Pool(Protocol):
         then: Callable[[list[Reference]], None],
     ) -> None:
         """Run a method on some worker; `then` gets references to its `returns` results when it is
-        done. size: of the task
-        beside others of its method: how long it may take."""
+        done. size: of the task beside others of its method: how long it may take."""
 
     def share(self, value: Any) -> Reference:
         """A value that several tasks take, sent once."""
@@ -49,7 +48,7 @@ class Pool(Protocol):
         """A small result, into the driver."""
 
 
-class Gang(Protocol):
+class RankGroup(Protocol):
     """Learner ranks, which work as one."""
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -79,7 +78,7 @@ class Service(Protocol):
         """Those that score, a pool for each of Config.reward_groups."""
 
     @property
-    def learners(self) -> Gang:
+    def learners(self) -> RankGroup:
         """Those that train."""
 
     def recover(self, error: Exception) -> bool:
@@ -100,11 +99,11 @@ class Service(Protocol):
 
     def regroup(self) -> str:
         """Form the learners anew, with the untrained weights, where their number is to change or
-        their machines will go. Returns why; empty when nothing was done. Called behind a
+        their machines will go. Returns why; empty when nothing was done. Called after a
         checkpoint."""
 
     def stopping(self) -> bool:
-        """Did somebody ask for the run to end behind the present iteration?"""
+        """Did somebody ask for the run to end after the present iteration?"""
 
     def report(self, values: Mapping[str, Any]) -> None:
         """Tell whoever watches how far the run is."""
@@ -131,10 +130,10 @@ class Display(Protocol):
 
 
 class Log(Protocol):
-    """Where figures go."""
+    """Where metrics go."""
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Keep an iteration's figures."""
+        """Keep an iteration's metrics."""
 
     def rewind(self, iteration: int) -> None:
-        """Forget the figures of later iterations: they are done again."""
+        """Forget the metrics of later iterations: they are done again."""

@@ -56,19 +56,19 @@ BRANCH_NOISES = ("correlated", "scaled", "antithetic", "independent")
 class BranchPlan:
     """What happens at each of the T denoising steps of one iteration; every method is such a plan.
 
-    Two shapes of tree: by default every node of step i has fanout[i] children. A `spine` tree has
+    Two shapes of tree: by default every node of step i has fanout[i] children. A `comb` tree has
     one deterministic trunk; at step i its trunk node alone has fanout[i] random children, each of
-    which goes on deterministically, and the trunk ends behind its last split.
+    which goes on deterministically, and the trunk ends after its last split.
     """
 
     sigmas: F32  # [T+1] noise levels, 1 … 0
-    fanout: tuple[int, ...]  # [T] children per node; of a spine: random children of the trunk node
+    fanout: tuple[int, ...]  # [T] children per node; of a comb: random children of the trunk node
     kernel: tuple[str, ...]  # [T] a name in kernels.KERNELS, or `dpm`
     noise_scale: tuple[float, ...]  # [T] the kernel's own noise parameter (η of `dance`)
     branch_noise: str = "correlated"  # how siblings' noises relate, see noise.py
     branch_scale: float = 4.0  # s of `correlated`, the factor on std of `scaled`
     weight: tuple[float, ...] = ()  # [T] factor on the loss of a step's edges; empty = 1 everywhere
-    spine: bool = False  # the shape, see above
+    comb: bool = False  # the shape, see above
     chains: int = 1  # trees of a prompt that belong together
     shared_root: bool = True  # … and start from one root noise
     last_edge: bool = False  # the last step may be random (the picture is x̂0 all the same)
@@ -239,7 +239,7 @@ class RewardScores:
     trained: F32  # [R, L] what trains
     parts: Mapping[str, F32]  # [L] each: what is reported
     ok: Bool  # [L] False where a reward failed for good
-    retries: int = 0  # attempts behind the first ones
+    retries: int = 0  # attempts after the first ones
     reason: str = ""  # of the last failure
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Ray, and nothing but Ray: sessions, elastic worker pools, gangs of ranks, weight publishing."""
+"""Ray, and nothing but Ray: sessions, elastic worker pools, groups of ranks, weight publishing."""
 
 import os
 

@@ -22,7 +22,7 @@ from cluster.errors import PlacementError
 from cluster.nodes import PLACING_SECONDS
 from cluster.placement import Bundle
 from cluster.pool import Pool
-from cluster.rank_group import Gang
+from cluster.rank_group import RankGroup
 from cluster.work import wait
 
 TRY_SECONDS = 10.0
@@ -49,18 +49,18 @@ def admitted(
     left = seconds
     said = ""
     spoken = 0.0
-    patience = 1.0
+    retry_policy = 1.0
     while True:
         begun, other = time.monotonic(), board.take_turn(mine)
         if not other:
             try:
-                lack = placement.lack(bundles, min(left, patience))
+                lack = placement.lack(bundles, min(left, retry_policy))
                 if not lack:
                     yield
                     return
             finally:
                 board.end_turn()
-            left, patience = left - (time.monotonic() - begun), TRY_SECONDS
+            left, retry_policy = left - (time.monotonic() - begun), TRY_SECONDS
             if left <= 0:
                 raise PlacementError(lack.replace(" free: ", f" free after {seconds:g} s: "))
         why = f"waiting for {other}, which is starting" if other else f"waiting for room: {lack}"
@@ -71,21 +71,25 @@ def admitted(
 
 
 def until_placed(
-    pools: Sequence[Pool], gangs: Sequence[Gang] = (), seconds: float = PLACING_SECONDS
+    pools: Sequence[Pool], rank_groups: Sequence[RankGroup] = (), seconds: float = PLACING_SECONDS
 ) -> None:
     """Until every wanted worker's process runs, and ranks have their room. Raises PlacementError
     when that takes too long."""
     deadline = time.monotonic() + seconds
     while True:
         for pool in pools:
-            pool.tend()
+            pool.poll()
         waiting = [
             f"{pool.role}-{worker.index}"
             for pool in pools
             for worker in pool.workers
             if not worker.look()
         ]
-        waiting += [gang.role for gang in gangs if gang.group and not placement.placed(gang.group)]
+        waiting += [
+            rank_group.role
+            for rank_group in rank_groups
+            if rank_group.group and not placement.placed(rank_group.group)
+        ]
         if not waiting:
             return
         if time.monotonic() > deadline:

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # what Ray's own state commands ask; publicly only drivers can
+
+# what Ray's own state commands ask; publicly only drivers can
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from cluster.errors import PlacementError
 

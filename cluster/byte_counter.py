@@ -11,7 +11,7 @@ from ray import ObjectRef, cloudpickle
 REFERENCE_BYTES = 28
 
 
-class Meter:
+class DriverByteCounter:
     """Counts the bytes that pass through the driver: messages by their pickled size, a reference as
     its id."""
 

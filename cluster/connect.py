@@ -12,7 +12,7 @@ from cluster.board import Board
 from cluster.errors import PlacementError
 from cluster.local import joining
 from cluster.pool import NAMESPACE
-from cluster.reach import greet
+from cluster.reach import authenticate
 from cluster.session import Session
 
 
@@ -29,7 +29,7 @@ def connect(address: str) -> Session:
             f"{', '.join(found)}"
         )
     (target,) = found
-    greet(target)
+    authenticate(target)
     try:
         with joining(target):
             context = ray.init(
@@ -52,7 +52,7 @@ def boards(address: str) -> list[Board]:
     found, refused = [], []
     for target in _addresses(address):
         try:
-            greet(target)
+            authenticate(target)
         except PlacementError as error:
             refused.append(error)
         else:

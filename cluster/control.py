@@ -42,7 +42,7 @@ class Snapshot(TypedDict, total=False):
     trained: float  # seconds in iterations, of all parts of the run
     workers: dict[str, list[WorkerState]]  # by role
     version: int  # of the published weights
-    epoch: int  # of the learner gang
+    fence: int  # of the learner rank group
     restarts: dict[str, int]  # workers that were replaced, by cause
     ready: dict[str, int]  # actors by role; of rewards, in that runtime_env which has fewest
     following: dict[str, int]  # roles whose number follows the cluster, and what it is now
@@ -113,7 +113,7 @@ class Watched:
         }
 
     def stop(self) -> None:
-        """Wish that the run ends behind the present iteration."""
+        """Wish that the run ends after the present iteration."""
         self.board.read(self.run)
         self.board.wish(self.run, {STOP: 1})
 
@@ -224,7 +224,7 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     def row(key: str, text: str) -> None:
         rows.add_row(key, Text(text))  # no markup: a path may hold brackets
 
-    ending = ", ends behind this iteration" if status["stopping"] else ""
+    ending = ", ends after this iteration" if status["stopping"] else ""
     row("run", f"{status['run']}{ending}")
     if "phase" in found:
         row("phase", f"{found['phase']} (reported {status['age']:.0f} s ago)")
@@ -256,7 +256,7 @@ def render(status: Mapping[str, Any]) -> RenderableType:
         row(
             "weights",
             f"v{found['version']}"
-            + (f", learner epoch {found['epoch']}" if "epoch" in found else ""),
+            + (f", learner fence {found['fence']}" if "fence" in found else ""),
         )
     if found.get("checkpoint"):
         newest = found["checkpoint"]

@@ -24,8 +24,9 @@ class PlacementError(Exception):
     The message says what; mendable by a person."""
 
 
-class GangError(RuntimeError):
-    """A rank died or missed its deadline; the whole gang was ended. A new one can be formed."""
+class RankGroupError(RuntimeError):
+    """A rank died or missed its deadline; the whole rank group was ended. A new one can be
+    formed."""
 
 
 class LostObjects(RuntimeError):

@@ -1,4 +1,4 @@
-"""Figures of a run as Ray metrics, which every node serves to Prometheus."""
+"""Values of a run as Ray metrics, which every node serves to Prometheus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Metric:
     description: str
     labels: tuple[str, ...] = ()
     # those of metrics.jsonl that it follows, and their labels
-    figures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def exported(self) -> str:
@@ -68,7 +68,7 @@ METRICS = (
         unit="short",
         description="mean std of a prompt's leaves",
         labels=(),
-        figures={"reward/spread": {}},
+        sources={"reward/spread": {}},
     ),
     Metric(
         name="branchgrpo_held_out_mean",
@@ -85,7 +85,7 @@ METRICS = (
         unit="short",
         description="mean |A| of kept edges",
         labels=(),
-        figures={"update/advantage_abs": {}},
+        sources={"update/advantage_abs": {}},
     ),
     Metric(
         name="branchgrpo_clip_fraction",
@@ -94,7 +94,7 @@ METRICS = (
         unit="percentunit",
         description="part of the edges whose gradient is cut",
         labels=(),
-        figures={"update/clip_fraction": {}},
+        sources={"update/clip_fraction": {}},
     ),
     Metric(
         name="branchgrpo_kl",
@@ -103,7 +103,7 @@ METRICS = (
         unit="short",
         description="mean over trained edges",
         labels=(),
-        figures={"update/kl": {}},
+        sources={"update/kl": {}},
     ),
     Metric(
         name="branchgrpo_gradient_norm",
@@ -112,7 +112,7 @@ METRICS = (
         unit="short",
         description="before clipping, mean over optimiser steps",
         labels=(),
-        figures={"update/gradient_norm": {}},
+        sources={"update/gradient_norm": {}},
     ),
     Metric(
         name="branchgrpo_learning_rate",
@@ -121,7 +121,7 @@ METRICS = (
         unit="sci",
         description="of the last optimiser step",
         labels=(),
-        figures={"update/learning_rate": {}},
+        sources={"update/learning_rate": {}},
     ),
     Metric(
         name="branchgrpo_iterations",
@@ -130,7 +130,7 @@ METRICS = (
         unit="ops",
         description="iterations done",
         labels=(),
-        figures={"time/iteration": {}},
+        sources={"time/iteration": {}},
     ),
     Metric(
         name="branchgrpo_iteration",
@@ -151,9 +151,9 @@ METRICS = (
         kind="gauge",
         panel="Staleness",
         unit="short",
-        description="updates behind which trees were trained on",
+        description="updates after which trees were trained on",
         labels=(),
-        figures={"tree/staleness": {}},
+        sources={"tree/staleness": {}},
     ),
     Metric(
         name="branchgrpo_trees",
@@ -162,7 +162,7 @@ METRICS = (
         unit="ops",
         description="trees grown",
         labels=(),
-        figures={"tree/trees": {}},
+        sources={"tree/trees": {}},
     ),
     Metric(
         name="branchgrpo_leaves",
@@ -171,7 +171,7 @@ METRICS = (
         unit="ops",
         description="leaves scored",
         labels=(),
-        figures={"tree/leaves": {}},
+        sources={"tree/leaves": {}},
     ),
     Metric(
         name="branchgrpo_forwards",
@@ -180,7 +180,7 @@ METRICS = (
         unit="ops",
         description="rows sent through the model",
         labels=("phase",),
-        figures={"tree/forwards": {"phase": "rollout"}, "update/forwards": {"phase": "training"}},
+        sources={"tree/forwards": {"phase": "rollout"}, "update/forwards": {"phase": "training"}},
     ),
     Metric(
         name="branchgrpo_phase_seconds",
@@ -189,7 +189,7 @@ METRICS = (
         unit="percentunit",
         description="seconds spent in a phase of an iteration",
         labels=("phase",),
-        figures={f"time/{phase}": {"phase": phase} for phase in PHASES},
+        sources={f"time/{phase}": {"phase": phase} for phase in PHASES},
     ),
     Metric(
         name="branchgrpo_driver_bytes",
@@ -198,7 +198,7 @@ METRICS = (
         unit="Bps",
         description="messages that the driver sent and received",
         labels=(),
-        figures={"driver/bytes": {}},
+        sources={"driver/bytes": {}},
     ),
     Metric(
         name="branchgrpo_queue_length",
@@ -231,7 +231,7 @@ METRICS = (
         unit="short",
         description="version of the weights that a worker holds",
         labels=("role", "worker"),
-        figures={"update/version": {"role": "learner", "worker": "learner-0"}},
+        sources={"update/version": {"role": "learner", "worker": "learner-0"}},
     ),
     Metric(
         name="branchgrpo_retries",
@@ -240,14 +240,14 @@ METRICS = (
         unit="short",
         description="tasks issued again, and further attempts of rewards",
         labels=("role",),
-        figures={"reward/retries": {"role": "reward"}},
+        sources={"reward/retries": {"role": "reward"}},
     ),
     Metric(
         name="branchgrpo_restarts",
         kind="counter",
         panel="Restarts",
         unit="short",
-        description="actors replaced; of learners: gangs",
+        description="actors replaced; of learners: rank_groups",
         labels=("role", "cause"),
     ),
     Metric(
@@ -264,7 +264,7 @@ METRICS = (
         unit="short",
         description="optimiser steps skipped since the gradient was not finite",
         labels=(),
-        figures={"update/skipped_steps": {}},
+        sources={"update/skipped_steps": {}},
     ),
     Metric(
         name="branchgrpo_dropped_groups",
@@ -273,17 +273,17 @@ METRICS = (
         unit="short",
         description="prompt groups without usable rewards",
         labels=(),
-        figures={"reward/dropped_groups": {}},
+        sources={"reward/dropped_groups": {}},
     ),
     Metric(
         name="branchgrpo_stale_rejections",
         kind="counter",
         panel="Left out",
         unit="short",
-        description="checkpoints of an old epoch, trees of an over-stale policy",
+        description="checkpoints of an old fence, trees of an over-stale policy",
         labels=("cause",),
-        figures={
-            "checkpoint/rejected": {"cause": "epoch"},
+        sources={
+            "checkpoint/rejected": {"cause": "fence"},
             "tree/stale_dropped": {"cause": "policy"},
         },
     ),
@@ -297,14 +297,14 @@ METRICS = (
     Metric(
         name="branchgrpo_checkpoint_iteration",
         kind="gauge",
-        panel="Checkpoint and epoch",
+        panel="Checkpoint and fence",
         unit="short",
         description="iteration of the newest checkpoint",
     ),
     Metric(
-        name="branchgrpo_epoch",
+        name="branchgrpo_fence",
         kind="gauge",
-        panel="Checkpoint and epoch",
+        panel="Checkpoint and fence",
         unit="short",
         description="grows with each restore; older ones are fenced",
     ),
@@ -313,7 +313,7 @@ METRICS = (
 cluster.deploy.generate."""
 
 SCORES = {"reward": "branchgrpo_reward_mean", "held_out": "branchgrpo_held_out_mean"}
-"""Figures reward/total and reward/NAME/SCORE, likewise held_out/…, go to one metric with the rest
+"""Values reward/total and reward/NAME/SCORE, likewise held_out/…, go to one metric with the rest
 as label `score`."""
 
 
@@ -329,27 +329,27 @@ class Monitor:
             ).set_default_tags({"run": run})
             for metric in METRICS
         }
-        self._figures = {
-            figure: (metric.name, labels)
+        self._sources = {
+            source: (metric.name, labels)
             for metric in METRICS
-            for figure, labels in metric.figures.items()
+            for source, labels in metric.sources.items()
         }
         self._held: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self._lock, self._closed = Lock(), Event()
         for metric in METRICS:
             if metric.kind == "counter":
-                for labels in metric.figures.values() if metric.labels else [{}]:
+                for labels in metric.sources.values() if metric.labels else [{}]:
                     self.begin(metric.name, **labels)
         self._refresher = Thread(target=self._refresh, name="metrics", daemon=True)
         self._refresher.start()
 
     def iteration(self, values: Mapping[str, float]) -> None:
-        """Take over the figures of one iteration, named as in metrics.jsonl; those that no metric
+        """Take over the values of one iteration, named as in metrics.jsonl; those that no metric
         follows are ignored."""
-        for figure, value in values.items():
-            name, labels = self._figures.get(figure) or _score(figure)
+        for source, value in values.items():
+            name, labels = self._sources.get(source) or _score(source)
             if name == "branchgrpo_iterations":
-                value = 1.0  # the figure says that an iteration was done, and how long it took
+                value = 1.0  # the source says that an iteration was done, and how long it took
             if not name:
                 continue
             if self._metrics[name].kind == "gauge":
@@ -413,9 +413,9 @@ class Monitor:
                     self._writers[name].set(value, tags=dict(labels))
 
 
-def _score(figure: str) -> tuple[str, dict[str, str]]:
-    """The metric and label of a mean score; an empty name for any other figure."""
-    kind, _, score = figure.partition("/")
+def _score(source: str) -> tuple[str, dict[str, str]]:
+    """The metric and label of a mean score; an empty name for any other source."""
+    kind, _, score = source.partition("/")
     return (
         (SCORES[kind], {"score": score})
         if kind in SCORES and (score == "total" or "/" in score)

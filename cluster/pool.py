@@ -17,17 +17,17 @@ import ray
 from ray import ObjectRef
 
 from cluster.errors import died, ending, lost, never_began, reason, told
-from cluster.work import TICK, Attempt, Flow, Patience, Task, Worker, wait
-from cluster.workers import FORGIVEN, NAMESPACE, Workers
+from cluster.work import TICK, Attempt, Flow, RetryPolicy, Task, Worker, wait
+from cluster.workers import NAMESPACE, NOT_COUNTED, Workers
 
-__all__ = ["FORGIVEN", "NAMESPACE", "Patience", "Pool"]
+__all__ = ["NAMESPACE", "NOT_COUNTED", "Pool", "RetryPolicy"]
 
 DEPTH = 2
 """Tasks a worker holds at once: one that runs, and one so that it need not wait for the driver."""
 
 
 class Pool(Workers):
-    """Workers of one class on Ray actors, and tasks for them. `tend` follows what is desired."""
+    """Workers of one class on Ray actors, and tasks for them. `poll` follows what is desired."""
 
     def __len__(self) -> int:
         """Workers that are wanted: what work is cut for."""
@@ -35,26 +35,27 @@ class Pool(Workers):
 
     def wait_ready(self) -> None:
         """Until as many workers as wanted have loaded what they need. Raises what that raised."""
-        deadline, enough = time.monotonic() + self.patience.timeout, self.desired
+        deadline, enough = time.monotonic() + self.retry_policy.task_timeout_seconds, self.desired
         # those wished for meanwhile may wait for room
         while sum(worker.state == "ready" for worker in self.workers) < min(enough, self.desired):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{self.role}: {enough} workers were not ready in {self.patience.timeout:g} s"
+                    f"{self.role}: {enough} workers were not ready in "
+                    f"{self.retry_policy.task_timeout_seconds:g} s"
                 )
-            self.tend()
+            self.poll()
             wait(self)
         self.formed = True
 
-    def tend(self) -> None:
+    def poll(self) -> None:
         """Start and end workers as wanted, give them tasks, and look for tasks that take too
         long."""
         now = time.monotonic()
-        if now - self.tended >= TICK:
-            self.tended = now
+        if now - self.polled >= TICK:
+            self.polled = now
             self.tick()
             self._overdue(now)
-            self.probe(now)
+            self.ping(now)
             self._look_elsewhere()
         active = [worker for worker in self.workers if worker.state != "draining"]
         for worker in sorted(
@@ -75,11 +76,13 @@ class Pool(Workers):
         for worker in [
             worker
             for worker in self.workers
-            if worker.state == "ready" and worker.greeting != self.greeting and not worker.pending
+            if worker.state == "ready"
+            and worker.sync_round != self.sync_round
+            and not worker.pending
         ]:
-            if self.greetings:
-                self._greet(worker, self.greetings)
-            worker.greeting, worker.version = self.greeting, self.version
+            if self.sync_calls:
+                self._sync(worker, self.sync_calls)
+            worker.sync_round, worker.version = self.sync_round, self.version
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -88,7 +91,7 @@ class Pool(Workers):
                 one
                 for one in self.workers
                 if one.state == "ready"
-                and one.greeting == self.greeting
+                and one.sync_round == self.sync_round
                 and len(one.pending) < DEPTH
                 and not self._slow(one)
             ]
@@ -107,13 +110,16 @@ class Pool(Workers):
         task.attempts.append(attempt)
         self._watch(attempt, references[0])
 
-    def _patience(self, task: Task) -> float:
+    def _retry_policy(self, task: Task) -> float:
         """Seconds after which a task of this kind and size is overdue."""
         known = self.seconds.get(task.method)
         return (
-            max(self.patience.least, self.patience.straggler * task.size * statistics.median(known))
+            max(
+                self.retry_policy.straggler_seconds,
+                self.retry_policy.straggler_factor * task.size * statistics.median(known),
+            )
             if known
-            else self.patience.timeout
+            else self.retry_policy.task_timeout_seconds
         )
 
     def _slow(self, worker: Worker) -> bool:
@@ -129,18 +135,18 @@ class Pool(Workers):
         for worker in list(self.workers):
             if not worker.pending:
                 continue
-            first = worker.pending[0]  # what it works on; the rest waits behind
+            first = worker.pending[0]  # what it works on; the rest waits after
             if ray.wait(first.references[-1:], timeout=0, fetch_local=False)[0]:
                 continue  # done: nobody has taken it in yet
             took = now - max(first.began, worker.began)
             if first.task is None:
                 if not worker.look():
                     first.began = now  # it waits for room, however long that takes
-                elif took > self.patience.timeout:
+                elif took > self.retry_policy.task_timeout_seconds:
                     self._remove(worker, "unresponsive", f"not ready after {took:.0f} s")
                 continue
             # what is slow everywhere must end somewhere
-            limit = self._patience(first.task) * 2**first.task.failures
+            limit = self._retry_policy(first.task) * 2**first.task.failures
             if took <= limit:
                 continue
             words = f"{first.task.method} takes {took:.0f} s ({self._usual(first.task)})"
@@ -157,13 +163,13 @@ class Pool(Workers):
                         for one in self.workers
                         if one is not worker
                         and one.state == "ready"
-                        and one.greeting == self.greeting
+                        and one.sync_round == self.sync_round
                     ]
                     if others and attempt.task:
                         self.reissued += 1
                         other = min(others, key=lambda one: len(one.pending))
                         what = (
-                            words if attempt is first else f"{attempt.task.method} waits behind it"
+                            words if attempt is first else f"{attempt.task.method} waits after it"
                         )
                         self.note(
                             f"{self.role}-{worker.index}: {what}: given to "
@@ -199,7 +205,7 @@ class Pool(Workers):
 
         size: of the task beside others of its method, by which its time is judged.
         """
-        self.meter.count((method, arguments))
+        self.byte_counter.count((method, arguments))
         self.queue.append(
             Task(
                 method=method, arguments=arguments, returns=returns, then=then, flow=flow, size=size
@@ -219,7 +225,7 @@ class Pool(Workers):
         now = time.monotonic()
         try:
             worker.look()
-            ray.get([reference] if task else attempt.references)  # of a greeting, what failed first
+            ray.get([reference] if task else attempt.references)  # of a sync, what failed first
         except ray.exceptions.RayError as error:
             return self._failed(worker, attempt, error)
         worker.pending.remove(attempt)
@@ -230,7 +236,7 @@ class Pool(Workers):
             worker.state = "ready" if worker.state == "starting" else worker.state
             worker.began = now
             worker.new, self.unfit = False, 0
-            if worker.greeting == self.greeting:
+            if worker.sync_round == self.sync_round:
                 worker.version = self.version
             return
         if task.done:
@@ -263,7 +269,7 @@ class Pool(Workers):
         worker.pending.remove(attempt)
         if task is None:  # to be greeted again
             worker.state = "ready" if worker.state == "starting" else worker.state
-            worker.greeting = -1
+            worker.sync_round = -1
             worker.new = False
         elif task.done:
             return
@@ -310,10 +316,14 @@ class Pool(Workers):
         usual = statistics.median(known) if known else 0.0
         first = (
             min(
-                self.patience.timeout, 2 * max(self.patience.least, self.patience.straggler * usual)
+                self.retry_policy.task_timeout_seconds,
+                2
+                * max(
+                    self.retry_policy.straggler_seconds, self.retry_policy.straggler_factor * usual
+                ),
             )
             if known
-            else self.patience.timeout
+            else self.retry_policy.task_timeout_seconds
         )
         half: list[ObjectRef[Any]]
         half, late = ray.wait(
@@ -322,7 +332,8 @@ class Pool(Workers):
         if len(half) < len(late):
             return half
         limit = 2 * max(
-            self.patience.least, self.patience.straggler * max(usual, time.monotonic() - began)
+            self.retry_policy.straggler_seconds,
+            self.retry_policy.straggler_factor * max(usual, time.monotonic() - began),
         )
         return half + (
             ray.wait(late, num_returns=len(late), timeout=limit, fetch_local=False)[0]
@@ -332,7 +343,7 @@ class Pool(Workers):
 
     def share(self, value: Any) -> ObjectRef[Any]:
         """A value that several tasks take, put into the object store once."""
-        self.meter.count(value)
+        self.byte_counter.count(value)
         return ray.put(value)
 
     def fetch(self, reference: ObjectRef[Any]) -> Any:
@@ -341,7 +352,7 @@ class Pool(Workers):
             value = ray.get(reference)
         except (ray.exceptions.ObjectLostError, ray.exceptions.RayTaskError) as error:
             raise told(error, self.role) from error
-        self.meter.count(value)
+        self.byte_counter.count(value)
         return value
 
     def forget(self) -> None:

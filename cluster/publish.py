@@ -1,20 +1,20 @@
-"""Weights from the learner gang to a pool, once, through the object store."""
+"""Weights from the learner rank group to a pool, once, through the object store."""
 
 from __future__ import annotations
 
 from cluster.pool import Pool
-from cluster.rank_group import Gang
+from cluster.rank_group import RankGroup
 
 
-def publish(gang: Gang, pool: Pool, chunks: int, weights: str) -> int:
+def publish(rank_group: RankGroup, pool: Pool, chunks: int, weights: str) -> int:
     """Rank 0 puts the named weights in the store, every idle worker loads them and confirms the
     digest; busy ones and newcomers load them before their next task. Returns the version.
 
-    Raises what a worker raises that holds anything else than what was published; GangError when a
-    rank is gone.
+    Raises what a worker raises that holds anything else than what was published; RankGroupError
+    when a rank is gone.
     """
-    references = gang.leader("publish", weights, returns=2 + chunks)
+    references = rank_group.leader("publish", weights, returns=2 + chunks)
     version, _ = pool.fetch(references[0])
     pool.broadcast("load_weights", *references[1:])
-    pool.greet([("load_weights", tuple(references[1:]))], int(version))
+    pool.sync([("load_weights", tuple(references[1:]))], int(version))
     return int(version)

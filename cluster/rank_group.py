@@ -1,4 +1,4 @@
-"""A gang: ranks that work as one and fail as one."""
+"""A rank group: ranks that work as one and fail as one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster import nodes
 from cluster.avoid import Avoided, group, labels
-from cluster.byte_counter import Meter
-from cluster.errors import GangError, died, ending, lost, never_began, reason, told
+from cluster.byte_counter import DriverByteCounter
+from cluster.errors import RankGroupError, died, ending, lost, never_began, reason, told
 from cluster.placement import bundle
-from cluster.pool import FORGIVEN, NAMESPACE
+from cluster.pool import NAMESPACE, NOT_COUNTED
 from cluster.work import Place, place
 
 PROMPT = 10.0
 """Seconds in which the other ranks' errors are waited for, once one has failed: the first is rarely
 the cause."""
 ROOM_SECONDS = 30.0
-"""How long a gang waits for room on nodes where it could start before it is made where it could
-not."""
+"""How long a rank group waits for room on nodes where it could start before it is made where it
+could not."""
 
 
 @dataclass
@@ -46,10 +46,10 @@ class Call:
     starting: bool = False  # the ranks come up
 
 
-class Gang:
+class RankGroup:
     """n ranks of one class, placed together. Any rank's failure ends all: after an error or a
     missed deadline the others would wait in a collective until its timeout, and the process group
-    is unusable afterwards. `form` makes a new gang of new actors.
+    is unusable afterwards. `form` makes a new rank group of new actors.
 
     A call must be finished in `factor` times the median of its like, never in less than `least`
     seconds, and in `timeout` seconds where none was measured yet. First calls on new ranks are of
@@ -64,18 +64,18 @@ class Gang:
         ranks: int,
         resources: dict[str, Any],
         make: Callable[[int], tuple[Any, ...]],
-        meter: Meter,
+        byte_counter: DriverByteCounter,
         deadlines: tuple[float, float, float],
         run: str = "",
     ):
         """resources: options of each rank, as Ray takes them. `count` may be changed, for the next
-        gang. deadlines: timeout, factor, least."""
+        rank group. deadlines: timeout, factor, least."""
         self.cls = cls
         self.role = role
         self.count = ranks
         self.resources = resources
         self.make = make
-        self.meter = meter
+        self.byte_counter = byte_counter
         self.run = run
         self.timeout, self.factor, self.least = deadlines
         self.group: PlacementGroup | None = None
@@ -94,7 +94,7 @@ class Gang:
         self.running: list[Call] = []  # begun and not finished
 
     def form(self, elsewhere: bool = False) -> None:
-        """A new gang, see `start` and `meet`."""
+        """A new rank group, see `start` and `meet`."""
         self.start(elsewhere)
         self.meet()
 
@@ -139,7 +139,7 @@ class Gang:
 
     def meet(self) -> None:
         """Wait for the actors, and let them meet and load what they need. Raises, once there has
-        been a gang, GangError for
+        been a rank group, RankGroupError for
         whatever a rank cannot start of: the next one is made elsewhere."""
         self.places = self.finish(
             self._starting("place", [rank.__ray_call__.remote(place) for rank in self.ranks])
@@ -166,7 +166,7 @@ class Gang:
     def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Call:
         """Run `method` on all ranks; `finish` waits for it. size: of its work, beside other calls
         of the method."""
-        self.meter.count((method, arguments))
+        self.byte_counter.count((method, arguments))
         return self._begun(
             method, [getattr(rank, method).remote(*arguments) for rank in self.ranks], size
         )
@@ -202,16 +202,16 @@ class Gang:
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Run `method` on all ranks; results in rank order. Raises the first error, after ending
-        the gang."""
+        the rank group."""
         return self.finish(self.begin(method, *arguments))
 
     def finish(self, call: Call) -> list[Any]:
-        """Results of all ranks. Raises GangError when a rank died or missed the deadline,
+        """Results of all ranks. Raises RankGroupError when a rank died or missed the deadline,
         LostObjects when what it needed is gone, and else what a rank raised; all ranks are ended
         first."""
         self._watch(call)
         results = ray.get(call.references)
-        self.meter.count(results)
+        self.byte_counter.count(results)
         return list(results)
 
     def _watch(self, call: Call) -> None:
@@ -229,10 +229,10 @@ class Gang:
                     rank for rank, reference in enumerate(call.references) if reference in pending
                 ]
                 who = " and ".join(self._name(rank) for rank in late)
-                self.lose(
+                self.fail(
                     "unresponsive", f"{who}: {call.method} not finished in {call.seconds:.3g} s"
                 )
-                raise GangError(
+                raise RankGroupError(
                     f"{self.role}.{call.method}: ranks {late} missed the deadline of "
                     f"{call.seconds:.3g} s"
                 )
@@ -249,15 +249,15 @@ class Gang:
     def _failed(
         self, call: Call, rank: int, error: ray.exceptions.RayError, pending: list[ObjectRef[Any]]
     ) -> None:
-        """End the gang; raises GangError for a death, else what the rank raised."""
+        """End the rank group; raises RankGroupError for a death, else what the rank raised."""
         what, said = f"{self.role}.{call.method}", reason(error)
         if not died(error):  # the others' errors may be of a collective whose peer is gone
             for other, death in self._deaths(pending):
-                self.lose(
+                self.fail(
                     ending(death),
                     f"{self._name(call.references.index(other))} died ({reason(death)})",
                 )
-                raise GangError(
+                raise RankGroupError(
                     f"{what}: a rank died ({ending(death)}); another said: {said}"
                 ) from error
         if (
@@ -267,12 +267,12 @@ class Gang:
             and (never_began(error) or not died(error))
         ):
             self.avoided.add(nodes.of(self.ranks[rank]))
-            self.lose("start", f"{self._name(rank)} could not start ({said})")
-            raise GangError(f"{what}: rank {rank} could not start: {said}") from error
+            self.fail("start", f"{self._name(rank)} could not start ({said})")
+            raise RankGroupError(f"{what}: rank {rank} could not start: {said}") from error
         if died(error):
-            self.lose(ending(error), f"{self._name(rank)} died ({said})")
-            raise GangError(f"{what}: rank {rank} died: {said}") from error
-        self.lose(
+            self.fail(ending(error), f"{self._name(rank)} died ({said})")
+            raise RankGroupError(f"{what}: rank {rank} died: {said}") from error
+        self.fail(
             "lost" if lost(error) else "error",
             f"{self._name(rank)} failed ({said})" if lost(error) else "",
         )
@@ -312,16 +312,16 @@ class Gang:
     @property
     def spent(self) -> int:
         """Losses that count."""
-        return sum(count for why, count in self.restarts.items() if why not in FORGIVEN)
+        return sum(count for why, count in self.restarts.items() if why not in NOT_COUNTED)
 
-    def lose(self, why: str, words: str = "") -> None:
+    def fail(self, why: str, words: str = "") -> None:
         """End all ranks for a cause that is counted; `form` makes new ones. words: what happened,
         for people."""
         self.restarts[why] += 1
         if words and self.formed:
             budget = (
                 "which no budget counts"
-                if why in FORGIVEN
+                if why in NOT_COUNTED
                 else f"restart {self.spent} of {self.allowed}"
             )
             self.note(f"{words}: learners begin again from the checkpoint, {budget}")

@@ -1,5 +1,5 @@
-"""All actors of one run: pools that grow, shrink and mend, a gang that is formed again, and who
-watches them."""
+"""All actors of one run: pools that grow, shrink and mend, a rank group that is formed again, and
+who watches them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from cluster import avoid, nodes, placement
 from cluster.admission import admitted, until_placed
-from cluster.byte_counter import Meter
-from cluster.errors import GangError, LostObjects
+from cluster.byte_counter import DriverByteCounter
+from cluster.errors import LostObjects, RankGroupError
 from cluster.pool import Pool
 from cluster.publish import publish
-from cluster.rank_group import Gang
+from cluster.rank_group import RankGroup
 from cluster.reporter import TELL_SECONDS, Reporter
 from cluster.work import Place
 
@@ -30,33 +30,34 @@ Limits = Mapping[str, tuple[int, int]]
 """Fewest and most workers by role."""
 
 
-class Crew:
-    """Pools of one rollout role and of rewards (one for each environment), and gangs: the learners,
-    or none."""
+class RayService:
+    """Pools of one rollout role and of rewards (one for each environment), and rank groups: the
+    learners, or none."""
 
-    faults: tuple[type[Exception], ...] = (GangError, LostObjects)
+    faults: tuple[type[Exception], ...] = (RankGroupError, LostObjects)
 
     def __init__(
         self,
         rollouts: Pool,
         rewards: list[Pool],
-        gangs: list[Gang],
-        meter: Meter,
+        rank_groups: list[RankGroup],
+        byte_counter: DriverByteCounter,
         limits: Limits,
-        forgiven: int,
+        max_failures: int,
         run: str,
         auto: bool = False,
         request: int = 0,
     ):
-        """forgiven: how often the gang may be lost. run: in whose name others find it; empty:
+        """max_failures: how often the rank group may be lost. run: in whose name others find it;
+        empty:
         nobody does. auto: as many rollout workers as the cluster has room for. request: for how
         many an autoscaler is asked."""
         self.rollouts = rollouts
         self.rewards = rewards
-        self.gangs = gangs
-        self.meter = meter
+        self.rank_groups = rank_groups
+        self.byte_counter = byte_counter
         self.limits = limits
-        self.forgiven = forgiven
+        self.max_failures = max_failures
         self.auto = auto
         self.request = request
         self.run = run
@@ -67,22 +68,24 @@ class Crew:
         self.earlier = Counter[str]()
         self.looked = 0.0
         self.ending = False  # somebody asked for it
-        self.wanted_ranks = gangs[0].count if gangs else 0
+        self.wanted_ranks = rank_groups[0].count if rank_groups else 0
         self.reserve: PlacementGroup | None = None  # room for ranks that are to be added or to move
         self.reserved = 0  # how many
-        self.leavers: set[str] = set()  # nodes that will go
+        self.draining_nodes: set[str] = set()  # nodes that will go
         # those of them, present and past, that had actors of this run
         self.warned: set[str] = set()
-        self.heeded: set[str] = set()  # those of them for which a checkpoint was asked
+        self.checkpointed_for: set[str] = set()  # those of them for which a checkpoint was asked
         self.reporter = (
-            Reporter(run=run, rollouts=rollouts, rewards=rewards, gangs=gangs, limits=limits)
+            Reporter(
+                run=run, rollouts=rollouts, rewards=rewards, rank_groups=rank_groups, limits=limits
+            )
             if run
             else None
         )
         for pool in self.pools:
             pool.tick = self.look
-        for gang in gangs:
-            gang.allowed = forgiven
+        for rank_group in rank_groups:
+            rank_group.allowed = max_failures
         if request:
             self._ask_autoscaler(request)
 
@@ -92,14 +95,14 @@ class Crew:
         return [self.rollouts, *self.rewards]
 
     @property
-    def everyone(self) -> list[Pool | Gang]:
-        """All pools and gangs."""
-        return [*self.pools, *self.gangs]
+    def everyone(self) -> list[Pool | RankGroup]:
+        """All pools and rank groups."""
+        return [*self.pools, *self.rank_groups]
 
     @property
-    def learners(self) -> Gang:
-        """The gang that trains."""
-        return self.gangs[0]
+    def learners(self) -> RankGroup:
+        """The rank group that trains."""
+        return self.rank_groups[0]
 
     def enter(self, seconds: float, note: Callable[[str], None]) -> None:
         """Make all actors, when there is room for all at once: see `admitted`. seconds: how long to
@@ -116,7 +119,8 @@ class Crew:
             pool.role: [placement.bundle(pool.resources)] * pool.desired for pool in self.pools
         }
         wanted |= {
-            gang.role: [placement.bundle(gang.resources)] * gang.count for gang in self.gangs
+            rank_group.role: [placement.bundle(rank_group.resources)] * rank_group.count
+            for rank_group in self.rank_groups
         }
         self.report({"phase": "placing actors"})
         with admitted(wanted, seconds, self.run, told):
@@ -125,9 +129,9 @@ class Crew:
     def _take_places(self, note: Callable[[str], None]) -> None:
         for one in self.everyone:
             one.note = note
-        for gang in self.gangs:
-            gang.start()
-        until_placed(self.pools, self.gangs)
+        for rank_group in self.rank_groups:
+            rank_group.start()
+        until_placed(self.pools, self.rank_groups)
         self.entered = True
 
     def form(self, note: Callable[[str], None] = lambda text: None) -> None:
@@ -138,48 +142,48 @@ class Crew:
             self._take_places(note)
         for pool in self.rewards:  # they load least, and refuse first
             pool.wait_ready()
-        for gang in self.gangs:
-            gang.meet()
-            self.chunks = gang.call("chunks")[0]
+        for rank_group in self.rank_groups:
+            rank_group.meet()
+            self.chunks = rank_group.call("chunks")[0]
         self.formed = True
         self.rollouts.wait_ready()
 
     def publish(self, weights: str = "policy") -> int:
-        """The gang's weights of this name to every rollout worker; returns their version."""
+        """The rank group's weights of this name to every rollout worker; returns their version."""
         try:
             return publish(self.learners, self.rollouts, self.chunks, weights)
-        # what comes next would build on an update that nobody saw: the gang goes back too
+        # what comes next would build on an update that nobody saw: the rank group goes back too
         except LostObjects:
-            self.learners.lose("lost", "weights that were published are gone with a node")
+            self.learners.fail("lost", "weights that were published are gone with a node")
             raise
 
     def driver_bytes(self) -> int:
         """Bytes through the driver since the last call."""
-        return self.meter.take()
+        return self.byte_counter.take()
 
     def recover(self, error: Exception) -> bool:
-        """Drop what is pending; form the gang anew if it is gone, and return whether it was. Raises
-        the error when it was gone too often, preemption apart; GangError when a rank turns out to
-        be gone."""
+        """Drop what is pending; form the rank group anew if it is gone, and return whether it was.
+        Raises the error when it was gone too often, preemption apart; RankGroupError when a rank
+        turns out to be gone."""
         for pool in self.pools:
             pool.forget()
         if self.learners.ranks:
             self.learners.call("chunks")  # a rank may have gone with the same node
             return False
-        if self.learners.spent > self.forgiven:
+        if self.learners.spent > self.max_failures:
             raise error
         self._make_room()
-        self.learners.form(elsewhere=bool(self.leavers))
+        self.learners.form(elsewhere=bool(self.draining_nodes))
         return True
 
     def _make_room(self) -> None:
-        """A gang goes before workers that wait for room, and before those that took what there
-        was."""
+        """A rank group goes before workers that wait for room, and before those that took what
+        there was."""
         for pool in self.pools:
-            pool.stand_back()
+            pool.release_unplaced()
         if self.auto and not (self.learners.group and placement.placed(self.learners.group)):
             self.rollouts.desired, self.looked = self.limits["rollout"][0], time.monotonic()
-            self.rollouts.tend()
+            self.rollouts.poll()
 
     # wishes
 
@@ -189,11 +193,11 @@ class Crew:
         if now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
-        self.leavers, alive = nodes.draining(), nodes.alive()
+        self.draining_nodes, alive = nodes.draining(), nodes.alive()
         # before those who can leave at once are gone
-        self.warned |= self.leavers & {place.node for place in self._places()}
+        self.warned |= self.draining_nodes & {place.node for place in self._places()}
         for pool in self.pools:
-            pool.settle(alive, self.leavers)
+            pool.on_nodes_changed(alive, self.draining_nodes)
         self._reserve()
         # before that, the fewest rollout workers must leave room for all others
         if self.auto and self.formed:
@@ -208,11 +212,11 @@ class Crew:
             room = nodes.room(self.rollouts, waiting)
             self.rollouts.desired = most if room is None else max(fewest, min(most, room))
         if self.reporter:
-            self._heed(self.reporter.wishes())
+            self._apply_requests(self.reporter.wishes())
             if now - self.reporter.told > TELL_SECONDS:
                 self.reporter.tell(self._standing())
 
-    def _heed(self, wishes: tuple[bool, dict[str, int]]) -> None:
+    def _apply_requests(self, wishes: tuple[bool, dict[str, int]]) -> None:
         self.ending, wanted = wishes
         self.wanted_ranks = wanted["learner"]
         if not self.auto:
@@ -221,60 +225,66 @@ class Crew:
             pool.desired = wanted["reward"]
 
     def stopping(self) -> bool:
-        """Did somebody ask for the run to end behind the present iteration?"""
+        """Did somebody ask for the run to end after the present iteration?"""
         return self.ending
 
     def leaving(self) -> bool:
         """Will nodes go with actors of this run on them? Each is told once; again and again while
         ranks are on them."""
-        new = self.warned - self.heeded
-        self.heeded |= new
+        new = self.warned - self.checkpointed_for
+        self.checkpointed_for |= new
         return bool(new) or any(
-            place.node in self.leavers for gang in self.gangs for place in gang.places
+            place.node in self.draining_nodes
+            for rank_group in self.rank_groups
+            for place in rank_group.places
         )
 
     def _places(self) -> list[Place]:
         places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
-        return places + [place for gang in self.gangs for place in gang.places]
+        return places + [place for rank_group in self.rank_groups for place in rank_group.places]
 
     def regroup(self) -> str:
-        """Form the gang anew, in the number that is wanted now and on nodes that stay. Returns why,
-        or nothing when it stays
+        """Form the rank group anew, in the number that is wanted now and on nodes that stay.
+        Returns why, or nothing when it stays
         as it is: since nothing asks for it, or since there is no room."""
-        gang, going = self.learners, self._going()
-        if not going and self.wanted_ranks == gang.count:
+        rank_group, going = self.learners, self._going()
+        if not going and self.wanted_ranks == rank_group.count:
             return ""
         self._reserve()
         if self.reserve and not self.reserve.wait(RESERVE_SECONDS):
             return ""
         why = (
-            f"{going} of {gang.count} ranks are on nodes that will go"
+            f"{going} of {rank_group.count} ranks are on nodes that will go"
             if going
-            else f"{gang.count} → {self.wanted_ranks} ranks"
+            else f"{rank_group.count} → {self.wanted_ranks} ranks"
         )
-        gang.restarts["preempted" if going else "scaled"] += 1
-        before, gang.count = gang.count, self.wanted_ranks
+        rank_group.restarts["preempted" if going else "scaled"] += 1
+        before, rank_group.count = rank_group.count, self.wanted_ranks
         for pool in self.pools:
-            pool.stand_back()  # what is released is for the gang
+            pool.release_unplaced()  # what is released is for the rank group
         self._release()
         try:
-            gang.form(elsewhere=bool(going))
-        except GangError:
-            gang.count = before  # as many as are known to work
+            rank_group.form(elsewhere=bool(going))
+        except RankGroupError:
+            rank_group.count = before  # as many as are known to work
             raise
-        self.chunks = gang.call("chunks")[0]
+        self.chunks = rank_group.call("chunks")[0]
         return why
 
     def _going(self) -> int:
         """Ranks on nodes that will go."""
-        return sum(place.node in self.leavers for gang in self.gangs for place in gang.places)
+        return sum(
+            place.node in self.draining_nodes
+            for rank_group in self.rank_groups
+            for place in rank_group.places
+        )
 
     def _reserve(self) -> None:
         """Hold room for ranks that are to be added or to move, which also asks an autoscaler for
-        it; they take it behind the next checkpoint."""
+        it; they take it after the next checkpoint."""
         wanted = (
             max(0, self._going() + self.wanted_ranks - self.learners.count)
-            if self.gangs and self.learners.places
+            if self.rank_groups and self.learners.places
             else 0
         )
         if wanted == self.reserved:
@@ -301,7 +311,7 @@ class Crew:
             (self.rollouts.resources, workers),
             *((pool.resources, pool.desired) for pool in self.rewards),
         ]
-        wanted += [(gang.resources, gang.count) for gang in self.gangs]
+        wanted += [(rank_group.resources, rank_group.count) for rank_group in self.rank_groups]
         bundles = [
             bundle
             for resources, count in wanted
@@ -311,9 +321,9 @@ class Crew:
         request_resources(bundles=bundles if workers else [])
 
     def follow(self) -> dict[str, int]:
-        """Tend all pools between iterations; returns counts for the figures."""
+        """Poll all pools between iterations; returns counts for the metrics."""
         for pool in self.pools:
-            pool.tend()
+            pool.poll()
         self.look()
         restarts = self.earlier.total() + sum(self.restarts().values())
         counts = {

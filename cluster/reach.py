@@ -27,7 +27,7 @@ def reachable(address: str, seconds: float = SECONDS) -> bool:
         return False
 
 
-def greet(address: str) -> None:
+def authenticate(address: str) -> None:
     """Make sure that a Ray answers at HOST:PORT and lets us in. Where it asks for a token and
     RAY_AUTH_MODE is not set, sets it.
 
@@ -100,10 +100,10 @@ def require_home() -> None:
         return
     home = Path.home() / ".ray"
     there = next(one for one in (home, *home.parents) if os.path.lexists(one))
-    probe = there / f".probe-{os.getpid()}"
+    trial = there / f".trial-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        trial.touch()
+        trial.unlink()
     except OSError as error:
         raise PlacementError(
             f"home: expected a folder that can be written, for Ray's token in {home}, got "

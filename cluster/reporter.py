@@ -16,7 +16,7 @@ from cluster.board import STOP, Board
 from cluster.errors import PlacementError
 from cluster.monitor import CAUSES, Monitor
 from cluster.pool import Pool
-from cluster.rank_group import Gang
+from cluster.rank_group import RankGroup
 
 TELL_SECONDS = 5.0
 """How often workers and queues are told between reports."""
@@ -35,13 +35,13 @@ class Reporter:
         run: str,
         rollouts: Pool,
         rewards: list[Pool],
-        gangs: list[Gang],
+        rank_groups: list[RankGroup],
         limits: Mapping[str, tuple[int, int]],
     ):
         self.rollouts = rollouts
         self.rewards = rewards
-        self.gangs = gangs
-        self.everyone: list[Pool | Gang] = [rollouts, *rewards, *gangs]
+        self.rank_groups = rank_groups
+        self.everyone: list[Pool | RankGroup] = [rollouts, *rewards, *rank_groups]
         self.last: dict[str, Any] = {"started": time.time()}
         self.told = 0.0
         # what the metrics know of
@@ -51,7 +51,7 @@ class Reporter:
         self.wanted = {
             "rollout": rollouts.desired,
             "reward": rewards[0].desired,
-            "learner": sum(gang.count for gang in gangs),
+            "learner": sum(rank_group.count for rank_group in rank_groups),
         }
         self.known = {
             "run": run,
@@ -88,23 +88,23 @@ class Reporter:
 
     def report(self, values: Mapping[str, Any], standing: Mapping[str, Any]) -> None:
         """`values` as the trainer gives them. standing: see `tell`."""
-        figures: Mapping[str, float] = values.get("figures", {})
-        self.last |= {key: value for key, value in values.items() if key != "figures"}
+        metrics: Mapping[str, float] = values.get("metrics", {})
+        self.last |= {key: value for key, value in values.items() if key != "metrics"}
         self.last |= {
-            key: figures[name]
+            key: metrics[name]
             for key, name in (("reward", "reward/total"), ("trained", TRAINED))
-            if name in figures
+            if name in metrics
         }
         for key, prefix in (("seconds", "time/"), ("held_out", "held_out/")):
             if found := {
                 name.removeprefix(prefix): value
-                for name, value in figures.items()
+                for name, value in metrics.items()
                 if name.startswith(prefix) and name != TRAINED
             }:
                 self.last[key] = found
-        self.monitor.iteration(figures)
-        if "service/recoveries" in figures:
-            self._count("branchgrpo_recoveries", int(figures["service/recoveries"]))
+        self.monitor.iteration(metrics)
+        if "service/recoveries" in metrics:
+            self._count("branchgrpo_recoveries", int(metrics["service/recoveries"]))
         self.tell(standing)
 
     def tell(self, standing: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ class Reporter:
         return {
             "rollout": ready[0],
             "reward": min(ready[1:], default=0),
-            "learner": sum(len(gang.places) for gang in self.gangs),
+            "learner": sum(len(rank_group.places) for rank_group in self.rank_groups),
         }
 
     def _states(self) -> dict[str, list[dict[str, Any]]]:
@@ -135,14 +135,14 @@ class Reporter:
         }
         states["learner"] = [
             {
-                "name": f"{gang.role}-{rank}",
+                "name": f"{rank_group.role}-{rank}",
                 "state": "ready",
                 "version": version,
                 "node": place.node,
                 "busy": 0,
             }
-            for gang in self.gangs
-            for rank, place in enumerate(gang.places)
+            for rank_group in self.rank_groups
+            for rank, place in enumerate(rank_group.places)
         ]
         for state in states["reward"]:
             state["version"] = -1  # rewards hold no weights
@@ -152,7 +152,7 @@ class Reporter:
 
     def _measure(self) -> None:
         monitor = self.monitor
-        monitor.set("branchgrpo_epoch", int(self.last.get("epoch", 0)))
+        monitor.set("branchgrpo_fence", int(self.last.get("fence", 0)))
         for pool in (self.rollouts, *self.rewards):
             monitor.set("branchgrpo_workers_desired", pool.desired, role=pool.role)
             monitor.set(
@@ -167,9 +167,9 @@ class Reporter:
         for one in self.everyone:
             for cause, count in one.restarts.items():
                 self._count("branchgrpo_restarts", count, role=one.role, cause=cause)
-        for gang in self.gangs:
-            monitor.set("branchgrpo_workers_desired", self.wanted["learner"], role=gang.role)
-            monitor.set("branchgrpo_workers_ready", len(gang.places), role=gang.role)
+        for rank_group in self.rank_groups:
+            monitor.set("branchgrpo_workers_desired", self.wanted["learner"], role=rank_group.role)
+            monitor.set("branchgrpo_workers_ready", len(rank_group.places), role=rank_group.role)
         for name, key in (
             ("branchgrpo_iteration", "iteration"),
             ("branchgrpo_iterations_planned", "planned"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import ray
 
 from cluster import local
-from cluster.reach import greet, require_home, token_hint, token_path
+from cluster.reach import authenticate, require_home, token_hint, token_path
 
 HEAD_SECONDS = 20
 """How long a driver tries to reach a head that is gone before Ray ends it with exit code 1, if the
@@ -65,7 +65,7 @@ def start(
         if (secret := token_path()).is_file() and secret.stat().st_uid == os.getuid():
             secret.chmod(0o600)  # Ray writes it readable for all
     else:
-        greet(found)  # ray.init would retry for minutes where nobody answers
+        authenticate(found)  # ray.init would retry for minutes where nobody answers
         with local.joining(found):
             context = ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
     # Ray sets its own, which exit at once: a run could not save

@@ -35,17 +35,17 @@ def place(actor: Any) -> Place:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a pool waits, and how often it forgives."""
 
     # seconds within which some task must finish, and a worker that has its place must get ready
-    timeout: float = 1800.0
+    task_timeout_seconds: float = 1800.0
     # a task is issued again after this many times the median of its like, and its worker ended
     # after as many more
-    straggler: float = 3.0
-    least: float = 5.0  # … but never before this many seconds
-    restarts: int = 20  # workers replaced in all, preempted ones apart
-    attempts: int = 4  # workers that one task may take with it
+    straggler_factor: float = 3.0
+    straggler_seconds: float = 5.0  # … but never before this many seconds
+    max_restarts: int = 20  # workers replaced in all, preempted ones apart
+    max_attempts: int = 4  # workers that one task may take with it
 
 
 @dataclass(eq=False)
@@ -59,15 +59,15 @@ class Worker:
     state: str = "starting"  # starting, ready, draining
     avoiding: frozenset[str] = frozenset()  # nodes where it must not be
     new: bool = True  # it was never ready
-    greeting: int = -1  # which greeting it had; older ones must be greeted again
-    version: int = -1  # of what the greeting brought
+    sync_round: int = -1  # which sync it had; older ones must be greeted again
+    version: int = -1  # of what the sync brought
     leaving: str = "scaled"  # why it drains
     pending: list[Attempt] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     made: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)  # when it last answered anything
-    probe: ObjectRef[Place] | None = None  # asked while it has nothing to do
-    probed: float = 0.0
+    ping: ObjectRef[Place] | None = None  # asked while it has nothing to do
+    pinged: float = 0.0
 
     def look(self) -> bool:
         """Has it a place by now? Does not wait. Of an actor that is gone, its tasks tell."""
@@ -79,7 +79,7 @@ class Worker:
 
 @dataclass(eq=False)
 class Attempt:
-    """A task on a worker; `task` is None for a greeting."""
+    """A task on a worker; `task` is None for a sync."""
 
     worker: Worker
     references: list[ObjectRef[Any]]
@@ -126,11 +126,11 @@ class Flow:
         heard = time.monotonic()
         while any(self.pools.values()):
             for pool in self.every:
-                pool.tend()
+                pool.poll()
             if wait(*self.every):
                 heard = time.monotonic()
             elif time.monotonic() - heard > (
-                limit := max(pool.patience.timeout for pool in self.every)
+                limit := max(pool.retry_policy.task_timeout_seconds for pool in self.every)
             ):
                 waiting = sorted(
                     {

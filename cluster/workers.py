@@ -13,17 +13,17 @@ from ray import ObjectRef
 
 from cluster import nodes
 from cluster.avoid import Avoided, labels
-from cluster.byte_counter import Meter
+from cluster.byte_counter import DriverByteCounter
 from cluster.errors import WORDS, BudgetError, ending, reason, told
 from cluster.placement import bundle
-from cluster.work import Attempt, Patience, Task, Worker, place
+from cluster.work import Attempt, RetryPolicy, Task, Worker, place
 
 NAMESPACE = "branchgrpo"
-FORGIVEN = ("preempted", "scaled")
+NOT_COUNTED = ("preempted", "scaled")
 """Causes that no budget counts."""
-PROBE_SECONDS = 10.0
+PING_SECONDS = 10.0
 """A worker that has had nothing to do for so long is asked whether it lives …"""
-PROBE_LIMIT = 30.0
+PING_TIMEOUT = 30.0
 """… and must answer in this time."""
 VERBS = {"start": "could not start", "unresponsive": "was ended"}
 """What became of a worker, by cause; of all others: it died."""
@@ -39,15 +39,15 @@ class Workers:
         count: int,
         resources: dict[str, Any],
         arguments: tuple[Any, ...],
-        meter: Meter,
-        patience: Patience,
+        byte_counter: DriverByteCounter,
+        retry_policy: RetryPolicy,
         run: str = "",
     ):
         """resources: options of the actors, as Ray takes them. run: in whose name the actors are
         named; empty: not named."""
         self.role = role
-        self.meter = meter
-        self.patience = patience
+        self.byte_counter = byte_counter
+        self.retry_policy = retry_policy
         self.run = run
         self.desired, self.arguments = count, arguments
         self.actor, self.resources = ray.remote(cls), resources
@@ -55,8 +55,8 @@ class Workers:
         self.made = 0
         self.queue: deque[Task] = deque()
         # behind `ready`: what brings a newcomer up to the others
-        self.greetings: list[tuple[str, tuple[Any, ...]]] = []
-        self.greeting, self.version = 0, 0
+        self.sync_calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.sync_round, self.version = 0, 0
         self.attempts: dict[ObjectRef[Any], Attempt] = {}
         # of finished tasks for each of their size, by method
         self.seconds: dict[str, deque[float]] = {}
@@ -70,21 +70,21 @@ class Workers:
         self.note: Callable[[str], None] = lambda text: None  # hears of losses, in one line each
         # not told yet: who is gone, and how the budget stands
         self.losses: list[tuple[str, str]] = []
-        self.tended = 0.0
+        self.polled = 0.0
         self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
 
-    def greet(self, greetings: Iterable[tuple[str, tuple[Any, ...]]], version: int = 0) -> None:
+    def sync(self, sync_calls: Iterable[tuple[str, tuple[Any, ...]]], version: int = 0) -> None:
         """From now on, newcomers run these methods before any work; they then hold this version of
         what the methods bring."""
-        self.greetings = list(greetings)
-        self.greeting = self.greeting + 1
+        self.sync_calls = list(sync_calls)
+        self.sync_round = self.sync_round + 1
         self.version = version
         for worker in self.workers:
             # a broadcast brought these up already
             if worker.state == "ready" and not worker.pending:
-                worker.greeting, worker.version = self.greeting, version
+                worker.sync_round, worker.version = self.sync_round, version
 
-    def settle(self, alive: Container[str], leaving: Container[str]) -> None:
+    def on_nodes_changed(self, alive: Container[str], leaving: Container[str]) -> None:
         """Nodes that are not alive took their workers with them, idle ones too. On those that will
         go, workers finish what they have, and others take their place elsewhere; no budget counts
         that."""
@@ -99,34 +99,34 @@ class Workers:
                     "place when it has done its work"
                 )
 
-    def probe(self, now: float) -> None:
+    def ping(self, now: float) -> None:
         """Ask idle workers whether they live, so that one that died or hangs is replaced before
         work waits for it."""
         for worker in list(self.workers):
             if worker.state != "ready" or worker.pending:  # what it works on has its own deadline
-                worker.probe = None
-            elif worker.probe is None:
-                if now - worker.heard > PROBE_SECONDS:
-                    worker.probe, worker.probed = worker.handle.__ray_call__.remote(place), now
-            elif ray.wait([worker.probe], timeout=0)[0]:
+                worker.ping = None
+            elif worker.ping is None:
+                if now - worker.heard > PING_SECONDS:
+                    worker.ping, worker.pinged = worker.handle.__ray_call__.remote(place), now
+            elif ray.wait([worker.ping], timeout=0)[0]:
                 try:
-                    ray.get(worker.probe)
-                    worker.probe, worker.heard = None, now
+                    ray.get(worker.ping)
+                    worker.ping, worker.heard = None, now
                 except ray.exceptions.RayError as error:
                     self._remove(worker, ending(error), reason(error))
-            elif now - worker.probed > PROBE_LIMIT:
+            elif now - worker.pinged > PING_TIMEOUT:
                 self._remove(
                     worker,
                     "unresponsive",
-                    f"no answer in {PROBE_LIMIT:g} s, while it had nothing to do",
+                    f"no answer in {PING_TIMEOUT:g} s, while it had nothing to do",
                 )
 
-    def stand_back(self) -> None:
+    def release_unplaced(self) -> None:
         """End workers that have no place yet: others are to get the room that comes free now."""
         for worker in [worker for worker in self.workers if not worker.look()]:
             self._remove(worker, "scaled")
 
-    def renew(self, *arguments: Any) -> None:
+    def reset(self, *arguments: Any) -> None:
         """What workers are made with is another from now on; end those that cannot be told now, as
         they start or are busy."""
         self.arguments = arguments
@@ -135,7 +135,7 @@ class Workers:
             worker for worker in self.workers if worker.state != "ready" or worker.pending
         ]:
             self._remove(worker, "scaled")
-        self.greet([])
+        self.sync([])
 
     def _start(self) -> None:
         options = self.resources | (
@@ -152,10 +152,10 @@ class Workers:
             gone, budget = self.losses.pop(0)
             self.note(f"{gone}; {self.role}-{worker.index} replaces it, {budget}")
         self.workers.append(worker)
-        self._greet(worker, [("ready", ()), *self.greetings])
+        self._sync(worker, [("ready", ()), *self.sync_calls])
 
-    def _greet(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
-        worker.state, worker.greeting = "starting", self.greeting
+    def _sync(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
+        worker.state, worker.sync_round = "starting", self.sync_round
         references = [
             getattr(worker.handle, method).remote(*arguments) for method, arguments in calls
         ]
@@ -184,11 +184,10 @@ class Workers:
 
     def _unfit(self, worker: Worker, error: ray.exceptions.RayError) -> None:
         """It could not start. Raises why, while the pool is formed; later only when nobody is left
-        and several in a row could
-        not: until then others are started, elsewhere."""
+        and several in a row could not: until then others are started, elsewhere."""
         alone = all(one.new for one in self.workers)
         self.unfit = self.unfit + 1 if alone else 0
-        if not self.formed or self.unfit >= self.patience.attempts:
+        if not self.formed or self.unfit >= self.retry_policy.max_attempts:
             raise told(error, f"{self.role}.ready") from error
         if worker.state != "draining" and (
             node := worker.place.node if worker.place else nodes.of(worker.handle)
@@ -224,25 +223,25 @@ class Workers:
         }
         ray.kill(worker.handle)
         self.restarts[why] += 1
-        # what it worked on; the rest waited behind
+        # what it worked on; the rest waited after
         at = worker.pending[0].task if worker.pending else None
         if at and not at.done:
-            at.failures += why not in FORGIVEN
+            at.failures += why not in NOT_COUNTED
         for attempt in reversed(worker.pending):  # so that the one at fault is repeated first
             if attempt.task and not attempt.task.done:
                 attempt.task.attempts.remove(attempt)
                 if not attempt.task.attempts and attempt.task not in self.queue:
                     self.queue.appendleft(attempt.task)
         spent = len(self.nodes) + sum(
-            count for cause, count in self.restarts.items() if cause not in (*FORGIVEN, "node")
+            count for cause, count in self.restarts.items() if cause not in (*NOT_COUNTED, "node")
         )
-        if spent > self.patience.restarts:
+        if spent > self.retry_policy.max_restarts:
             counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
             raise BudgetError(
-                f"{self.role}: {spent} losses of workers, {self.patience.restarts} are "
+                f"{self.role}: {spent} losses of workers, {self.retry_policy.max_restarts} are "
                 f"allowed: {counts}; last: {gone}"
             )
-        if at and at.failures >= self.patience.attempts:
+        if at and at.failures >= self.retry_policy.max_attempts:
             raise BudgetError(
                 f"{self.role}.{at.method}: {at.failures} workers were lost with this task "
                 f"({why}): {gone}"
@@ -252,8 +251,8 @@ class Workers:
                 (
                     gone,
                     "which no budget counts"
-                    if why in FORGIVEN
-                    else f"restart {spent} of {self.patience.restarts}",
+                    if why in NOT_COUNTED
+                    else f"restart {spent} of {self.retry_policy.max_restarts}",
                 )
             )
 

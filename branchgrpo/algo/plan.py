@@ -17,7 +17,7 @@ def ode_plan(schedule: Schedule) -> BranchPlan:
 
 
 def with_tail(plan: BranchPlan, ratio: float, schedule: Schedule) -> BranchPlan:
-    """The plan with the n steps behind its last random one replaced by max(1, round(ratio·n)) steps
+    """The plan with the n steps after its last random one replaced by max(1, round(ratio·n)) steps
     of DPM-Solver++.
 
     They are spaced like the schedule itself (MixGRPO-Flash, arXiv 2507.21802).

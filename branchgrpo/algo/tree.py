@@ -70,7 +70,7 @@ class Topology:
 
 
 @lru_cache(maxsize=64)
-def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) -> Topology:
+def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], comb: bool) -> Topology:
     parent = [np.array([-1])]
     step = [np.array([-1])]
     stochastic = [np.array([False])]
@@ -81,7 +81,7 @@ def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) ->
         size = offset[-1] - offset[-2]
         # the trunk, while there is one, is the first node of its level, and its first child goes on
         # as the trunk
-        if spine:
+        if comb:
             count = np.ones(size, np.int64)
             trunk, goes_on = i <= last_split, i < last_split
             count[0] = children * random[i] + goes_on if trunk else 1
@@ -121,17 +121,17 @@ def _topology(fanout: tuple[int, ...], random: tuple[bool, ...], spine: bool) ->
 
 def topology(plan: BranchPlan) -> Topology:
     """The arrays of the plan's tree."""
-    return _topology(plan.fanout, plan.stochastic, plan.spine)
+    return _topology(plan.fanout, plan.stochastic, plan.comb)
 
 
 def fork_level(plan: BranchPlan, fork_depth: int) -> int:
-    """Level at which trees are cut into subtrees: behind the `fork_depth`-th split; 0 = whole
+    """Level at which trees are cut into subtrees: after the `fork_depth`-th split; 0 = whole
     trees.
 
-    A depth beyond the last split means the last split. A spine is never cut: its subtrees are
+    A depth beyond the last split means the last split. A comb is never cut: its subtrees are
     unequal.
     """
-    splits = () if plan.spine else plan.splits[:fork_depth]
+    splits = () if plan.comb else plan.splits[:fork_depth]
     return splits[-1] + 1 if splits else 0
 
 
@@ -151,9 +151,9 @@ def assemble(
 ) -> list[TreeHeader]:
     """Whole trees from the headers of their segments.
 
-    rewards: (prompt row, tree number) → leaf rewards [L]; trees that it does not name were dropped.
-    Trees come sorted by (prompt row, tree), whatever order the segments arrived in. Raises
-    ValueError when a tree or an edge is missing or versions are mixed.
+    rewards: (prompt index, tree number) → leaf rewards [L]; trees that it does not name were
+    dropped. Trees come sorted by (prompt index, tree), whatever order the segments arrived in.
+    Raises ValueError when a tree or an edge is missing or versions are mixed.
     """
     topo = topology(plan)
     log_prob: dict[tuple[int, int], np.ndarray] = {}
@@ -168,7 +168,7 @@ def assemble(
             tree[topo.segment_edges(subtree.node, segment.start, segment.stop)] = values
     if not rewards or not rewards.keys() <= key.keys():
         raise ValueError(
-            "every reward must belong to a grown tree, those of (prompt row, tree) "
+            "every reward must belong to a grown tree, those of (prompt index, tree) "
             f"{sorted(rewards.keys() - key.keys())} do not"
         )
     headers = []

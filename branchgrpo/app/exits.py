@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from branchgrpo.config import secrets
-from branchgrpo.errors import GateError, StaleEpoch, UserError
+from branchgrpo.errors import GateError, StaleFence, UserError
 
 UNREAD = 141
 """Exit code of a command whose output nobody reads any more, as in `run.py config | head`: 128 +
@@ -24,7 +24,7 @@ def exit_code(command: Callable[[], int]) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except (UserError, GateError, StaleEpoch) as error:
+    except (UserError, GateError, StaleFence) as error:
         say(error)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:

@@ -11,18 +11,18 @@ class Interruption:
     """The first Ctrl-C or SIGTERM ends training after the iteration in flight, the second ends the
     program.
 
-    Before anybody has looked, which is behind the first iteration, there is nothing to save: the
+    Before anybody has looked, which is after the first iteration, there is nothing to save: the
     first ends the program.
     """
 
     def __init__(self) -> None:
-        self.asked = self.heeded = False
+        self.asked = self.checkpointed_for = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
         del frame
-        if self.asked or not self.heeded:
+        if self.asked or not self.checkpointed_for:
             raise KeyboardInterrupt(signal.Signals(number).name)
         self.asked = True
         print(
@@ -31,5 +31,5 @@ class Interruption:
         )
 
     def __call__(self) -> bool:
-        self.heeded = True
+        self.checkpointed_for = True
         return self.asked

@@ -45,7 +45,7 @@ EPILOG = """examples:
   branchgrpo status                 what the run on this cluster is doing; --json for programs
   branchgrpo scale --rollout 6 --wait
                                     more rollout workers while it trains
-  branchgrpo stop                   end it behind the present iteration, with a checkpoint
+  branchgrpo stop                   end it after the present iteration, with a checkpoint
   branchgrpo doctor my.yaml         is this cluster, or this machine, fit for that config?
   branchgrpo config my.yaml         the resolved config
   branchgrpo config --schema        every key, its meaning and default (JSON schema)
@@ -83,7 +83,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "status": "what a run that goes on is doing",
         "scale": "change a run's workers while it trains; learners follow at the next checkpoint",
         "stop": (
-            "end a run behind the present iteration: it saves a checkpoint and writes what "
+            "end a run after the present iteration: it saves a checkpoint and writes what "
             "it reached"
         ),
         "doctor": (
@@ -245,7 +245,7 @@ def _watching(name: str, command: argparse.ArgumentParser) -> None:
 
 
 def _serve_reward(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="NAME", help=f"a reward: {', '.join(rewards.TABLE)}")
+    command.add_argument("name", metavar="NAME", help=f"a reward: {', '.join(rewards.REGISTRY)}")
     command.add_argument(
         "--host",
         default="127.0.0.1",

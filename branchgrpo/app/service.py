@@ -16,14 +16,14 @@ from branchgrpo.data import prompts
 
 if TYPE_CHECKING:
     from branchgrpo.report.terminal import Display
-    from cluster.ray_service import Crew
+    from cluster.ray_service import RayService
 
 MARK = 0.001
 """What each actor reserves of the custom resource that marks its nodes: any number of actors
 fits."""
 
 
-def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
+def ray_service(config: Config, learning: bool = True, run: str = "") -> RayService:
     """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody
     does."""
     import ray
@@ -31,13 +31,13 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
     from actors.learner import Learner
     from actors.reward import RewardWorker
     from actors.rollout import RolloutWorker
-    from cluster.byte_counter import Meter
+    from cluster.byte_counter import DriverByteCounter
     from cluster.pool import Pool
-    from cluster.rank_group import Gang
-    from cluster.ray_service import Crew
+    from cluster.rank_group import RankGroup
+    from cluster.ray_service import RayService
 
-    meter = Meter()
-    patience = _patience(config)
+    byte_counter = DriverByteCounter()
+    retry_policy = _retry_policy(config)
     rollout = config.rollout
     scorer = config.reward_workers
     learner = config.learner
@@ -47,8 +47,8 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
         count=roles.rollouts(config),
         resources=actor_options(rollout),
         arguments=(config,),
-        meter=meter,
-        patience=patience,
+        byte_counter=byte_counter,
+        retry_policy=retry_policy,
         run=run,
     )
     rewards = []
@@ -64,21 +64,21 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
                 count=scorer.workers,
                 resources=resources,
                 arguments=(config, group),
-                meter=meter,
-                patience=patience,
+                byte_counter=byte_counter,
+                retry_policy=retry_policy,
                 run=run,
             )
         )
     make = partial(_learner_arguments, config, ray.get)
-    gangs = (
+    rank_groups = (
         [
-            Gang(
+            RankGroup(
                 cls=Learner,
                 role="learner",
                 ranks=learner.ranks,
                 resources=actor_options(learner),
                 make=make,
-                meter=meter,
+                byte_counter=byte_counter,
                 deadlines=learner.deadlines,
                 run=run,
             )
@@ -94,30 +94,30 @@ def crew(config: Config, learning: bool = True, run: str = "") -> Crew:
         "learner": ranks,
     }
     auto = rollout.workers == "auto"
-    return Crew(
+    return RayService(
         rollouts=rollouts,
         rewards=rewards,
-        gangs=gangs,
-        meter=meter,
+        rank_groups=rank_groups,
+        byte_counter=byte_counter,
         limits=limits,
-        forgiven=config.cluster.max_restarts,
+        max_failures=config.cluster.max_restarts,
         run=run,
         auto=auto,
         request=rollout.request_workers,
     )
 
 
-def configure(made: Crew, config: Config) -> Crew:
+def configure(made: RayService, config: Config) -> RayService:
     """All actors begin again with the untrained model, for a config of the same roles."""
     import ray
 
     for pool in made.pools:
-        pool.renew(config, *pool.arguments[1:])
+        pool.reset(config, *pool.arguments[1:])
         pool.broadcast("configure", config)
-    for gang in made.gangs:
-        gang.make = partial(_learner_arguments, config, ray.get)
-        gang.call("configure", config)
-        made.chunks = gang.call("chunks")[0]
+    for rank_group in made.rank_groups:
+        rank_group.make = partial(_learner_arguments, config, ray.get)
+        rank_group.call("configure", config)
+        made.chunks = rank_group.call("chunks")[0]
     return made
 
 
@@ -128,16 +128,16 @@ def actor_options(role: Any, runtime_env: Mapping[str, Any] | None = None) -> di
     return options | ({"runtime_env": runtime_env} if runtime_env else {})
 
 
-def _patience(config: Config) -> Any:
-    from cluster.pool import Patience
+def _retry_policy(config: Config) -> Any:
+    from cluster.pool import RetryPolicy
 
     options = config.cluster
-    return Patience(
-        timeout=options.task_timeout_seconds,
-        straggler=options.straggler_factor,
-        least=options.straggler_seconds,
-        restarts=options.max_restarts,
-        attempts=options.max_attempts,
+    return RetryPolicy(
+        task_timeout_seconds=options.task_timeout_seconds,
+        straggler_factor=options.straggler_factor,
+        straggler_seconds=options.straggler_seconds,
+        max_restarts=options.max_restarts,
+        max_attempts=options.max_attempts,
     )
 
 
@@ -151,7 +151,7 @@ def encode(config: Config, display: Display) -> int:
     from actors.encoder import Encoder
     from branchgrpo.data.encodings import Encodings, encode_missing
     from cluster.admission import place_alone
-    from cluster.byte_counter import Meter
+    from cluster.byte_counter import DriverByteCounter
     from cluster.pool import Pool
 
     store = Encodings.open(config.model)
@@ -165,8 +165,8 @@ def encode(config: Config, display: Display) -> int:
             count=roles.rollouts(config),
             resources=actor_options(config.rollout),
             arguments=(config,),
-            meter=Meter(),
-            patience=_patience(config),
+            byte_counter=DriverByteCounter(),
+            retry_policy=_retry_policy(config),
         )
         try:
             place_alone(pool, config.cluster.wait_seconds, display.note)
@@ -180,7 +180,7 @@ def encode(config: Config, display: Display) -> int:
 @contextmanager
 def started(
     config: Config, display: Display, learning: bool = True, run: str = ""
-) -> Iterator[Callable[[Config], Crew]]:
+) -> Iterator[Callable[[Config], RayService]]:
     """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the
     block."""
     from cluster import placement, session
@@ -206,7 +206,7 @@ def started(
             display.note(line)
         if config.model.precomputed:
             encode(config, display)
-        made = crew(config, learning, run)
+        made = ray_service(config, learning, run)
         ending.callback(made.stop)
         display.phase(
             "placing " + ", ".join(f"{count} {role}" for role, (_, count) in found.items())

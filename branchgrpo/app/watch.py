@@ -26,7 +26,7 @@ def watch(found: argparse.Namespace) -> int:
         print(
             json.dumps({"stopping": True})
             if found.json
-            else "the run ends behind the present iteration"
+            else "the run ends after the present iteration"
         )
         return 0
     counts = {

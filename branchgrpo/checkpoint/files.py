@@ -33,7 +33,7 @@ class Saved:
     checks its part."""
 
     iteration: int
-    epoch: int
+    fence: int
     path: str  # of its folder, or URL
     created: str  # ISO 8601, UTC
     files: Mapping[str, tuple[str, int]] = field(repr=False)  # name → sha256, bytes
@@ -93,7 +93,7 @@ def verified(folder: Storage) -> Saved:
             raise Damaged(f"{name} has another sha256 than when it was saved")
     return Saved(
         iteration=manifest.iteration,
-        epoch=manifest.epoch,
+        fence=manifest.fence,
         path=folder.where,
         created=manifest.created,
         files=files,

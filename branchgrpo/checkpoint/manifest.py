@@ -1,7 +1,7 @@
 """manifest.json of a checkpoint: what it must say, and how it is sealed. It may come from a
 stranger: all of it is checked.
 
-{version, iteration, epoch, created, files: {name: [sha256, bytes]}, digest}
+{version, iteration, fence, created, files: {name: [sha256, bytes]}, digest}
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_STATE = 16 << 20
 MAX_FILES = 1000
 """Bytes of manifest.json and of state.json, and files, at most."""
 
-KEYS = ("version", "iteration", "epoch", "created", "files", "digest")
+KEYS = ("version", "iteration", "fence", "created", "files", "digest")
 
 _FILE = re.compile(r"[A-Za-z0-9_.-]{1,100}\.safetensors")
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\+00:00")
@@ -43,7 +43,7 @@ class Manifest:
     """What is needed of one."""
 
     iteration: int
-    epoch: int
+    fence: int
     created: str  # ISO 8601, UTC
     files: Mapping[str, tuple[str, int]]  # name → sha256, bytes
 
@@ -55,7 +55,7 @@ def sealed(manifest: Manifest) -> bytes:
         {
             "version": VERSION,
             "iteration": manifest.iteration,
-            "epoch": manifest.epoch,
+            "fence": manifest.fence,
             "created": manifest.created,
             "files": files,
         }
@@ -77,14 +77,14 @@ def unsealed(folder: Storage) -> Manifest:
         )
     if body.keys() != set(KEYS):
         raise Damaged(f"{MANIFEST} has other keys than {', '.join(KEYS)}")
-    for key in ("iteration", "epoch"):
+    for key in ("iteration", "fence"):
         _require(type(body[key]) is int and 0 <= body[key] < 1 << 53, key, body[key])
     _require(
         isinstance(body["created"], str) and bool(_CREATED.fullmatch(body["created"])),
         "created",
         body["created"],
     )
-    found = Manifest(body["iteration"], body["epoch"], body["created"], _files(body["files"]))
+    found = Manifest(body["iteration"], body["fence"], body["created"], _files(body["files"]))
     if sealed(found) != raw:
         raise Damaged(f"{MANIFEST} is not as it was saved: its digest is another one")
     return found

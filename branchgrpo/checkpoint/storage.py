@@ -45,7 +45,7 @@ class Storage(Protocol):
 
     def claim(self, name: str) -> None:
         """Take a name that no one else has then, for good; makes the folder, and an empty file of
-        that name, perhaps with more behind a point. FileExistsError when others have it, or want it
+        that name, perhaps with more after a point. FileExistsError when others have it, or want it
         at the same time."""
 
     def write(self, file: str, data: bytes) -> None:
@@ -77,11 +77,11 @@ class Local:
         self.root, self.where = root, str(root)
 
     def prepare(self, key: str) -> None:
-        probe = self.root / _probe()
+        trial = self.root / _trial()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink(missing_ok=True)
+            trial.touch()
+            trial.unlink(missing_ok=True)
         except OSError as error:  # a file exists there, no right, a read-only disk …
             raise UserError(
                 f"{key}: expected a folder that can be written, got {self.root}: {error.strerror}"
@@ -175,11 +175,11 @@ class Remote:
         return cls(fs, root, url)
 
     def prepare(self, key: str) -> None:
-        probe = f"{self.root}/{_probe()}"
+        trial = f"{self.root}/{_trial()}"
         try:
             self._ask("makedirs", self.root, exist_ok=True)
-            self._ask("pipe_file", probe, b"")
-            self._ask("rm_file", probe)
+            self._ask("pipe_file", trial, b"")
+            self._ask("rm_file", trial)
         except OSError as error:  # no credentials, no host, no right …
             raise UserError(
                 f"{key}: expected an URL that can be written, got {self.where}: "
@@ -284,5 +284,5 @@ def storage_at(key: str, where: str | Path) -> Storage:
     return Local(Path(text).expanduser().absolute())
 
 
-def _probe() -> str:
-    return f".probe-{os.getpid()}"
+def _trial() -> str:
+    return f".trial-{os.getpid()}"

@@ -1,16 +1,16 @@
 """Checkpoints: a step's folder of tensors and state, written whole or not at all, and read only
 when every byte is right.
 
-    FOLDER/epochs/000003            claimed epochs, empty files (of URLs 000003.ID): each number is
-    one process' only FOLDER/epoch-0003-iteration-00000120-TIME-HOST-PID/
-        manifest.json               version, iteration, epoch, created, sha256 and bytes of each
+    FOLDER/fences/000003            claimed fences, empty files (of URLs 000003.ID): each number is
+    one process' only FOLDER/fence-0003-iteration-00000120-TIME-HOST-PID/
+        manifest.json               version, iteration, fence, created, sha256 and bytes of each
         file, and its own digest state.json                  what is not a tensor
         NAME.safetensors            named tensors
-    FOLDER/.draft-epoch-0003-…      one that is being written or deleted; on URLs: a folder without
+    FOLDER/.draft-fence-0003-…      one that is being written or deleted; on URLs: a folder without
     a manifest
 
-Newest means: of the highest epoch, then of the highest iteration, then written last. An epoch that
-went back to an older checkpoint thereby supersedes what it went back behind. Names carry time and
+Newest means: of the highest fence, then of the highest iteration, then written last. A fence that
+went back to an older checkpoint thereby supersedes what it went back after. Names carry time and
 writer: no writer replaces another's files.
 """
 
@@ -31,31 +31,31 @@ from typing import Any, NamedTuple
 from branchgrpo.checkpoint.files import Named, Saved, encode_state, encode_tensors, verified
 from branchgrpo.checkpoint.manifest import STATE, Damaged, Manifest, check_name, sealed
 from branchgrpo.checkpoint.storage import storage_at
-from branchgrpo.errors import StaleEpoch, UserError
+from branchgrpo.errors import StaleFence, UserError
 
-__all__ = ["Damaged", "Saved", "StaleEpoch", "Store", "open_saved"]
+__all__ = ["Damaged", "Saved", "StaleFence", "Store", "open_saved"]
 
 KEY = "checkpoint.folder"
 
 _NAME = re.compile(
-    r"epoch-([0-9]{4,12})-iteration-([0-9]{8,15})-([0-9a-f]{1,16})-([0-9a-f]{8})-([0-9]{1,9})"
+    r"fence-([0-9]{4,12})-iteration-([0-9]{8,15})-([0-9a-f]{1,16})-([0-9a-f]{8})-([0-9]{1,9})"
 )
-_EPOCH = re.compile(r"[0-9]{6,12}")
+_FENCE = re.compile(r"[0-9]{6,12}")
 
 
 class _Name(NamedTuple):
     """What a folder's name says; sorts from old to new."""
 
-    epoch: int
+    fence: int
     iteration: int
     time: int  # ns since 1970
     host: str
     pid: int
 
     @classmethod
-    def new(cls, iteration: int, epoch: int) -> _Name:
+    def new(cls, iteration: int, fence: int) -> _Name:
         return cls(
-            epoch=epoch,
+            fence=fence,
             iteration=iteration,
             time=time.time_ns(),
             host=f"{zlib.crc32(socket.gethostname().encode()):08x}",
@@ -67,14 +67,14 @@ class _Name(NamedTuple):
         found = _NAME.fullmatch(text)
         if not found:
             return None
-        epoch, iteration, time, host, pid = found.groups()
+        fence, iteration, time, host, pid = found.groups()
         return cls(
-            epoch=int(epoch), iteration=int(iteration), time=int(time, 16), host=host, pid=int(pid)
+            fence=int(fence), iteration=int(iteration), time=int(time, 16), host=host, pid=int(pid)
         )
 
     def text(self) -> str:
         writer = f"{self.time:x}-{self.host}-{self.pid}"
-        return f"epoch-{self.epoch:04d}-iteration-{self.iteration:08d}-{writer}"
+        return f"fence-{self.fence:04d}-iteration-{self.iteration:08d}-{writer}"
 
 
 class Store:
@@ -94,28 +94,28 @@ class Store:
         self.damaged: list[tuple[str, str]] = []
         self.storage = storage_at(KEY, where)
         self.storage.prepare(KEY)
-        self.epochs = self.storage.child("epochs")
+        self.fences = self.storage.child("fences")
 
     def claim(self) -> int:
-        """A new epoch, 1 + the newest ever claimed, given to no one else. Who claimed earlier is a
+        """A new fence, 1 + the newest ever claimed, given to no one else. Who claimed earlier is a
         zombie from now on."""
         while True:
-            epoch = self.epoch() + 1
+            fence = self.fence() + 1
             try:
-                self.epochs.claim(f"{epoch:06d}")
+                self.fences.claim(f"{fence:06d}")
             except FileExistsError:  # another process claims too: ask again
                 continue
-            return epoch
+            return fence
 
-    def epoch(self) -> int:
-        """The newest claimed epoch, 0 = none. Those of checkpoints count too, in case `epochs` was
+    def fence(self) -> int:
+        """The newest claimed fence, 0 = none. Those of checkpoints count too, in case `fences` was
         not copied with them."""
         claimed = [
             int(number)
-            for number in (name.partition(".")[0] for name in self.epochs.names())
-            if _EPOCH.fullmatch(number)
+            for number in (name.partition(".")[0] for name in self.fences.names())
+            if _FENCE.fullmatch(number)
         ]
-        used = [name.epoch for name in map(_Name.parse, self.storage.names()) if name]
+        used = [name.fence for name in map(_Name.parse, self.storage.names()) if name]
         return max(claimed + used, default=0)
 
     def all(self) -> list[str]:
@@ -144,7 +144,7 @@ class Store:
                 return found
 
     def save(
-        self, iteration: int, epoch: int, state: Mapping[str, Any], tensors: Mapping[str, Named]
+        self, iteration: int, fence: int, state: Mapping[str, Any], tensors: Mapping[str, Named]
     ) -> Saved:
         """Write a checkpoint, then delete those older than the `keep` newest valid ones.
 
@@ -153,19 +153,19 @@ class Store:
         tensors: file name, *.safetensors → named tensors, each name once, no two in the same
         memory. Takes memory for two copies of the largest file.
 
-        Raises StaleEpoch when a newer epoch has been claimed, before or while writing, and OSError
+        Raises StaleFence when a newer fence has been claimed, before or while writing, and OSError
         when the storage fails; neither leaves anything behind, and older checkpoints stay.
         TypeError, ValueError: what cannot be written.
         """
-        self._fence(epoch)
+        self._require_newest(fence)
         for file in tensors:
             check_name(file)
         contents = chain(
             [(STATE, encode_state(state))],
             ((file, encode_tensors(file, named)) for file, named in tensors.items()),
         )
-        self._sweep(epoch)
-        text = _Name.new(iteration, epoch).text()
+        self._sweep(fence)
+        text = _Name.new(iteration, fence).text()
         created = datetime.now(UTC).isoformat(timespec="seconds")
         files: dict[str, tuple[str, int]] = {}
         try:
@@ -174,18 +174,20 @@ class Store:
                 draft.write(file, data)
                 files[file] = (hashlib.sha256(data).hexdigest(), len(data))
             self.storage.commit(
-                text, sealed(Manifest(iteration, epoch, created, files)), lambda: self._fence(epoch)
+                text,
+                sealed(Manifest(iteration, fence, created, files)),
+                lambda: self._require_newest(fence),
             )
         except BaseException as error:
             self.storage.discard(text)
             if isinstance(error, OSError):
-                self._fence(epoch)  # a newer epoch sweeps a zombie's draft away
+                self._require_newest(fence)  # a newer fence sweeps a zombie's draft away
             raise
         self._retain(text)
         folder = self.storage.child(text)
         return Saved(
             iteration=iteration,
-            epoch=epoch,
+            fence=fence,
             path=folder.where,
             created=created,
             files=files,
@@ -203,23 +205,23 @@ class Store:
         ]
         return sorted(named)
 
-    def _fence(self, epoch: int) -> None:
-        newest = self.epoch()
-        if epoch < newest:
-            raise StaleEpoch(
-                f"checkpoint of epoch {epoch} rejected: epoch {newest} has been claimed in "
+    def _require_newest(self, fence: int) -> None:
+        newest = self.fence()
+        if fence < newest:
+            raise StaleFence(
+                f"checkpoint of fence {fence} rejected: fence {newest} has been claimed in "
                 f"{self.storage.where}"
             )
 
-    def _sweep(self, epoch: int) -> None:
-        """Remove drafts of older epochs, and those of this epoch whose writer, on this machine, is
+    def _sweep(self, fence: int) -> None:
+        """Remove drafts of older fences, and those of this fence whose writer, on this machine, is
         dead."""
-        own = _Name.new(0, epoch)
+        own = _Name.new(0, fence)
         for text in self.storage.drafts():
             name = _Name.parse(text)
             if name and (
-                name.epoch < epoch
-                or (name.epoch == epoch and name.host == own.host and not _alive(name.pid))
+                name.fence < fence
+                or (name.fence == fence and name.host == own.host and not _alive(name.pid))
             ):
                 self.storage.discard(text)
 
@@ -231,7 +233,7 @@ class Store:
         if len(found) <= self.keep:
             return
         for name, text in reversed(found):
-            number = (name.epoch, name.iteration)
+            number = (name.fence, name.iteration)
             if len(kept) == self.keep or number in kept:
                 self.storage.remove(text)
             elif text == fresh or self._valid(text):

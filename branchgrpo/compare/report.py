@@ -1,4 +1,4 @@
-"""What a comparison found: rows of figures, written as compare.json, compare.md and pictures."""
+"""What a comparison found: rows of metrics, written as compare.json, compare.md and pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOTAL = "total"
 """The score that training maximises."""
 
 
-def figures(comparison: Comparison, metric: str) -> dict[str, Any]:
+def results(comparison: Comparison, metric: str) -> dict[str, Any]:
     """Everything: `rows` by method, those that have finished runs, the untrained model's first;
     `reference`, to which differences and ratios refer; `level`, the gain whose time counts;
     `metric`; `seeds` asked for."""
@@ -54,7 +54,7 @@ def figures(comparison: Comparison, metric: str) -> dict[str, Any]:
 def write(comparison: Comparison, metric: str) -> str:
     """Write compare.json, compare.md, compare.png and compare-samples.png; returns the tables for a
     terminal."""
-    found = figures(comparison, metric)
+    found = results(comparison, metric)
     write_whole(
         comparison.folder / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
     )
@@ -115,7 +115,7 @@ def _after(comparison: Comparison, method: str, seeds: list[int]) -> dict[str, F
 
 
 def _row(comparison: Comparison, method: str) -> Row:
-    """Figures of a method over its finished seeds."""
+    """Metrics of a method over its finished seeds."""
     seeds = comparison.complete(method)
     folders = [comparison.path(method, seed) for seed in seeds]
     summaries = [_json(folder / "summary.json") for folder in folders]

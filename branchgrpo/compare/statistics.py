@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from branchgrpo.report.student import quantile
 
 F64 = NDArray[np.float64]
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 """JSON: numbers, and null for what too few seeds cannot tell."""
 
 RESAMPLED = 2000
@@ -27,7 +27,7 @@ PART = 0.5
 """Of the best method's gain is the level whose time counts, where no gain was named."""
 
 
-def over_seeds(values: F64) -> Figures:
+def over_seeds(values: F64) -> Metrics:
     """Mean of one figure of each seed [S], and its 95 % t interval [low, high]: null for one
     seed."""
     mean, half = float(np.mean(values)), float(half_width(np.asarray(values, np.float64)))
@@ -85,7 +85,7 @@ def differ(differences: F64) -> NDArray[np.bool_]:
     return found
 
 
-def difference(own: F64, other: F64) -> Figures:
+def difference(own: F64, other: F64) -> Metrics:
     """What `own` [S, P] is above `other` [S, P] of the same seeds and prompts; `different` is null
     for one seed."""
     found = over_seeds((own - other).mean(axis=1))
@@ -167,7 +167,7 @@ def _crossing(seconds: F64, gain: F64, level: float, margin: float) -> float | N
     return float(began + min(1.0, max(0.0, part)) * (seconds[first] - began))
 
 
-def level(curves: dict[str, Curve], gain: float | None) -> Figures:
+def level(curves: dict[str, Curve], gain: float | None) -> Metrics:
     """The gain whose time counts: the one named before the runs, else half of the best method's,
     `gain` null where no method's gain at its last check is surely above 0."""
     if gain is not None:
@@ -181,21 +181,21 @@ def level(curves: dict[str, Curve], gain: float | None) -> Figures:
     return {"gain": PART * sure[best] if best else None, "named": False, "best": best}
 
 
-def time_to(own: Curve, other: Curve | None, gain: float | None) -> Figures:
+def time_to(own: Curve, other: Curve | None, gain: float | None) -> Metrics:
     """Seconds until `own` reaches a gain; by seed too; and what part that is of `other`'s seconds.
 
     The part is that of the mean curves; its interval is Student's t over the seeds' logarithms,
     null unless every seed of both reached the gain. Everything is null for one seed, which cannot
     tell.
     """
-    nothing: Figures = {"seconds": None, "by_seed": [None] * len(own.gain), "ratio": None}
+    nothing: Metrics = {"seconds": None, "by_seed": [None] * len(own.gain), "ratio": None}
     if gain is None or len(own.gain) < 2:
         return nothing
-    found: Figures = {"seconds": own.reaches(gain), "by_seed": own.each(gain), "ratio": None}
+    found: Metrics = {"seconds": own.reaches(gain), "by_seed": own.each(gain), "ratio": None}
     theirs = other.reaches(gain) if other else None
     if other is None or found["seconds"] is None or not theirs:
         return found
-    ratio: Figures = {
+    ratio: Metrics = {
         "mean": found["seconds"] / theirs,
         "low": None,
         "high": None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from branchgrpo.report.sinks import PHASES
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 WIDTH = 100
 """Columns of a terminal."""
@@ -17,7 +17,7 @@ SHOWN = {"learner.learning_rate", "learner.optimiser_steps"}
 """Keys that have columns of their own."""
 
 
-def markdown(found: Figures) -> str:
+def markdown(found: Metrics) -> str:
     """The text of compare.md: what came out, what was run, and what the columns mean."""
     parts = [_lines(_results(found))]
     if found["reference"]:
@@ -28,7 +28,7 @@ def markdown(found: Figures) -> str:
     return "\n".join(parts)
 
 
-def terminal(found: Figures) -> str:
+def terminal(found: Metrics) -> str:
     """The same in plain text, lines of at most 100 characters."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -68,7 +68,7 @@ def terminal(found: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
-def notes(found: Figures) -> list[str]:
+def notes(found: Metrics) -> list[str]:
     """What the columns mean, and what may not be read from them: paragraphs."""
     goal, reference = found["level"], found["reference"]
     text = [
@@ -117,7 +117,7 @@ def _lines(table: tuple[list[str], list[list[str]]]) -> str:
     )
 
 
-def _results(found: Figures, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+def _results(found: Metrics, brief: bool = False) -> tuple[list[str], list[list[str]]]:
     """Heads and cells: what came out. brief: without the metric's difference and diversity."""
     metric = found["metric"]
     reference = found["reference"]
@@ -149,7 +149,7 @@ def _results(found: Figures, brief: bool = False) -> tuple[list[str], list[list[
     return heads, rows
 
 
-def _costs(found: Figures, brief: bool = False) -> tuple[list[str], list[list[str]]]:
+def _costs(found: Metrics, brief: bool = False) -> tuple[list[str], list[list[str]]]:
     """Heads and cells: what was run, and what it cost. brief: forwards alone, ranges over seeds, no
     phases, no other settings."""
     rows = {method: row for method, row in found["rows"].items() if "learning_rate" in row}
@@ -213,13 +213,13 @@ def _plain(value: Any) -> str:
 
 
 def _digits(value: float | None, digits: int | None = None) -> str:
-    """A number with so many digits behind the point; with up to two where none are named."""
+    """A number with so many digits after the point; with up to two where none are named."""
     if value is None:
         return "–"
     return f"{value:.2f}".rstrip("0").rstrip(".") if digits is None else f"{value:.{digits}f}"
 
 
-def _score(value: Figures | None) -> str:
+def _score(value: Metrics | None) -> str:
     if value is None:
         return "–"
     return f"{value['mean']:.3f}" + (
@@ -227,7 +227,7 @@ def _score(value: Figures | None) -> str:
     )
 
 
-def _difference(value: Figures | None, seeds: int) -> str:
+def _difference(value: Metrics | None, seeds: int) -> str:
     """With its interval, a star where methods are called different, and its n where that is not the
     row's."""
     if value is None:
@@ -240,7 +240,7 @@ def _difference(value: Figures | None, seeds: int) -> str:
     )
 
 
-def _ratio(time: Figures, reference: bool) -> str:
+def _ratio(time: Metrics, reference: bool) -> str:
     """The part of the reference's seconds; where it has no interval, how many seeds reached the
     gain."""
     if time["seconds"] is None:

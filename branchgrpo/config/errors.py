@@ -31,7 +31,7 @@ class _Place:
         self.given = True  # is `node` the value itself?
 
     def walk(self, location: Sequence[str | int]) -> _Place:
-        """Follow pydantic's location: keys and places, with a component's name behind its section,
+        """Follow pydantic's location: keys and places, with a component's name after its section,
         and ends that say which of several types it was."""
         parts = [str(part) for part in location]
         while parts:

@@ -78,15 +78,15 @@ def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None 
 
 
 def reward(name: str, texts: Mapping[str, str], prefix: str = "reward.") -> RewardOptions:
-    """Options of the reward `name` with these keys of the command line, which name them behind
+    """Options of the reward `name` with these keys of the command line, which name them after
     `prefix`. Raises UserError as `load` does."""
-    if name not in rewards.TABLE:
+    if name not in rewards.REGISTRY:
         raise UserError(
-            f"serve-reward: expected one of {', '.join(rewards.TABLE)}, got "
-            f"{name!r}{kinds.closest(name, list(rewards.TABLE))}"
+            f"serve-reward: expected one of {', '.join(rewards.REGISTRY)}, got "
+            f"{name!r}{kinds.closest(name, list(rewards.REGISTRY))}"
         )
     tree = Node({"name": Node(name, "serve-reward", name)}, "serve-reward")
-    return cast(RewardOptions, _checked(tree, component(rewards.TABLE[name]), texts, prefix))
+    return cast(RewardOptions, _checked(tree, component(rewards.REGISTRY[name]), texts, prefix))
 
 
 def _checked(tree: Node, kind: Any, texts: Mapping[str, str], prefix: str = "") -> Any:

@@ -123,7 +123,7 @@ def _put(node: Node | None, kind: Any, parts: Sequence[str], text: str, origin: 
 def _put_entry(
     node: Node | None, kind: Any, key: str, rest: Sequence[str], text: str, origin: str
 ) -> Node:
-    """A list with the text at, or below, one of its places; the place behind the last appends."""
+    """A list with the text at, or below, one of its places; the place after the last appends."""
     held = list(node.value) if node is not None else []
     if not key.isdecimal() or int(key) > len(held):
         raise _Bad(

@@ -2,8 +2,7 @@
 
 Every entry is a pydantic class that is both the component's options and the component itself, so
 that a config section, once validated, can be called. The modules must import light packages only at
-their
-top: loading a config needs no torch.
+their top: loading a config needs no torch.
 """
 
 from __future__ import annotations
@@ -28,4 +27,5 @@ def union(table: dict[str, str]) -> Any:
     classes = [load(target) for target in table.values()]
     if len(classes) == 1:
         return classes[0]
-    return Annotated[Union[tuple(classes)], Field(discriminator="name")]  # noqa: UP007  # made at run time
+    # made at run time
+    return Annotated[Union[tuple(classes)], Field(discriminator="name")]  # noqa: UP007

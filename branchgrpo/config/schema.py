@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from branchgrpo.models.flux import FluxModel as Model
     from branchgrpo.rewards.ocr import OcrReward as Reward
 else:
-    Advantage = union(advantage.TABLE)
-    Loss = union(loss.TABLE)
-    Method = union(methods.TABLE)
-    Model = union(models.TABLE)
-    Pruning = union(pruning.TABLE)
-    Reward = union(rewards.TABLE)
+    Advantage = union(advantage.REGISTRY)
+    Loss = union(loss.REGISTRY)
+    Method = union(methods.REGISTRY)
+    Model = union(models.REGISTRY)
+    Pruning = union(pruning.REGISTRY)
+    Reward = union(rewards.REGISTRY)
 
 
 class Section(BaseModel):
@@ -61,10 +61,10 @@ class Run(Section):
         "LoRA adapters alone, or nothing",
     )
     wandb: str = Field(
-        "", description="project of Weights & Biases that gets the figures as well; empty: none"
+        "", description="project of Weights & Biases that gets the metrics as well; empty: none"
     )
     mlflow: str = Field(
-        "", description="tracking URI of MLflow that gets the figures as well; empty: none"
+        "", description="tracking URI of MLflow that gets the metrics as well; empty: none"
     )
 
 
@@ -190,7 +190,7 @@ class Learner(Role):
         "micro-batches smaller; 0 = no limit",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning rate behind the warm-up, over run.iterations"
+        "constant", description="learning rate after the warm-up, over run.iterations"
     )
     warmup: int = Field(
         0, ge=0, description="optimiser steps in which the learning rate rises linearly"
@@ -290,7 +290,7 @@ class Gates(Section):
     on_policy_tolerance: float = Field(
         1e-5, gt=0, description="largest |ratio − 1| before the first update"
     )
-    probe_tolerance: float = Field(
+    fingerprint_tolerance: float = Field(
         1e-4,
         gt=0,
         description="largest difference of velocities between learner and rollout worker",
@@ -322,7 +322,7 @@ class Cluster(Section):
         20,
         ge=0,
         description="workers of a role that may be replaced in a run, preempted ones apart; and "
-        "learner gangs",
+        "learner groups",
     )
     max_attempts: int = Field(4, ge=1, description="workers that one task may take with it")
 

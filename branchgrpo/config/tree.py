@@ -58,7 +58,7 @@ def read(path: Path) -> Node:
 
 
 def parse(text: str, source: str, lines: bool = False) -> Node:
-    """YAML as a Node. source: what the origins say; lines: with each value's line behind it. Raises
+    """YAML as a Node. source: what the origins say; lines: with each value's line after it. Raises
     UserError."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -261,7 +261,7 @@ def encode_missing(
 
 
 def stack(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Rows of one text each as one array; shorter texts are padded with zeros behind."""
+    """Rows of one text each as one array; shorter texts are padded with zeros at the end."""
     width = max(row.shape[0] for row in rows)
     return np.stack(
         [

@@ -188,7 +188,7 @@ class LineFile(Prompts):
         return line.strip()
 
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """Where the lines with a prompt begin, with the length of the file behind, and digests of
+        """Where the lines with a prompt begin, with the length of the file after, and digests of
         the prompts."""
         # they grow in place: joining in the end would take the memory twice
         starts = array("q")
@@ -211,7 +211,7 @@ class LineFile(Prompts):
         rest = b""
         while fresh := os.pread(self._file, BLOCK, offset + len(rest)):
             block = rest + fresh
-            # behind the last CR there may be its LF
+            # after the last CR there may be its LF
             cut = block.rfind(b"\n") + 1 or block.rfind(b"\r", 0, -1) + 1
             if not cut and len(block) > LONGEST:
                 cut = len(block)
@@ -222,7 +222,7 @@ class LineFile(Prompts):
             yield offset, rest
 
     def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[str]]:
-        """The prompts in a block that comes behind so many other lines, and where their lines
+        """The prompts in a block that comes after so many other lines, and where their lines
         begin."""
         try:
             text = block.decode()
@@ -245,7 +245,7 @@ class LineFile(Prompts):
         found: list[str] = []
         try:
             found.extend(map(self._prompt, text.replace("\r", "\n").split("\n")[: len(starts)]))
-        except ValueError as error:  # of the line behind those that are found
+        except ValueError as error:  # of the line after those that are found
             raise self._wrong(
                 lines + _line_ends(block[: starts[len(found)]]), str(error)
             ) from error

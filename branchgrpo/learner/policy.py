@@ -96,7 +96,7 @@ class PolicyUpdate:
             else {}
         )
 
-    def edges(self, plan: BranchPlan, rows: Rows) -> tuple[Edges, Tensor]:
+    def edges(self, plan: BranchPlan, rows: MicroBatch) -> tuple[Edges, Tensor]:
         """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have
         both log-probs equal."""
         v = self.model.velocity(rows.x, rows.sigma, rows.cond)
@@ -107,10 +107,10 @@ class PolicyUpdate:
         log_prob = torch.stack(columns, 1)
         old = torch.where(rows.present, rows.old, log_prob.detach())
         std = std.flatten(1)
-        shift = torch.zeros_like(std)
+        mean_drift = torch.zeros_like(std)
         if rows.velocity is not None:
             behaviour, _ = kernels.transition(plan, rows.steps, rows.x, rows.velocity)
-            shift = _distance(mean, behaviour)
+            mean_drift = _distance(mean, behaviour)
         levels = torch.from_numpy(plan.sigmas).to(std.device)
         return Edges(
             log_prob=log_prob,
@@ -118,10 +118,10 @@ class PolicyUpdate:
             advantage=rows.advantage,
             std=std,
             dt=(levels[rows.steps + 1] - levels[rows.steps])[:, None],
-            shift=shift,
+            mean_drift=mean_drift,
         ), mean
 
-    def kl(self, plan: BranchPlan, rows: Rows, mean: Tensor, std: Tensor) -> Tensor:
+    def kl(self, plan: BranchPlan, rows: MicroBatch, mean: Tensor, std: Tensor) -> Tensor:
         """[n, 1] KL of the transition to that of the frozen base, mean over dimensions: ‖μ −
         μ_base‖²/(2·std²)."""
         base, _ = kernels.transition(
@@ -129,7 +129,7 @@ class PolicyUpdate:
         )
         return _distance(mean, base) / (2.0 * std**2)
 
-    def deviation(self, plan: BranchPlan, batches: list[Rows]) -> float:
+    def deviation(self, plan: BranchPlan, batches: list[MicroBatch]) -> float:
         """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none, infinite
         where a ratio is not finite."""
         worst = 0.0
@@ -140,7 +140,7 @@ class PolicyUpdate:
                 worst = max(worst, float(found.nan_to_num(nan=math.inf).max()))
         return worst
 
-    def step(self, plan: BranchPlan, batches: list[Rows], tally: Tally) -> float:
+    def step(self, plan: BranchPlan, batches: list[MicroBatch], tally: Tally) -> float:
         """One optimiser step over this rank's batches; returns the gradient norm before clipping.
 
         Every rank must bring as many batches. A norm that is not finite leaves the weights alone:
@@ -181,7 +181,7 @@ class PolicyUpdate:
                 if master is not value:
                     value.copy_(master)
 
-    def _backward(self, plan: BranchPlan, rows: Rows, tally: Tally) -> None:
+    def _backward(self, plan: BranchPlan, rows: MicroBatch, tally: Tally) -> None:
         beta = self.config.loss.kl_beta
         edges, mean = self.edges(plan, rows)
         loss, ratio, clipped = self.config.loss(edges)
@@ -216,7 +216,7 @@ def _distance(mean: Tensor, other: Tensor) -> Tensor:
 
 
 @dataclass
-class Rows:
+class MicroBatch:
     """A micro-batch of n parents with up to K children each, on the device."""
 
     x: Tensor  # [n, *S] parents
@@ -240,7 +240,7 @@ def micro_batches(
     size: int,
     device: torch.device,
     velocities: Latents | None = None,
-) -> list[Rows]:
+) -> list[MicroBatch]:
     """A shard as micro-batches of at most `size` parents; with the behaviour policy's velocities,
     if they are given."""
     topo, batches = topology(plan), []
@@ -274,7 +274,7 @@ def micro_batches(
             else None
         )
         batches.append(
-            Rows(
+            MicroBatch(
                 x=x,
                 y=y,
                 sigma=levels[steps],

@@ -1,6 +1,6 @@
 """Model families: one file and one line each."""
 
-TABLE = {
+REGISTRY = {
     "flux": "branchgrpo.models.flux:FluxModel",
     "sd3": "branchgrpo.models.sd3:SD3Model",
     "qwen_image": "branchgrpo.models.qwen_image:QwenImageModel",

@@ -96,7 +96,7 @@ class Adapter(ABC):
         """Clean latents [B, *S] to pixels u8 [B, F, H, W, 3]. Needs the decoder."""
 
     @abstractmethod
-    def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
+    def fingerprint_conditioning(self, rows: int) -> dict[str, Tensor]:
         """Fixed pseudo-random conditioning of the right shapes, so that weights can be compared
         without prompts."""
 

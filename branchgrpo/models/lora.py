@@ -200,7 +200,7 @@ def _alphas(path: Path, head: Header, tensors: Mapping[str, Entry], rank: int) -
             }
     told: dict[str, Any] = {}
     try:
-        # diffusers: peft's config, each key behind the part's name
+        # diffusers: peft's config, each key after the part's name
         if "lora_adapter_metadata" in head.metadata:
             told = {
                 key.removeprefix("transformer."): value

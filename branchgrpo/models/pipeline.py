@@ -315,7 +315,7 @@ class PipelineAdapter(Adapter):
 
     @abstractmethod
     def texts(self, texts: list[str]) -> dict[str, Tensor]:
-        """Encodings of n texts, n rows each; what varies in length pads with zeros behind, on
+        """Encodings of n texts, n rows each; what varies in length pads with zeros at the end, on
         dimension 1."""
 
     @abstractmethod
@@ -377,7 +377,7 @@ class PipelineAdapter(Adapter):
                 )
         return np.concatenate(found)
 
-    def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
+    def fingerprint_conditioning(self, rows: int) -> dict[str, Tensor]:
         import torch
 
         found = {
@@ -465,7 +465,7 @@ def pair(
 ) -> Conditioning:
     """Conditioning for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so
     that rows stay independent. Where the texts differ in length, dimension 1 is padded with zeros
-    behind."""
+    after."""
     arrays = {}
     for name, array in wanted.items():
         other = unwanted[name]

@@ -61,7 +61,7 @@ class QwenImageModel(PipelineModel):
         512,
         ge=1,
         le=1024,
-        description="text tokens per prompt, behind the pipeline's own instruction",
+        description="text tokens per prompt, after the pipeline's own instruction",
     )
 
     def check(self) -> None:

@@ -1,27 +1,27 @@
-"""An iteration's figures, under their names in metrics.jsonl."""
+"""An iteration's metrics, under their names in metrics.jsonl."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from branchgrpo.rollout.collect import Harvest
+from branchgrpo.rollout.collect import RolloutBatch
 from branchgrpo.types import StepStats
 
 
-def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, float]:
-    """An iteration's figures under their names in metrics.jsonl (docs/run-folder.md lists them)."""
-    leaves = np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)])
-    rows = sorted({row for row, _ in harvest.rewards})
+def of_iteration(batch: RolloutBatch, stats: StepStats, driver_bytes: int) -> dict[str, float]:
+    """An iteration's metrics under their names in metrics.jsonl (docs/run-folder.md lists them)."""
+    leaves = np.stack([batch.rewards[key] for key in sorted(batch.rewards)])
+    rows = sorted({row for row, _ in batch.rewards})
     spread = np.mean(
         [
-            np.concatenate([harvest.rewards[key] for key in harvest.rewards if key[0] == row]).std()
+            np.concatenate([batch.rewards[key] for key in batch.rewards if key[0] == row]).std()
             for row in rows
         ]
     )
-    headers = [header for header, _ in harvest.segments]
+    headers = [header for header, _ in batch.segments]
     values = {"reward/total": float(leaves.mean()), "reward/spread": float(spread)}
-    values |= {f"reward/{name}": float(harvest.part(name).mean()) for name in harvest.parts}
-    values |= {f"time/{phase}": seconds for phase, seconds in harvest.seconds.items()}
+    values |= {f"reward/{name}": float(batch.part(name).mean()) for name in batch.parts}
+    values |= {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
     values |= {
         "tree/trees": len(leaves),
         "tree/leaves": leaves.size,
@@ -31,9 +31,9 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
         "tree/edges_all": stats.edges_all,
         "latents/bytes": sum(header.payload_bytes for header in headers),
         "driver/bytes": driver_bytes,
-        "prompts/truncated": harvest.truncated,
-        "reward/retries": harvest.retries,
-        "reward/dropped_groups": len(harvest.dropped),
+        "prompts/truncated": batch.truncated,
+        "reward/retries": batch.retries,
+        "reward/dropped_groups": len(batch.dropped),
     }
     names = (
         "forwards",
@@ -54,20 +54,20 @@ def figures(harvest: Harvest, stats: StepStats, driver_bytes: int) -> dict[str, 
     return values | {f"update/{name}": float(getattr(stats, name)) for name in names}
 
 
-def overlooked(harvest: Harvest, prompts: int) -> dict[str, str]:
+def overlooked(batch: RolloutBatch, prompts: int) -> dict[str, str]:
     """Lines, by kind, on what does not end a run and is easily overlooked in an iteration of so
     many prompts."""
     told = {}
-    if harvest.truncated:
+    if batch.truncated:
         cut = (
-            f"{harvest.truncated} of {prompts} prompts are longer than the text encoders take "
+            f"{batch.truncated} of {prompts} prompts are longer than the text encoders take "
             "and were cut"
         )
         told["truncated"] = f"{cut} (said once; prompts/truncated counts)"
-    if harvest.dropped:
-        row, reason = next(iter(harvest.dropped.items()))
+    if batch.dropped:
+        row, reason = next(iter(batch.dropped.items()))
         told["dropped"] = (
-            f"{len(harvest.dropped)} of {prompts} prompt groups dropped (said once; "
+            f"{len(batch.dropped)} of {prompts} prompt groups dropped (said once; "
             f"reward/dropped_groups counts): row {row}: {reason}"
         )
     return told

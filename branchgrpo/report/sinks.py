@@ -1,4 +1,4 @@
-"""Figures of a run: one JSON line an iteration, the same as TensorBoard events, and copies for W&B
+"""Metrics of a run: one JSON line an iteration, the same as TensorBoard events, and copies for W&B
 and MLflow."""
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ PARAMETERS_AT_ONCE = 100
 
 
 class Sink(Protocol):
-    """Where copies of the figures go."""
+    """Where copies of the metrics go."""
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Send an iteration's figures; returns at once, and does not raise when the server is
+        """Send an iteration's metrics; returns at once, and does not raise when the server is
         away."""
 
     def close(self, failed: bool) -> None:
@@ -78,31 +78,31 @@ class MetricsLog:
             closing.callback(self._file.close)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Keep an iteration's figures, on disk when this returns. `elapsed` is in seconds since the
+        """Keep an iteration's metrics, on disk when this returns. `elapsed` is in seconds since the
         log began."""
-        figures = {name: float(value) for name, value in values.items()}
+        metrics = {name: float(value) for name, value in values.items()}
         record: dict[str, Any] = {
             "iteration": iteration,
             "elapsed": round(perf_counter() - self._begun, 3),
         }
         # JSON has no NaN
-        record |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        self._write_events(iteration, figures)
+        self._write_events(iteration, metrics)
         for sink in self._sinks:
-            sink.write(iteration, figures)
+            sink.write(iteration, metrics)
 
-    def _write_events(self, iteration: int, figures: Mapping[str, float]) -> None:
+    def _write_events(self, iteration: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._events), flush_secs=10, purge_step=self._purged)
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, iteration)
 
     def rewind(self, iteration: int) -> None:
-        """Forget figures of later iterations: they are done again. `elapsed` goes on from what is
+        """Forget metrics of later iterations: they are done again. `elapsed` goes on from what is
         kept. TensorBoard is told to leave them out; W&B and MLflow take nothing back."""
         if self._writer:
             self._writer.close()

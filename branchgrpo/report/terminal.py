@@ -107,7 +107,7 @@ class Display:
         self._print(text)
 
     def update(self, iteration: int, values: Mapping[str, float]) -> None:
-        """`iteration` iterations are done; the figures of the last one under their names in
+        """`iteration` iterations are done; the metrics of the last one under their names in
         metrics.jsonl.
 
         update(0, …) may give the held-out score before training. Any figure may be missing.
@@ -257,7 +257,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def line(progress: Progress) -> str:
-    """An iteration as one line; figures that are missing are left out."""
+    """An iteration as one line; metrics that are missing are left out."""
     values, metric = progress.values, progress.metric
 
     def known(*entries: tuple[str, str]) -> str:
@@ -312,7 +312,7 @@ def line(progress: Progress) -> str:
 
 
 def panel(title: str, progress: Progress) -> Panel:
-    """The live panel; figures that are missing show as –."""
+    """The live panel; metrics that are missing show as –."""
     values = progress.values
 
     def get(key: str, form: str = ".0f") -> str:

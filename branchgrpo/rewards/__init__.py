@@ -1,6 +1,6 @@
 """Rewards: one file and one line each."""
 
-TABLE = {
+REGISTRY = {
     "aesthetic": "branchgrpo.rewards.aesthetic:AestheticReward",
     "clip": "branchgrpo.rewards.clip:ClipReward",
     "hps": "branchgrpo.rewards.hps:HpsReward",

@@ -37,7 +37,7 @@ class RewardOptions(Component):
     label: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]*$",
-        description="what its scores are called in figures, as label/score; empty: the reward's "
+        description="what its scores are called in metrics, as label/score; empty: the reward's "
         "name",
     )
     weight: float = Field(1.0, description="factor of its trained score, see combine")

@@ -2,9 +2,8 @@
 encoder.
 
 A ViT reads the picture, a BERT with cross-attention to it reads the prompt, and a linear head maps
-the state of the
-first token to a number: score = (head − MEAN) / STD. Held against the package image-reward, from
-which the preprocessing and the constants come (ImageReward/ImageReward.py).
+the state of the first token to a number: score = (head − MEAN) / STD. Held against the package
+image-reward, from which the preprocessing and the constants come (ImageReward/ImageReward.py).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _nested(found: re.Match[str], text: str) -> bool:
     first, last = found.group()[0], found.group()[-1]
     if first in "“„«‘":
         return first in text
-    # a straight quote with a letter right behind it has begun one: "say "hi" twice"
+    # a straight quote with a letter right after it has begun one: "say "hi" twice"
     return last == '"' and re.match(r'\w[^"]*"', found.string[found.end() :]) is not None
 
 

@@ -33,20 +33,20 @@ FORWARD_ROWS = 4
 
 
 @dataclass
-class Harvest:
+class RolloutBatch:
     """Grown and scored trees: headers and scores here, everything large by reference."""
 
     conditioning: Reference = None
     segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
     media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
-    # (prompt row, tree) → trained scores [R, L]
+    # (prompt index, tree) → trained scores [R, L]
     scores: dict[tuple[int, int], F32] = field(default_factory=dict)
-    # (prompt row, tree) → their weighted sum [L]
+    # (prompt index, tree) → their weighted sum [L]
     rewards: dict[tuple[int, int], F32] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
     truncated: int = 0  # prompts that the text encoders cut short
     retries: int = 0  # of rewards
-    # prompt rows without rewards, whose trees are left out; and why
+    # prompt indices without rewards, whose trees are left out; and why
     dropped: dict[int, str] = field(default_factory=dict)
     # encode, grow, score: when the last task of each ended
     seconds: dict[str, float] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Harvest:
         return max(1, len(self.scores) * int(topology(plan).stochastic.sum()))
 
     def part(self, name: str) -> F32:
-        """Scores of all leaves under one name, by (prompt row, tree, leaf)."""
+        """Scores of all leaves under one name, by (prompt index, tree, leaf)."""
         scores = self.parts[name]
         return np.concatenate([scores[key] for key in sorted(scores)])
 
@@ -65,7 +65,7 @@ class Harvest:
         return np.concatenate([self.rewards[key] for key in sorted(self.rewards)])
 
 
-class Forest:
+class RolloutCollector:
     """Grows trees of one policy version."""
 
     def __init__(self, config: Config, service: Service, run: str):
@@ -73,7 +73,7 @@ class Forest:
         self.service = service
         self.run = run
 
-    def grow(
+    def collect(
         self,
         plan: BranchPlan,
         iteration: int,
@@ -81,11 +81,11 @@ class Forest:
         prompts: list[int],
         texts: list[str],
         trees: int,
-    ) -> Harvest:
+    ) -> RolloutBatch:
         """Grow and score `trees` trees for each prompt: indices in the prompt list, and their
         texts."""
-        return _Growth(
-            forest=self,
+        return _Collection(
+            collector=self,
             plan=plan,
             iteration=iteration,
             version=version,
@@ -95,12 +95,12 @@ class Forest:
         ).run()
 
 
-class _Growth:
-    """One call of Forest.grow: the task graph of an iteration."""
+class _Collection:
+    """One call of RolloutCollector.grow: the task graph of an iteration."""
 
     def __init__(
         self,
-        forest: Forest,
+        collector: RolloutCollector,
         plan: BranchPlan,
         iteration: int,
         version: int,
@@ -108,17 +108,17 @@ class _Growth:
         texts: list[str],
         trees: int,
     ):
-        self.config = forest.config
+        self.config = collector.config
         self.plan = plan
         self.version = version
         self.texts = texts
         # A held-out check compares the same prompts before and after, so none may be missing.
         self.may_drop = (
-            forest.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
+            collector.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
         )
-        self.rollouts, self.rewards = forest.service.rollouts, forest.service.rewards
+        self.rollouts, self.rewards = collector.service.rollouts, collector.service.rewards
         self.trees = [
-            Subtree(TreeKey(forest.run, iteration, prompt, tree), row, 0)
+            Subtree(TreeKey(collector.run, iteration, prompt, tree), row, 0)
             for row, prompt in enumerate(prompts)
             for tree in range(trees)
         ]
@@ -131,28 +131,28 @@ class _Growth:
         )
         self.frontier = topology(plan).level(self.fork).tolist()
         self.flow, self.shared_plan = self.rollouts.flow(), self.rollouts.share(plan)
-        self.harvest, self.begun = Harvest(), perf_counter()
+        self.batch, self.begun = RolloutBatch(), perf_counter()
 
-    def run(self) -> Harvest:
+    def run(self) -> RolloutBatch:
         self.rollouts.submit(
             self.flow, "encode", self.texts, returns=2, size=len(self.texts), then=self._encoded
         )
         self.flow.run()
         self._drop()
-        self.harvest.rewards = self.config.credit.totals(self.harvest.scores)
-        seconds, previous = self.harvest.seconds, 0.0
+        self.batch.rewards = self.config.credit.totals(self.batch.scores)
+        seconds, previous = self.batch.seconds, 0.0
         # from ends to durations: what follows the phase before
         for phase in ("encode", "grow", "score"):
             seconds[phase], previous = seconds[phase] - previous, seconds[phase]
-        return self.harvest
+        return self.batch
 
     def _clock(self, phase: str) -> None:
-        self.harvest.seconds[phase] = perf_counter() - self.begun
+        self.batch.seconds[phase] = perf_counter() - self.begun
 
     def _encoded(self, references: list[Reference]) -> None:
         self._clock("encode")
-        self.harvest.truncated = self.rollouts.fetch(references[0])
-        self.harvest.conditioning = references[1]
+        self.batch.truncated = self.rollouts.fetch(references[0])
+        self.batch.conditioning = references[1]
         if self.fork:
             for group in _groups(self.trees, len(self.rollouts)):
                 self._grow(group, [], 0, self.fork)
@@ -184,7 +184,7 @@ class _Growth:
             tuple(subtrees),
             start,
             stop,
-            self.harvest.conditioning,
+            self.batch.conditioning,
             *roots,
         )
         below, levels = topology(self.plan).below, range(start, stop)
@@ -198,7 +198,7 @@ class _Growth:
     def _grown(self, references: list[Reference]) -> None:
         self._clock("grow")
         header: SegmentHeader = self.rollouts.fetch(references[0])
-        self.harvest.segments.append((header, references[1]))
+        self.batch.segments.append((header, references[1]))
         if header.stop < self.plan.steps:
             below = [
                 Subtree(tree.key, tree.prompt, node)
@@ -208,7 +208,7 @@ class _Growth:
             self._to_leaves(below, references[2:], header.stop)
             return
         media, subtrees = references[2], header.subtrees
-        self.harvest.media.append((subtrees, media))
+        self.batch.media.append((subtrees, media))
         texts = [self.texts[subtree.prompt] for subtree in subtrees]
         leaves = topology(self.plan).leaf_count
         pictures = sum(int(leaves[subtree.node]) for subtree in subtrees)
@@ -231,7 +231,7 @@ class _Growth:
     ) -> None:
         self._clock("score")
         scores: RewardScores = pool.fetch(references[0])
-        self.harvest.retries += scores.retries
+        self.batch.retries += scores.retries
         topo, each = topology(self.plan), len(scores.ok) // len(subtrees)
         for index, subtree in enumerate(subtrees):
             rows, key = slice(index * each, (index + 1) * each), (subtree.prompt, subtree.key.tree)
@@ -241,29 +241,29 @@ class _Growth:
                         f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} leaves "
                         f"have no reward: {scores.reason}"
                     )
-                self.harvest.dropped[subtree.prompt] = scores.reason
+                self.batch.dropped[subtree.prompt] = scores.reason
             first = int(topo.leaf_first[subtree.node])
             leaves = slice(first, first + each)
-            trained = self.harvest.scores.setdefault(
+            trained = self.batch.scores.setdefault(
                 key, np.full((len(self.config.rewards), topo.leaves), np.nan, np.float32)
             )
             trained[list(group), leaves] = scores.trained[:, rows]
             for name, part in scores.parts.items():
-                self.harvest.parts.setdefault(name, {}).setdefault(
+                self.batch.parts.setdefault(name, {}).setdefault(
                     key, np.full(topo.leaves, np.nan, np.float32)
                 )[leaves] = part[rows]
 
     def _drop(self) -> None:
         """Leave out all trees of prompts that lack a reward: what is left of a group would be
         compared wrongly."""
-        harvest = self.harvest
-        for table in (harvest.scores, *harvest.parts.values()):
-            for key in [key for key in table if key[0] in harvest.dropped]:
+        batch = self.batch
+        for table in (batch.scores, *batch.parts.values()):
+            for key in [key for key in table if key[0] in batch.dropped]:
                 del table[key]
-        if not harvest.scores:
+        if not batch.scores:
             raise RuntimeError(
-                f"all {len(harvest.dropped)} prompt groups were dropped: "
-                f"{next(iter(harvest.dropped.values()))}"
+                f"all {len(batch.dropped)} prompt groups were dropped: "
+                f"{next(iter(batch.dropped.values()))}"
             )
 
 

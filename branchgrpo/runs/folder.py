@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from branchgrpo.runs import lease as leases
-from branchgrpo.checkpoint.store import KEY, open_saved
 from branchgrpo.checkpoint.storage import storage_at
+from branchgrpo.checkpoint.store import KEY, open_saved
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import UserError
-from branchgrpo.runs.lease import Lease, read_object, write_whole
-from branchgrpo.runs.identity import changes, identity, identity_of, require_same, saved_config
 from branchgrpo.config.secrets import masked_text
+from branchgrpo.errors import UserError
+from branchgrpo.runs import lease as leases
+from branchgrpo.runs.identity import changes, identity, identity_of, require_same, saved_config
+from branchgrpo.runs.lease import Lease, read_object, write_whole
 
 RECORD = "run.json"
 VERSION = 1
@@ -97,8 +97,9 @@ def _chosen(config: Config, resume: str, say: Say) -> tuple[Driver, list[Path]]:
         folder = Path(resume)
         if driver := _taken_over(config, folder, say):
             return driver, []
-        raise UserError(f"--resume: expected a run that is not live, got {folder}, whose driver "
-            "goes on")
+        raise UserError(
+            f"--resume: expected a run that is not live, got {folder}, whose driver goes on"
+        )
     origin = _origin(config, resume, say) if resume not in ("", "auto") else ""
     return _begun(config, origin)
 
@@ -117,7 +118,11 @@ def checkpoints(config: Config, folder: Path) -> str:
     place = config.checkpoint.folder.rstrip("/")
     if not place:
         return str((folder / "checkpoints").resolve())
-    return f"{place}/{folder.name}" if "://" in place or "::" in place else str(Path(place).expanduser().resolve() / folder.name)
+    return (
+        f"{place}/{folder.name}"
+        if "://" in place or "::" in place
+        else str(Path(place).expanduser().resolve() / folder.name)
+    )
 
 
 def check_folders(config: Config, folder: Path | None = None) -> None:
@@ -126,8 +131,10 @@ def check_folders(config: Config, folder: Path | None = None) -> None:
     if folder:
         _check_writable("--folder", folder)
     elif "://" in config.run.folder:
-        raise UserError(f"run.folder: expected a folder, got the URL {config.run.folder}; "
-            "checkpoint.folder takes URLs")
+        raise UserError(
+            f"run.folder: expected a folder, got the URL {config.run.folder}; "
+            "checkpoint.folder takes URLs"
+        )
     else:
         _check_writable("run.folder", root(config))
     if config.checkpoint.kept and config.checkpoint.folder:
@@ -138,13 +145,15 @@ def _check_writable(key: str, folder: Path) -> None:
     """Raise UserError where the folder cannot be written, or made. Asks by writing: no bits of a
     mode tell of a read-only disk."""
     there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
-    probe = there / f".probe-{uuid4().hex}"
+    trial = there / f".trial-{uuid4().hex}"
     try:
-        probe.touch()
-        probe.unlink()
+        trial.touch()
+        trial.unlink()
     except OSError as error:
         what = f"got {folder}" + ("" if there == folder else f", where {there} cannot be")
-        raise UserError(f"{key}: expected a folder that can be written, {what}: {error.strerror}") from error
+        raise UserError(
+            f"{key}: expected a folder that can be written, {what}: {error.strerror}"
+        ) from error
 
 
 def named(parent: Path, stem: str, free: Callable[[str], bool] = lambda name: True) -> Path:
@@ -167,14 +176,23 @@ def _begun(config: Config, origin: str) -> tuple[Driver, list[Path]]:
     place = root(config)
     started = datetime.now(UTC)
     made = [one for one in (place, *place.parents) if not one.exists()]
-    folder = named(place, f"{config.run.name}-{started.astimezone():%Y%m%d-%H%M%S}", lambda name: _claimed_elsewhere(config, name))
+    folder = named(
+        place,
+        f"{config.run.name}-{started.astimezone():%Y%m%d-%H%M%S}",
+        lambda name: _claimed_elsewhere(config, name),
+    )
     driver = Driver(folder, Lease(folder, 1), origin=origin)
     _record(config, folder, started.isoformat(timespec="microseconds"), what)
     return driver, made
 
 
 def _record(config: Config, folder: Path, started: str, what: dict[str, Any]) -> None:
-    record: dict[str, Any] = {"version": VERSION, "name": config.run.name, "seed": config.run.seed, "started": started}
+    record: dict[str, Any] = {
+        "version": VERSION,
+        "name": config.run.name,
+        "seed": config.run.seed,
+        "started": started,
+    }
     record["checkpoints"] = masked_text(checkpoints(config, folder))  # an URL may hold a password
     write_whole(folder / RECORD, json.dumps(record | {"is": what}, indent=1) + "\n")
 
@@ -182,7 +200,14 @@ def _record(config: Config, folder: Path, started: str, what: dict[str, Any]) ->
 def _elsewhere(config: Config, name: str) -> str:
     """The local folder of a run's checkpoints outside of its own; empty where there is none."""
     place = checkpoints(config, Path(name))
-    return place if config.checkpoint.kept and config.checkpoint.folder and "://" not in place and "::" not in place else ""
+    return (
+        place
+        if config.checkpoint.kept
+        and config.checkpoint.folder
+        and "://" not in place
+        and "::" not in place
+        else ""
+    )
 
 
 def _claimed_elsewhere(config: Config, name: str) -> bool:
@@ -192,7 +217,7 @@ def _claimed_elsewhere(config: Config, name: str) -> bool:
         return True
     storage = storage_at(KEY, checkpoints(config, Path(name)))
     storage.prepare(KEY)
-    if "epochs" in storage.names():
+    if "fences" in storage.names():
         return False
     try:
         storage.claim(TAKEN)
@@ -206,7 +231,12 @@ def _origin(config: Config, where: str, say: Say) -> str:
     saved = open_saved(where)
     driver = saved.state().get("driver")
     known = driver.get("is") if isinstance(driver, dict) else None
-    for line in require_same(known if isinstance(known, dict) else {}, identity(config), "the checkpoint", meaning_alone=True):
+    for line in require_same(
+        known if isinstance(known, dict) else {},
+        identity(config),
+        "the checkpoint",
+        meaning_alone=True,
+    ):
         say(line)
     return str(saved.path)
 
@@ -248,7 +278,11 @@ def _started(config: Config, folder: Path, say: Say) -> str:
         began = datetime.strptime(stamp[1], "%Y%m%d-%H%M%S").astimezone(UTC)
     except ValueError:
         return ""
-    return began.isoformat(timespec="microseconds") if (run.get("name"), run.get("seed")) == (config.run.name, config.run.seed) else ""
+    return (
+        began.isoformat(timespec="microseconds")
+        if (run.get("name"), run.get("seed")) == (config.run.name, config.run.seed)
+        else ""
+    )
 
 
 def _finished(folder: Path, say: Say) -> bool:
@@ -262,8 +296,10 @@ def _finished(folder: Path, say: Say) -> bool:
     if not isinstance(ended, str):
         ended = leases.progress(folder, leases.newest(folder)).get("ended")
     if not isinstance(ended, str):
-        say(f"{folder}: its summary.json cannot be read, it is passed over; --resume {folder} "
-            "goes on with it")
+        say(
+            f"{folder}: its summary.json cannot be read, it is passed over; --resume {folder} "
+            "goes on with it"
+        )
         return True
     return ended not in ("interrupted", "failed")
 
@@ -285,7 +321,9 @@ def _taken_over(config: Config, folder: Path, say: Say) -> Driver | None:
         for line in (f"going on in {folder}", *lines):
             say(line)
         record = read_object(folder / RECORD) or {}
-        started = record.get("started") or datetime.fromtimestamp(folder.stat().st_mtime, UTC).isoformat(timespec="microseconds")
+        started = record.get("started") or datetime.fromtimestamp(
+            folder.stat().st_mtime, UTC
+        ).isoformat(timespec="microseconds")
         _record(config, folder, str(started), identity(config))
         return Driver(folder, lease, resumed=True)
 
@@ -301,15 +339,28 @@ def _compared(config: Config, folder: Path, saved: dict[str, Any]) -> list[str]:
     before, now = str(record.get("checkpoints", "")), checkpoints(config, folder)
     if not before and saved:
         elsewhere = saved.get("checkpoint", {}).get("folder", "")
-        before = checkpoints(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"folder": elsewhere})}), folder)
-    if before and before != masked_text(now) and config.checkpoint.kept and _holds_some(before) and not _holds_some(now):
-        raise UserError(f"--resume: {folder}: checkpoint.folder: expected the place of its "
-            f"checkpoints, {before}, got {masked_text(now)}, which has none")
+        before = checkpoints(
+            config.model_copy(
+                update={"checkpoint": config.checkpoint.model_copy(update={"folder": elsewhere})}
+            ),
+            folder,
+        )
+    if (
+        before
+        and before != masked_text(now)
+        and config.checkpoint.kept
+        and _holds_some(before)
+        and not _holds_some(now)
+    ):
+        raise UserError(
+            f"--resume: {folder}: checkpoint.folder: expected the place of its "
+            f"checkpoints, {before}, got {masked_text(now)}, which has none"
+        )
     return lines
 
 
 def _holds_some(where: str) -> bool:
     try:
-        return any(name.startswith("epoch-") for name in storage_at(KEY, where).names())
+        return any(name.startswith("fence-") for name in storage_at(KEY, where).names())
     except (OSError, UserError):
         return False

@@ -13,14 +13,30 @@ import yaml
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from branchgrpo.models.files import json_file
 from branchgrpo.files.regular import opened, read
 from branchgrpo.files.safetensors_header import header
+from branchgrpo.models.files import json_file
 
-COMPUTING = ("gradient_checkpointing", "compile", "attention", "vae_tiling", "decode_batch", "encode", "encodings")
+COMPUTING = (
+    "gradient_checkpointing",
+    "compile",
+    "attention",
+    "vae_tiling",
+    "decode_batch",
+    "encode",
+    "encodings",
+)
 """Keys of `model` that say how it is computed: they may change at any time. All others say what it
 is."""
-MEANING = ("model.name", "model.path", "model.files", "model.dtype", "model.lora_rank", "model.lora_alpha", "model.lora_targets")
+MEANING = (
+    "model.name",
+    "model.path",
+    "model.files",
+    "model.dtype",
+    "model.lora_rank",
+    "model.lora_alpha",
+    "model.lora_targets",
+)
 """What gives tensors their meaning: also a new run that begins at a checkpoint must have the
 same."""
 HEAD = 64
@@ -36,19 +52,28 @@ def identity(config: Config) -> Identity:
     """Of the run that a config describes. Reads the model's headers."""
     targets = tuple(getattr(config.model, "attention_layers", ()))
     found = _plain_identity(config.model_dump(mode="json", by_alias=True), targets)
-    return found | {"model.path": _place(config.model.path), "model.files": model_digest(config.model.folder())}
+    return found | {
+        "model.path": _place(config.model.path),
+        "model.files": model_digest(config.model.folder()),
+    }
 
 
 def identity_of(dump: Mapping[str, Any], config: Config) -> Identity:
     """Of a run of which only the resolved config is known; without the digest of its model's
     files."""
     found = _plain_identity(dump, tuple(getattr(config.model, "attention_layers", ())))
-    return found | ({"model.path": _place(found["model.path"])} if isinstance(found.get("model.path"), str) else {})
+    return found | (
+        {"model.path": _place(found["model.path"])}
+        if isinstance(found.get("model.path"), str)
+        else {}
+    )
 
 
 def _plain_identity(dump: Mapping[str, Any], attention_layers: tuple[str, ...]) -> Identity:
     model = _section(dump, "model")
-    found: Identity = {f"model.{key}": value for key, value in model.items() if key not in COMPUTING}
+    found: Identity = {
+        f"model.{key}": value for key, value in model.items() if key not in COMPUTING
+    }
     rank = model.get("lora_rank")
     if rank:
         found["model.lora_alpha"] = model.get("lora_alpha") or 2 * rank
@@ -60,7 +85,10 @@ def _plain_identity(dump: Mapping[str, Any], attention_layers: tuple[str, ...]) 
         if key in _section(dump, section):
             found[f"{section}.{key}"] = _section(dump, section)[key]
     if _section(dump, "method").get("adapt_every"):  # what each split's worth was measured at
-        found |= {"sampling.steps": _section(dump, "sampling").get("steps"), "number of method.splits": len(_section(dump, "method").get("splits", []))}
+        found |= {
+            "sampling.steps": _section(dump, "sampling").get("steps"),
+            "number of method.splits": len(_section(dump, "method").get("splits", [])),
+        }
     if "ema" in _section(dump, "learner"):
         found["learner.ema"] = "a mean" if _section(dump, "learner")["ema"] else "no mean"
     return found
@@ -81,16 +109,22 @@ def model_digest(folder: Path) -> str:
     apart."""
     digest = hashlib.sha256()
     index = json_file("model.path", folder / "model_index.json")
-    parts = [folder / part for part in sorted(index) if "/" not in part and (folder / part).is_dir()]
+    parts = [
+        folder / part for part in sorted(index) if "/" not in part and (folder / part).is_dir()
+    ]
     try:
         for part in parts:
             for path in sorted([*part.glob("*.json"), *part.glob("*.safetensors")]):
                 digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-                for piece in _heads(path) if path.suffix == ".safetensors" else [read(path, MOST_JSON)]:
+                for piece in (
+                    _heads(path) if path.suffix == ".safetensors" else [read(path, MOST_JSON)]
+                ):
                     digest.update(piece)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: expected files that can be read in {folder}: "
-            f"{' '.join(str(error).split())}") from error
+        raise UserError(
+            f"model.path: expected files that can be read in {folder}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     return digest.hexdigest()[:16]
 
 
@@ -100,19 +134,31 @@ def _heads(path: Path) -> Iterator[bytes]:
         start = 8 + int.from_bytes(file.read(8), "little")
         for name, entry in tensors:
             file.seek(start + entry.begin)
-            yield f"{name}\0{entry.dtype}\0{entry.shape}\0".encode() + file.read(min(HEAD, entry.end - entry.begin))
+            yield f"{name}\0{entry.dtype}\0{entry.shape}\0".encode() + file.read(
+                min(HEAD, entry.end - entry.begin)
+            )
 
 
-def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str, meaning_alone: bool = False) -> list[str]:
+def require_same(
+    old: Mapping[str, Any], new: Mapping[str, Any], what: str, meaning_alone: bool = False
+) -> list[str]:
     """Raise UserError, naming keys, old and new values, where `new` is not what `old` was. Returns
     lines: what could not be compared, and with `meaning_alone` what differs and may.
 
     what: whose tensors they are, in words. meaning_alone: a new run begins at the checkpoint, not
     the same goes on.
     """
-    differing = [key for key in new if key in old and old[key] != new[key] and key not in ("model.path", "model.files")]
+    differing = [
+        key
+        for key in new
+        if key in old and old[key] != new[key] and key not in ("model.path", "model.files")
+    ]
     known = "model.files" in old
-    if (old["model.files"] != new["model.files"]) if known else ("model.path" in old and old["model.path"] != new["model.path"]):
+    if (
+        (old["model.files"] != new["model.files"])
+        if known
+        else ("model.path" in old and old["model.path"] != new["model.path"])
+    ):
         differing.insert(0, "model.path")
     refused = [key for key in differing if key in MEANING or not meaning_alone]
     if refused:
@@ -127,8 +173,12 @@ def require_same(old: Mapping[str, Any], new: Mapping[str, Any], what: str, mean
 
 def _shown(known: Mapping[str, Any], key: str) -> str:
     value = known[key]
-    files = f" (files {known['model.files']})" if key == "model.path" and "model.files" in known else ""
-    return (", ".join(map(str, value)) if isinstance(value, list) else str(value) or "nothing") + files
+    files = (
+        f" (files {known['model.files']})" if key == "model.path" and "model.files" in known else ""
+    )
+    return (
+        ", ".join(map(str, value)) if isinstance(value, list) else str(value) or "nothing"
+    ) + files
 
 
 # What may change, and is told.
@@ -147,7 +197,11 @@ def changes(old: Mapping[str, Any], config: Config) -> list[str]:
     """A line for each key whose value is another than in the resolved config `old`; keys that only
     one of them has are of components that were exchanged, or of another version."""
     before, now = dict(leaves(old)), dict(leaves(shown(config)))
-    return [f"{key}: {before[key]} → {value}" for key, value in now.items() if key in before and before[key] != value]
+    return [
+        f"{key}: {before[key]} → {value}"
+        for key, value in now.items()
+        if key in before and before[key] != value
+    ]
 
 
 def shown(config: Config) -> dict[str, Any]:
@@ -169,7 +223,16 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{prefix}.{key}" if prefix else key)
 
 
-CHECKED_BY = ("prompts", "held_out", "rewards", "combine", "sampling", "run.seed", "evaluation.prompts", "evaluation.steps")
+CHECKED_BY = (
+    "prompts",
+    "held_out",
+    "rewards",
+    "combine",
+    "sampling",
+    "run.seed",
+    "evaluation.prompts",
+    "evaluation.steps",
+)
 """What the held-out scores before training depend on, beside what a run is."""
 
 
@@ -178,6 +241,10 @@ def checked_alike(old: Mapping[str, Any], config: Config) -> bool:
     this one?"""
 
     def part(dump: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in leaves(dump) if any(key == name or key.startswith(name + ".") for name in CHECKED_BY)}
+        return {
+            key: value
+            for key, value in leaves(dump)
+            if any(key == name or key.startswith(name + ".") for name in CHECKED_BY)
+        }
 
     return part(old) == part(shown(config))

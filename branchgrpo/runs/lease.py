@@ -23,7 +23,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 from uuid import uuid4
 
-from branchgrpo.errors import StaleEpoch
+from branchgrpo.errors import StaleFence
 
 DRIVERS = "drivers"
 RENEW_SECONDS = 10.0
@@ -59,13 +59,15 @@ class Lease:
         self._thread.start()
 
     def put(self, **values: Any) -> None:
-        """What is told with the next renewal. Raises StaleEpoch when another driver has taken the
+        """What is told with the next renewal. Raises StaleFence when another driver has taken the
         run over."""
         with self._lock:
             self.progress |= values
         if newest(self.folder) > self.number:
-            raise StaleEpoch(f"{self.folder}: another driver has taken this run over (number "
-                f"{newest(self.folder)}, this one is {self.number})")
+            raise StaleFence(
+                f"{self.folder}: another driver has taken this run over (number "
+                f"{newest(self.folder)}, this one is {self.number})"
+            )
 
     def close(self, ended: str) -> None:
         """The run does not go on here. ended: iterations, max_minutes, interrupted or failed."""
@@ -87,14 +89,24 @@ class Lease:
     def _tell(self) -> None:
         with self._lock:
             seconds, text = dict(self.seconds()), dict(self.progress)
-        write_whole(_progress_file(self.folder, self.number), json.dumps(text | ({"seconds": seconds} if seconds else {})) + "\n")
+        write_whole(
+            _progress_file(self.folder, self.number),
+            json.dumps(text | ({"seconds": seconds} if seconds else {})) + "\n",
+        )
 
 
 def newest(folder: Path) -> int:
     """The highest number that was claimed; 0 = none."""
     place = folder / DRIVERS
     names = os.listdir(place) if place.is_dir() else []
-    return max((int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal()), default=0)
+    return max(
+        (
+            int(name.removesuffix(".json"))
+            for name in names
+            if name.removesuffix(".json").isdecimal()
+        ),
+        default=0,
+    )
 
 
 def earlier(folder: Path, number: int) -> Progress:
@@ -132,13 +144,18 @@ def lives(folder: Path, number: int, say: Callable[[str], None] = print) -> bool
         except FileNotFoundError:
             return False
         holder = _object(text) or {}
-        if own["machine"] and (own["machine"], own["host"]) == (holder.get("machine"), holder.get("host")):
+        if own["machine"] and (own["machine"], own["host"]) == (
+            holder.get("machine"),
+            holder.get("host"),
+        ):
             return _began(holder.get("pid", 0)) == holder.get("began")
         if seen and renewed != seen:
             return True
         if not seen and _now(folder) - renewed <= LAPSE_SECONDS:
-            say(f"{folder}: is its driver on {holder.get('host', 'another machine')} gone? "
-                f"Waiting for {LAPSE_SECONDS:.0f} s at most")
+            say(
+                f"{folder}: is its driver on {holder.get('host', 'another machine')} gone? "
+                f"Waiting for {LAPSE_SECONDS:.0f} s at most"
+            )
         seen = renewed
         if _now(folder) - renewed > LAPSE_SECONDS or time.monotonic() - begun > LAPSE_SECONDS:
             return False
@@ -182,24 +199,33 @@ def _progress_file(folder: Path, number: int) -> Path:
 
 def _now(folder: Path) -> float:
     """The time by the clock of the folder's file system."""
-    probe = folder / DRIVERS / f".now-{uuid4().hex}"
+    trial = folder / DRIVERS / f".now-{uuid4().hex}"
     try:
-        probe.touch()
-        return probe.stat().st_mtime
+        trial.touch()
+        return trial.stat().st_mtime
     finally:
-        probe.unlink(missing_ok=True)
+        trial.unlink(missing_ok=True)
 
 
 def _process() -> dict[str, Any]:
     """This process, so that it is known again."""
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "began": _began(os.getpid()),
+    }
 
 
 def _machine() -> str:
     """The boot and the process namespace in which a process id means something; empty where the
     system does not tell."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + " " + os.readlink("/proc/self/ns/pid")
+        return (
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+            + " "
+            + os.readlink("/proc/self/ns/pid")
+        )
     except OSError:
         return ""
 

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from branchgrpo.config import load as configs
-from branchgrpo.checkpoint.store import Store
 from branchgrpo.checkpoint.files import Saved
+from branchgrpo.checkpoint.store import Store
+from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models import lora
@@ -39,28 +39,48 @@ class Target:
     @property
     def name(self) -> str:
         """What was measured, in words."""
-        return f"{self.folder}, iteration {self.saved.iteration}" if self.saved else str(self.folder)
+        return (
+            f"{self.folder}, iteration {self.saved.iteration}" if self.saved else str(self.folder)
+        )
 
 
-def chosen(folder: Path, config: Path | None, texts: Mapping[str, str], checkpoint: int | None, default: Path) -> Target:
+def chosen(
+    folder: Path,
+    config: Path | None,
+    texts: Mapping[str, str],
+    checkpoint: int | None,
+    default: Path,
+) -> Target:
     """What to measure, by a folder and the command line's other words.
 
     config: a YAML file; without one a run's own, and `default` for a pipeline's folder. checkpoint:
     of which iteration, for a run. Raises UserError where there are no weights to measure.
     """
-    if folder.name == "weights" and not (folder / "model_index.json").is_file() and is_run(folder.parent):
+    if (
+        folder.name == "weights"
+        and not (folder / "model_index.json").is_file()
+        and is_run(folder.parent)
+    ):
         folder = folder.parent
     if not is_run(folder):
         if checkpoint is not None:
-            raise UserError(f"--checkpoint: expected the folder of a run, got {folder}, which "
-                "has no config.yaml")
+            raise UserError(
+                f"--checkpoint: expected the folder of a run, got {folder}, which "
+                "has no config.yaml"
+            )
         return Target(_loaded(config or default, {**texts, "model.path": str(folder)}), folder)
     own = folder / "config.yaml"
     found = _loaded(config or own, texts)
     if config:  # the run says what its weights are of
         meant = configs.load(own, {}).model
-        kept = {key: getattr(meant, key) for key in ("path", "lora_rank", "lora_alpha", "lora_targets") if hasattr(meant, key)}
-        found = _with(found, {key: value for key, value in kept.items() if f"model.{key}" not in texts})
+        kept = {
+            key: getattr(meant, key)
+            for key in ("path", "lora_rank", "lora_alpha", "lora_targets")
+            if hasattr(meant, key)
+        }
+        found = _with(
+            found, {key: value for key, value in kept.items() if f"model.{key}" not in texts}
+        )
     weights = folder / "weights"
     if checkpoint is None and (weights / "model_index.json").is_file():
         return Target(_with(found, {"path": str(weights), "lora_rank": 0, "lora_path": ""}), folder)
@@ -91,11 +111,17 @@ def prepared(target: Target) -> Iterator[tuple[Config, Path]]:
 
 
 def written(target: Target, folder: Path, row: Mapping[str, Any]) -> None:
-    """Write eval.json and print its figures."""
-    (folder / "eval.json").write_text(json.dumps({"model": target.name, **row}, indent=1) + "\n", encoding="utf-8")
-    for name, value in (row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})).items():
-        print(f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "
-            f"{value['n']} prompts")
+    """Write eval.json and print its metrics."""
+    (folder / "eval.json").write_text(
+        json.dumps({"model": target.name, **row}, indent=1) + "\n", encoding="utf-8"
+    )
+    for name, value in (
+        row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})
+    ).items():
+        print(
+            f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "
+            f"{value['n']} prompts"
+        )
     print(f"written to {folder}")
 
 
@@ -109,7 +135,9 @@ def _put_together(target: Target, made: Path) -> Config:
         return config
     source, base = config.model.folder().resolve(), made / "pipeline"
     base.mkdir(parents=True)
-    for name in {"model_index.json", *json_file("model.path", source / "model_index.json")} - {"transformer"}:
+    for name in {"model_index.json", *json_file("model.path", source / "model_index.json")} - {
+        "transformer"
+    }:
         if (source / name).exists():
             (base / name).symlink_to(source / name)
     (base / "transformer").symlink_to(weights.resolve())
@@ -125,8 +153,9 @@ def _export(config: Config, saved: Saved, folder: Path) -> str:
     try:
         model.load(tensors)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--checkpoint: {saved.path} does not fit the model: "
-            f"{' '.join(str(error).split())}") from error
+        raise UserError(
+            f"--checkpoint: {saved.path} does not fit the model: {' '.join(str(error).split())}"
+        ) from error
     form = "lora" if model.adapted else "transformer"
     model.save(folder, config.model.folder(), form)
     return form
@@ -137,30 +166,39 @@ def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
     there."""
     where = checkpoints(config, folder)
     if "://" not in where and not Path(where).is_dir():
-        raise UserError(f"{folder}: expected weights/ or checkpoints, found neither there nor in "
-            f"{where}")
+        raise UserError(
+            f"{folder}: expected weights/ or checkpoints, found neither there nor in {where}"
+        )
     store = Store(where)
     found = store.newest() if iteration is None else store.newest(iteration)
     if found:
         return found
     there = ", ".join(str(number) for number in store.iterations()) or "none"
     damaged = "; ".join(f"{name}: {reason}" for name, reason in store.damaged)
-    wanted = "weights/ or a valid checkpoint" if iteration is None else f"one of iteration {iteration}"
-    raise UserError(f"--checkpoint: expected {wanted} in {where}, found "
-        f"{there}{f' (damaged: {damaged})' if damaged else ''}")
+    wanted = (
+        "weights/ or a valid checkpoint" if iteration is None else f"one of iteration {iteration}"
+    )
+    raise UserError(
+        f"--checkpoint: expected {wanted} in {where}, found "
+        f"{there}{f' (damaged: {damaged})' if damaged else ''}"
+    )
 
 
 def _loaded(path: Path, texts: Mapping[str, str]) -> Config:
     config = configs.load(path, texts)
     if config.evaluation.diversity or "evaluation.diversity" in texts:
         return config
-    evaluation = config.evaluation.model_copy(update={"diversity": min(DIVERSITY, config.evaluation.prompts)})
+    evaluation = config.evaluation.model_copy(
+        update={"diversity": min(DIVERSITY, config.evaluation.prompts)}
+    )
     return config.model_copy(update={"evaluation": evaluation})
 
 
 def _with_adapter(config: Config, weights: Path, keep_alpha: bool = False) -> Config:
     """Its scale is in its weights, as `models.lora.save` writes it: alpha is the rank."""
-    keys = {"lora_path": str(weights.resolve())} | ({} if keep_alpha else {"lora_alpha": getattr(config.model, "lora_rank", 0)})
+    keys = {"lora_path": str(weights.resolve())} | (
+        {} if keep_alpha else {"lora_alpha": getattr(config.model, "lora_rank", 0)}
+    )
     return _with(config, keys)
 
 

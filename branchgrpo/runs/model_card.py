@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 PACKAGES = ("branchgrpo", "diffusers", "transformers", "peft", "torch")
 
 
-def write_card(folder: Path, config: Config, summary: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def write_card(
+    folder: Path, config: Config, summary: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
     """Write README.md beside a run's weights and say the call; neither where nothing was
     exported."""
     model: Any = config.model
@@ -27,8 +29,9 @@ def write_card(folder: Path, config: Config, summary: Mapping[str, Any], say: Ca
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     (weights / "README.md").write_text(text(config, model, summary), encoding="utf-8")
-    say(f"{weights / 'README.md'} has the code that draws with these weights: "
-        f"{call(config, model)}")
+    say(
+        f"{weights / 'README.md'} has the code that draws with these weights: {call(config, model)}"
+    )
 
 
 def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> str:
@@ -36,19 +39,23 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
     base, rows = Path(model.path.removeprefix("embedded:")).name, summary["held_out"]
     scores = [
         f"| {name} | {one['before']:.4f} | {one['after']:.4f} | {one['difference']:+.4f} "
-            f"[{one['low']:+.4f}, {one['high']:+.4f}] |"
+        f"[{one['low']:+.4f}, {one['high']:+.4f}] |"
         for name, one in rows.items()
     ]
     count = next((one["n"] for one in rows.values()), 0)
-    what = {"pipeline": "the whole pipeline", "transformer": f"the transformer alone (`{model.transformer}`)", "lora": "LoRA adapters"}[config.run.export]
+    what = {
+        "pipeline": "the whole pipeline",
+        "transformer": f"the transformer alone (`{model.transformer}`)",
+        "lora": "LoRA adapters",
+    }[config.run.export]
     adapters = f", LoRA of rank {model.lora_rank}" if model.lora_rank else ""
     lines = [
         f"# {config.run.name}",
         "",
         f"{base}, trained by reinforcement learning (branchgrpo, method family "
-            f"`{config.method.name}`{adapters}, {summary['iterations']} iterations, seed "
+        f"`{config.method.name}`{adapters}, {summary['iterations']} iterations, seed "
         f"{config.run.seed}) against "
-            f"{', '.join(reward.title for reward in config.rewards)}. This folder holds {what}.",
+        f"{', '.join(reward.title for reward in config.rewards)}. This folder holds {what}.",
         "",
         "## Use",
         "",
@@ -61,7 +68,7 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
         "## Scores",
         "",
         f"{count} held-out prompts, the same noise before and after; the 95 % interval is "
-            "over prompts.",
+        "over prompts.",
         "",
         "| score | before | after | difference |",
         "|---|---|---|---|",
@@ -78,7 +85,10 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
 
 def call(config: Config, model: PipelineModel) -> str:
     """How the stock pipeline is called to draw as evaluation did."""
-    keys = {"num_inference_steps": config.evaluation.steps or config.sampling.steps, **model.stock_call()}
+    keys = {
+        "num_inference_steps": config.evaluation.steps or config.sampling.steps,
+        **model.stock_call(),
+    }
     return f"pipe(prompt, {', '.join(f'{name}={value!r}' for name, value in keys.items())})"
 
 
@@ -100,11 +110,16 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
     if form == "lora":
         lines.append('pipe.load_lora_weights(".")')
     if changes := _scheduler(config, model):
-        lines.append("pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, "
-            f"{changes})")
+        lines.append(
+            f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {changes})"
+        )
     if model.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
-    prompt = "a photo of a cat" if not model.path.startswith("embedded:") else "the number 38 in black on yellow"
+    prompt = (
+        "a photo of a cat"
+        if not model.path.startswith("embedded:")
+        else "the number 38 in black on yellow"
+    )
     output = "frames" if model.pipeline == "WanPipeline" else "images"
     return [
         "import torch",

@@ -7,7 +7,7 @@ import numpy as np
 from branchgrpo.algo.plan import ode_plan
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
-from branchgrpo.rollout.collect import Forest, Harvest
+from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
 from branchgrpo.service import Service
 from branchgrpo.types import EVALUATION, F32, U8
 
@@ -22,17 +22,17 @@ reward/score."""
 class Evaluator:
     """Measures the weights that the rollout workers hold."""
 
-    def __init__(self, config: Config, service: Service, forest: Forest):
+    def __init__(self, config: Config, service: Service, collector: RolloutCollector):
         self.config = config
         self.service = service
-        self.forest = forest
+        self.collector = collector
         _, self.held_out = prompts.lists(config)
 
     def scores(self, version: int, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler and the pixels
         [pictures, F, H, W, 3] of the first ones, with weights of this version."""
-        harvest, found = self._sample(version, count, 1, pictures)
-        scores = {"total": harvest.total()} | {name: harvest.part(name) for name in harvest.parts}
+        batch, found = self._sample(version, count, 1, pictures)
+        scores = {"total": batch.total()} | {name: batch.part(name) for name in batch.parts}
         return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
 
     def diversity(self, version: int) -> F32:
@@ -50,7 +50,7 @@ class Evaluator:
 
     def _sample(
         self, version: int, count: int, trees: int, pictures: int
-    ) -> tuple[Harvest, dict[tuple[int, int], U8]]:
+    ) -> tuple[RolloutBatch, dict[tuple[int, int], U8]]:
         """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of
         the first `pictures` prompts."""
         texts, options = self.held_out[:count], self.config.evaluation
@@ -58,7 +58,7 @@ class Evaluator:
         if averaged:
             self.service.publish("ema")
         plan = ode_plan(self.config.schedule(options.steps))
-        harvest = self.forest.grow(
+        batch = self.collector.collect(
             plan,
             iteration=EVALUATION,
             version=version,
@@ -67,7 +67,7 @@ class Evaluator:
             trees=trees,
         )
         found: dict[tuple[int, int], U8] = {}
-        for subtrees, reference in harvest.media:
+        for subtrees, reference in batch.media:
             if any(subtree.prompt < pictures for subtree in subtrees):
                 pixels = self.service.rollouts.fetch(reference).pixels
                 found |= {
@@ -77,7 +77,7 @@ class Evaluator:
         if averaged:
             self.service.publish()
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
-        return harvest, found
+        return batch, found
 
 
 def pairwise_distance(pixels: U8) -> float:

@@ -17,9 +17,9 @@ from branchgrpo.algo.methods.branch import BranchMethod
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
-from branchgrpo.errors import GateError, StaleEpoch, UserError
-from branchgrpo.report.metrics import figures, overlooked
-from branchgrpo.rollout.collect import Forest, Harvest
+from branchgrpo.errors import GateError, StaleFence, UserError
+from branchgrpo.report.metrics import of_iteration, overlooked
+from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
 from branchgrpo.service import Display, Log, Service
 from branchgrpo.train.evaluate import Evaluator, Scores
@@ -46,7 +46,7 @@ class Grown:
     iteration: int
     version: int  # of the weights that grew them
     plan: BranchPlan
-    harvest: Harvest
+    batch: RolloutBatch
     prompts: int
 
 
@@ -57,8 +57,8 @@ class Done:
     iteration: int
     seconds: float
     values: dict[str, float]
-    ending: str | None = None  # why training ends behind it; None = not asked yet
-    told: bool = False  # its figures are written
+    ending: str | None = None  # why training ends after it; None = not asked yet
+    told: bool = False  # its metrics are written
 
 
 class Trainer:
@@ -79,8 +79,8 @@ class Trainer:
         self.display = display
         self.interrupted = interrupted
         self.train_prompts, _ = prompts.lists(config)
-        self.forest = Forest(config, service, run)
-        self.evaluator = Evaluator(config, service, self.forest)
+        self.collector = RolloutCollector(config, service, run)
+        self.evaluator = Evaluator(config, service, self.collector)
         self.outcome = Outcome()
         self.told: set[str] = set()
         self.method, self.schedule = config.method, config.schedule()
@@ -89,13 +89,13 @@ class Trainer:
             self.begun_with = config.method
             self.chooser = SplitChooser(config.method, config.sampling.steps, config.run.seed)
         self.ahead: deque[Grown] = deque()
-        # stale: trees dropped since the last figures
+        # stale: trees dropped since the last metrics
         self.stale = self.recoveries = self.reissued = self.saved = 0
         # recoveries and reissued tasks under drivers before this one
         self.earlier: Mapping[str, int] = {}
         self.where = where
         self.origin = ""
-        self.epoch = 0
+        self.fence = 0
         self.updating = False  # an update was begun that the workers have not got
 
     def train(self, log: Log) -> Outcome:
@@ -135,16 +135,16 @@ class Trainer:
         self._tell(grown)
         ready = perf_counter()
         plan = grown.plan
-        harvest = grown.harvest
+        batch = grown.batch
         self.updating = True
         call = self.service.learners.begin(
             "update",
             plan,
             grown.iteration,
-            harvest.segments,
-            harvest.conditioning,
-            harvest.scores,
-            size=harvest.edges(plan),
+            batch.segments,
+            batch.conditioning,
+            batch.scores,
+            size=batch.edges(plan),
         )
         self._grow_ahead()
         stats = self.service.learners.finish(call)[0]
@@ -161,9 +161,9 @@ class Trainer:
             "time/training": outcome.seconds,
         }
         values = (
-            figures(harvest, stats, self.service.driver_bytes())
+            of_iteration(batch, stats, self.service.driver_bytes())
             | times
-            | self._adapt(grown.plan, harvest)
+            | self._adapt(grown.plan, batch)
         )
         values |= {
             "tree/staleness": float(stats.version - 1 - grown.version),
@@ -180,7 +180,7 @@ class Trainer:
         return Done(outcome.iterations, ended - started, values)
 
     def _conclude(self, done: Done, log: Log) -> str:
-        """What comes behind an update: checks, a checkpoint, figures. Returns why training ends
+        """What comes after an update: checks, a checkpoint, metrics. Returns why training ends
         here, or nothing. After a failure it goes on where it was, unless the run has gone back
         meanwhile."""
         outcome, values = self.outcome, done.values
@@ -193,7 +193,7 @@ class Trainer:
             and (self.service.leaving() or self._due(done.seconds))
         )
         if not done.told:
-            # behind the last iteration there is the whole check, and a checkpoint
+            # after the last iteration there is the whole check, and a checkpoint
             if not done.ending:
                 values |= self._check(done.seconds)
             if due:
@@ -208,7 +208,7 @@ class Trainer:
                 "planned": self.config.run.iterations,
             }
             self.service.report(
-                state | {"version": outcome.version, "epoch": self.epoch, "figures": values}
+                state | {"version": outcome.version, "fence": self.fence, "metrics": values}
             )
         if due and self.saved == outcome.iterations and (why := self.service.regroup()):
             self.display.note(f"learners formed anew: {why}")
@@ -243,7 +243,7 @@ class Trainer:
             len(self.train_prompts), config.rollout.prompts, iteration, config.run.seed
         )
         texts = [self.train_prompts[index] for index in chosen]
-        harvest = self.forest.grow(
+        batch = self.collector.collect(
             plan,
             iteration=iteration,
             version=version,
@@ -252,13 +252,13 @@ class Trainer:
             trees=config.rollout.trees_per_prompt * plan.chains,
         )
         return Grown(
-            iteration=iteration, version=version, plan=plan, harvest=harvest, prompts=len(texts)
+            iteration=iteration, version=version, plan=plan, batch=batch, prompts=len(texts)
         )
 
     def _tell(self, grown: Grown) -> None:
         """Say once what does not end a run, and is easily overlooked: long prompts, dropped groups.
         Each iteration's count is in the metrics."""
-        for kind, text in overlooked(grown.harvest, grown.prompts).items():
+        for kind, text in overlooked(grown.batch, grown.prompts).items():
             if kind not in self.told:
                 self.told.add(kind)
                 self.display.note(text)
@@ -266,7 +266,7 @@ class Trainer:
     # surviving
 
     def begin(self, log: Log | None = None, origin: str = "") -> bool:
-        """Take over the run: writers of earlier epochs are fenced off. With a log, go on from the
+        """Take over the run: writers of earlier fences are fenced off. With a log, go on from the
         newest checkpoint, if there is one, or from the checkpoint `origin`; returns whether there
         was."""
         self.origin = origin
@@ -277,11 +277,11 @@ class Trainer:
 
     def _claim(self) -> None:
         if self.config.checkpoint.kept:
-            self.epoch = Store(self.where, self.config.checkpoint.keep).claim()
+            self.fence = Store(self.where, self.config.checkpoint.keep).claim()
 
     def save(self) -> None:
         """Write a checkpoint. One that cannot be written is said; training goes on. Raises
-        StaleEpoch when another program has taken the run over."""
+        StaleFence when another program has taken the run over."""
         outcome = self.outcome
         driver = {
             "iteration": outcome.iterations,
@@ -293,11 +293,11 @@ class Trainer:
         )
         try:
             found = self.service.learners.call(
-                "checkpoint", self.where, outcome.iterations, self.epoch, driver
+                "checkpoint", self.where, outcome.iterations, self.fence, driver
             )[0]
-        except StaleEpoch:
+        except StaleFence:
             self.service.report(
-                {"phase": "taken over by another program", "figures": {"checkpoint/rejected": 1.0}}
+                {"phase": "taken over by another program", "metrics": {"checkpoint/rejected": 1.0}}
             )
             raise
         if "failed" in found:
@@ -330,7 +330,7 @@ class Trainer:
             self.outcome.version = self.service.publish()
 
     def _go_back(self, log: Log) -> bool:
-        """To the newest checkpoint; writers of earlier epochs are fenced off. Returns whether there
+        """To the newest checkpoint; writers of earlier fences are fenced off. Returns whether there
         was one."""
         self._claim()
         return self._restore(log)
@@ -360,7 +360,7 @@ class Trainer:
         return found
 
     def _due(self, seconds: float) -> bool:
-        """A checkpoint is due behind an iteration that took `seconds`."""
+        """A checkpoint is due after an iteration that took `seconds`."""
         options = self.config.checkpoint
         total = self.outcome.seconds
         period = 60 * self.config.checkpoint.every_minutes
@@ -370,7 +370,7 @@ class Trainer:
     # between iterations
 
     def _ending(self) -> str:
-        """Why training ends behind the present iteration; empty when it goes on."""
+        """Why training ends after the present iteration; empty when it goes on."""
         run, outcome = self.config.run, self.outcome
         if outcome.iterations == run.iterations:
             return "iterations"
@@ -382,17 +382,15 @@ class Trainer:
         """Scores [count] of held-out prompts and pixels of the first ones, see Evaluator."""
         return self.evaluator.scores(self.outcome.version, count, pictures)
 
-    def _adapt(self, plan: BranchPlan, harvest: Harvest) -> dict[str, float]:
+    def _adapt(self, plan: BranchPlan, batch: RolloutBatch) -> dict[str, float]:
         if not self.chooser:
             return {}
-        self.chooser.observe(
-            plan, np.stack([harvest.rewards[key] for key in sorted(harvest.rewards)])
-        )
+        self.chooser.observe(plan, np.stack([batch.rewards[key] for key in sorted(batch.rewards)]))
         self.method = self.chooser.method
         return {f"splits/{index}": float(step) for index, step in enumerate(plan.splits)}
 
     def _check(self, seconds: float) -> dict[str, float]:
-        """The held-out check, when it is due behind an iteration that took `seconds`."""
+        """The held-out check, when it is due after an iteration that took `seconds`."""
         options = self.config.evaluation
         iteration = self.outcome.iterations
         total = self.outcome.seconds
@@ -411,24 +409,25 @@ class Trainer:
         changed with it."""
         gate = (
             self.config.gates.enabled
-            and "probe_difference" not in self.outcome.gates
+            and "fingerprint_difference" not in self.outcome.gates
             and stats.optimiser_steps > 0
         )
-        before = self.service.rollouts.broadcast("probe") if gate else []
+        before = self.service.rollouts.broadcast("fingerprint") if gate else []
         self.outcome.version = self.service.publish()
         if not np.isnan(stats.on_policy_deviation):
             self.outcome.gates["on_policy_deviation"] = stats.on_policy_deviation
         if before:
-            self._probe_gate(before[0])
+            self._fingerprint_gate(before[0])
 
-    def _probe_gate(self, before: F32) -> None:
-        """before: the velocity that all workers had, see actors.rollout.probe."""
-        learner, bound = self.service.learners.call("probe")[0], self.config.gates.probe_tolerance
-        for worker, new in enumerate(self.service.rollouts.broadcast("probe")):
+    def _fingerprint_gate(self, before: F32) -> None:
+        """before: the velocity that all workers had, see actors.rollout.fingerprint."""
+        learner = self.service.learners.call("fingerprint")[0]
+        bound = self.config.gates.fingerprint_tolerance
+        for worker, new in enumerate(self.service.rollouts.broadcast("fingerprint")):
             difference = float(np.abs(new - learner).max())
             change = float(np.abs(new - before).max())
-            self.outcome.gates["probe_difference"] = max(
-                difference, self.outcome.gates.get("probe_difference", 0.0)
+            self.outcome.gates["fingerprint_difference"] = max(
+                difference, self.outcome.gates.get("fingerprint_difference", 0.0)
             )
             if change == 0.0:
                 raise GateError(

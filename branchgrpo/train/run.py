@@ -124,7 +124,7 @@ class _Experiment:
         self.pictures = min(config.evaluation.pictures, config.evaluation.prompts)
 
     def _interrupted(self) -> bool:
-        """Asked between iterations. Raises StaleEpoch when another driver has taken the run
+        """Asked between iterations. Raises StaleFence when another driver has taken the run
         over."""
         if self.lease:
             self.lease.put(
@@ -159,7 +159,7 @@ class _Experiment:
     def train(
         self, log: MetricsLog, before: Scores, resumed: bool, origin: str
     ) -> tuple[Scores, F32 | None]:
-        """Training and what comes behind it: scores and diversity of the trained model."""
+        """Training and what comes after it: scores and diversity of the trained model."""
         trainer = self.trainer
         outcome = self.trainer.outcome
         start = _between(self.config, before)

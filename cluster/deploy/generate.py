@@ -45,7 +45,7 @@ ROWS = {
         "Recoveries",
         "Left out",
         "Checkpoint age",
-        "Checkpoint and epoch",
+        "Checkpoint and fence",
     ),
     "Nodes": ("CPU", "Memory", "GPU", "Object store"),
 }
@@ -257,8 +257,8 @@ ALERTS = (
         # that starts
         "BranchgrpoStalled",
         f"sum by (run) (increase({{branchgrpo_iterations}}[{STALLED_MINUTES}m])) == 0"
-        f" and on (run) max by (run) ({{branchgrpo_epoch}}) and on (run) max by (run) "
-        f"({{branchgrpo_epoch}} offset {STALLED_MINUTES}m)",
+        f" and on (run) max by (run) ({{branchgrpo_fence}}) and on (run) max by (run) "
+        f"({{branchgrpo_fence}} offset {STALLED_MINUTES}m)",
         5,
         f"{{{{ $labels.run }}}} has finished no iteration for {STALLED_MINUTES} minutes",
     ),

@@ -25,7 +25,7 @@ Answers = dict[str, Any]
 """By machine: what the function returned, or the exception."""
 
 
-class Probe:
+class Observer:
     """An actor that runs what it is given."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -44,7 +44,7 @@ class Machines:
         """seconds: how long all nodes together may take for an answer."""
         self.seconds = seconds
         self.nodes: dict[str, dict[str, Any]] = {}  # as ray.nodes() has them
-        self.probes: dict[str, ActorHandle[Any]] = {}
+        self.observers: dict[str, ActorHandle[Any]] = {}
 
     def __enter__(self) -> Self:
         if not ray.is_initialized():
@@ -57,8 +57,8 @@ class Machines:
                 name = f"{node['NodeManagerHostname']}/{node['NodeID'][:6]}"
                 place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 self.nodes[name] = node
-                self.probes[name] = (
-                    ray.remote(Probe)
+                self.observers[name] = (
+                    ray.remote(Observer)
                     .options(num_cpus=0, scheduling_strategy=place, runtime_env=seeing)
                     .remote()
                 )
@@ -70,23 +70,24 @@ class Machines:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for probe in self.probes.values():
-            ray.kill(probe)
-        if self.probes:
+        for observer in self.observers.values():
+            ray.kill(observer)
+        if self.observers:
             cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Answers:
         """Run it everywhere, on the nodes at the same time."""
         by_value = sys.modules[function.__module__]
         foreign = (
-            bool(self.probes)
+            bool(self.observers)
             and by_value.__name__ not in cloudpickle.list_registry_pickle_by_value()
         )
         if foreign:
             cloudpickle.register_pickle_by_value(by_value)
         try:
             references = {
-                name: probe.call.remote(function, *arguments) for name, probe in self.probes.items()
+                name: observer.call.remote(function, *arguments)
+                for name, observer in self.observers.items()
             }
         finally:
             if foreign:
@@ -101,11 +102,11 @@ class Machines:
     def clocks(self) -> dict[str, tuple[float, float]]:
         """By node: seconds that its clock is ahead of this process's, and how exact that is."""
         found: dict[str, tuple[float, float]] = {}
-        for name, probe in self.probes.items():
+        for name, observer in self.observers.items():
             rounds = []
             for _ in range(ROUNDS):
                 sent = time.time()
-                there = ray.get(probe.call.remote(time.time), timeout=self.seconds)
+                there = ray.get(observer.call.remote(time.time), timeout=self.seconds)
                 took = time.time() - sent
                 rounds.append((took / 2, there - sent - took / 2))
             exact, ahead = min(rounds)

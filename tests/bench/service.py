@@ -1,8 +1,8 @@
 """What the service costs: publishing, dispatch, scaling, hiding the learner, failures. Prints JSON;
 one flag for each figure.
 
-The pool, the gang, publishing and the driver's loop are the real ones; tasks sleep, unless said
-otherwise, so that cores are not what is measured. Other programs may run beside: figures are
+The pool, the rank group, publishing and the driver's loop are the real ones; tasks sleep, unless
+said otherwise, so that cores are not what is measured. Other programs may run beside: metrics are
 medians of runs that take turns, and the load is reported.
 """
 

@@ -1,4 +1,4 @@
-"""Figures of the driver's loop: the learner's time hidden behind rollouts, and recovery."""
+"""Figures of the driver's loop: the learner's time hidden after rollouts, and recovery."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import numpy as np
 from service_pool import Sleeper
 from support.small_runs import busy, carried, config, kill
 
-from branchgrpo.rollout.collect import Harvest
+from branchgrpo.rollout.collect import RolloutBatch
 from branchgrpo.train.loop import Trainer
 from branchgrpo.types import StepStats
-from cluster.byte_counter import Meter
-from cluster.pool import Patience, Pool
-from cluster.rank_group import Gang
-from cluster.ray_service import Crew
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import Pool, RetryPolicy
+from cluster.rank_group import RankGroup
+from cluster.ray_service import RayService
 
 GROW = 0.5
 UPDATE = 0.3
 ITERATIONS = 12
 PAIRS = 3
-# iterations behind which something dies; new workers load between; checkpoints at even ones
+# iterations after which something dies; new workers load between; checkpoints at even ones
 ROLLOUT_KILLS = (3, 43)
 LEARNER_KILLS = (81, 91)
 LAST = 95
@@ -63,12 +63,12 @@ class SleepingForest:
     def __init__(self, pool: Pool):
         self.pool = pool
 
-    def grow(self, *arguments: Any) -> Harvest:
+    def grow(self, *arguments: Any) -> RolloutBatch:
         flow = self.pool.flow()
         for _ in range(len(self.pool)):
             self.pool.submit(flow, "rest", GROW, then=lambda references: None)
         flow.run()
-        return Harvest(
+        return RolloutBatch(
             scores={(0, 0): np.zeros((1, 2), np.float32)}, rewards={(0, 0): np.zeros(2, np.float32)}
         )
 
@@ -88,38 +88,39 @@ class Kept:
 
 
 def hidden() -> dict[str, Any]:
-    """The real Trainer, Crew, pool, gang and publishing; trees and learner sleep. Medians leave out
-    the first iteration, which grows twice, and the last one, which grows nothing."""
-    meter = Meter()
+    """The real Trainer, RayService, pool, rank group and publishing; trees and learner sleep.
+    Medians leave out the first iteration, which grows twice, and the last one, which grows
+    nothing."""
+    byte_counter = DriverByteCounter()
     pool = Pool(
         cls=Sleeper,
         role="rollout",
         count=2,
         resources={"num_cpus": 0.01},
         arguments=(),
-        meter=meter,
-        patience=Patience(timeout=300.0),
+        byte_counter=byte_counter,
+        retry_policy=RetryPolicy(task_timeout_seconds=300.0),
     )
-    gang = Gang(
+    rank_group = RankGroup(
         cls=SleepingLearner,
         role="learner",
         ranks=1,
         resources={"num_cpus": 0.01},
         make=lambda rank: (),
-        meter=meter,
+        byte_counter=byte_counter,
         deadlines=(300.0, 10.0, 60.0),
     )
-    crew = Crew(
+    service = RayService(
         rollouts=pool,
         rewards=[],
-        gangs=[gang],
-        meter=meter,
+        rank_groups=[rank_group],
+        byte_counter=byte_counter,
         limits={"rollout": (1, 8)},
-        forgiven=0,
+        max_failures=0,
         run="",
         auto=False,
     )
-    crew.form()
+    service.form()
     found: dict[int, list[dict[str, float]]] = {0: [], 1: []}
     for staleness in (0, 1) * PAIRS:
         options = {
@@ -129,19 +130,19 @@ def hidden() -> dict[str, Any]:
             "checkpoint.every": "0",
         }
         kept = Kept()
-        gang.form()  # its version begins at 0
+        rank_group.form()  # its version begins at 0
         trainer = Trainer(
             config=config(**options),
-            service=crew,
+            service=service,
             run="bench",
             display=kept,
             interrupted=lambda: False,
             where="",
         )  # type: ignore[arg-type]
-        trainer.forest = SleepingForest(pool)  # type: ignore[assignment]
+        trainer.collector = SleepingForest(pool)  # type: ignore[assignment]
         trainer.train(kept)  # type: ignore[arg-type]
         found[staleness] += kept.seconds[1:-1]
-    crew.stop()
+    service.stop()
     alone, beside = (
         {
             name: median(one[name] for one in found[staleness])
@@ -164,18 +165,19 @@ def recovery() -> dict[str, Any]:
     """A real run of tests/faults: seconds beyond a usual iteration until the iteration that was hit
     is done, ÷ a usual iteration.
 
-    Learner: rank 0 of 1 dies 50 ms into an update. Its gang is formed anew and goes back to the
-    newest checkpoint: behind an odd iteration that is one iteration earlier.
+    Learner: rank 0 of 1 dies 50 ms into an update. Its rank group is formed anew and goes back to
+    the newest checkpoint: after an odd iteration that is one iteration earlier.
     """
     first: dict[int, float] = {}  # iteration → when it was done for the first time
 
-    def sabotage(made: Crew, count: int) -> None:
+    def sabotage(made: RayService, count: int) -> None:
         del count
         if not first:
-            made.report = lambda values: done(made, int(values["iteration"]))  # type: ignore[method-assign]
+            report = lambda values: done(made, int(values["iteration"]))  # noqa: E731
+            made.report = report  # type: ignore[method-assign]
             first[0] = time.perf_counter()
 
-    def done(made: Crew, iteration: int) -> None:
+    def done(made: RayService, iteration: int) -> None:
         if iteration in first:
             return
         first[iteration] = time.perf_counter()
@@ -204,8 +206,8 @@ def recovery() -> dict[str, Any]:
     )
     rows: dict[str, Any] = {
         "a usual iteration s": usual,
-        "rollout restarts": dict(run.crew.rollouts.restarts),
-        "learner restarts": dict(run.crew.learners.restarts),
+        "rollout restarts": dict(run.service.rollouts.restarts),
+        "learner restarts": dict(run.service.learners.restarts),
     }
     for role, kills in (("rollout", ROLLOUT_KILLS), ("learner", LEARNER_KILLS)):
         rows[role] = [

@@ -8,8 +8,8 @@ import time
 from statistics import median
 from typing import Any
 
-from cluster.byte_counter import Meter
-from cluster.pool import Patience, Pool
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import Pool, RetryPolicy
 
 REPEATS = 5
 TASK = 0.1
@@ -40,8 +40,8 @@ def sleepers(count: int) -> Pool:
         count=count,
         resources={"num_cpus": 0.01},
         arguments=(),
-        meter=Meter(),
-        patience=Patience(timeout=300.0),
+        byte_counter=DriverByteCounter(),
+        retry_policy=RetryPolicy(task_timeout_seconds=300.0),
     )
     pool.wait_ready()
     return pool

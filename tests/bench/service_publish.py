@@ -17,10 +17,10 @@ from actors.learner import Learner
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.models import weights as wire
-from cluster.byte_counter import Meter
-from cluster.pool import Patience, Pool
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import Pool, RetryPolicy
 from cluster.publish import publish as publish_weights
-from cluster.rank_group import Gang
+from cluster.rank_group import RankGroup
 
 WORKERS, TENSORS, SIDE, REPEATS = 4, 125, 1000, 7  # 500 MB
 
@@ -91,29 +91,29 @@ def publish() -> dict[str, Any]:
     """Limit: one thread copies 500 MB five times, once for the sender and once for each worker,
     into memory that was used before."""
     config = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {})
-    meter = Meter()
+    byte_counter = DriverByteCounter()
     pool = Pool(
         cls=Receiver,
         role="rollout",
         count=WORKERS,
         resources={"num_cpus": 0.01},
         arguments=(config,),
-        meter=meter,
-        patience=Patience(timeout=300.0),
+        byte_counter=byte_counter,
+        retry_policy=RetryPolicy(task_timeout_seconds=300.0),
     )
-    gang = Gang(
+    rank_group = RankGroup(
         cls=Sender,
         role="learner",
         ranks=1,
         resources={"num_cpus": 0.01},
         make=lambda rank: (config, rank, ray.get),
-        meter=meter,
+        byte_counter=byte_counter,
         deadlines=(300.0, 10.0, 60.0),
     )
-    pool.tend()
-    gang.form()
+    pool.poll()
+    rank_group.form()
     pool.wait_ready()
-    chunks = gang.call("chunks")[0]
+    chunks = rank_group.call("chunks")[0]
     source = np.random.default_rng(0).random(TENSORS * SIDE * SIDE, np.float32)
     target = source.copy()
 
@@ -125,7 +125,7 @@ def publish() -> dict[str, Any]:
 
     def published() -> float:
         began = perf_counter()
-        publish_weights(gang, pool, chunks, "policy")
+        publish_weights(rank_group, pool, chunks, "policy")
         return perf_counter() - began
 
     for _ in range(4):
@@ -133,10 +133,10 @@ def publish() -> dict[str, Any]:
     pairs = [(copies(), published()) for _ in range(REPEATS)]
     limit, measured = median(one for one, _ in pairs), median(one for _, one in pairs)
     fresh = timed(lambda: source.copy())
-    held = list(pool.greetings[0][1])
-    alone = gang.call("parts")[0] | ray.get(pool.workers[0].handle.parts.remote(held))
+    held = list(pool.sync_calls[0][1])
+    alone = rank_group.call("parts")[0] | ray.get(pool.workers[0].handle.parts.remote(held))
     pool.stop()
-    gang.stop()
+    rank_group.stop()
     row = {"ratio": limit / measured, "limit s": limit, "measured s": measured, "pairs": pairs}
     return row | {
         "MB": source.nbytes / 1e6,

@@ -6,7 +6,7 @@ uv run python tests/bench/soak.py [--iterations 200] [--picture docs/images/soak
 A role's own memory is its anonymous pages, shared ones split (PSS). All private pages (USS) would
 not do: the kernel calls private what no other process has mapped at the moment, so pages of
 libraries come and go with other programs, and a page of the object store counts for the first that
-touches it. Object store: as Ray reports it to Prometheus. A slope is a least-squares fit behind the
+touches it. Object store: as Ray reports it to Prometheus. A slope is a least-squares fit after the
 first fifth of the run.
 """
 
@@ -81,11 +81,11 @@ def main() -> None:
                 for sample in samples
             )
         )
-    behind = found.iterations // 5
+    after = found.iterations // 5
     curves = gathered(samples)
-    fits = {key: fit(*curve, behind, found.iterations) for key, curve in curves.items()}
+    fits = {key: fit(*curve, after, found.iterations) for key, curve in curves.items()}
     if found.picture:
-        draw(found.picture, curves, fits, behind)
+        draw(found.picture, curves, fits, after)
     rows: dict[str, dict[str, object]] = defaultdict(dict)
     for (role, quantity), row in fits.items():
         rows[role][quantity] = row
@@ -96,7 +96,7 @@ def main() -> None:
     ]
     head = {
         "iterations": found.iterations,
-        "fitted from": behind,
+        "fitted from": after,
         "samples": len(samples),
         "s/iteration": pace,
         "load before": before,
@@ -236,14 +236,14 @@ def gathered(samples: list[Sample]) -> dict[tuple[str, str], Curve]:
     }
 
 
-def fit(x: np.ndarray, y: np.ndarray, behind: int, end: int) -> dict[str, float]:
-    """Mean, slope per 100 iterations with its standard error, and the slope's way from `behind` to
+def fit(x: np.ndarray, y: np.ndarray, after: int, end: int) -> dict[str, float]:
+    """Mean, slope per 100 iterations with its standard error, and the slope's way from `after` to
     `end` ÷ the mean (drift).
 
     The error is that of independent residuals times √((1 + ρ) / (1 − ρ)), ρ the correlation of
     neighbours.
     """
-    x, y = x[x >= behind], y[x >= behind]
+    x, y = x[x >= after], y[x >= after]
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     residual = y - y.mean() - slope * centred
@@ -257,7 +257,7 @@ def fit(x: np.ndarray, y: np.ndarray, behind: int, end: int) -> dict[str, float]
         "mean": mean,
         "per 100": 100 * slope,
         "error": 100 * error,
-        "drift": slope * (end - behind) / mean if mean else 0.0,
+        "drift": slope * (end - after) / mean if mean else 0.0,
     }
     # what is constant has slope 0, not 1e-15 or −0
     return {name: float(f"{round(value, 9):.4g}") + 0.0 for name, value in row.items()}
@@ -267,7 +267,7 @@ def draw(
     path: Path,
     curves: dict[tuple[str, str], Curve],
     fits: dict[tuple[str, str], dict[str, float]],
-    behind: int,
+    after: int,
 ) -> None:
     """A PNG: a panel for each quantity, a line for each role."""
     from matplotlib.figure import Figure
@@ -327,7 +327,7 @@ def draw(
         axis.set(title=title, ylabel=unit, ylim=(0, None), xlabel="iteration")
         axis.legend(frameon=False, loc="lower right")
     for axis in axes.flat:
-        axis.axvline(behind, color="grey", linestyle=":", linewidth=1)
+        axis.axvline(after, color="grey", linestyle=":", linewidth=1)
         axis.grid(alpha=0.25)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0, 0].get_legend_handles_labels()

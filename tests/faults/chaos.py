@@ -41,7 +41,7 @@ WEIGHTS = (6, 3, 5, 4)
 """How often each of those, and the driver, is struck."""
 ACTS = ("kill", "stop", "pause")
 HOW = ("elapsed", "time/", "service/", "checkpoint/", "driver/")
-"""Beginnings of figures that tell how a run went, not what it learned."""
+"""Beginnings of metrics that tell how a run went, not what it learned."""
 PAUSE_SECONDS = 2.0
 PATIENCE_SECONDS = 240.0
 """Within which a run must get on by an iteration, whatever befell it."""
@@ -137,14 +137,14 @@ class Driver:
         return False
 
     def result(self) -> dict[str, Any]:
-        """What must be equal: learned figures of each iteration, held-out scores, all that each
+        """What must be equal: learned metrics of each iteration, held-out scores, all that each
         checkpoint holds."""
         (folder,) = self.folder.glob("runs/*")
         found: dict[str, Any] = {"held-out": json.loads((folder / "held_out.json").read_text())}
         for record in self.records():
             kept = {name: value for name, value in record.items() if not name.startswith(HOW)}
             found[f"iteration {record['iteration']}"] = kept
-        for path in sorted(folder.glob("checkpoints/epoch-*-iteration-*")):
+        for path in sorted(folder.glob("checkpoints/fence-*-iteration-*")):
             iteration = int(path.name.split("-")[3])
             for file in path.glob("*.safetensors"):
                 found[f"checkpoint {iteration} {file.name}"] = sha256(file.read_bytes()).hexdigest()

@@ -108,7 +108,7 @@ def test_claimer_killed(kind: str, tmp_path: Path) -> None:
         store = Store(at(kind, tmp_path / str(n)))
         assert store.claim() == 1
         status = killed_at(n, store.claim)
-        newest = store.epoch()
+        newest = store.fence()
         assert newest in (1, 2) and store.claim() == newest + 1
         if status == 0:
             break

@@ -160,7 +160,7 @@ def deep(levels: int) -> Any:
 
 WRONG = {
     "iteration": [None, True, -1, 1.0, "1", [1], 1 << 53, 1 << 9000, float("nan"), float("inf")],
-    "epoch": [None, False, -1, 0.5, {}, 10**300],
+    "fence": [None, False, -1, 0.5, {}, 10**300],
     "created": [
         None,
         3,
@@ -221,7 +221,7 @@ def test_wrong_entries(entry: Any, folder: Path) -> None:
     assert "of more.safetensors" in refusal(folder)
 
 
-@pytest.mark.parametrize("key", ["version", "iteration", "epoch", "created", "files"])
+@pytest.mark.parametrize("key", ["version", "iteration", "fence", "created", "files"])
 def test_missing_keys(key: str, folder: Path) -> None:
     body = json.loads((folder / MANIFEST).read_text())
     seal(folder, {name: value for name, value in body.items() if name != key})
@@ -246,7 +246,7 @@ def test_texts_that_are_no_manifest(folder: Path) -> None:
     assert refusal(folder) == "manifest.json is not as it was saved: its digest is another one"
 
 
-PLACES = [(key,) for key in ("version", "iteration", "epoch", "created", "files", "digest", "new")]
+PLACES = [(key,) for key in ("version", "iteration", "fence", "created", "files", "digest", "new")]
 PLACES += [
     ("files", name, *rest)
     for name in (STATE, WEIGHTS, "../x.safetensors")
@@ -360,16 +360,16 @@ def test_names_of_folders(folder: Path) -> None:
     """Numbers that no writer of ours makes count for nothing; a process id of 20 digits made each
     save fail."""
     store = Store(folder.parent)
-    (folder.parent / "epochs").mkdir()
-    for name in (f"epochs/{'9' * 200}", "epochs/٣٣٣٣٣٣", "epochs/x"):
+    (folder.parent / "fences").mkdir()
+    for name in (f"fences/{'9' * 200}", "fences/٣٣٣٣٣٣", "fences/x"):
         (folder.parent / name).touch()
     _, _, _, _, time, host, _ = folder.name.split("-")
     for name in (
-        f"epoch-{'9' * 100}-iteration-00000001-{time}-{host}-1",
-        f".draft-epoch-0000-iteration-00000000-{time}-{host}-{'9' * 20}",
+        f"fence-{'9' * 100}-iteration-00000001-{time}-{host}-1",
+        f".draft-fence-0000-iteration-00000000-{time}-{host}-{'9' * 20}",
     ):
         (folder.parent / name).mkdir()
-    assert store.epoch() == 0 and store.all() == [folder.name]
+    assert store.fence() == 0 and store.all() == [folder.name]
     put(store, 2)
     check(store.newest(), 2)
     assert store.claim() == 1

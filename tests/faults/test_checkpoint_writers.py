@@ -1,4 +1,4 @@
-"""Several writers of checkpoints: zombies of old epochs, leavings of the dead, two at once."""
+"""Several writers of checkpoints: zombies of old fences, leavings of the dead, two at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from support.small_checkpoints import WEIGHTS, at, check, leavings, on_both, put, readable
 
 from branchgrpo.checkpoint import storage as checkpoint_storage
-from branchgrpo.checkpoint.store import StaleEpoch, Store
+from branchgrpo.checkpoint.store import StaleFence, Store
 
 
 @pytest.fixture(params=["folder", "local", "memory"])
@@ -25,8 +25,8 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def test_a_zombie_that_comes_back(where: str) -> None:
     zombie, heir = Store(where), Store(where)
-    epoch = zombie.claim()
-    put(zombie, 1, epoch)
+    fence = zombie.claim()
+    put(zombie, 1, fence)
     heir.claim()
     before = sorted(zombie.storage.names())
 
@@ -34,18 +34,18 @@ def test_a_zombie_that_comes_back(where: str) -> None:
         raise AssertionError("a zombie's tensors must not be asked for")
         yield
 
-    with pytest.raises(StaleEpoch, match="epoch 1 rejected: epoch 2 has been claimed in"):
-        zombie.save(2, epoch, {}, {WEIGHTS: never()})
+    with pytest.raises(StaleFence, match="fence 1 rejected: fence 2 has been claimed in"):
+        zombie.save(2, fence, {}, {WEIGHTS: never()})
     assert sorted(zombie.storage.names()) == before
     check(heir.newest(), 1)
 
 
 @pytest.mark.parametrize("sweeps", [False, True])
 def test_a_zombie_superseded_while_it_writes(where: str, sweeps: bool) -> None:
-    """An epoch is claimed between two files; the heir may even have swept the draft away."""
+    """A fence is claimed between two files; the heir may even have swept the draft away."""
     zombie, heir = Store(where), Store(where)
-    epoch = zombie.claim()
-    put(zombie, 1, epoch)
+    fence = zombie.claim()
+    put(zombie, 1, fence)
 
     def claimed_meanwhile() -> Iterator[tuple[str, torch.Tensor]]:
         yield "w", torch.ones(2)
@@ -53,16 +53,16 @@ def test_a_zombie_superseded_while_it_writes(where: str, sweeps: bool) -> None:
         if sweeps:
             put(heir, 2, 2)
 
-    with pytest.raises(StaleEpoch):
+    with pytest.raises(StaleFence):
         zombie.save(
             2,
-            epoch,
+            fence,
             {},
             {"a.safetensors": {}, "b.safetensors": claimed_meanwhile(), "c.safetensors": {}},
         )
     assert sorted(heir.storage.names()) == sorted(
-        [*heir.all(), "epochs"]
-    ) and heir.storage.drafts() in ([], ["epochs"])
+        [*heir.all(), "fences"]
+    ) and heir.storage.drafts() in ([], ["fences"])
     check(heir.newest(), 2 if sweeps else 1)
 
 
@@ -71,7 +71,7 @@ def test_a_zombie_superseded_directly_before_the_rename(
 ) -> None:
     """The draft is complete and synced, manifest and all; it must not become a checkpoint."""
     zombie, heir = Store(tmp_path), Store(tmp_path)
-    epoch = zombie.claim()
+    fence = zombie.claim()
     sync = checkpoint_storage.Local.sync
     claimed = []
 
@@ -86,33 +86,33 @@ def test_a_zombie_superseded_directly_before_the_rename(
             claimed.append(heir.claim())
 
     monkeypatch.setattr(checkpoint_storage.Local, "sync", late)
-    with pytest.raises(StaleEpoch):
-        put(zombie, 1, epoch)
-    assert claimed == [2] and [path.name for path in tmp_path.iterdir()] == ["epochs"]
+    with pytest.raises(StaleFence):
+        put(zombie, 1, fence)
+    assert claimed == [2] and [path.name for path in tmp_path.iterdir()] == ["fences"]
 
 
 @on_both
 def test_drafts_of_living_writers_stay(kind: str, tmp_path: Path) -> None:
-    """Of this epoch those of the dead go, of older epochs all; what a person put there stays."""
+    """Of this fence those of the dead go, of older fences all; what a person put there stays."""
     store, folder = Store(at(kind, tmp_path)), tmp_path
-    epoch = store.claim()
-    saved = put(store, 1, epoch)
+    fence = store.claim()
+    saved = put(store, 1, fence)
     for _ in range(2):
-        epoch = store.claim()
+        fence = store.claim()
     parts = Path(saved.path).name.split("-")
     dead = os.fork()
     if not dead:
         os._exit(0)
     os.waitpid(dead, 0)
     drafts = {
-        f"epoch-{of:04d}-iteration-00000009-1-{host}-{pid}": stays
+        f"fence-{of:04d}-iteration-00000009-1-{host}-{pid}": stays
         for of, host, pid, stays in [
-            (epoch, parts[5], os.getpid(), True),
-            (epoch, parts[5], 1, True),
-            (epoch, parts[5], dead, False),
-            (epoch, "00000000", dead, True),
-            (epoch - 1, parts[5], os.getpid(), False),
-            (epoch - 1, "00000000", 1, False),
+            (fence, parts[5], os.getpid(), True),
+            (fence, parts[5], 1, True),
+            (fence, parts[5], dead, False),
+            (fence, "00000000", dead, True),
+            (fence - 1, parts[5], os.getpid(), False),
+            (fence - 1, "00000000", 1, False),
         ]
     }
     prefix = ".draft-" if kind == "folder" else ""
@@ -120,9 +120,9 @@ def test_drafts_of_living_writers_stay(kind: str, tmp_path: Path) -> None:
         (folder / (prefix + name)).mkdir()
         (folder / (prefix + name) / "state.json").write_text("{")
     (folder / "notes").mkdir()
-    put(store, 2, epoch)
+    put(store, 2, fence)
     assert leavings(folder) == sorted(
-        ["epochs", "notes", *(prefix + name for name, stays in drafts.items() if stays)]
+        ["fences", "notes", *(prefix + name for name, stays in drafts.items() if stays)]
     )
 
 
@@ -180,7 +180,7 @@ def test_claims_at_once_are_all_different(kind: str, tmp_path: Path) -> None:
 def test_claims_that_cross(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process claims between this one's look at what is claimed and its own claim."""
     one, other = Store(where), Store(where)
-    ask, crossed = one.epoch, list[int]()
+    ask, crossed = one.fence, list[int]()
 
     def late() -> int:
         found = ask()
@@ -188,5 +188,5 @@ def test_claims_that_cross(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
             crossed.append(other.claim())
         return found
 
-    monkeypatch.setattr(one, "epoch", late)
+    monkeypatch.setattr(one, "fence", late)
     assert (one.claim(), crossed, ask()) == (2, [1], 2)

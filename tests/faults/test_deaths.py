@@ -17,9 +17,9 @@ from ray.exceptions import ActorDiedError
 from support.small_actors import Rank, UnfitHere, UnmadeHere, pool, results, until
 
 from cluster import avoid, nodes, workers
-from cluster.byte_counter import Meter
-from cluster.errors import GangError
-from cluster.rank_group import Gang
+from cluster.byte_counter import DriverByteCounter
+from cluster.errors import RankGroupError
+from cluster.rank_group import RankGroup
 
 MARGIN = 2 << 30
 """Bytes beside what is used now, above which the monitor ends actors: these take less until they
@@ -44,14 +44,14 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture
-def gang(tmp_path: Path) -> Iterator[Gang]:
-    made = Gang(
+def rank_group(tmp_path: Path) -> Iterator[RankGroup]:
+    made = RankGroup(
         cls=Rank,
         role="learner",
         ranks=2,
         resources={"num_cpus": 0},
         make=lambda rank: (str(tmp_path), rank),
-        meter=Meter(),
+        byte_counter=DriverByteCounter(),
         deadlines=(60.0, 4.0, 1.0),
     )
     made.allowed = 20
@@ -61,9 +61,9 @@ def gang(tmp_path: Path) -> Iterator[Gang]:
 
 
 @pytest.fixture
-def notes(gang: Gang) -> list[str]:
+def notes(rank_group: RankGroup) -> list[str]:
     told = list[str]()
-    gang.note = told.append
+    rank_group.note = told.append
     return told
 
 
@@ -99,14 +99,14 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
 def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "PING_SECONDS", 0.0)
     made = pool(tmp_path, 1)
     made.wait_ready()
     swelling = made.workers[0].handle.swell.remote()
     deadline = time.monotonic() + 60
     while not made.restarts:
         assert time.monotonic() < deadline
-        made.probe(time.monotonic())
+        made.ping(time.monotonic())
         time.sleep(0.05)
     assert made.restarts == {"memory": 1}
     del swelling
@@ -114,26 +114,26 @@ def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
 
 
 def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed(
-    gang: Gang, notes: list[str]
+    rank_group: RankGroup, notes: list[str]
 ) -> None:
-    with pytest.raises(GangError, match=r"^learner\.swell: rank [01] died: out of memory"):
-        gang.call("swell")
-    assert gang.restarts == {"memory": 1} and gang.spent == 1 and not gang.ranks
+    with pytest.raises(RankGroupError, match=r"^learner\.swell: rank [01] died: out of memory"):
+        rank_group.call("swell")
+    assert rank_group.restarts == {"memory": 1} and rank_group.spent == 1 and not rank_group.ranks
     (line,) = notes
     assert line in [
         f"learner-{rank} on {here()} died (out of memory: ended by Ray's memory monitor): "
         "learners begin again from the checkpoint, restart 1 of 20"
         for rank in (0, 1)  # Ray ends several at once
     ]
-    gang.form()
-    assert gang.call("update", 0.0) == [0, 1]
+    rank_group.form()
+    assert rank_group.call("update", 0.0) == [0, 1]
 
 
 # what is said
 
 
 def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
-    made, told = pool(tmp_path, 2, restarts=9), list[str]()
+    made, told = pool(tmp_path, 2, max_restarts=9), list[str]()
     made.note = told.append
     made.wait_ready()
     first = made.workers[0]
@@ -142,7 +142,7 @@ def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
     results(made, [("task", key) for key in range(4)])
     until(made, lambda: sum(worker.state == "ready" for worker in made.workers) == 2)
     made.broadcast("leaves", 3)
-    made.tend()
+    made.poll()
     assert told == [
         f"rollout-0 on {here()} died (killed or crashed: its process ended without a word); "
         "rollout-2 replaces it, restart 1 of 9",
@@ -153,7 +153,7 @@ def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
 
 
 def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
-    made, told = pool(tmp_path, 2, least=0.5), list[str]()
+    made, told = pool(tmp_path, 2, straggler_seconds=0.5), list[str]()
     made.note = told.append
     made.wait_ready()
     results(made, [("task", key, 0.1) for key in range(4)])
@@ -170,7 +170,7 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
 
 def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: Path) -> None:
     """Nobody is there whose answer would tell how long it takes: earlier ones do."""
-    made, told = pool(tmp_path, 1, least=0.5), list[str]()
+    made, told = pool(tmp_path, 1, straggler_seconds=0.5), list[str]()
     made.note = told.append
     made.wait_ready()
     assert made.broadcast("task", 1, 0.3) == [(1, 0, "none")]
@@ -220,7 +220,7 @@ def test_a_newcomer_that_cannot_start_ends_no_run(
 
 
 def test_when_nobody_is_left_some_are_tried_and_the_reason_ends_it(tmp_path: Path) -> None:
-    made = pool(tmp_path, 1, UnfitHere, attempts=3)
+    made = pool(tmp_path, 1, UnfitHere, max_attempts=3)
     made.wait_ready()
     (tmp_path / "unfit").write_text(ray.get_runtime_context().get_node_id())
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'broken'$"):
@@ -255,23 +255,25 @@ def test_how_long_a_node_is_left_alone() -> None:
 
 
 def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
-    gang: Gang, notes: list[str]
+    rank_group: RankGroup, notes: list[str]
 ) -> None:
-    assert gang.limit("update", True) == gang.limit("update") == 60.0  # nothing is known
+    assert (
+        rank_group.limit("update", True) == rank_group.limit("update") == 60.0
+    )  # nothing is known
     for _ in range(4):
-        gang.call("update", 0.1)
-    assert gang.limit("update") == 1.0  # the least
+        rank_group.call("update", 0.1)
+    assert rank_group.limit("update") == 1.0  # the least
     # by the size, and not above the timeout
-    assert gang.limit("update", size=100.0) == pytest.approx(40.0, rel=0.5)
-    assert gang.limit("update", size=1e6) == 60.0 == gang.limit("save")
-    stopped = gang.places[1].process
+    assert rank_group.limit("update", size=100.0) == pytest.approx(40.0, rel=0.5)
+    assert rank_group.limit("update", size=1e6) == 60.0 == rank_group.limit("save")
+    stopped = rank_group.places[1].process
     os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
     with pytest.raises(
-        GangError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"
+        RankGroupError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"
     ):
-        gang.call("update", 0.1)
-    assert time.monotonic() - began < 6.0 and gang.restarts == {"unresponsive": 1}
+        rank_group.call("update", 0.1)
+    assert time.monotonic() - began < 6.0 and rank_group.restarts == {"unresponsive": 1}
     assert (
         notes[0].startswith("learner-1 on ")
         and (
@@ -282,67 +284,69 @@ def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
     )
 
 
-def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(gang: Gang) -> None:
+def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(
+    rank_group: RankGroup,
+) -> None:
     for _ in range(3):
-        gang.call("update", 0.5)
-    assert 2.0 <= gang.limit("update") < 4.0
-    assert gang.call("update", 1.5) == [0, 1]  # three times the median
-    first, second, third = (gang.begin("update", 1.5) for _ in range(3))
-    assert gang.finish(third) == [0, 1]  # 4.5 s: each has its own time
-    assert first.alone and not second.alone and not gang.running and not gang.restarts
-    assert sorted(gang.seconds["update", False])[-1] < 4.0  # what waited is no measure
+        rank_group.call("update", 0.5)
+    assert 2.0 <= rank_group.limit("update") < 4.0
+    assert rank_group.call("update", 1.5) == [0, 1]  # three times the median
+    first, second, third = (rank_group.begin("update", 1.5) for _ in range(3))
+    assert rank_group.finish(third) == [0, 1]  # 4.5 s: each has its own time
+    assert first.alone and not second.alone and not rank_group.running and not rank_group.restarts
+    assert sorted(rank_group.seconds["update", False])[-1] < 4.0  # what waited is no measure
 
 
-def test_first_calls_of_new_ranks_are_measured_apart(gang: Gang) -> None:
+def test_first_calls_of_new_ranks_are_measured_apart(rank_group: RankGroup) -> None:
     """They warm up: load kernels, compile."""
-    gang.call("update", 1.0)
+    rank_group.call("update", 1.0)
     for _ in range(3):
-        gang.call("update", 0.0)
-    assert gang.limit("update") == 1.0 < 4.0 <= gang.limit("update", first=True) < 8.0
-    gang.form()
-    assert gang.call("update", 2.0) == [0, 1] and not gang.restarts
+        rank_group.call("update", 0.0)
+    assert rank_group.limit("update") == 1.0 < 4.0 <= rank_group.limit("update", first=True) < 8.0
+    rank_group.form()
+    assert rank_group.call("update", 2.0) == [0, 1] and not rank_group.restarts
 
 
 def test_methods_that_wait_for_storage_have_the_whole_timeout(
-    gang: Gang, monkeypatch: pytest.MonkeyPatch
+    rank_group: RankGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Rank, "storage_bound", ("update",), raising=False)
     for _ in range(3):
-        gang.call("update", 0.0)
-    assert gang.limit("update") == 60.0
+        rank_group.call("update", 0.0)
+    assert rank_group.limit("update") == 60.0
 
 
 # ranks that cannot start
 
 
 def test_a_new_gang_that_cannot_start_is_made_again(
-    gang: Gang, notes: list[str], tmp_path: Path
+    rank_group: RankGroup, notes: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "unfit-1-a").touch()
     with pytest.raises(
-        GangError,
+        RankGroupError,
         match=r"^learner\.join: rank 1 could not start: ModuleNotFoundError: No module named "
         r"'broken'$",
     ):
-        gang.form()
-    assert gang.restarts == {"start": 1} and len(gang.avoided.nodes()) == 1
+        rank_group.form()
+    assert rank_group.restarts == {"start": 1} and len(rank_group.avoided.nodes()) == 1
     assert notes == [
         f"learner-1 on {here()} could not start (ModuleNotFoundError: No module named "
         "'broken'): learners begin again from the checkpoint, restart 1 of 20"
     ]
-    gang.form()  # on the same node: there is no other
-    assert gang.call("update", 0.0) == [0, 1]
+    rank_group.form()  # on the same node: there is no other
+    assert rank_group.call("update", 0.0) == [0, 1]
 
 
 def test_the_first_gang_refuses_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "unfit-0-a").touch()
-    made = Gang(
+    made = RankGroup(
         cls=Rank,
         role="learner",
         ranks=1,
         resources={"num_cpus": 0},
         make=lambda rank: (str(tmp_path), rank),
-        meter=Meter(),
+        byte_counter=DriverByteCounter(),
         deadlines=(60.0, 4.0, 1.0),
     )
     with pytest.raises(ModuleNotFoundError, match="No module named 'broken'"):

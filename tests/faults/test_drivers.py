@@ -1,4 +1,4 @@
-"""Drivers that are killed, told to end, or lose their head: started again, the run goes on to the
+"""Drivers that are killed, told to end, or fail their head: started again, the run goes on to the
 same weights and rewards, bit by bit."""
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ FIGURES = (
 
 def last_state(folder: Path) -> dict[str, bytes]:
     """Weights, their mean and the optimiser's moments in the last checkpoint."""
-    newest = max((folder / "checkpoints").glob(f"epoch-*-iteration-{ITERATIONS:08d}-*"))
+    newest = max((folder / "checkpoints").glob(f"fence-*-iteration-{ITERATIONS:08d}-*"))
     return {file.name: file.read_bytes() for file in newest.glob("*.safetensors")}
 
 
@@ -77,7 +77,7 @@ def until(process: subprocess.Popen[Any], runs: Path, iteration: int, told: Path
 
 
 def as_if_nothing_had_happened(folder: Path, plain: Run) -> None:
-    """The same figures of each iteration, held-out scores, weights and optimiser."""
+    """The same metrics of each iteration, held-out scores, weights and optimiser."""
     (records, held_out), (others, others_held_out) = finished(folder), finished(plain.folder)
     assert [[record[name] for name in FIGURES] for record in records] == [
         [record[name] for name in FIGURES] for record in others

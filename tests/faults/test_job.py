@@ -1,5 +1,5 @@
 """A submitted job: it trains, says how it ended, and when it is stopped it saves and leaves nothing
-behind."""
+after."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_job_that_is_stopped_saves_and_leaves_nothing(tmp_path: Path) -> None:
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["stopped_by"] == "interrupted" and summary["iterations"] >= 2
         assert list(
-            (folder / "checkpoints").glob(f"epoch-*-iteration-{summary['iterations']:08d}-*")
+            (folder / "checkpoints").glob(f"fence-*-iteration-{summary['iterations']:08d}-*")
         ), logs
         assert f"{summary['iterations']}/1000 reward" in logs  # progress as plain lines
         deadline = time.monotonic() + 30

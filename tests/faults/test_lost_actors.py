@@ -16,7 +16,7 @@ import pytest
 from support.small_runs import ITERATIONS, Run, Stage, busy, config, kill, same
 
 from branchgrpo.errors import GateError
-from cluster.ray_service import Crew
+from cluster.ray_service import RayService
 
 TWO = {"learner.ranks": "2"}
 
@@ -58,13 +58,13 @@ def stopped() -> Iterator[Stopped]:
 
 
 def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_path: Path) -> None:
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 1:
             busy(made, 0, kill)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert found.crew.rollouts.restarts == {"died": 1} and not found.crew.learners.restarts
+    assert found.service.rollouts.restarts == {"died": 1} and not found.service.learners.restarts
     assert [
         note
         for note in found.notes
@@ -75,7 +75,7 @@ def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_p
 def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> None:
     first: list[int] = []
 
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 0:
             first.extend(worker.index for worker in made.rollouts.workers)
         if 1 <= iteration <= 2:
@@ -83,28 +83,31 @@ def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> N
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert found.crew.rollouts.restarts == {"died": 2} and found.crew.rollouts.made == first[-1] + 3
-    assert not set(first) & {worker.index for worker in found.crew.rollouts.workers}
+    assert (
+        found.service.rollouts.restarts == {"died": 2}
+        and found.service.rollouts.made == first[-1] + 3
+    )
+    assert not set(first) & {worker.index for worker in found.service.rollouts.workers}
 
 
 def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(
     stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
 ) -> None:
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 2:
             busy(made, 1, stopped.stop)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     assert stopped.processes
     same(found, plain)
-    assert found.crew.rollouts.reissued >= 1
+    assert found.service.rollouts.reissued >= 1
     assert found.summary["iterations"] == ITERATIONS
 
 
 # learner ranks
 
 
-def updating(made: Crew, act: Any, deadline: float = 60.0) -> None:
+def updating(made: RayService, act: Any, deadline: float = 60.0) -> None:
     """Act on rank 1's process soon after the next update has begun, which has so many seconds."""
     begin = made.learners.begin
 
@@ -124,17 +127,17 @@ def updating(made: Crew, act: Any, deadline: float = 60.0) -> None:
 def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path, at: int) -> None:
     """At 1 there is no checkpoint yet: the run begins again; at 3 it goes back to that of 2."""
 
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == at and not made.learners.restarts:
             updating(made, kill)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
     assert (
-        sum(found.crew.learners.restarts.values()) == 1
+        sum(found.service.learners.restarts.values()) == 1
         and found.records[-2]["service/recoveries"] == 1
     )
-    assert any("recovering: GangError" in note for note in found.notes)
+    assert any("recovering: RankGroupError" in note for note in found.notes)
     assert any(
         "): learners begin again from the checkpoint, restart 1 of 20" in note
         for note in found.notes
@@ -146,23 +149,24 @@ def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path
 def test_a_rank_that_hangs_ends_at_the_deadline(
     stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
 ) -> None:
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 3 and not made.learners.restarts:
             updating(made, stopped.stop, 8.0)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert stopped.processes and found.crew.learners.restarts == {"unresponsive": 1}
+    assert stopped.processes and found.service.learners.restarts == {"unresponsive": 1}
     assert any("ranks [0, 1] missed the deadline" in note for note in found.notes)
 
 
 def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: Path) -> None:
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         # credit that differs between ranks stops both before a collective of the update
         if iteration == 1:
-            made.learners.begin = lambda method, *arguments, **_: damaged(made, method, *arguments)  # type: ignore[method-assign]
+            begin = lambda method, *arguments, **_: damaged(made, method, *arguments)  # noqa: E731
+            made.learners.begin = begin  # type: ignore[method-assign]
 
-    def damaged(made: Crew, method: str, *arguments: Any) -> Any:
+    def damaged(made: RayService, method: str, *arguments: Any) -> Any:
         from cluster.rank_group import Call
 
         calls = []

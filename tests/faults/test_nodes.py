@@ -20,11 +20,11 @@ from support.small_actors import Rank, UnfitHere, Worker, until
 from support.small_runs import Run, Stage, busy, carried, config, same
 
 from cluster import local, nodes, session
-from cluster.byte_counter import Meter
-from cluster.errors import GangError
-from cluster.pool import Patience, Pool
-from cluster.rank_group import Gang
-from cluster.ray_service import Crew
+from cluster.byte_counter import DriverByteCounter
+from cluster.errors import RankGroupError
+from cluster.pool import Pool, RetryPolicy
+from cluster.rank_group import RankGroup
+from cluster.ray_service import RayService
 from cluster.work import wait
 
 GROW = "grow"
@@ -102,7 +102,7 @@ def test_a_node_that_holds_prefixes_is_lost(
     """All rollout workers are on it, and what they have grown in this iteration."""
     first = ground.node
 
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 2 and ground.node is first:
             assert {worker.place.node for worker in made.rollouts.workers} == {first.node_id}
             ground.node = node(cluster, **{GROW: 1})
@@ -114,10 +114,10 @@ def test_a_node_that_holds_prefixes_is_lost(
 
     found = ground.played(tmp_path / "run", config(**STAYING), sabotage)
     same(found, undisturbed)
-    lost = found.crew.rollouts.restarts
+    lost = found.service.rollouts.restarts
     # one that was started there before it was known is lost too
     assert sum(lost.values()) >= 2 and set(lost) <= {"node", "unavailable", "died"}
-    assert {worker.place.node for worker in found.crew.rollouts.workers if worker.place} == {
+    assert {worker.place.node for worker in found.service.rollouts.workers if worker.place} == {
         ground.node.node_id
     }
 
@@ -128,18 +128,19 @@ def test_learners_change_their_number_behind_a_checkpoint(
 ) -> None:
     places: list[int] = []
 
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         made.wanted_ranks, made.looked = 2, 0.0
         places.append(len(made.learners.places))
 
     found = ground.played(
         tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage
     )
-    assert places == [1, 1, 1, 2]  # behind iteration 2 comes the checkpoint
-    assert "learners formed anew: 1 → 2 ranks" in found.notes and found.crew.learners.restarts == {
-        "scaled": 1
-    }
-    assert found.crew.reserve is None
+    assert places == [1, 1, 1, 2]  # after iteration 2 comes the checkpoint
+    assert (
+        "learners formed anew: 1 → 2 ranks" in found.notes
+        and found.service.learners.restarts == {"scaled": 1}
+    )
+    assert found.service.reserve is None
     one, other = found.records[3], undisturbed.records[3]
     assert (
         one["reward/total"] == other["reward/total"]
@@ -165,7 +166,7 @@ def test_a_drained_node_is_left_in_good_order(
         "checkpoint.every": "100",
     }
 
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 0:
             assert {place.node for place in made._places()} >= {leaving.node_id}
         if iteration == 2 and ground.node is leaving:
@@ -177,9 +178,9 @@ def test_a_drained_node_is_left_in_good_order(
     same(found, undisturbed)
     assert "learners formed anew: 1 of 1 ranks are on nodes that will go" in found.notes
     assert {record.get("checkpoint/iteration") for record in found.records[1:4]} == {0.0, 3.0}
-    assert found.crew.rollouts.restarts == {"preempted": 2} and found.crew.learners.restarts == {
-        "preempted": 1
-    }
+    assert found.service.rollouts.restarts == {
+        "preempted": 2
+    } and found.service.learners.restarts == {"preempted": 1}
     assert found.records[-2]["service/recoveries"] == 0
     cluster.remove_node(leaving)
 
@@ -193,12 +194,12 @@ def asked() -> Any:
 def test_ranks_without_room_wait_for_it_and_training_goes_on(
     cluster: Cluster, ground: Ground, tmp_path: Path
 ) -> None:
-    """They take it behind the first checkpoint at which a node for them is there."""
+    """They take it after the first checkpoint at which a node for them is there."""
     ground.end()
     second, places = [], list[int]()
     options = STAYING | {"learner.resource": "", "learner.cpus": "1", "checkpoint.every": "1"}
 
-    def sabotage(made: Crew, iteration: int) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
         made.wanted_ranks, made.looked = 2, 0.0
         places.append(len(made.learners.places))
         if iteration == 2:
@@ -211,16 +212,16 @@ def test_ranks_without_room_wait_for_it_and_training_goes_on(
     cluster.remove_node(second[0])
 
 
-def following(cluster: Cluster, crew: Crew, desired: int, seconds: float = 120.0) -> None:
+def following(cluster: Cluster, service: RayService, desired: int, seconds: float = 120.0) -> None:
     """Until the pool wants, and has, so many workers."""
     deadline = time.monotonic() + seconds
     while (
-        crew.rollouts.desired,
-        sum(worker.state == "ready" for worker in crew.rollouts.workers),
+        service.rollouts.desired,
+        sum(worker.state == "ready" for worker in service.rollouts.workers),
     ) != (desired, desired):
-        assert time.monotonic() < deadline, (crew.rollouts.desired, crew.rollouts.states())
-        crew.follow()
-        wait(crew.rollouts)
+        assert time.monotonic() < deadline, (service.rollouts.desired, service.rollouts.states())
+        service.follow()
+        wait(service.rollouts)
 
 
 def test_auto_follows_nodes_that_come_and_go(
@@ -234,36 +235,36 @@ def test_auto_follows_nodes_that_come_and_go(
         count=1,
         resources=resources,
         arguments=(str(tmp_path),),
-        meter=Meter(),
-        patience=Patience(timeout=60.0, restarts=2),
+        byte_counter=DriverByteCounter(),
+        retry_policy=RetryPolicy(task_timeout_seconds=60.0, max_restarts=2),
     )
-    crew = Crew(
+    service = RayService(
         rollouts=pool,
         rewards=[],
-        gangs=[],
-        meter=Meter(),
+        rank_groups=[],
+        byte_counter=DriverByteCounter(),
         limits={"rollout": (1, 4)},
-        forgiven=0,
+        max_failures=0,
         run="",
         auto=True,
         request=6,
     )
     try:
         assert asked() == [{"CPU": 1.0, GROW: 0.001}] * 6
-        crew.form()
-        following(cluster, crew, 2)
+        service.form()
+        following(cluster, service, 2)
         second = node(cluster, 1, **{GROW: 1})
-        following(cluster, crew, 3)
+        following(cluster, service, 3)
         third = node(cluster, 8, **{GROW: 1})
-        following(cluster, crew, 4)  # the most that it may have
+        following(cluster, service, 4)  # the most that it may have
         # those who stay have their places by now
         monkeypatch.setattr(nodes, "PLACING_SECONDS", 2.0)
         cluster.remove_node(third)
         cluster.remove_node(second)
-        following(cluster, crew, 2)
+        following(cluster, service, 2)
         assert pool.restarts == {"node": 2}
     finally:
-        crew.stop()
+        service.stop()
         assert asked() == []
         cluster.remove_node(first)
 
@@ -278,8 +279,8 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
         count=1,
         resources={"num_cpus": 0, "resources": {"slot": 1}},
         arguments=(str(tmp_path),),
-        meter=Meter(),
-        patience=Patience(timeout=60.0),
+        byte_counter=DriverByteCounter(),
+        retry_policy=RetryPolicy(task_timeout_seconds=60.0),
     )
     told = list[str]()
     pool.note = told.append
@@ -314,25 +315,25 @@ def test_a_gang_starts_on_another_node_than_one_where_it_could_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     first = node(cluster, **{"slot": 1})
-    gang = Gang(
+    rank_group = RankGroup(
         cls=Rank,
         role="learner",
         ranks=1,
         resources={"num_cpus": 0, "resources": {"slot": 1}},
         make=lambda rank: (str(tmp_path), rank),
-        meter=Meter(),
+        byte_counter=DriverByteCounter(),
         deadlines=(60.0, 10.0, 5.0),
     )
-    gang.form()
+    rank_group.form()
     other = node(cluster, **{"slot": 1})
     try:
         (tmp_path / "unfit-0-a").touch()
-        with pytest.raises(GangError, match="rank 0 could not start: ModuleNotFoundError"):
-            gang.form()
-        assert gang.avoided.nodes() == {first.node_id} and gang.restarts == {"start": 1}
-        gang.form()
-        assert gang.places[0].node == other.node_id
+        with pytest.raises(RankGroupError, match="rank 0 could not start: ModuleNotFoundError"):
+            rank_group.form()
+        assert rank_group.avoided.nodes() == {first.node_id} and rank_group.restarts == {"start": 1}
+        rank_group.form()
+        assert rank_group.places[0].node == other.node_id
     finally:
-        gang.stop()
+        rank_group.stop()
         for one in (first, other):
             cluster.remove_node(one)

@@ -44,9 +44,9 @@ def test_results_come_as_they_finish_and_errors_as_themselves(tmp_path: Path) ->
 
 
 def test_a_worker_that_cannot_get_ready_says_why(tmp_path: Path) -> None:
-    """Its greetings fail too, for want of what `ready` makes: that is not what is told."""
+    """Its sync calls fail too, for want of what `ready` makes: that is not what is told."""
     made = pool(tmp_path, 1, Unfit)
-    made.greet([("load_weights", ("v1",))])
+    made.sync([("load_weights", ("v1",))])
     with pytest.raises(FileNotFoundError, match="no weights here"):
         made.wait_ready()
     made.stop()
@@ -58,7 +58,7 @@ def test_a_worker_that_cannot_get_ready_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("act", ["hang", "dawdle"])
 def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> None:
     """A hung worker is ended then; one that dawdles gives a second result, which nobody sees."""
-    made = pool(tmp_path, 2, least=2.0 if act == "dawdle" else 0.5)
+    made = pool(tmp_path, 2, straggler_seconds=2.0 if act == "dawdle" else 0.5)
     made.wait_ready()
     processes = {worker.index: worker.place.process for worker in made.workers}
     for key in range(3):
@@ -91,7 +91,7 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
 
 def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
     """It is issued again, its workers are ended, and each time it gets twice as long."""
-    made = pool(tmp_path, 2, least=0.3, attempts=2)
+    made = pool(tmp_path, 2, straggler_seconds=0.3, max_attempts=2)
     made.wait_ready()
     made.seconds["hangs"] = deque([0.001])
     with pytest.raises(
@@ -104,7 +104,7 @@ def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
 
 def test_how_long_a_task_may_take_is_judged_by_its_size(tmp_path: Path) -> None:
     """Ten times the size, five times the time: no straggler. As large as the others: one."""
-    made = pool(tmp_path, 2, least=0.3)
+    made = pool(tmp_path, 2, straggler_seconds=0.3)
     made.wait_ready()
     results(made, [("task", key, 0.2) for key in range(4)])
     for size, reissued in ((10.0, 0), (1.0, 1)):
@@ -116,21 +116,21 @@ def test_how_long_a_task_may_take_is_judged_by_its_size(tmp_path: Path) -> None:
 
 
 def test_what_has_finished_while_nobody_looked_is_not_overdue(tmp_path: Path) -> None:
-    made = pool(tmp_path, 2, least=0.2)
+    made = pool(tmp_path, 2, straggler_seconds=0.2)
     made.wait_ready()
     results(made, [("task", key, 0.1) for key in range(4)])
     flow, found = made.flow(), list[Any]()
     made.submit(flow, "task", 9, 0.3, then=found.append)
     time.sleep(4.0)  # as while the learner updates
-    made.tended = 0.0
-    made.tend()
+    made.polled = 0.0
+    made.poll()
     flow.run()
     assert len(found) == 1 and not made.restarts and not made.reissued
     made.stop()
 
 
 def test_a_broadcast_does_not_wait_for_one_that_hangs(tmp_path: Path) -> None:
-    made = pool(tmp_path, 3, least=0.5)
+    made = pool(tmp_path, 3, straggler_seconds=0.5)
     made.wait_ready()
     hung = made.workers[1].place
     assert hung
@@ -150,7 +150,7 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
     made.submit(flow, "task", 0, 0.5, then=lambda references: None)
     (busy,) = [worker.index for worker in made.workers if worker.pending]
     made.forget()
-    made.renew(str(other))
+    made.reset(str(other))
     assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [
         1 - busy
     ]
@@ -160,7 +160,7 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
-    made = pool(tmp_path, 1, timeout=3.0)
+    made = pool(tmp_path, 1, task_timeout_seconds=3.0)
     made.wait_ready()
     large, made.resources = dict(made.resources), made.resources | {"num_cpus": 1000}
     made.desired = 2
@@ -198,14 +198,14 @@ def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
 def test_an_idle_worker_that_hangs_or_dies_is_replaced_before_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, why: str
 ) -> None:
-    monkeypatch.setattr(workers, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "PING_SECONDS", 0.5)
     made = pool(tmp_path, 2)
     made.wait_ready()
     first, second = made.workers
-    until(made, lambda: first.probe is not None or first.probed > 0)  # those who answer stay
+    until(made, lambda: first.ping is not None or first.pinged > 0)  # those who answer stay
     assert first.place
     os.kill(first.place.process, number)
-    monkeypatch.setattr(workers, "PROBE_LIMIT", 6.0)
+    monkeypatch.setattr(workers, "PING_TIMEOUT", 6.0)
     until(
         made,
         lambda: (
@@ -219,17 +219,17 @@ def test_an_idle_worker_that_hangs_or_dies_is_replaced_before_it_is_needed(
 def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_blamed(
     tmp_path: Path,
 ) -> None:
-    made = pool(tmp_path, 1, attempts=2)
+    made = pool(tmp_path, 1, max_attempts=2)
     made.wait_ready()
     flow, found = made.flow(), list[Any]()
     made.submit(flow, "kills", 0, then=found.append)
     made.submit(flow, "task", 1, then=found.append)
-    running, behind = [attempt.task for attempt in made.workers[0].pending]
+    running, after = [attempt.task for attempt in made.workers[0].pending]
     with pytest.raises(
         BudgetError, match=r"^rollout\.kills: 2 workers were lost with this task \(died\): [^\n]+$"
     ):
         flow.run()
-    assert running and behind and (running.failures, behind.failures) == (2, 0)
+    assert running and after and (running.failures, after.failures) == (2, 0)
     # it was repeated first
     assert [
         line for lines in logs(tmp_path).values() for line in lines if line.startswith("task")
@@ -238,7 +238,7 @@ def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_bla
 
 
 def test_the_budget_of_restarts(tmp_path: Path) -> None:
-    made = pool(tmp_path, 1, attempts=9, restarts=1)
+    made = pool(tmp_path, 1, max_attempts=9, max_restarts=1)
     made.wait_ready()
     with pytest.raises(
         BudgetError, match=r"^rollout: 2 losses of workers, 1 are allowed: 2 died; last: [^\n]+$"
@@ -265,12 +265,12 @@ def test_preemption_is_not_counted_against_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (ending(died(True)), ending(died(False))) == ("preempted", "died")
-    made = pool(tmp_path, 1, restarts=0, attempts=1)
+    made = pool(tmp_path, 1, max_restarts=0, max_attempts=1)
     made.wait_ready()
     flow, found = made.flow(), list[Any]()
     made.submit(flow, "task", 5, 0.5, then=found.append)
 
-    def lose(preempted: bool) -> None:
+    def fail(preempted: bool) -> None:
         ((reference, attempt),) = [
             (one, attempt) for one, attempt in made.attempts.items() if attempt.task
         ]
@@ -280,19 +280,19 @@ def test_preemption_is_not_counted_against_a_budget(
         assert attempt.task and (attempt.task.failures, list(made.queue)) == (0, [attempt.task])
 
     for _ in range(2):
-        lose(preempted=True)
+        fail(preempted=True)
         until(made, lambda: any(attempt.task for attempt in made.attempts.values()))
     assert made.restarts == {"preempted": 2}
     with pytest.raises(
         BudgetError, match=r"^rollout: 1 losses of workers, 0 are allowed: 1 died, 2 preempted"
     ):
-        lose(preempted=False)
+        fail(preempted=False)
     flow.run()
     assert len(found) == 1
     made.stop()
 
 
-# greetings, growing and shrinking
+# sync calls, growing and shrinking
 
 
 def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
@@ -305,7 +305,7 @@ def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
         flow, "task", 0, 0.5, then=lambda references: found.append(made.fetch(references[0]))
     )
     assert made.broadcast("load_weights", "v1") == ["v1"]  # the idle one
-    made.greet([("load_weights", ("v1",))])
+    made.sync([("load_weights", ("v1",))])
     made.desired = 3
     flow.run()
     until(
@@ -324,10 +324,10 @@ def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
 def test_no_greeting_any_more_while_a_worker_is_busy(tmp_path: Path) -> None:
     made = pool(tmp_path, 1)
     made.wait_ready()
-    made.greet([("load_weights", ("v1",))])
+    made.sync([("load_weights", ("v1",))])
     flow = made.flow()
     made.submit(flow, "task", 0, 0.3, then=lambda references: None)
-    made.greet([])
+    made.sync([])
     flow.run()
     assert len(results(made, [("task", 1)])) == 1 and made.restarts == {}
     made.stop()
@@ -337,7 +337,7 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
     made.broadcast("load_weights", "v1")
-    made.greet([("load_weights", ("v1",))])
+    made.sync([("load_weights", ("v1",))])
     flow = made.flow()
     found = list[int]()
     issued = [0]

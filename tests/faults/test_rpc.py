@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster import session
 session.start("local", 128, dashboard=False)
 from support.small_actors import pool, results
-made = pool(Path(sys.argv[1]), 2, attempts=9, restarts=99)
+made = pool(Path(sys.argv[1]), 2, max_attempts=9, max_restarts=99)
 found = results(made, [("task", key) for key in range(40)])
 print(json.dumps([found, made.restarts, made.made]))
 made.stop()

@@ -16,10 +16,10 @@ import pytest
 
 from cluster import control
 from cluster.board import Board
-from cluster.byte_counter import Meter
+from cluster.byte_counter import DriverByteCounter
 from cluster.errors import PlacementError
-from cluster.pool import Patience, Pool
-from cluster.rank_group import Gang
+from cluster.pool import Pool, RetryPolicy
+from cluster.rank_group import RankGroup
 from cluster.reporter import Reporter
 from cluster.session import Session
 
@@ -68,8 +68,8 @@ import json, sys, time
 from cluster import session
 from cluster.admission import admitted, until_placed
 from cluster.errors import PlacementError
-from cluster.byte_counter import Meter
-from cluster.pool import Patience, Pool
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import RetryPolicy, Pool
 class Worker:
     def __init__(self, index):
         pass
@@ -78,9 +78,9 @@ class Worker:
 name, address, cpus, wait, work = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
 session.start(address, 128, dashboard=False)
 say = lambda what, text="": print(json.dumps([what, text, time.time()]), flush=True)
-patience = Patience(timeout=60.0)
+retry_policy = RetryPolicy(task_timeout_seconds=60.0)
 pools = [
-    Pool(Worker, role, 1, {"num_cpus": cpus}, (), Meter(), patience)
+    Pool(Worker, role, 1, {"num_cpus": cpus}, (), DriverByteCounter(), retry_policy)
     for role in ("rollout", "reward")
 ]
 try:
@@ -128,7 +128,7 @@ def answers(process: subprocess.Popen[str]) -> list[Any]:
 
 def reporter(run: str) -> Reporter:
     """Of a driver that has no actors yet."""
-    patience = Patience()
+    retry_policy = RetryPolicy()
     rollouts, rewards = (
         Pool(
             cls=object,
@@ -136,8 +136,8 @@ def reporter(run: str) -> Reporter:
             count=count,
             resources={},
             arguments=(),
-            meter=Meter(),
-            patience=patience,
+            byte_counter=DriverByteCounter(),
+            retry_policy=retry_policy,
             run=run,
         )
         for role, count in (("rollout", 2), ("reward", 1))
@@ -146,14 +146,14 @@ def reporter(run: str) -> Reporter:
         run=run,
         rollouts=rollouts,
         rewards=[rewards],
-        gangs=[
-            Gang(
+        rank_groups=[
+            RankGroup(
                 cls=object,
                 role="learner",
                 ranks=1,
                 resources={},
                 make=tuple,
-                meter=Meter(),
+                byte_counter=DriverByteCounter(),
                 deadlines=(1.0, 3.0, 1.0),
                 run=run,
             )
@@ -246,7 +246,7 @@ def test_a_board_that_is_lost_comes_back_with_what_was_wished_for(ray_session: S
     made.report(
         {
             "phase": "training",
-            "figures": {"time/grow": 1.5, "time/training": 90.0, "reward/total": 0.5},
+            "metrics": {"time/grow": 1.5, "time/training": 90.0, "reward/total": 0.5},
         },
         {},
     )

@@ -19,7 +19,7 @@ from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
-from branchgrpo.rollout.collect import Forest
+from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.service import Service
 from branchgrpo.types import SegmentHeader
 
@@ -66,7 +66,7 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
     assert summary["held_out"]["ocr/exact"]["n"] == 16
     assert (
         summary["gates"]["on_policy_deviation"] <= 1e-5
-        and summary["gates"]["probe_difference"] <= 1e-4
+        and summary["gates"]["fingerprint_difference"] <= 1e-4
     )
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["iteration"] for record in records] == [0, 1, 2, 2]
@@ -120,28 +120,28 @@ def one_iteration(
     the segments."""
     plan = config.method.plan(0, config.schedule())
     texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
-    harvest = Forest(config, service, "test").grow(
+    batch = RolloutCollector(config, service, "test").collect(
         plan, iteration=0, version=0, prompts=[5, 9], texts=texts, trees=1
     )
-    trees = assemble(plan, [header for header, _ in harvest.segments], harvest.rewards)
+    trees = assemble(plan, [header for header, _ in batch.segments], batch.rewards)
     stats = service.learners.call(
-        "update", plan, 0, harvest.segments, harvest.conditioning, harvest.scores
+        "update", plan, 0, batch.segments, batch.conditioning, batch.scores
     )
-    base = service.rollouts.broadcast("probe")[0]
+    base = service.rollouts.broadcast("fingerprint")[0]
     version = service.publish()
-    probes = service.rollouts.broadcast("probe")
+    fingerprints = service.rollouts.broadcast("fingerprint")
     return {
         "nodes": [tree.log_prob.shape for tree in trees],
         "log_prob": np.stack([tree.log_prob for tree in trees]),
         "reward": np.stack([tree.leaf_reward for tree in trees]),
-        "change": probes[0] - base,
+        "change": fingerprints[0] - base,
         "stats": stats,
         "version": version,
-        "forwards": sum(header.forwards for header, _ in harvest.segments),
+        "forwards": sum(header.forwards for header, _ in batch.segments),
         "segments": sorted(
-            (header.start, header.stop, len(header.subtrees)) for header, _ in harvest.segments
+            (header.start, header.stop, len(header.subtrees)) for header, _ in batch.segments
         ),
-    }, harvest.segments
+    }, batch.segments
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -149,12 +149,12 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     """Trees in one piece in this process, and cut in pieces on a Ray with two ranks."""
     import ray
 
-    from branchgrpo.app.service import crew
+    from branchgrpo.app.service import ray_service
 
     alone = config_for(workers=1, fork_depth=0, ranks=1)
     several = config_for(workers=3, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))
-    service = crew(several)
+    service = ray_service(several)
     try:
         service.form()
         cut, segments = one_iteration(several, service)
@@ -165,8 +165,10 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
         service.stop()
     topo = topology(configs.load(QUICKSTART).method.plan(0, static(20, 3.0)))
     assert whole["segments"] == [(0, 20, 2)]
-    assert {(start, stop) for start, stop, _ in cut["segments"]} == {(0, 7), (7, 20)}  # type: ignore[union-attr]  # behind the split at step 6
-    assert sum(count for start, _, count in cut["segments"] if start == 7) == 2 * 4  # type: ignore[union-attr]
+    segments: list[tuple[int, int, int]] = cut["segments"]  # type: ignore[assignment]
+    # after the split at step 6
+    assert {(start, stop) for start, stop, _ in segments} == {(0, 7), (7, 20)}
+    assert sum(count for start, _, count in segments if start == 7) == 2 * 4
     assert (
         whole["forwards"]
         == cut["forwards"]
@@ -181,7 +183,8 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     # test_ddp.py holds gradients to 1e-4 and parameters to 1e-5; here the policies must have moved
     # alike, in units of the move.
     moved = np.abs(whole["change"]).max()  # type: ignore[call-overload]
-    assert moved > 0 and np.abs(whole["change"] - cut["change"]).max() < 0.02 * moved  # type: ignore[operator]
+    apart = np.abs(np.subtract(whole["change"], cut["change"])).max()
+    assert moved > 0 and apart < 0.02 * moved
     assert whole["version"] == cut["version"] == 1
     trunks = {
         subtree.key: header.worker

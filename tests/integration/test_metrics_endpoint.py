@@ -121,7 +121,7 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(
         for run in ("run-1", "run-2")
         for metric in METRICS
         if metric.kind == "counter"
-        for labels in (metric.figures.values() if metric.labels else [{}])
+        for labels in (metric.sources.values() if metric.labels else [{}])
     }
     zeros[
         "ray_branchgrpo_restarts_total",
@@ -140,7 +140,7 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(
             "gauge": 0.25,
             "counter": 2.5,
         }[metric.kind]
-    other.set("branchgrpo_epoch", 7.0)
+    other.set("branchgrpo_fence", 7.0)
     others = {("ray_branchgrpo_epoch", frozenset({("run", "run-2")})): 7.0}
     wait_for(targets, lambda samples: samples == expected | others)
 

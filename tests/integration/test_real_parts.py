@@ -120,7 +120,7 @@ def test_encode_then_train_then_load(
     assert {"ocr/exact", "elsewhere/score", "remote/score"} < summary["held_out"].keys()
     assert (
         summary["gates"]["on_policy_deviation"] <= 1e-5
-        and summary["gates"]["probe_difference"] <= 1e-4
+        and summary["gates"]["fingerprint_difference"] <= 1e-4
     )
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in records[1:3]:

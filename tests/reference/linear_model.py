@@ -66,7 +66,7 @@ class LinearModel(Adapter):
         grey = (x0.float().flatten(1) > 0).to(torch.uint8).mul(255)
         return grey.numpy()[:, None, None, :, None].repeat(3, axis=-1)
 
-    def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
+    def fingerprint_conditioning(self, rows: int) -> dict[str, Tensor]:
         return {"prompt": torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))}
 
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:

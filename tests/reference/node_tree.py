@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Node:
-    """One node; `step` is the denoising step of the edge into it. A spine says which edges are
+    """One node; `step` is the denoising step of the edge into it. A comb says which edges are
     random."""
 
     number: int
@@ -56,7 +56,7 @@ def build(fanout: Sequence[int]) -> list[Node]:
     return nodes
 
 
-def build_spine(fanout: Sequence[int], random: Sequence[bool]) -> list[Node]:
+def build_comb(fanout: Sequence[int], random: Sequence[bool]) -> list[Node]:
     """A trunk whose node has fanout[step] random children at every random step; all other edges are
     the only one.
 
@@ -83,7 +83,7 @@ def build_spine(fanout: Sequence[int], random: Sequence[bool]) -> list[Node]:
         if node is trunk:
             trunk = node.children[0]
             if trunk.random:
-                trunk = nodes[0]  # it ended behind its last split
+                trunk = nodes[0]  # it ended after its last split
     return nodes
 
 

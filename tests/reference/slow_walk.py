@@ -12,7 +12,7 @@ from branchgrpo.algo import noise
 from branchgrpo.types import BranchPlan, Conditioning, Subtree
 from tests.reference import closed_forms
 from tests.reference.linear_model import LinearModel
-from tests.reference.node_tree import build, build_spine
+from tests.reference.node_tree import build, build_comb
 
 
 class SlowWalk:
@@ -21,7 +21,7 @@ class SlowWalk:
     def __init__(self, plan: BranchPlan, subtree: Subtree, cond: Conditioning, seed: int):
         model = LinearModel()
         prompt = torch.from_numpy(cond.arrays["prompt"][[subtree.prompt]])
-        self.nodes = build_spine(plan.fanout, plan.stochastic) if plan.spine else build(plan.fanout)
+        self.nodes = build_comb(plan.fanout, plan.stochastic) if plan.comb else build(plan.fanout)
         first = (
             subtree.key.tree // plan.chains * plan.chains if plan.shared_root else subtree.key.tree
         )
@@ -48,7 +48,7 @@ class SlowWalk:
             noisy = [
                 child.number
                 for child in node.children
-                if (child.random if plan.spine else plan.kernel[step] not in ("ode", "dpm"))
+                if (child.random if plan.comb else plan.kernel[step] not in ("ode", "dpm"))
             ]
             for child in node.children:
                 if child.number in noisy:

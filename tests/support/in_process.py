@@ -66,7 +66,7 @@ class Pool:
         return reference
 
 
-class Gang:
+class RankGroup:
     """One learner rank."""
 
     def __init__(self, learner: Learner):
@@ -100,7 +100,7 @@ class Service:
             Pool([RewardWorker(config, group, index) for index in range(count)])
             for group in config.reward_groups
         ]
-        self.learners = Gang(Learner(config, 0, list))
+        self.learners = RankGroup(Learner(config, 0, list))
         for pool in (self.rollouts, *self.rewards):
             pool.broadcast("ready")
         self.learners.call("join", 1, "")

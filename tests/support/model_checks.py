@@ -237,7 +237,7 @@ def adapters_sit_in(family: Family, layers: set[str]) -> None:
         assert {name.rpartition(".lora_")[0] for name in model.trainable()} == layers
         assert {value.dtype for value in model.trainable().values()} == {torch.float32}
         assert torch.equal(
-            *(velocity(one, x, sigma, one.probe_conditioning(2)) for one in (model, base))
+            *(velocity(one, x, sigma, one.fingerprint_conditioning(2)) for one in (model, base))
         )
 
 
@@ -324,7 +324,7 @@ def checkpointing_keeps_the_gradient(family: Family, rank: int) -> None:
         calls, blocks = [], model.blocks_of(model.denoiser)
         for block in blocks:
             block.register_forward_pre_hook(partial(count, calls))
-        loss = model.velocity(*inputs(model, 2), model.probe_conditioning(2)).square().mean()
+        loss = model.velocity(*inputs(model, 2), model.fingerprint_conditioning(2)).square().mean()
         found.append(torch.autograd.grad(loss, list(model.trainable().values())))
         assert len(calls) == len(blocks) * (2 if again else 1)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True)) and any(
@@ -333,7 +333,7 @@ def checkpointing_keeps_the_gradient(family: Family, rank: int) -> None:
 
 
 def long_prompts_are_counted(family: Family, longest: str, long: str) -> None:
-    """`longest` just fits, `long` has one token more; what comes behind the limit is not read."""
+    """`longest` just fits, `long` has one token more; what comes after the limit is not read."""
     model = family.build(("encoders",))
     assert model.truncated([longest, *PROMPTS, long, f"{long} circle"]) == 2
     cut, more = (model.texts([long + words * " circle"])["text"] for words in (9, 10))
@@ -341,22 +341,22 @@ def long_prompts_are_counted(family: Family, longest: str, long: str) -> None:
 
 
 def probes_have_the_texts_shapes(family: Family, scale: float) -> None:
-    """`probe_conditioning` is fixed, finite, and of the shapes that `encode` gives, lengths
+    """`fingerprint_conditioning` is fixed, finite, and of the shapes that `encode` gives, lengths
     aside."""
     model = family.build(true_cfg=scale)
-    probe = model.probe_conditioning(3)
-    again = model.probe_conditioning(3)
+    fixed = model.fingerprint_conditioning(3)
+    again = model.fingerprint_conditioning(3)
     text = encoded(model, PROMPTS)
-    assert probe.keys() == text.keys() and all(
-        torch.equal(probe[name], again[name]) for name in probe
+    assert fixed.keys() == text.keys() and all(
+        torch.equal(fixed[name], again[name]) for name in fixed
     )
     assert all(
         array.ndim == text[name].ndim
         and (name == "mask" or array.shape[-1] == text[name].shape[-1])
-        for name, array in probe.items()
+        for name, array in fixed.items()
     )
     x, sigma = inputs(model, 3)
-    assert velocity(model, x, sigma, probe).isfinite().all()
+    assert velocity(model, x, sigma, fixed).isfinite().all()
 
 
 def bfloat16_is_near(family: Family) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ray import cloudpickle
 
-from cluster.byte_counter import Meter
-from cluster.pool import Patience, Pool
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import Pool, RetryPolicy
 from cluster.work import wait
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors have no path to this folder
@@ -94,7 +94,7 @@ def swell() -> None:
 
 
 class Rank:
-    """A rank of a gang, which is told what to do."""
+    """A rank of a rank group, which is told what to do."""
 
     def __init__(self, folder: str, rank: int):
         self.folder, self.rank = Path(folder), rank
@@ -146,7 +146,7 @@ class UnmadeHere(UnfitHere):
 
 
 class Unfit(Worker):
-    """Cannot get ready, and says why; what comes behind fails for want of it."""
+    """Cannot get ready, and says why; what comes after fails for want of it."""
 
     def ready(self) -> int:
         raise FileNotFoundError("no weights here")
@@ -155,7 +155,9 @@ class Unfit(Worker):
         raise AttributeError("self.model")
 
 
-def pool(folder: Path, count: int, cls: type = Worker, cpus: float = 0, **patience: Any) -> Pool:
+def pool(
+    folder: Path, count: int, cls: type = Worker, cpus: float = 0, **retry_policy: Any
+) -> Pool:
     """A pool of so many workers, whose logs go to `folder`."""
     return Pool(
         cls=cls,
@@ -163,8 +165,8 @@ def pool(folder: Path, count: int, cls: type = Worker, cpus: float = 0, **patien
         count=count,
         resources={"num_cpus": cpus},
         arguments=(str(folder),),
-        meter=Meter(),
-        patience=Patience(**{"timeout": 60.0} | patience),
+        byte_counter=DriverByteCounter(),
+        retry_policy=RetryPolicy(**{"task_timeout_seconds": 60.0} | retry_policy),
     )
 
 
@@ -183,11 +185,11 @@ def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
 
 
 def until(made: Pool, condition: Callable[[], bool]) -> None:
-    """Tend the pool until it is so."""
+    """Poll the pool until it is so."""
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, made.states()
-        made.tend()
+        made.poll()
         wait(made)
 
 

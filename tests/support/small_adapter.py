@@ -52,7 +52,7 @@ class SmallAdapter(Adapter):
     def decode(self, x0: Tensor) -> U8:
         raise NotImplementedError
 
-    def probe_conditioning(self, rows: int) -> dict[str, Tensor]:
+    def fingerprint_conditioning(self, rows: int) -> dict[str, Tensor]:
         return {"text": torch.ones(rows, TEXT)}
 
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:

@@ -27,9 +27,9 @@ def at(kind: str, folder: Path) -> str:
     return f"local://{folder}" if kind == "local" else str(folder)
 
 
-def put(store: Store, iteration: int, epoch: int = 0, size: int = 40) -> Saved:
+def put(store: Store, iteration: int, fence: int = 0, size: int = 40) -> Saved:
     return store.save(
-        iteration, epoch, {"iteration": iteration}, {WEIGHTS: {"w": torch.arange(size) * iteration}}
+        iteration, fence, {"iteration": iteration}, {WEIGHTS: {"w": torch.arange(size) * iteration}}
     )
 
 

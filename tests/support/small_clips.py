@@ -67,7 +67,7 @@ def clip_reward(folder: Path) -> ClipReward:
     torch.save(state, folder / "open_clip_pytorch_model.bin")
     torch.save(
         {
-            "epoch": 3,
+            "fence": 3,
             "name": "run",
             "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
         },

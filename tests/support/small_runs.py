@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from branchgrpo.app.service import configure, crew
+from branchgrpo.app.service import configure, ray_service
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.models import weights as wire
 from branchgrpo.report.sinks import read
 from branchgrpo.train.run import carry_out
-from cluster.ray_service import Crew
+from cluster.ray_service import RayService
 from support.quiet_display import Quiet
 
 ROOT = Path(__file__).parents[2]
@@ -55,12 +55,12 @@ class Run:
     """What a run came to."""
 
     weights: str  # digest of what was published last
-    # (iteration, prompt row, tree) → trained scores, of the last time that they were trained on
+    # (iteration, prompt index, tree) → trained scores, of the last time that they were trained on
     rewards: dict[tuple[int, int, int], bytes]
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     notes: list[str]
-    crew: Crew
+    service: RayService
     folder: Path
 
 
@@ -68,13 +68,15 @@ def config(**options: str) -> Config:
     return configs.load(ROOT / "configs" / "quickstart.yaml", SMALL | options)
 
 
-def nothing(made: Crew, iteration: int) -> None:
+def nothing(made: RayService, iteration: int) -> None:
     """No sabotage."""
 
 
-def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = nothing) -> Run:
-    """Train in `folder` with a crew of its own; see `played`."""
-    made = crew(loaded)
+def carried(
+    folder: Path, loaded: Config, sabotage: Callable[[RayService, int], None] = nothing
+) -> Run:
+    """Train in `folder` with a service of its own; see `played`."""
+    made = ray_service(loaded)
     try:
         made.form()
         return played(made, folder, loaded, sabotage)
@@ -83,20 +85,20 @@ def carried(folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] 
 
 
 class Stage:
-    """Where run after run of the same roles is played by one crew: loading its models takes longer
-    than a short run."""
+    """Where run after run of the same roles is played by one service: loading its models takes
+    longer than a short run."""
 
     def __init__(self) -> None:
-        self.crew: Crew | None = None
+        self.service: RayService | None = None
 
     def played(
-        self, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None] = nothing
+        self, folder: Path, loaded: Config, sabotage: Callable[[RayService, int], None] = nothing
     ) -> Run:
-        """The run; a crew whose run failed plays no other."""
-        made, self.crew = self.crew, None
+        """The run; a service whose run failed plays no other."""
+        made, self.service = self.service, None
         try:
             if made is None:
-                made = crew(loaded)
+                made = ray_service(loaded)
                 made.form()
             else:
                 configure(made, loaded)
@@ -107,18 +109,20 @@ class Stage:
             if made:
                 made.stop()
             raise
-        self.crew = made
+        self.service = made
         return found
 
     def end(self) -> None:
-        if self.crew:
-            self.crew.stop()
-            self.crew = None
+        if self.service:
+            self.service.stop()
+            self.service = None
 
 
-def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, int], None]) -> Run:
-    """Train in `folder`; `sabotage` is called behind every iteration, with the number of iterations
-    done, and once before the first. The crew's counts begin at 0."""
+def played(
+    made: RayService, folder: Path, loaded: Config, sabotage: Callable[[RayService, int], None]
+) -> Run:
+    """Train in `folder`; `sabotage` is called after every iteration, with the number of iterations
+    done, and once before the first. The service's counts begin at 0."""
     display = Quiet()
     rewards = dict[tuple[int, int, int], bytes]()
     done = [0]
@@ -154,7 +158,7 @@ def played(made: Crew, folder: Path, loaded: Config, sabotage: Callable[[Crew, i
             records=read(folder / "metrics.jsonl"),
             summary=summary,
             notes=display.notes,
-            crew=made,
+            service=made,
             folder=folder,
         )
     finally:
@@ -180,7 +184,7 @@ def same(one: Run, other: Run) -> None:
 
 
 def busy(
-    made: Crew, index: int, act: Callable[[int], None], method: str = "grow"
+    made: RayService, index: int, act: Callable[[int], None], method: str = "grow"
 ) -> threading.Thread:
     """A thread that waits until the rollout worker at this place is in the middle of a task, then
     acts on its process."""

@@ -111,7 +111,7 @@ def inputs(model: Wan, rows: int = 3) -> tuple[Tensor, Tensor, dict[str, Tensor]
     return (
         torch.randn(rows, *model.latent_shape, generator=draw),
         torch.linspace(1.0, 0.1, rows),
-        model.probe_conditioning(rows),
+        model.fingerprint_conditioning(rows),
     )
 
 

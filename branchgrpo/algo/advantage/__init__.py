@@ -1,6 +1,6 @@
 """Advantage estimators: one file and one line each."""
 
-TABLE = {
+REGISTRY = {
     "depthwise": "branchgrpo.algo.advantage.depthwise:DepthWise",
     "group": "branchgrpo.algo.advantage.group:GroupRelative",
 }

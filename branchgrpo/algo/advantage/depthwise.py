@@ -38,7 +38,7 @@ class DepthWise(Component):
         """Credit of each tree, in order; `keep` marks every stochastic edge.
 
         advantage(edge into n at depth d) = (r̄(n) − mean_d) / (std_d + ε), mean and unbiased std
-        over all nodes of depth d in all trees of the same prompt. (On a spine, of the random edges
+        over all nodes of depth d in all trees of the same prompt. (On a comb, of the random edges
         of that depth.) A depth with one node, or a divisor below 1e-6, gets 0.
         """
         topo = topology(plan)

@@ -1,6 +1,6 @@
 """Policy losses: one file and one line each."""
 
-TABLE = {
+REGISTRY = {
     "clipped": "branchgrpo.algo.loss.clipped:ClippedLoss",
     "guard": "branchgrpo.algo.loss.guard:GuardLoss",
     "dppo": "branchgrpo.algo.loss.dppo:DivergenceLoss",

@@ -24,14 +24,14 @@ class Edges:
     std: Tensor  # [n, 1]
     dt: Tensor  # [n, 1] σ_next − σ < 0
     # [n, 1] mean over dimensions of (μ − μ_old)², with its gradient; 0 unless the loss needs it
-    shift: Tensor
+    mean_drift: Tensor
 
 
 class LossOptions(Component):
     """Options every loss has."""
 
     # whether rollouts must keep the behaviour policy's velocities
-    needs_shift: ClassVar[bool] = False
+    needs_behaviour_mean: ClassVar[bool] = False
 
     kl_beta: float = Field(
         0.0,

@@ -17,7 +17,7 @@ class DivergenceLoss(LossOptions):
     """−A·ρ, and 0 where KL = mean (μ − μ_old)²/(2·std²) ≥ τ and the edge moves away: (ρ > 1, A > 0)
     or (ρ < 1, A < 0)."""
 
-    needs_shift: ClassVar[bool] = True
+    needs_behaviour_mean: ClassVar[bool] = True
 
     name: Literal["dppo"] = Field("dppo", description="the loss")
     threshold: float = Field(
@@ -30,7 +30,7 @@ class DivergenceLoss(LossOptions):
         import torch
 
         ratio = torch.exp(edges.log_prob - edges.old_log_prob)
-        far = edges.shift.detach() / (2.0 * edges.std**2) >= self.threshold
+        far = edges.mean_drift.detach() / (2.0 * edges.std**2) >= self.threshold
         away = ((ratio > 1) & (edges.advantage > 0)) | ((ratio < 1) & (edges.advantage < 0))
         cut = (far & away).detach()
         return torch.where(cut, 0.0, -edges.advantage * ratio), ratio.detach(), cut

@@ -18,13 +18,13 @@ class GuardLoss(LossOptions):
     """The clipped surrogate of ρ = exp((Δlog π + b)·std), b = mean (μ − μ_old)²/(2·std²), divided
     by −dt."""
 
-    needs_shift: ClassVar[bool] = True
+    needs_behaviour_mean: ClassVar[bool] = True
 
     name: Literal["guard"] = Field("guard", description="the loss")
     clip_range: float = Field(1e-3, gt=0, description="ε")
 
     def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
-        bias = edges.shift / (2.0 * edges.std**2)
+        bias = edges.mean_drift / (2.0 * edges.std**2)
         loss, ratio, cut = clipped(
             (edges.log_prob - edges.old_log_prob + bias) * edges.std,
             edges.advantage,

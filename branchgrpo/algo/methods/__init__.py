@@ -1,9 +1,9 @@
 """Method families: one file and one line each. A method turns an iteration number into a
 BranchPlan."""
 
-TABLE = {
+REGISTRY = {
     "branchgrpo": "branchgrpo.algo.methods.branch:BranchMethod",
     "chains": "branchgrpo.algo.methods.chains:ChainMethod",
     "trunk": "branchgrpo.algo.methods.trunk:TrunkMethod",
-    "tempflow": "branchgrpo.algo.methods.temporal:TemporalMethod",
+    "tempflow": "branchgrpo.algo.methods.tempflow:TempFlowMethod",
 }

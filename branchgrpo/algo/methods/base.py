@@ -22,7 +22,7 @@ class MethodOptions(Component):
     )
     tail: Literal["ode", "dpm"] = Field(
         "ode",
-        description="steps behind the last random one: as the schedule has them, or fewer of "
+        description="steps after the last random one: as the schedule has them, or fewer of "
         "DPM-Solver++",
     )
     tail_ratio: float = Field(0.4, gt=0, le=1, description="what part of those steps `dpm` takes")

@@ -26,7 +26,7 @@ class Window(BaseModel):
         "iteration",
     )
     at_end: Literal["stay", "wrap"] = Field(
-        "wrap", description="behind the last position: stay there, or begin again"
+        "wrap", description="after the last position: stay there, or begin again"
     )
     decay: float = Field(
         0.1, gt=0, description="k of exp_decay: interval·exp(−k·max(0, start − threshold))"

@@ -29,14 +29,14 @@ class DepthPruning(Component):
     stop_depth: int = Field(
         0,
         ge=0,
-        description="shallowest depth the window may reach; 0 = the first behind the last split",
+        description="shallowest depth the window may reach; 0 = the first after the last split",
     )
 
     def window_at(self, plan: BranchPlan, iteration: int) -> tuple[int, ...]:
         """Depths left out at an iteration. The window starts at the deepest trainable depth, stops
         above the last split."""
         deepest = max((step + 1 for step in range(plan.steps) if plan.stochastic[step]), default=0)
-        # the depth behind the last split's edges
+        # the depth after the last split's edges
         first_free = min(self.stop_depth, deepest) or max(plan.splits, default=-1) + 2
         moved = iteration // self.interval if self.slide else 0
         top = max(deepest - moved, min(deepest, first_free + self.window - 1))

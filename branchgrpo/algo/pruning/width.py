@@ -1,4 +1,4 @@
-"""Width pruning: behind the last split, keep whole chains of some leaves. On separate chains,
+"""Width pruning: after the last split, keep whole chains of some leaves. On separate chains,
 `extremes` is best-of-n."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from branchgrpo.types import Bool, BranchPlan, Component, TreeHeader
 
 
 class WidthPruning(Component):
-    """Keep every edge up to and with the last split, and behind it the chains of chosen leaves."""
+    """Keep every edge up to and with the last split, and after it the chains of chosen leaves."""
 
     name: Literal["width"] = Field("width", description="the rule")
     mode: Literal["parent_top1", "extremes"] = Field(
@@ -34,15 +34,15 @@ class WidthPruning(Component):
         chosen = self._top1(plan, trees) if self.mode == "parent_top1" else self._extremes(trees)
         masks = []
         for leaves in chosen:
-            on_chain = leaves[topo.leaf_first]  # behind the last split every node has one leaf
+            on_chain = leaves[topo.leaf_first]  # after the last split every node has one leaf
             masks.append((topo.step <= last) | on_chain)
         return masks
 
     def _top1(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[Bool]:
-        if not plan.splits or plan.spine:
+        if not plan.splits or plan.comb:
             raise ValueError(
                 "pruning width parent_top1: expected a tree that splits, got separate "
-                "chains or a spine"
+                "chains or a comb"
             )
         children = plan.fanout[plan.splits[-1]]
         chosen = []

@@ -38,7 +38,7 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     scores = worker.score(media, [PROMPT])
     assert media.pixels.shape == (16, 1, 32, 32, 3) and scores.ok.all()
     assert header.forwards / 16 == 12.6875  # METHODS: 203 forwards a tree
-    before = rollout.probe()
+    before = rollout.fingerprint()
 
     stats = learner.update(
         plan,
@@ -52,8 +52,8 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     assert stats.on_policy_deviation <= 1e-5
     _, update, *chunks = learner.publish()
     assert rollout.load_weights(update, *chunks) == update.digest
-    assert np.array_equal(rollout.probe(), learner.probe()) and not np.array_equal(
-        rollout.probe(), before
+    assert np.array_equal(rollout.fingerprint(), learner.fingerprint()) and not np.array_equal(
+        rollout.fingerprint(), before
     )
     with pytest.raises(RuntimeError, match="asked to grow with weights v0"):
         rollout.grow(

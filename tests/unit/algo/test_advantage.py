@@ -11,7 +11,7 @@ from support.small_trees import header, paper_plan, plan_of
 from branchgrpo.algo.advantage.depthwise import DepthWise
 from branchgrpo.algo.advantage.fusion import fuse
 from branchgrpo.algo.advantage.group import GroupRelative
-from branchgrpo.algo.methods.temporal import TemporalMethod
+from branchgrpo.algo.methods.tempflow import TempFlowMethod
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
 from tests.reference.node_tree import build
@@ -254,13 +254,13 @@ def test_depthwise_of_each_tree_alone() -> None:
 
 
 @pytest.mark.parametrize("group", ["prompt", "tree"])
-def test_on_a_spine_only_the_random_children_of_a_step_are_compared(group: str) -> None:
+def test_on_a_comb_only_the_random_children_of_a_step_are_compared(group: str) -> None:
     """TempFlow: the leaf of child k of step i has reward leaves[seed][i][k]; nothing else may enter
     its advantage."""
     steps = 4
     children = 3
     seeds = 2
-    plan = TemporalMethod(children=children, seeds=seeds).plan(0, static(steps, 3.0))
+    plan = TempFlowMethod(children=children, seeds=seeds).plan(0, static(steps, 3.0))
     topo = topology(plan)
     leaves = np.random.default_rng(6).normal(size=(seeds, steps - 1, children))
     trees, edge_of = [], {}

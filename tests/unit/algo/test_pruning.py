@@ -149,7 +149,7 @@ def test_rules_and_together() -> None:
     )
     both = pruned(width, depth).credit.assign(PAPER, trees, 45, {})[0].keep
     assert np.array_equal(both, one & other)
-    # behind the last split 9 random depths: 5 dropped, 4 halved
+    # after the last split 9 random depths: 5 dropped, 4 halved
     assert int(both.sum()) == 202 - 80 - 4 * 8
 
 

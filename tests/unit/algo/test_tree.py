@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from branchgrpo.algo.methods.branch import BranchMethod
-from branchgrpo.algo.methods.temporal import TemporalMethod
+from branchgrpo.algo.methods.tempflow import TempFlowMethod
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, auto_fork_depth, fork_level, topology
 from branchgrpo.types import BranchPlan, SegmentHeader, Subtree, TreeKey
-from tests.reference.node_tree import build, build_spine, size_of_levels
+from tests.reference.node_tree import build, build_comb, size_of_levels
 
 
 def plan_of(fanout: tuple[int, ...], random: tuple[bool, ...]) -> BranchPlan:
@@ -89,7 +89,7 @@ def test_children_descendants_and_segment_edges(plan, data) -> None:
 
 
 @st.composite
-def spines(draw: st.DrawFn) -> BranchPlan:
+def combs(draw: st.DrawFn) -> BranchPlan:
     steps = draw(st.integers(1, 7))
     random = (*draw(st.tuples(*[st.booleans()] * (steps - 1))), False)
     fanout = tuple(draw(st.integers(1, 3)) if noisy else 1 for noisy in random)
@@ -100,15 +100,15 @@ def spines(draw: st.DrawFn) -> BranchPlan:
         kernel=kernel,
         noise_scale=(0.7,) * steps,
         branch_noise="independent",
-        spine=True,
+        comb=True,
         shared_root=False,
     )
 
 
 @settings(max_examples=60, deadline=None)
-@given(spines(), st.data())
-def test_spine_arrays_are_those_of_the_node_tree(plan: BranchPlan, data: st.DataObject) -> None:
-    topo, nodes = topology(plan), build_spine(plan.fanout, plan.stochastic)
+@given(combs(), st.data())
+def test_comb_arrays_are_those_of_the_node_tree(plan: BranchPlan, data: st.DataObject) -> None:
+    topo, nodes = topology(plan), build_comb(plan.fanout, plan.stochastic)
     leaves = numbers(nodes[0].leaves())
     assert (topo.nodes, topo.leaves) == (len(nodes), len(leaves))
     assert topo.parent.tolist() == [node.parent.number if node.parent else -1 for node in nodes]
@@ -138,8 +138,8 @@ def test_spine_arrays_are_those_of_the_node_tree(plan: BranchPlan, data: st.Data
 
 
 @settings(max_examples=40, deadline=None)
-@given(spines())
-def test_every_path_of_a_spine_has_one_random_edge(plan: BranchPlan) -> None:
+@given(combs())
+def test_every_path_of_a_comb_has_one_random_edge(plan: BranchPlan) -> None:
     topo = topology(plan)
     for leaf in topo.level(plan.steps).tolist():
         random_steps, node = [], leaf
@@ -147,15 +147,15 @@ def test_every_path_of_a_spine_has_one_random_edge(plan: BranchPlan) -> None:
             if topo.stochastic[node]:
                 random_steps.append(int(topo.step[node]))
             node = int(topo.parent[node])
-        # a spine without random steps is one chain
+        # a comb without random steps is one chain
         assert len(random_steps) == int(any(plan.stochastic))
         assert all(plan.stochastic[step] for step in random_steps)
 
 
-def test_counts_of_tempflows_spine() -> None:
-    """T = 10, K = 6: a trunk node on levels 0 … 8, and behind the children of step i, 9 − i steps
+def test_counts_of_tempflows_comb() -> None:
+    """T = 10, K = 6: a trunk node on levels 0 … 8, and after the children of step i, 9 − i steps
     of each: 9 + 6·(9 + … + 1)."""
-    plan = TemporalMethod().plan(0, static(10, 3.0))
+    plan = TempFlowMethod().plan(0, static(10, 3.0))
     topo = topology(plan)
     forwards = int((topo.child_count > 0).sum())
     assert forwards == 9 + 6 * 45 == 279

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from branchgrpo.checkpoint.store import StaleEpoch, Store, open_saved
+from branchgrpo.checkpoint.store import StaleFence, Store, open_saved
 from branchgrpo.errors import UserError
 
 WEIGHTS = "weights.safetensors"
@@ -39,11 +39,11 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     memory.pseudo_dirs[:] = [""]
 
 
-def put(store: Store, iteration: int, epoch: int = 0) -> str:
+def put(store: Store, iteration: int, fence: int = 0) -> str:
     """A small checkpoint; returns its folder's name."""
     return store.save(
         iteration,
-        epoch,
+        fence,
         {"iteration": iteration},
         {WEIGHTS: {"w": torch.full((3,), float(iteration))}},
     ).path.rpartition("/")[2]
@@ -102,7 +102,7 @@ def test_what_goes_in_comes_out(where: str) -> None:
         Store(where).newest(),
         pickle.loads(pickle.dumps(saved)),
     ):
-        assert found is not None and (found.iteration, found.epoch, found.path, found.created) == (
+        assert found is not None and (found.iteration, found.fence, found.path, found.created) == (
             7,
             1,
             saved.path,
@@ -131,11 +131,11 @@ def test_what_goes_in_comes_out(where: str) -> None:
 
 
 def test_manifest(tmp_path: Path) -> None:
-    """Digests and sizes by another way than the store's: sha256sum's figures of the files as they
+    """Digests and sizes by another way than the store's: sha256sum's metrics of the files as they
     lie there."""
     folder = Path(Store(tmp_path).save(3, 2, {"a": 1}, {WEIGHTS: {"w": torch.ones(5)}}).path)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert (manifest["version"], manifest["iteration"], manifest["epoch"]) == (
+    assert (manifest["version"], manifest["iteration"], manifest["fence"]) == (
         1,
         3,
         2,
@@ -258,7 +258,7 @@ def test_a_newer_epoch_is_newer_whatever_its_iteration(where: str) -> None:
     found = store.newest()
     assert (
         found is not None
-        and (found.iteration, found.epoch) == (11, 2)
+        and (found.iteration, found.fence) == (11, 2)
         and iterations(store) == [20, 11]
     )
     put(store, 12, second)
@@ -285,10 +285,10 @@ def test_copies_of_one_iteration_are_one_checkpoint(where: str) -> None:
 
 def test_epochs(where: str) -> None:
     one, other = Store(where), Store(where)
-    assert one.epoch() == 0
-    assert [one.claim(), other.claim(), one.claim()] == [1, 2, 3] and other.epoch() == 3
+    assert one.fence() == 0
+    assert [one.claim(), other.claim(), one.claim()] == [1, 2, 3] and other.fence() == 3
     put(one, 1, 3)
-    with pytest.raises(StaleEpoch, match="epoch 2 rejected: epoch 3 has been claimed in"):
+    with pytest.raises(StaleFence, match="fence 2 rejected: fence 3 has been claimed in"):
         put(other, 2, 2)
     assert iterations(one) == [1]
 
@@ -298,9 +298,9 @@ def test_checkpoints_copied_without_their_epochs(tmp_path: Path) -> None:
     for _ in range(3):
         store.claim()
     put(store, 1, 3)
-    for path in (tmp_path / "epochs").iterdir():
+    for path in (tmp_path / "fences").iterdir():
         path.unlink()
-    assert store.epoch() == 3 and store.claim() == 4
+    assert store.fence() == 3 and store.claim() == 4
 
 
 def test_file_urls_are_folders(tmp_path: Path) -> None:

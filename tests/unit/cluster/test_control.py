@@ -108,7 +108,7 @@ SNAPSHOT: Snapshot = {
         "learner": [worker("demo/learner-0")],
     },
     "version": 3,
-    "epoch": 1,
+    "fence": 1,
     "restarts": {"died": 2},
     "checkpoint": {"iteration": 6, "path": "/runs/[demo]/6"},
     "started": 100.0,
@@ -259,7 +259,7 @@ def test_a_status_on_a_terminal(watched: Watched) -> None:
     assert line_of(text, "held out") == "ocr/exact 0.2500"
     assert line_of(text, "seconds") == "grow 1.50, update 0.25"
     assert line_of(text, "restarts") == "died 2"
-    assert line_of(text, "weights") == "v3, learner epoch 1"
+    assert line_of(text, "weights") == "v3, learner fence 1"
     assert line_of(text, "checkpoint") == "iteration 6: /runs/[demo]/6"  # a bracket is no markup
     assert line_of(text, "rollout ") == "1/2 demo/rollout-0 ready v3 1 node-a"
     assert "demo/rollout-1 starting – 1 node-a" in " ".join(text.split())
@@ -278,7 +278,7 @@ def test_a_status_before_the_first_checkpoint(watched: Watched) -> None:
 def test_a_status_before_the_first_report(watched: Watched) -> None:
     watched.stop()
     text = text_of(watched.status())
-    assert line_of(text, "run ") == "demo, ends behind this iteration"
+    assert line_of(text, "run ") == "demo, ends after this iteration"
     assert line_of(text, "phase") == "no report for 0 s"
     assert line_of(text, "rollout ") == "0/2"
 
@@ -303,15 +303,15 @@ def test_json_has_no_nan() -> None:
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as ping:
+        ping.bind(("127.0.0.1", 0))
+        return int(ping.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS"):
-        monkeypatch.setenv(name, "")  # not delenv, which would not undo what greet sets
+        monkeypatch.setenv(name, "")  # not delenv, which would not undo what authenticate sets
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(reach, "_read_environment", lambda: None)
 
@@ -362,32 +362,32 @@ def refusal(function: Callable[..., object], *arguments: object) -> str:
 
 def test_an_open_ray_is_greeted_without_a_token(serve: Serve) -> None:
     address = serve("")
-    reach.greet(address)
+    reach.authenticate(address)
     assert not reach.os.environ["RAY_AUTH_MODE"] and reach.lets_all_in(address)
 
 
 def test_a_ray_that_asks_for_a_token_gets_the_one_in_the_file(serve: Serve, tmp_path: Path) -> None:
     address = serve("secret")
     assert not reach.lets_all_in(address)
-    assert "no token" in refusal(reach.greet, address)
+    assert "no token" in refusal(reach.authenticate, address)
     (tmp_path / "token").write_text("secret\n")
-    reach.greet(address)
+    reach.authenticate(address)
     assert reach.os.environ["RAY_AUTH_MODE"] == "token"
-    reach.greet(address)  # now with the mode that is set
+    reach.authenticate(address)  # now with the mode that is set
 
 
 def test_a_wrong_token_is_named_and_never_shown(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "guess")
-    line = refusal(reach.greet, serve("secret"))
+    line = refusal(reach.authenticate, serve("secret"))
     assert "asks for a token" in line and "another token" in line and "guess" not in line
 
 
 def test_a_disabled_mode_is_a_persons_choice(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    assert "RAY_AUTH_MODE=disabled" in refusal(reach.greet, serve("secret"))
+    assert "RAY_AUTH_MODE=disabled" in refusal(reach.authenticate, serve("secret"))
 
 
 def test_no_ray_at_an_address(closed_port: int) -> None:

@@ -1,4 +1,4 @@
-"""The table of metrics, and how figures become metrics. Ray's own classes are met in
+"""The table of metrics, and how values become metrics. Ray's own classes are met in
 tests/integration/test_metrics_endpoint.py."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from branchgrpo.report import sinks as metrics
 from cluster import errors, monitor
 from cluster.monitor import METRICS, Monitor
-from cluster.pool import FORGIVEN
+from cluster.pool import NOT_COUNTED
 
 Sent = list[tuple[str, float, dict[str, str]]]
 
@@ -61,8 +61,8 @@ def made(sent: Sent) -> Iterator[Monitor]:
 def test_the_table_is_consistent() -> None:
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
-    figures = [figure for metric in METRICS for figure in metric.figures]
-    assert len(set(figures)) == len(figures)
+    values = [source for metric in METRICS for source in metric.sources]
+    assert len(set(values)) == len(values)
     for metric in METRICS:
         # Ray adds _total
         assert re.fullmatch(r"branchgrpo_[a-z_]+[a-z]", metric.name) and not metric.name.endswith(
@@ -73,8 +73,8 @@ def test_the_table_is_consistent() -> None:
             == f"ray_{metric.name}" + {"gauge": "", "counter": "_total"}[metric.kind]
         )
         assert metric.description and metric.unit and metric.panel and "run" not in metric.labels
-        for figure, labels in metric.figures.items():
-            assert set(labels) == set(metric.labels), figure
+        for source, labels in metric.sources.items():
+            assert set(labels) == set(metric.labels), source
 
 
 def test_each_figure_of_the_table_is_one_that_the_method_writes() -> None:
@@ -83,13 +83,13 @@ def test_each_figure_of_the_table_is_one_that_the_method_writes() -> None:
         path.read_text(encoding="utf-8") for path in Path(metrics.__file__).parents[1].rglob("*.py")
     )
     for metric in METRICS:
-        for figure in metric.figures:
-            kind, _, rest = figure.partition("/")
+        for source in metric.sources:
+            kind, _, rest = source.partition("/")
             assert (
-                f'"{figure}"' in source
+                f'"{source}"' in source
                 or (kind == "time" and rest in metrics.PHASES)
                 or (kind == "update" and f'"{rest}"' in source)
-            ), figure
+            ), source
 
 
 def test_figures_become_metrics_with_their_labels(made: Monitor, sent: Sent) -> None:
@@ -183,7 +183,7 @@ def test_counters_begin_at_0_with_all_labels_that_are_known(sent: Sent) -> None:
         ("phase_seconds", ("phase", "grow")),
         ("retries", ("role", "reward")),
     } <= begun
-    assert {("stale_rejections", ("cause", cause)) for cause in ("epoch", "policy")} <= begun
+    assert {("stale_rejections", ("cause", cause)) for cause in ("fence", "policy")} <= begun
     counters = {
         metric.name.removeprefix("branchgrpo_") for metric in METRICS if metric.kind == "counter"
     }
@@ -199,7 +199,7 @@ def test_every_cause_of_a_loss_is_known() -> None:
         re.findall(r'(?:_remove\(\w+, |\blose\(|leaving = .*|leaving: str = )"(\w+)"', source)
     )
     assert {"scaled", "unresponsive", "lost", "start", "node"} <= written <= set(monitor.CAUSES)
-    assert {*errors.WORDS, *FORGIVEN, "died", "error"} <= set(monitor.CAUSES)
+    assert {*errors.WORDS, *NOT_COUNTED, "died", "error"} <= set(monitor.CAUSES)
 
 
 def wait_for(sent: Sent, count: int) -> None:

@@ -31,7 +31,7 @@ def finish(
     taken: int = 1,
 ) -> None:
     """A finished run of an iteration a check, of `pace` seconds each; checks: held-out reward
-    before training and behind each iteration."""
+    before training and after each iteration."""
     folder = comparison.path(method, seed)
     (folder / "samples").mkdir(parents=True)
     records: list[dict[str, Any]] = [
@@ -120,7 +120,7 @@ T1 = 12.706205
 
 
 def test_rows(made: Comparison) -> None:
-    found = compare_report.figures(made, "ocr/exact")
+    found = compare_report.results(made, "ocr/exact")
     assert (found["metric"], found["seeds"], found["reference"]) == ("ocr/exact", 2, "dancegrpo")
     rows = found["rows"]
     assert list(rows) == ["untrained", "quick", "dancegrpo"]
@@ -174,7 +174,7 @@ def test_rows(made: Comparison) -> None:
 
 
 def test_time_to_half_of_the_best_gain(made: Comparison) -> None:
-    found = compare_report.figures(made, "ocr/exact")
+    found = compare_report.results(made, "ocr/exact")
     assert found["level"] == {"gain": pytest.approx(0.4), "named": False, "best": "quick"}
     # quick gains 0.2 an iteration of 1 or 3 s, so 0.4 after 2 and 6; dancegrpo 0.1 of 4 s: at the
     # last check, which none confirms
@@ -193,7 +193,7 @@ def test_time_to_half_of_the_best_gain(made: Comparison) -> None:
 
 def test_time_to_a_named_gain(made: Comparison) -> None:
     made.gain = 0.2
-    found = compare_report.figures(made, "ocr/exact")
+    found = compare_report.results(made, "ocr/exact")
     assert found["level"] == {"gain": 0.2, "named": True, "best": None}
     ratio = found["rows"]["quick"]["time_to_gain"]["ratio"]
     # 1 and 3 s against 8: 2 s of the mean curve; logarithms ln ⅛ and ln ⅜, their mean ± t·½·ln 3
@@ -206,7 +206,7 @@ def test_time_to_a_named_gain(made: Comparison) -> None:
 
 def test_only_common_seeds_are_paired(made: Comparison) -> None:
     (made.path("dancegrpo", 1) / "summary.json").unlink()
-    found = compare_report.figures(made, "ocr/exact")["rows"]
+    found = compare_report.results(made, "ocr/exact")["rows"]
     assert (
         found["dancegrpo"]["seeds"] == [0]
         and found["dancegrpo"]["held_out"]["total"]["low"] is None
@@ -225,7 +225,7 @@ def test_only_common_seeds_are_paired(made: Comparison) -> None:
 def test_without_dancegrpo_differences_refer_to_the_first_method(made: Comparison) -> None:
     for seed in (0, 1):
         (made.path("dancegrpo", seed) / "summary.json").unlink()
-    found = compare_report.figures(made, "ocr/exact")
+    found = compare_report.results(made, "ocr/exact")
     assert (
         list(found["rows"]) == ["untrained", "quick"]
         and found["reference"] == "quick"
@@ -237,7 +237,7 @@ def test_markdown_and_terminal(made: Comparison) -> None:
     shown = compare_report.write(made, "ocr/exact")
     text = (made.folder / "compare.md").read_text(encoding="utf-8")
     assert json.loads((made.folder / "compare.json").read_text()) == json.loads(
-        json.dumps(compare_report.figures(made, "ocr/exact"))
+        json.dumps(compare_report.results(made, "ocr/exact"))
     )
     results, costs = [
         [line for line in part.splitlines() if line.startswith("|")]

@@ -40,7 +40,7 @@ def schema() -> list[type[BaseModel]]:
     """Every model that a config may hold."""
     found = dict.fromkeys(reachable(config.Config))
     for package in (advantage, loss, methods, models, pruning, rewards):
-        found |= dict.fromkeys(table.load(target) for target in package.TABLE.values())
+        found |= dict.fromkeys(table.load(target) for target in package.REGISTRY.values())
     return list(found)
 
 
@@ -491,5 +491,5 @@ def test_every_key_has_a_description_and_is_read(model: str, field: str) -> None
 
 def test_table_entries_are_told_apart_by_name() -> None:
     for package in (advantage, loss, methods, models, pruning, rewards):
-        for key, target in package.TABLE.items():
+        for key, target in package.REGISTRY.items():
             assert table.load(target).model_fields["name"].default == key

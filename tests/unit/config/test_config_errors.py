@@ -53,7 +53,7 @@ def mistakes(
         str(caught.value)
         .replace(str(path), "FILE")
         .replace(str(config.PRESETS), "PRESETS")
-        .replace(", ".join(rewards.TABLE), "REWARDS")
+        .replace(", ".join(rewards.REGISTRY), "REWARDS")
         .splitlines()
     )
 

@@ -66,7 +66,7 @@ def test_says_what_the_library_wrote(tmp_path: Path) -> None:
 BAD = {
     "nothing": (b"", "is empty"),
     "a short length": (b"\x01\0\0", "is truncated"),
-    "a length behind the end": (struct.pack("<Q", 3) + b"{}", "is truncated"),
+    "a length after the end": (struct.pack("<Q", 3) + b"{}", "is truncated"),
     "a length of 2^64 - 1": (b"\xff" * 8 + b"{}", "is truncated"),
     "no JSON": (packed(b"{'a'}"), "is not JSON"),
     "no UTF-8": (packed(b'{"\xff": 1}'), "is not JSON"),
@@ -105,7 +105,7 @@ BAD = {
     "offsets that go back": (packed({"a": entry(shape=[0], offsets=[4, 0])}), "don't fit"),
     "a gap": (packed({"a": entry(offsets=[4, 8])}, bytes(8)), "gap or overlap"),
     "the same bytes twice": (packed({"a": entry(), "b": entry()}, bytes(4)), "gap or overlap"),
-    "bytes behind the last": (
+    "bytes after the last": (
         packed({"a": entry()}, bytes(5)),
         "5 bytes in its tensors, 4 by its header",
     ),

@@ -58,7 +58,7 @@ def rank_main(rank: int, address: str, folder: str) -> None:
         found[f"{case}/sharded state"] = (
             all(isinstance(value, DTensor) for value in state) and len(state) > 0
         )
-        found[f"{case}/probe"] = torch.from_numpy(learner.probe())
+        found[f"{case}/fingerprint"] = torch.from_numpy(learner.fingerprint())
         for weights in ("policy", "ema") if case == "full" else ("policy",):
             sent = learner.publish(weights)
             assert rank == 0 or sent == [None] * (2 + learner.chunks())
@@ -91,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for case, options in CASES.items():
         learner.configure(config(1, options))
         one[case] = outcome(learner, arguments)
-        one[f"{case}/probe"] = torch.from_numpy(learner.probe())
+        one[f"{case}/fingerprint"] = torch.from_numpy(learner.fingerprint())
         for weights in ("policy", "ema") if case == "full" else ("policy",):
             one[f"{case}/{weights}"] = published(learner, weights)
     return {"one": one, "ranks": two_ranks(rank_main, folder), "folder": folder}
@@ -143,10 +143,12 @@ def test_what_is_published_is_whole(runs: dict[str, Any], case: str) -> None:
         all(torch.equal(value, first[case]["weights"][name]) for name, value in sent.items())
         and sent.keys() == runs["one"][f"{case}/policy"].keys()
     )
-    torch.testing.assert_close(first[f"{case}/probe"], second[f"{case}/probe"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        first[f"{case}/fingerprint"], second[f"{case}/fingerprint"], rtol=0, atol=0
+    )
     # a step of 1e-3, either way, in a few weights
     torch.testing.assert_close(
-        first[f"{case}/probe"], runs["one"][f"{case}/probe"], rtol=0, atol=5e-3
+        first[f"{case}/fingerprint"], runs["one"][f"{case}/fingerprint"], rtol=0, atol=5e-3
     )
 
 

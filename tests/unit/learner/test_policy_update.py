@@ -17,13 +17,13 @@ from test_update import PLAN, Case, close
 from torch import Tensor
 
 from branchgrpo.algo.loss.base import Edges
-from branchgrpo.algo.methods.temporal import TemporalMethod
+from branchgrpo.algo.methods.tempflow import TempFlowMethod
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
 from branchgrpo.learner.policy import Latents, Tally, ema_decay, rate_factor
 from branchgrpo.types import BranchPlan
 
-SPINE = TemporalMethod(children=3, seeds=1, kernel="dance", eta=0.3).plan(0, static(4, 3.0))
+COMB = TempFlowMethod(children=3, seeds=1, kernel="dance", eta=0.3).plan(0, static(4, 3.0))
 EdgeLoss = Callable[[int, int, Tensor, float], Tensor]
 """(tree, node, mean under the present policy [S], std) → loss of the edge into the node."""
 
@@ -188,7 +188,7 @@ def test_the_base_does_not_follow_the_policy() -> None:
     assert set(map(id, case.policy.parameters)).isdisjoint(map(id, case.model.base.parameters()))
 
 
-@pytest.mark.parametrize("plan", [PLAN, SPINE], ids=["tree", "spine"])
+@pytest.mark.parametrize("plan", [PLAN, COMB], ids=["tree", "comb"])
 def test_shift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPlan) -> None:
     case = Case(plan=plan)
     behaviour, velocities = behaviour_of(case)
@@ -253,17 +253,17 @@ def test_every_optimiser_step_measures_guard_from_the_behaviour_policy() -> None
 
 
 def test_noise_aware_weights_multiply_the_loss_of_each_step() -> None:
-    dts = np.diff(SPINE.sigmas.astype(np.float64))
-    assert list(SPINE.weight) == pytest.approx(
+    dts = np.diff(COMB.sigmas.astype(np.float64))
+    assert list(COMB.weight) == pytest.approx(
         [*(2.25 * 0.3 * sqrt(-dt) for dt in dts[:-1]), 1.0], rel=1e-5
     )
-    case = Case(plan=SPINE)
+    case = Case(plan=COMB)
     wanted = slow_gradient(case, clipped_loss(case, 1e-2))
-    case.policy.step(SPINE, case.batches(case.shards()[0], 2), Tally())
+    case.policy.step(COMB, case.batches(case.shards()[0], 2), Tally())
     assert close(case.gradient(), wanted)
     doubled, plain = (
-        Case(plan=replace(SPINE, weight=weight))
-        for weight in (tuple(2 * one for one in SPINE.weight), ())
+        Case(plan=replace(COMB, weight=weight))
+        for weight in (tuple(2 * one for one in COMB.weight), ())
     )
     for other in (doubled, plain):
         other.policy.step(other.plan, other.batches(other.shards()[0]), Tally())
@@ -313,7 +313,7 @@ def test_the_mean_soon_forgets_the_untrained_model() -> None:
     assert (
         left[-1] < 1e-12 and left[0] == 0.1 and left[2] == pytest.approx(1 * 2 * 3 / (10 * 11 * 12))
     )
-    # weights that move evenly: the mean is behind them by a tenth of the way, at the end of which
+    # weights that move evenly: the mean is after them by a tenth of the way, at the end of which
     # it has 91 % of it
     mean = 0.0
     for taken in range(200):

@@ -10,7 +10,7 @@ from support.small_trees import plan_of, quickstart
 
 from branchgrpo.algo.tree import topology
 from branchgrpo.learner import shard
-from branchgrpo.learner.policy import Latents, PolicyUpdate, Rows, Tally, micro_batches
+from branchgrpo.learner.policy import Latents, MicroBatch, PolicyUpdate, Tally, micro_batches
 from branchgrpo.types import BranchPlan, LearnerShard
 
 PLAN = plan_of(2, 1, 2, 1, 1)  # 4 random steps, parents with one and with two children
@@ -47,7 +47,7 @@ class Case:
 
     def batches(
         self, one: LearnerShard, size: int = 64, velocities: Latents | None = None
-    ) -> list[Rows]:
+    ) -> list[MicroBatch]:
         device = torch.device("cpu")
         return micro_batches(
             self.plan,

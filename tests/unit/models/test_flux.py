@@ -73,7 +73,7 @@ def test_long_prompts_are_counted(family: checks.Family) -> None:
 def test_compiled_blocks_give_the_same_velocity_and_gradient(family: checks.Family) -> None:
     plain, compiled = family.build(("denoiser",)), family.build(("denoiser",), compile=True)
     x, sigma = checks.inputs(plain, 2)
-    cond = plain.probe_conditioning(2)
+    cond = plain.fingerprint_conditioning(2)
     found = []
     for model in (plain, compiled):
         out = model.velocity(x, sigma, cond)

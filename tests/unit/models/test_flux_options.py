@@ -21,7 +21,7 @@ from branchgrpo.algo.plan import ode_plan
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.learner import shard
-from branchgrpo.learner.policy import PolicyUpdate, Rows, Tally
+from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally
 from branchgrpo.models import weights as wire
 from branchgrpo.models.flux import Flux, FluxModel
 from branchgrpo.rollout.sampler import Sampler
@@ -58,7 +58,7 @@ def inputs(model: Flux, rows: int = 4) -> tuple[Tensor, Tensor, dict[str, Tensor
     return (
         torch.randn(rows, *model.latent_shape, generator=draw),
         torch.linspace(1.0, 0.1, rows),
-        model.probe_conditioning(rows),
+        model.fingerprint_conditioning(rows),
     )
 
 
@@ -264,7 +264,7 @@ def test_kl_to_the_base_is_0_at_the_start_and_has_a_gradient_later(rank: int) ->
     policy = PolicyUpdate(config, model, 1)
     x, _, cond = inputs(model, 3)
     steps, nothing = torch.tensor([0, 5, 12]), torch.zeros(3, 2)
-    rows = Rows(
+    rows = MicroBatch(
         x=x,
         y=torch.stack([x, x], 1),
         sigma=torch.from_numpy(plan.sigmas)[steps],
@@ -389,10 +389,10 @@ def test_payloads_hold_the_behaviour_velocity_that_guard_needs() -> None:
             seed=0,
         )
     ]
-    store, topo = (
-        PayloadStore(fetch=list, plan=case.plan, trees=trees, segments=case.segments, shards=steps),
-        topology(case.plan),
+    store = PayloadStore(
+        fetch=list, plan=case.plan, trees=trees, segments=case.segments, shards=steps
     )
+    topo = topology(case.plan)
     cond = case.worker.model.conditioning(case.conditioning)
     case.update()  # the learner's weights move, the rollout's are the behaviour policy's
     parents = [(tree, node) for one in steps for tree, node in one.parents.tolist()]
@@ -420,13 +420,13 @@ def test_configure_begins_again_with_the_untrained_model(options: dict[str, str]
     }
     case = Case(**extra)
     learner, worker = case.learner, case.worker
-    digest, probe = wire.digest_of(learner.model.trainable()), learner.probe()
+    digest, fingerprint = wire.digest_of(learner.model.trainable()), learner.fingerprint()
     first = case.update()
     trained = wire.digest_of(learner.model.trainable())
     _, update, *chunks = learner.publish()
     assert worker.load_weights(update, *chunks) == trained != digest
-    assert np.array_equal(worker.probe(), learner.probe()) and not np.array_equal(
-        worker.probe(), probe
+    assert np.array_equal(worker.fingerprint(), learner.fingerprint()) and not np.array_equal(
+        worker.fingerprint(), fingerprint
     )
     learner.skips = 2
 
@@ -434,7 +434,9 @@ def test_configure_begins_again_with_the_untrained_model(options: dict[str, str]
     worker.configure(case.config)
     assert (learner.version, learner.skips, worker.version) == (0, 0, 0)
     assert wire.digest_of(learner.model.trainable()) == wire.digest_of(learner.policy.ema) == digest
-    assert np.array_equal(worker.probe(), probe) and np.array_equal(learner.probe(), probe)
+    assert np.array_equal(worker.fingerprint(), fingerprint) and np.array_equal(
+        learner.fingerprint(), fingerprint
+    )
     again = case.update()  # the optimiser, its schedule and the gates are new as well
     assert again == first and wire.digest_of(learner.model.trainable()) == trained
     assert first.on_policy_deviation <= case.config.gates.on_policy_tolerance

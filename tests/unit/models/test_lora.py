@@ -52,7 +52,7 @@ def flux() -> checks.Family:
 
 def speed(model: PipelineAdapter) -> Tensor:
     x, sigma = checks.inputs(model, 2)
-    return checks.velocity(model, x, sigma, model.probe_conditioning(2))
+    return checks.velocity(model, x, sigma, model.fingerprint_conditioning(2))
 
 
 def trained(
@@ -134,7 +134,7 @@ def test_training_begins_at_an_adapter(flux: checks.Family, tmp_path: Path, styl
     assert float((speed(found) - wanted).norm()) <= 1e-6 * float(wanted.norm())
     assert found.trainable().keys() == model.trainable().keys()
     x, sigma = checks.inputs(found, 2)
-    cond = found.probe_conditioning(2)
+    cond = found.fingerprint_conditioning(2)
     # the KL is to the plain base
     assert torch.equal(found.base_velocity(x, sigma, cond), speed(flux.build(("denoiser",))))
 

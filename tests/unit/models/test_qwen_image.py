@@ -84,7 +84,7 @@ def test_adapters_sit_in_the_attention_that_is_read(family: checks.Family) -> No
 def test_what_is_not_trained_does_not_reach_the_velocity(family: checks.Family) -> None:
     model = family.build(("denoiser",))
     x, sigma = checks.inputs(model, 2)
-    cond = model.probe_conditioning(2)
+    cond = model.fingerprint_conditioning(2)
     before = checks.velocity(model, x, sigma, cond)
     idle = {
         name: value for name, value in model.denoiser.named_parameters() if not value.requires_grad
@@ -146,7 +146,7 @@ def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPa
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
     assert model.latent_shape == model.evaluation_shape == (18, 16)
-    assert model.tokens(model.probe_conditioning(2)) == 18 + 8
+    assert model.tokens(model.fingerprint_conditioning(2)) == 18 + 8
     assert model.blocks_of(model.denoiser) == list(model.denoiser.transformer_blocks)
 
 

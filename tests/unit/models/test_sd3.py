@@ -67,7 +67,7 @@ def test_adapters_sit_in_both_attentions(family: checks.Family) -> None:
         for block, layer in itertools.product(range(3), JOINT)
     }
     pictures = {f"transformer_blocks.0.attn2.{layer}" for layer in JOINT[:4]}
-    # the last block has no text behind its attention
+    # the last block has no text after its attention
     checks.adapters_sit_in(family, joint - {"transformer_blocks.2.attn.to_add_out"} | pictures)
 
 
@@ -113,7 +113,7 @@ def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPa
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
     assert model.latent_shape == model.evaluation_shape == (4, 12, 6)
-    assert model.tokens(model.probe_conditioning(2)) == 6 * 3 + 8
+    assert model.tokens(model.fingerprint_conditioning(2)) == 6 * 3 + 8
     assert model.blocks_of(model.denoiser) == list(model.denoiser.transformer_blocks)
 
 

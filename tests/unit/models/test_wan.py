@@ -103,7 +103,7 @@ def test_rows_do_not_feel_their_neighbours(folder: Path) -> None:
         np.testing.assert_allclose(
             together.arrays["text"][row], alone.arrays["text"][0], rtol=0, atol=1e-5
         )
-    assert not together.arrays["text"][0, 0, -1].any()  # zeros behind the shorter one
+    assert not together.arrays["text"][0, 0, -1].any()  # zeros at the end the shorter one
     with torch.no_grad():
         found = model.velocity(x, sigma, model.conditioning(together))
         rows = [
@@ -380,7 +380,7 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
         return score(media, prompts)
 
     scorer.score = spy
-    before = service.rollouts.workers[0].probe()
+    before = service.rollouts.workers[0].fingerprint()
     summary = carry_out(
         config,
         service=service,
@@ -391,9 +391,11 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
     assert seen == {(False, (5, 32, 48, 3)), (True, (9, 32, 48, 3))}
     assert (
         summary["gates"]["on_policy_deviation"] <= 1e-5
-        and summary["gates"]["probe_difference"] <= 1e-4
+        and summary["gates"]["fingerprint_difference"] <= 1e-4
     )
-    assert [np.array_equal(worker.probe(), before) for worker in service.rollouts.workers] == [
+    assert [
+        np.array_equal(worker.fingerprint(), before) for worker in service.rollouts.workers
+    ] == [
         False,
         False,
     ]

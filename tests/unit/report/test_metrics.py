@@ -1,4 +1,4 @@
-"""Figures of a run reach both files and come back; copies reach W&B and MLflow."""
+"""Metrics of a run reach both files and come back; copies reach W&B and MLflow."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_a_record_is_on_disk_when_write_returns_and_stays_after_an_error(tmp_pat
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing import event_accumulator
 
     with MetricsLog(tmp_path) as log:
         for iteration in range(1, 4):
             log.write(
                 iteration, {"reward/total": iteration / 4, "held_out/ocr/exact": iteration / 8}
             )
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"reward/total", "held_out/ocr/exact"}
     assert [(event.step, event.value) for event in events.Scalars("reward/total")] == [
         (1, 0.25),
@@ -58,13 +58,12 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
 
 
 def test_tensorboard_shows_an_iteration_that_was_done_again_once(tmp_path: Path) -> None:
-    """Also one that another driver has done, whose checkpoint was older than its last figures."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    """Also one that another driver has done, whose checkpoint was older than its last metrics."""
 
     def shown() -> list[tuple[int, float]]:
         return [
             (event.step, event.value)
-            for event in EventAccumulator(str(tmp_path / "tensorboard"))
+            for event in event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
             .Reload()
             .Scalars("reward/total")
         ]

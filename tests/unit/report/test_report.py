@@ -1,4 +1,4 @@
-"""The figures against hand-made sums, the curve by its pixels."""
+"""The metrics against hand-made sums, the curve by its pixels."""
 
 from __future__ import annotations
 

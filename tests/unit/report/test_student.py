@@ -9,7 +9,7 @@ import pytest
 from branchgrpo.report.student import quantile, within
 
 # Two-sided 95 % and 99 % points as statistics books print them.
-TABLE = {
+REGISTRY = {
     1: (12.706, 63.657),
     2: (4.303, 9.925),
     3: (3.182, 5.841),
@@ -30,9 +30,9 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("freedom", TABLE)
+@pytest.mark.parametrize("freedom", REGISTRY)
 def test_printed_tables(freedom: int) -> None:
-    assert (round(quantile(freedom), 3), round(quantile(freedom, 0.99), 3)) == TABLE[freedom]
+    assert (round(quantile(freedom), 3), round(quantile(freedom, 0.99), 3)) == REGISTRY[freedom]
 
 
 @pytest.mark.parametrize("t", [1e-3, 0.3, 1.0, 4.0, 100.0])

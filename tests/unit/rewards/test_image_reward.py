@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import TABLE
+from branchgrpo.rewards import REGISTRY
 from branchgrpo.rewards.image_reward import ImageReward, ImageRewardReward, prepared
 
 SIDE = 64  # of the small ViT's pictures: 16 patches
@@ -238,7 +238,7 @@ def test_half_precision_comes_close(folder: Path, scorer: ImageReward) -> None:
 
 
 def test_the_table_leads_here(folder: Path) -> None:
-    assert load(TABLE["image_reward"]) is ImageRewardReward
+    assert load(REGISTRY["image_reward"]) is ImageRewardReward
     options(folder).check()
 
 

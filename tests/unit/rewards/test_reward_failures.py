@@ -15,7 +15,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.rewards.ocr import OcrReward
-from branchgrpo.rollout.collect import Forest, Harvest
+from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
 from branchgrpo.types import EVALUATION, F32, U8, LeafMedia, Subtree, TreeKey
 
 PROMPTS = [
@@ -114,9 +114,9 @@ def service(script: list[str], **options: str) -> tuple[Config, in_process.Servi
     return config, made
 
 
-def grow(config: Config, made: Any, iteration: int = 0) -> Harvest:
+def grow(config: Config, made: Any, iteration: int = 0) -> RolloutBatch:
     plan = config.method.plan(0, config.schedule())
-    return Forest(config, made, "test").grow(
+    return RolloutCollector(config, made, "test").collect(
         plan, iteration=iteration, version=0, prompts=[0, 1, 2], texts=PROMPTS, trees=1
     )
 
@@ -126,18 +126,18 @@ DROP = {"reward_workers.on_failure": "drop_group", "reward_workers.retries": "0"
 
 def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     config, made = service(["raise"], **DROP)
-    harvest = grow(config, made)
+    batch = grow(config, made)
     assert (
-        sorted(harvest.rewards)
-        == sorted(harvest.scores)
-        == sorted(harvest.parts["ocr/score"])
+        sorted(batch.rewards)
+        == sorted(batch.scores)
+        == sorted(batch.parts["ocr/score"])
         == [(0, 0), (2, 0)]
     )
-    assert harvest.dropped == {1: "ocr: ConnectionError: no route to the scorer"}
+    assert batch.dropped == {1: "ocr: ConnectionError: no route to the scorer"}
     plan = config.method.plan(0, config.schedule())
     draw = np.random.default_rng(1)
-    scores = {key: draw.normal(size=(1, 4)).astype(np.float32) for key in harvest.scores}
-    stats = made.learners.call("update", plan, 0, harvest.segments, harvest.conditioning, scores)[0]
+    scores = {key: draw.normal(size=(1, 4)).astype(np.float32) for key in batch.scores}
+    stats = made.learners.call("update", plan, 0, batch.segments, batch.conditioning, scores)[0]
     config, whole = service([], **DROP)
     both = grow(config, whole)
     assert not both.dropped
@@ -191,8 +191,8 @@ def test_rewards_of_other_environments_have_their_own_workers() -> None:
     config = quickstart(SMALL | {"rewards": f"[{both}]"})
     assert config.reward_groups == [(0,), (1, 3), (2,)]
     made = in_process.Service(config)
-    harvest = grow(config, made)
-    assert set(harvest.parts) == {
+    batch = grow(config, made)
+    assert set(batch.parts) == {
         "ocr/exact",
         "ocr/edit",
         "ocr/likelihood",
@@ -200,14 +200,14 @@ def test_rewards_of_other_environments_have_their_own_workers() -> None:
         "two/score",
         "three/score",
     }
-    for key, values in harvest.scores.items():
+    for key, values in batch.scores.items():
         assert (
             np.isfinite(values).all()
             and np.array_equal(values[1], values[2])
             and np.array_equal(values[1], values[3])
         )
-        assert np.array_equal(values[0], harvest.parts["ocr/likelihood"][key])
-        np.testing.assert_allclose(harvest.rewards[key], values.sum(0), rtol=1e-6)
+        assert np.array_equal(values[0], batch.parts["ocr/likelihood"][key])
+        np.testing.assert_allclose(batch.rewards[key], values.sum(0), rtol=1e-6)
 
 
 def test_the_same_reward_twice_needs_labels() -> None:

@@ -27,7 +27,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
-from branchgrpo.rewards import TABLE
+from branchgrpo.rewards import REGISTRY
 from branchgrpo.rewards.video_align import (
     NORMAL,
     TEMPLATE,
@@ -283,7 +283,7 @@ def test_the_options_choose_what_trains_and_what_is_reported(folder: Path) -> No
         ("ta", "mq"),
         ("ta", "mq"),
     )
-    assert load(TABLE["video_align"]) is VideoAlignReward
+    assert load(REGISTRY["video_align"]) is VideoAlignReward
 
 
 @pytest.mark.parametrize(

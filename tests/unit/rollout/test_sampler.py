@@ -12,7 +12,7 @@ import torch
 from branchgrpo.algo import kernels
 from branchgrpo.algo.methods.branch import BranchMethod
 from branchgrpo.algo.methods.chains import ChainMethod
-from branchgrpo.algo.methods.temporal import TemporalMethod
+from branchgrpo.algo.methods.tempflow import TempFlowMethod
 from branchgrpo.algo.methods.trunk import TrunkMethod
 from branchgrpo.algo.methods.window import Window
 from branchgrpo.algo.plan import ode_plan
@@ -171,18 +171,18 @@ PLANS = {
         chains=2, stochastic="window", window=Window(size=2, interval=1), tail="dpm"
     ).plan(2, static(12, 3.0)),
     "trunk": TrunkMethod(children=3).plan(2, static(6, 3.0)),
-    "spine": TemporalMethod(children=3, seeds=2).plan(2, static(5, 3.0)),
-    "spine, dance": TemporalMethod(children=2, seeds=2, kernel="dance", eta=0.3).plan(
+    "comb": TempFlowMethod(children=3, seeds=2).plan(2, static(5, 3.0)),
+    "comb, dance": TempFlowMethod(children=2, seeds=2, kernel="dance", eta=0.3).plan(
         2, static(4, 3.0)
     ),
     # the trunk goes through steps without a split; siblings share noise
-    "spine with two split steps": BranchPlan(
+    "comb with two split steps": BranchPlan(
         sigmas=static(6, 3.0).levels,
         fanout=(1, 2, 1, 3, 1, 1),
         kernel=("ode", "flow", "ode", "flow", "ode", "ode"),
         noise_scale=(0.7,) * 6,
         branch_noise="correlated",
-        spine=True,
+        comb=True,
         shared_root=False,
     ),
 }
@@ -282,7 +282,7 @@ def test_chains_of_a_group_share_their_root_and_groups_do_not() -> None:
     )
     assert torch.equal(shared, shared[:, :1].expand_as(shared))
     assert len(torch.unique(shared[:, 0], dim=0)) == 4
-    for method in (ChainMethod(chains=3, root="private"), TemporalMethod(seeds=3)):
+    for method in (ChainMethod(chains=3, root="private"), TempFlowMethod(seeds=3)):
         assert (
             len(
                 torch.unique(

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from support.small_drivers import holder
 
+from branchgrpo.errors import StaleFence
 from branchgrpo.runs import lease as leases
-from branchgrpo.errors import StaleEpoch
 from branchgrpo.runs.lease import Lease, lives, newest
 
 
@@ -30,7 +30,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def elsewhere(folder: Path, number: int = 1) -> Path:
     """Make a claim look as if another machine had made it."""
     file = folder / "drivers" / f"{number:06d}.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": "another", "host": "far"}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"machine": "another", "host": "far"})
+    )
     return file
 
 
@@ -60,7 +62,9 @@ def test_another_process_of_the_same_number_is_not_the_driver(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("quick")
-def test_elsewhere_a_lease_that_is_renewed_is_live_and_one_that_lapses_is_not(tmp_path: Path) -> None:
+def test_elsewhere_a_lease_that_is_renewed_is_live_and_one_that_lapses_is_not(
+    tmp_path: Path,
+) -> None:
     said: list[str] = []
     lease = Lease(tmp_path, 1)
     file = elsewhere(tmp_path)
@@ -77,8 +81,10 @@ def test_elsewhere_a_lease_that_is_renewed_is_live_and_one_that_lapses_is_not(tm
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("ahead", [-500.0, 500.0])
-def test_a_clock_that_is_wrong_neither_kills_nor_keeps(tmp_path: Path, ahead: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's host is ahead or behind by minutes: its clock plays no part; one that is ahead
+def test_a_clock_that_is_wrong_neither_kills_nor_keeps(
+    tmp_path: Path, ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's host is ahead or after by minutes: its clock plays no part; one that is ahead
     in the file system is watched."""
     lease = Lease(tmp_path, 1)
     file = elsewhere(tmp_path)
@@ -119,8 +125,11 @@ def test_a_driver_that_was_superseded_ends(tmp_path: Path) -> None:
     first = Lease(tmp_path, 1)
     first.put(recoveries=1)
     second = Lease(tmp_path, 2)
-    with pytest.raises(StaleEpoch, match=r"another driver has taken this run over \(number 2, "
-        r"this one is 1\)"):
+    with pytest.raises(
+        StaleFence,
+        match=r"another driver has taken this run over \(number 2, "
+        r"this one is 1\)",
+    ):
         first.put(recoveries=1)
     second.put(recoveries=1)
     first.close("failed")
@@ -128,14 +137,16 @@ def test_a_driver_that_was_superseded_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_earlier_drivers_spent_is_handed_on_also_of_one_that_was_killed(tmp_path: Path) -> None:
+def test_what_earlier_drivers_spent_is_handed_on_also_of_one_that_was_killed(
+    tmp_path: Path,
+) -> None:
     def part(number: int, ended: str, **values: Any) -> dict[str, Any]:
         lease = Lease(tmp_path, number)
         lease.seconds = lambda: {"training": 10.0 * number}
         lease.put(**values)
         if ended:
             lease.close(ended)
-        else:  # killed behind a renewal
+        else:  # killed after a renewal
             deadline = time.monotonic() + 10
             while "recoveries" not in leases.progress(tmp_path, number):
                 assert time.monotonic() < deadline
@@ -148,4 +159,9 @@ def test_what_earlier_drivers_spent_is_handed_on_also_of_one_that_was_killed(tmp
     part(2, "", restarts={"died": 1, "node": 1}, reissued=0, recoveries=3)
     (tmp_path / "drivers" / "000003.json").write_text("")  # one that came to nothing
     (tmp_path / "drivers" / "000003.progress.json").write_text("{")
-    assert part(4, "failed") == {"seconds": {"training": 30.0}, "restarts": {"died": 3, "node": 1}, "reissued": 1, "recoveries": 3}
+    assert part(4, "failed") == {
+        "seconds": {"training": 30.0},
+        "restarts": {"died": 3, "node": 1},
+        "reissued": 1,
+        "recoveries": 3,
+    }

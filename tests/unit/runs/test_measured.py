@@ -15,22 +15,22 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from support.in_process import Service
 from rich.console import Console
+from support.in_process import Service
 from support.small_models import small_qwen_image, small_sd3
 from support.small_wan import save_small_wan
 
-from branchgrpo.config import load as configs
 from branchgrpo.algo import noise
 from branchgrpo.app.parser import QUICKSTART
+from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
-from branchgrpo.report.terminal import Display
 from branchgrpo.errors import UserError
-from branchgrpo.train.run import carry_out, measure
-from branchgrpo.runs.measured import chosen, prepared, written
-from branchgrpo.report.sinks import read
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.report.contact_sheet import evenly, kept
+from branchgrpo.report.sinks import read
+from branchgrpo.report.terminal import Display
+from branchgrpo.runs.measured import chosen, prepared, written
+from branchgrpo.train.run import carry_out, measure
 from branchgrpo.types import EVALUATION, TreeKey
 
 CONFIG = """
@@ -62,23 +62,55 @@ class Case:
 LORA = {"lora_rank": 2, "lora_alpha": 6}
 CASES = {
     "sd3, adapters": Case("sd3", "lora", LORA),
-    "sd3, no T5, transformer": Case("sd3 without t5", "transformer", {"true_cfg": 2.0}, {"learner.learning_rate": "1e-4"}),
-    "flux, transformer, a shift": Case("flux", "transformer", {"true_cfg": 2.0, "negative_prompt": "a red circle"}, {"sampling.shift": "2.0"}),
-    "flux, pipeline of adapters, a shift": Case("flux", "pipeline", LORA, {"sampling.shift": "2.0"}),
-    "flux, nothing, the mean of weights": Case("flux", "none", {}, {"learner.ema": "0.5", "evaluation.weights": "ema"}),
-    "qwen, adapters": Case("qwen_image", "lora", LORA | {"true_cfg": 3.0}, {"learner.learning_rate": "0.2"}),
-    "wan, adapters": Case("wan", "lora", LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0}, {"learner.learning_rate": "0.1"}),
-    "wan, nothing, adapters": Case("wan", "none", LORA | {"frames": 5, "true_cfg": 1.0}, {"sampling.shift": "5.0", "learner.learning_rate": "0.1"}),
+    "sd3, no T5, transformer": Case(
+        "sd3 without t5", "transformer", {"true_cfg": 2.0}, {"learner.learning_rate": "1e-4"}
+    ),
+    "flux, transformer, a shift": Case(
+        "flux",
+        "transformer",
+        {"true_cfg": 2.0, "negative_prompt": "a red circle"},
+        {"sampling.shift": "2.0"},
+    ),
+    "flux, pipeline of adapters, a shift": Case(
+        "flux", "pipeline", LORA, {"sampling.shift": "2.0"}
+    ),
+    "flux, nothing, the mean of weights": Case(
+        "flux", "none", {}, {"learner.ema": "0.5", "evaluation.weights": "ema"}
+    ),
+    "qwen, adapters": Case(
+        "qwen_image", "lora", LORA | {"true_cfg": 3.0}, {"learner.learning_rate": "0.2"}
+    ),
+    "wan, adapters": Case(
+        "wan",
+        "lora",
+        LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
+        {"learner.learning_rate": "0.1"},
+    ),
+    "wan, nothing, adapters": Case(
+        "wan",
+        "none",
+        LORA | {"frames": 5, "true_cfg": 1.0},
+        {"sampling.shift": "5.0", "learner.learning_rate": "0.1"},
+    ),
 }
 
 
 def base(family: str, folder: Path) -> dict[str, Any]:
     """Keys of `model`."""
     if family == "flux":
-        return {"name": "flux", "path": "embedded:tiny-flux", "guidance": 2.0, "max_sequence_length": 16}
+        return {
+            "name": "flux",
+            "path": "embedded:tiny-flux",
+            "guidance": 2.0,
+            "max_sequence_length": 16,
+        }
     if family == "wan":
         return {"name": "wan", "path": str(save_small_wan(folder))}
-    made = small_qwen_image(folder) if family == "qwen_image" else small_sd3(folder, t5=family == "sd3")
+    made = (
+        small_qwen_image(folder)
+        if family == "qwen_image"
+        else small_sd3(folder, t5=family == "sd3")
+    )
     return {"name": family.partition(" ")[0], "path": str(made)}
 
 
@@ -90,46 +122,101 @@ def small_run(case: Case, folder: Path) -> tuple[Config, dict[str, Any]]:
     """A run that has ended in FOLDER/run."""
     (folder / "train.txt").write_text("the number 7\na red circle\na green square on white\n")
     (folder / "held.txt").write_text("\n".join(HELD_OUT) + "\n")
-    model = {"height": 32, "width": 32, "max_sequence_length": 24, **base(case.family, folder / "base"), **case.model}
-    text = CONFIG.replace("TRAIN", str(folder / "train.txt")).replace("HELD_OUT", str(folder / "held.txt"))
+    model = {
+        "height": 32,
+        "width": 32,
+        "max_sequence_length": 24,
+        **base(case.family, folder / "base"),
+        **case.model,
+    }
+    text = CONFIG.replace("TRAIN", str(folder / "train.txt")).replace(
+        "HELD_OUT", str(folder / "held.txt")
+    )
     (folder / "run.yaml").write_text(f"{text}model: {json.dumps(model)}\n")
-    config = configs.load(folder / "run.yaml", {"run.export": case.form, "run.folder": str(folder / "evals"), **case.keys})
-    summary = carry_out(config, service=Service(config), folder=folder / "run", display=display(), interrupted=lambda: False)
+    config = configs.load(
+        folder / "run.yaml",
+        {"run.export": case.form, "run.folder": str(folder / "evals"), **case.keys},
+    )
+    summary = carry_out(
+        config,
+        service=Service(config),
+        folder=folder / "run",
+        display=display(),
+        interrupted=lambda: False,
+    )
     return config, summary
 
 
-def measured(run: Path, checkpoint: int | None = None, config: Path | None = None) -> dict[str, Any]:
+def measured(
+    run: Path, checkpoint: int | None = None, config: Path | None = None
+) -> dict[str, Any]:
     """What `eval` finds."""
-    target = chosen(run, config=config, texts={"evaluation.diversity": "0"}, checkpoint=checkpoint, default=QUICKSTART)
+    target = chosen(
+        run,
+        config=config,
+        texts={"evaluation.diversity": "0"},
+        checkpoint=checkpoint,
+        default=QUICKSTART,
+    )
     with prepared(target) as (found, folder):
         found.model.check()
-        row, _ = measure(found, service=Service(found), display=display(), picture=folder / "samples.png", title=target.name)
+        row, _ = measure(
+            found,
+            service=Service(found),
+            display=display(),
+            picture=folder / "samples.png",
+            title=target.name,
+        )
         written(target, folder, row)
-    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".webp") == ["eval.json", "samples.npz", "samples.png"]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".webp") == [
+        "eval.json",
+        "samples.npz",
+        "samples.png",
+    ]
     return row
 
 
-QUICK = ("sd3, adapters", "flux, pipeline of adapters, a shift", "flux, nothing, the mean of weights", "wan, nothing, adapters")
+QUICK = (
+    "sd3, adapters",
+    "flux, pipeline of adapters, a shift",
+    "flux, nothing, the mean of weights",
+    "wan, nothing, adapters",
+)
 
 
-@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+@pytest.fixture(
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def ended(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Config, dict[str, Any], Path]:
     config, summary = small_run(CASES[request.param], tmp_path)
     return config, summary, tmp_path / "run"
 
 
-def test_eval_finds_what_the_run_found_and_the_card_draws_it(ended: tuple[Config, dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_finds_what_the_run_found_and_the_card_draws_it(
+    ended: tuple[Config, dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, summary, run = ended
     before, after = (summary["held_out"]["jpeg/score"][when] for when in ("before", "after"))
-    on_the_way = {record["iteration"]: record["held_out/jpeg/score"] for record in read(run / "metrics.jsonl") if "held_out/jpeg/score" in record}
-    assert len({round(value, 5) for value in (before, on_the_way[1], after)}) == 3, "nothing was learnt that could be told apart"
+    on_the_way = {
+        record["iteration"]: record["held_out/jpeg/score"]
+        for record in read(run / "metrics.jsonl")
+        if "held_out/jpeg/score" in record
+    }
+    assert len({round(value, 5) for value in (before, on_the_way[1], after)}) == 3, (
+        "nothing was learnt that could be told apart"
+    )
     moved = min(abs(after - before), abs(after - on_the_way[1]), abs(before - on_the_way[1]))
     near = 0.1 * moved
     assert measured(run)["held_out"]["jpeg/score"]["mean"] == pytest.approx(after, abs=near)
-    assert measured(run, 1)["held_out"]["jpeg/score"]["mean"] == pytest.approx(on_the_way[1], abs=near)
+    assert measured(run, 1)["held_out"]["jpeg/score"]["mean"] == pytest.approx(
+        on_the_way[1], abs=near
+    )
     assert measured(run, 2)["held_out"]["jpeg/score"]["mean"] == pytest.approx(after, abs=near)
-    with pytest.raises(UserError, match=r"--checkpoint: expected one of iteration 7 in .*, found "
-        r"1, 2$"):
+    with pytest.raises(
+        UserError,
+        match=r"--checkpoint: expected one of iteration 7 in .*, found "
+        r"1, 2$",
+    ):
         chosen(run, config=None, texts={}, checkpoint=7, default=QUICKSTART)
     if config.run.export == "none":
         assert not (run / "weights").exists()
@@ -139,7 +226,11 @@ def test_eval_finds_what_the_run_found_and_the_card_draws_it(ended: tuple[Config
     shown = pictures[:, evenly(pictures.shape[1], wanted.shape[1])]
     assert np.abs(shown * 255 - wanted).max() <= 1.0 and wanted.std() > 5
     card = (run / "weights" / "README.md").read_text()
-    assert f"| jpeg/score | {before:.4f} | {after:.4f} |" in card and "3 held-out prompts" in card and "licence of the base model" in card
+    assert (
+        f"| jpeg/score | {before:.4f} | {after:.4f} |" in card
+        and "3 held-out prompts" in card
+        and "licence of the base model" in card
+    )
 
 
 def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -149,13 +240,22 @@ def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch
     model: Any = config.model
     pipeline = getattr(diffusers, model.pipeline)
     shape = model.build("cpu", ("denoiser",)).evaluation_shape
-    roots = torch.stack([noise.draw(config.run.seed, TreeKey("card", EVALUATION, row, 0), 0, shape) for row in range(len(HELD_OUT))])
+    roots = torch.stack(
+        [
+            noise.draw(config.run.seed, TreeKey("card", EVALUATION, row, 0), 0, shape)
+            for row in range(len(HELD_OUT))
+        ]
+    )
     original = pipeline.__call__
 
     def drawn(self: Any, prompt: str, **keys: Any) -> Any:
         assert isinstance(prompt, str)
         self.set_progress_bar_config(disable=True)
-        keys |= {"negative_prompt": [keys["negative_prompt"]] * len(HELD_OUT)} if "negative_prompt" in keys else {}
+        keys |= (
+            {"negative_prompt": [keys["negative_prompt"]] * len(HELD_OUT)}
+            if "negative_prompt" in keys
+            else {}
+        )
         return original(self, HELD_OUT, latents=roots, output_type="np", **keys)
 
     monkeypatch.setattr(pipeline, "__call__", drawn)
@@ -171,18 +271,40 @@ def test_another_config_wins_and_the_run_says_what_its_weights_are_of(tmp_path: 
     _, _ = small_run(CASES["flux, pipeline of adapters, a shift"], tmp_path)
     shutil.rmtree(tmp_path / "run" / "weights")
     text = (tmp_path / "run.yaml").read_text().replace("prompts: 3", "prompts: 2")
-    model = {"name": "flux", "path": "elsewhere", "height": 32, "width": 32, "guidance": 2.0, "max_sequence_length": 16}
+    model = {
+        "name": "flux",
+        "path": "elsewhere",
+        "height": 32,
+        "width": 32,
+        "guidance": 2.0,
+        "max_sequence_length": 16,
+    }
     (tmp_path / "other.yaml").write_text(re.sub("model: {.*}", f"model: {json.dumps(model)}", text))
-    target = chosen(tmp_path / "run", config=tmp_path / "other.yaml", texts={}, checkpoint=None, default=QUICKSTART)
+    target = chosen(
+        tmp_path / "run",
+        config=tmp_path / "other.yaml",
+        texts={},
+        checkpoint=None,
+        default=QUICKSTART,
+    )
     found: Any = target.config.model
-    assert (found.path, found.lora_rank, found.lora_alpha, target.config.evaluation.prompts) == ("embedded:tiny-flux", 2, 6, 2)
+    assert (found.path, found.lora_rank, found.lora_alpha, target.config.evaluation.prompts) == (
+        "embedded:tiny-flux",
+        2,
+        6,
+        2,
+    )
     assert target.saved and target.saved.iteration == 2 and target.config.evaluation.diversity == 2
 
 
 def test_a_pipelines_folder_is_measured_by_the_quick_start(tmp_path: Path) -> None:
     folder = FluxModel(path="embedded:tiny-flux").folder()
     target = chosen(folder, config=None, texts={}, checkpoint=None, default=QUICKSTART)
-    assert target.config.model.path == str(folder) and target.config.evaluation.diversity == 32 and target.saved is target.weights is None
+    assert (
+        target.config.model.path == str(folder)
+        and target.config.evaluation.diversity == 32
+        and target.saved is target.weights is None
+    )
     with pytest.raises(UserError, match="--checkpoint: expected the folder of a run"):
         chosen(folder, config=None, texts={}, checkpoint=3, default=QUICKSTART)
     (tmp_path / "config.yaml").write_text(QUICKSTART.read_text())
@@ -191,7 +313,13 @@ def test_a_pipelines_folder_is_measured_by_the_quick_start(tmp_path: Path) -> No
 
 
 def test_what_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
-    target = chosen(FluxModel(path="embedded:tiny-flux").folder(), config=None, texts={"run.folder": str(tmp_path)}, checkpoint=None, default=QUICKSTART)
+    target = chosen(
+        FluxModel(path="embedded:tiny-flux").folder(),
+        config=None,
+        texts={"run.folder": str(tmp_path)},
+        checkpoint=None,
+        default=QUICKSTART,
+    )
     with pytest.raises(RuntimeError), prepared(target):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

@@ -3,11 +3,11 @@ or refused."""
 
 from __future__ import annotations
 
-from branchgrpo.app.train import check
 import json
 import os
 import re
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,18 +18,22 @@ import pytest
 from support.small_drivers import begun, cut_off, holder
 from support.small_trees import quickstart
 
+from branchgrpo.app.train import check
 from branchgrpo.config import load as configs
-from branchgrpo.runs import lease as leases
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from branchgrpo.runs.lease import Lease
+from branchgrpo.runs import lease as leases
 from branchgrpo.runs.folder import alone, check_folders, checkpoints, driving, named, unfinished
+from branchgrpo.runs.lease import Lease
 
 STAMP = r"-\d{8}-\d{6}"
 
 
 def config(folder: Path, name: str = "flux", seed: int = 0, **options: str) -> Config:
-    return quickstart({"run.folder": str(folder), "run.name": name, "run.seed": str(seed)} | {key.replace("__", "."): value for key, value in options.items()})
+    return quickstart(
+        {"run.folder": str(folder), "run.name": name, "run.seed": str(seed)}
+        | {key.replace("__", "."): value for key, value in options.items()}
+    )
 
 
 def older(parent: Path, name: str, loaded: Config | None, summary: str | None = None) -> Path:
@@ -43,20 +47,30 @@ def older(parent: Path, name: str, loaded: Config | None, summary: str | None = 
 
 def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: named(tmp_path / "new", "flux-20260101-000000"), range(8)))
-    assert sorted(folder.name for folder in folders) == ["flux-20260101-000000", *(f"flux-20260101-000000-{number}" for number in range(2, 9))]
+        folders = list(
+            pool.map(lambda _: named(tmp_path / "new", "flux-20260101-000000"), range(8))
+        )
+    assert sorted(folder.name for folder in folders) == [
+        "flux-20260101-000000",
+        *(f"flux-20260101-000000-{number}" for number in range(2, 9)),
+    ]
     with ExitStack() as stack:
         drivers = [stack.enter_context(driving(config(tmp_path), "")) for _ in range(3)]
         assert len({driver.folder for driver in drivers}) == 3
         for driver in drivers:
             assert re.fullmatch(rf"flux{STAMP}(-[23])?", driver.folder.name) and not driver.resumed
             record = json.loads((driver.folder / "run.json").read_text())
-            assert (record["name"], record["seed"]) == ("flux", 0) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", record["started"])
+            assert (record["name"], record["seed"]) == ("flux", 0) and re.fullmatch(
+                r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", record["started"]
+            )
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]  # nothing was written: they go
 
 
 def test_a_start_that_fails_leaves_nothing_and_one_that_wrote_stays(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="no Ray"), driving(config(tmp_path / "a" / "runs", checkpoint__folder=str(tmp_path / "c")), ""):
+    with (
+        pytest.raises(RuntimeError, match="no Ray"),
+        driving(config(tmp_path / "a" / "runs", checkpoint__folder=str(tmp_path / "c")), ""),
+    ):
         raise RuntimeError("no Ray")
     assert not (tmp_path / "a").exists() and not any((tmp_path / "c").iterdir())
     assert begun(config(tmp_path / "a" / "runs"))[0].folder.is_dir()
@@ -64,7 +78,11 @@ def test_a_start_that_fails_leaves_nothing_and_one_that_wrote_stays(tmp_path: Pa
 
 def test_only_runs_of_exactly_this_name_and_seed_go_on(tmp_path: Path) -> None:
     """`flux` must not find `flux-full`, nor another seed."""
-    for other in (config(tmp_path, "flux-full"), config(tmp_path, "flux", 1), config(tmp_path, "flux-full-20260101-000000")):
+    for other in (
+        config(tmp_path, "flux-full"),
+        config(tmp_path, "flux", 1),
+        config(tmp_path, "flux-full-20260101-000000"),
+    ):
         cut_off(other)
     older(tmp_path, "flux-full-20260101-000000", config(tmp_path, "flux-full"))
     older(tmp_path, "flux-20260101-000000", config(tmp_path, seed=2))
@@ -77,18 +95,31 @@ def test_only_runs_of_exactly_this_name_and_seed_go_on(tmp_path: Path) -> None:
 
 def test_the_newest_is_that_which_began_last_not_the_last_in_the_alphabet(tmp_path: Path) -> None:
     first, second = cut_off(config(tmp_path)), cut_off(config(tmp_path))
-    for folder, started in ((first, "2026-01-01T10:00:00.000002+00:00"), (second, "2026-01-01T10:00:00.000001+00:00")):
-        (folder / "run.json").write_text(json.dumps(json.loads((folder / "run.json").read_text()) | {"started": started}))
+    for folder, started in (
+        (first, "2026-01-01T10:00:00.000002+00:00"),
+        (second, "2026-01-01T10:00:00.000001+00:00"),
+    ):
+        (folder / "run.json").write_text(
+            json.dumps(json.loads((folder / "run.json").read_text()) | {"started": started})
+        )
     old = older(tmp_path, "flux-20250101-000000", config(tmp_path))
     assert list(unfinished(config(tmp_path))) == [first, second, old]
     assert list(unfinished(config(tmp_path / "nowhere"))) == []
 
 
 @pytest.mark.parametrize(
-    ("summary", "goes_on"), [('{"stopped_by": "interrupted"}', True), ('{"stopped_by": "iterations"}', False), ('{"stopped_by": "max_minutes"}', False)]
+    ("summary", "goes_on"),
+    [
+        ('{"stopped_by": "interrupted"}', True),
+        ('{"stopped_by": "iterations"}', False),
+        ('{"stopped_by": "max_minutes"}', False),
+    ],
 )
 def test_finished_runs_are_left(tmp_path: Path, summary: str, goes_on: bool) -> None:
-    for folder in (older(tmp_path, "flux-20260101-000000", config(tmp_path)), cut_off(config(tmp_path))):
+    for folder in (
+        older(tmp_path, "flux-20260101-000000", config(tmp_path)),
+        cut_off(config(tmp_path)),
+    ):
         (folder / "summary.json").write_text(summary)
     assert len(list(unfinished(config(tmp_path)))) == 2 * goes_on
 
@@ -97,7 +128,12 @@ def test_finished_runs_are_left(tmp_path: Path, summary: str, goes_on: bool) -> 
 def test_damaged_files_of_some_old_run_stop_nothing(tmp_path: Path, damage: str) -> None:
     said: list[str] = []
     for summary in (damage, None):
-        older(tmp_path, f"flux-20260101-00000{summary is None:d}", config(tmp_path) if summary is not None else None, summary)
+        older(
+            tmp_path,
+            f"flux-20260101-00000{summary is None:d}",
+            config(tmp_path) if summary is not None else None,
+            summary,
+        )
     # of this one, its driver has told how it ended
     asked = begun(config(tmp_path), ended="interrupted")[0].folder
     (asked / "summary.json").write_text(damage)
@@ -109,7 +145,9 @@ def test_damaged_files_of_some_old_run_stop_nothing(tmp_path: Path, damage: str)
     assert driver.folder in (asked, recordless)
 
 
-def test_a_live_run_is_left_alone_with_a_line_and_auto_goes_on_with_the_next(tmp_path: Path) -> None:
+def test_a_live_run_is_left_alone_with_a_line_and_auto_goes_on_with_the_next(
+    tmp_path: Path,
+) -> None:
     live = cut_off(config(tmp_path))
     for file in (live / "drivers").iterdir():
         file.unlink()
@@ -117,9 +155,16 @@ def test_a_live_run_is_left_alone_with_a_line_and_auto_goes_on_with_the_next(tmp
         driver, said = begun(config(tmp_path), "auto", "interrupted")
         assert not driver.resumed and said == [f"{live}: this run is live, it is left alone"]
         again, said = begun(config(tmp_path), "auto")
-        assert again.folder == driver.folder and again.resumed and said[-1] == f"going on in {driver.folder}"
-        with pytest.raises(UserError, match=r"^--resume: expected a run that is not live, got "
-            rf"{live}, whose driver goes on$"):
+        assert (
+            again.folder == driver.folder
+            and again.resumed
+            and said[-1] == f"going on in {driver.folder}"
+        )
+        with pytest.raises(
+            UserError,
+            match=r"^--resume: expected a run that is not live, got "
+            rf"{live}, whose driver goes on$",
+        ):
             begun(config(tmp_path), str(live))
         assert sorted(os.listdir(live / "drivers")) == ["000001.json"]
     assert begun(config(tmp_path), str(live))[0].resumed
@@ -129,7 +174,7 @@ def test_a_run_that_was_cut_off_goes_to_one_of_those_that_ask_at_once(tmp_path: 
     cut = cut_off(config(tmp_path))
     command = [
         "import sys; from pathlib import Path; from branchgrpo.config import load as "
-            "config; from branchgrpo.runs import folder as run_folder",
+        "config; from branchgrpo.runs import folder as run_folder",
         "loaded = config.load(Path(sys.argv[1]))",
         "sys.stdin.readline()",
         "with run_folder.driving(loaded, 'auto', lambda line: None) as driver:",
@@ -139,8 +184,17 @@ def test_a_run_that_was_cut_off_goes_to_one_of_those_that_ask_at_once(tmp_path: 
     file = tmp_path / "config.yaml"
     file.write_text(configs.dump(config(tmp_path)))
     with ExitStack() as stack:
-        start = [os.sys.executable, "-c", "\n".join(command), str(file)]  # type: ignore[attr-defined]
-        processes = [subprocess.Popen(start, cwd=Path(__file__).parents[3], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        start = [sys.executable, "-c", "\n".join(command), str(file)]
+        processes = [
+            subprocess.Popen(
+                start,
+                cwd=Path(__file__).parents[3],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(3)
+        ]
         for process in processes:
             stack.callback(process.communicate)
         for process in processes:
@@ -149,21 +203,42 @@ def test_a_run_that_was_cut_off_goes_to_one_of_those_that_ask_at_once(tmp_path: 
             process.stdin.flush()
         told = [process.stdout.readline().split() for process in processes if process.stdout]
     assert len({folder for folder, _ in told}) == 3
-    assert sorted(resumed for _, resumed in told) == ["False", "False", "True"] and [str(cut), "True"] in told
+    assert (
+        sorted(resumed for _, resumed in told) == ["False", "False", "True"]
+        and [str(cut), "True"] in told
+    )
 
 
 def test_names_that_are_taken_at_the_checkpoints_place_are_others(tmp_path: Path) -> None:
     """Two run folders, one checkpoint.folder: their runs of one second have one name."""
     for place in (str(tmp_path / "c"), f"memory://{tmp_path.name}"):
         with ExitStack() as stack:
-            drivers = [stack.enter_context(driving(config(tmp_path / name, checkpoint__folder=place), "")) for name in ("a", "b", "a", "b")]
-            assert len({checkpoints(config(tmp_path, checkpoint__folder=place), driver.folder) for driver in drivers}) == 4
+            drivers = [
+                stack.enter_context(driving(config(tmp_path / name, checkpoint__folder=place), ""))
+                for name in ("a", "b", "a", "b")
+            ]
+            assert (
+                len(
+                    {
+                        checkpoints(config(tmp_path, checkpoint__folder=place), driver.folder)
+                        for driver in drivers
+                    }
+                )
+                == 4
+            )
     assert checkpoints(config(tmp_path), tmp_path / "x") == str(tmp_path / "x" / "checkpoints")
-    assert checkpoints(config(tmp_path, checkpoint__folder="s3://bucket/runs/"), tmp_path / "x") == "s3://bucket/runs/x"
+    assert (
+        checkpoints(config(tmp_path, checkpoint__folder="s3://bucket/runs/"), tmp_path / "x")
+        == "s3://bucket/runs/x"
+    )
 
 
 def test_a_folder_that_another_process_works_in(tmp_path: Path) -> None:
-    with holder(tmp_path), pytest.raises(UserError, match="expected that nobody else works in it"), alone(tmp_path):
+    with (
+        holder(tmp_path),
+        pytest.raises(UserError, match="expected that nobody else works in it"),
+        alone(tmp_path),
+    ):
         pass
     with alone(tmp_path):
         assert leases.newest(tmp_path) == 2
@@ -179,14 +254,23 @@ def test_folders_that_cannot_be_written_are_found_in_check(tmp_path: Path) -> No
     file.write_text("")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone" / "gone")
     for place in (file, file / "runs", file / "a" / "b", Path("/proc/runs"), tmp_path / "dangling"):
-        with pytest.raises(UserError, match=r"^run\.folder: expected a folder that can be "
-            rf"written, got {place}[^\n]*$"):
+        with pytest.raises(
+            UserError,
+            match=r"^run\.folder: expected a folder that can be "
+            rf"written, got {place}[^\n]*$",
+        ):
             check(config(place))
-        with pytest.raises(UserError, match=r"^checkpoint\.folder: expected a folder that can be "
-            r"written, got [^\n]*$"):
+        with pytest.raises(
+            UserError,
+            match=r"^checkpoint\.folder: expected a folder that can be "
+            r"written, got [^\n]*$",
+        ):
             check(config(tmp_path, checkpoint__folder=str(place)))
-    with pytest.raises(UserError, match=r"^run\.folder: expected a folder, got the URL "
-        r"s3://bucket/runs; checkpoint\.folder takes URLs$"):
+    with pytest.raises(
+        UserError,
+        match=r"^run\.folder: expected a folder, got the URL "
+        r"s3://bucket/runs; checkpoint\.folder takes URLs$",
+    ):
         check_folders(config(Path("s3:"), run__folder="s3://bucket/runs"))
     check(config(tmp_path / "new" / "runs"))
     assert not (tmp_path / "new").exists()
@@ -201,7 +285,11 @@ def test_a_home_is_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_refused_attempt_changes_nothing(tmp_path: Path) -> None:
@@ -209,42 +297,61 @@ def test_a_refused_attempt_changes_nothing(tmp_path: Path) -> None:
     folder = cut_off(config(tmp_path, **rank4))
     before = tree(folder)
     for resume in ("auto", str(folder)):
-        with pytest.raises(UserError, match=rf"^--resume: {folder}: expected model\.lora_alpha "
-            r"8, got 64: a run goes on only as what it was$"):
+        with pytest.raises(
+            UserError,
+            match=rf"^--resume: {folder}: expected model\.lora_alpha "
+            r"8, got 64: a run goes on only as what it was$",
+        ):
             begun(config(tmp_path, **rank4 | {"model__lora_alpha": "64"}), resume)
     assert tree(folder) == before
     (folder / "run.json").unlink()  # an older run: config.yaml says it, all but the digest
-    with pytest.raises(UserError, match=r"expected model\.lora_rank 4, got 8; model\.lora_alpha "
-        r"8, got 16: "):
+    with pytest.raises(
+        UserError,
+        match=r"expected model\.lora_rank 4, got 8; model\.lora_alpha "
+        r"8, got 16: ",
+    ):
         begun(config(tmp_path, model__lora_rank="8"), str(folder))
     driver, said = begun(config(tmp_path, **rank4), str(folder))
-    assert driver.resumed and (
-        f"{folder} does not say model.files: not compared with what it is "
-        "now"
-    ) in said
+    assert (
+        driver.resumed
+        and (f"{folder} does not say model.files: not compared with what it is now") in said
+    )
 
 
 def test_what_is_followed_is_told_in_a_line_each(tmp_path: Path) -> None:
     folder = cut_off(config(tmp_path))
-    changed = config(tmp_path, learner__learning_rate="0.5", run__iterations="7", rewards__0__weight="2.0", learner__betas="[0.5, 0.9]")
+    changed = config(
+        tmp_path,
+        learner__learning_rate="0.5",
+        run__iterations="7",
+        rewards__0__weight="2.0",
+        learner__betas="[0.5, 0.9]",
+    )
     driver, said = begun(changed, str(folder))
     now = config(tmp_path)
     assert driver.resumed and set(said[1:]) == {
-        f"run.iterations: {now.run.iterations} → 7", "learner.learning_rate: "
-            f"{now.learner.learning_rate} → 0.5", "rewards.0.weight: 1.0 → 2.0",
+        f"run.iterations: {now.run.iterations} → 7",
+        f"learner.learning_rate: {now.learner.learning_rate} → 0.5",
+        "rewards.0.weight: 1.0 → 2.0",
         "learner.betas: [0.9, 0.999] → [0.5, 0.9]",
     }
     assert begun(changed, str(folder))[1] == [f"going on in {folder}"]
 
 
-def test_checkpoints_that_moved_are_followed_and_a_place_without_any_is_refused(tmp_path: Path) -> None:
+def test_checkpoints_that_moved_are_followed_and_a_place_without_any_is_refused(
+    tmp_path: Path,
+) -> None:
     loaded = config(tmp_path, checkpoint__folder=str(tmp_path / "c"))
     folder = cut_off(loaded)
-    place, other = Path(checkpoints(loaded, folder)), config(tmp_path, checkpoint__folder=str(tmp_path / "d"))
-    (place / "epoch-0001-iteration-00000002-1-1-1").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"checkpoint\.folder: expected the place of its "
+    place = Path(checkpoints(loaded, folder))
+    other = config(tmp_path, checkpoint__folder=str(tmp_path / "d"))
+    (place / "fence-0001-iteration-00000002-1-1-1").mkdir(parents=True)
+    with pytest.raises(
+        UserError,
+        match=r"checkpoint\.folder: expected the place of its "
         r"checkpoints, .*/c/flux-.*, got .*/d/flux-.*, which has "
-        r"none$"):
+        r"none$",
+    ):
         begun(other, str(folder))
     (tmp_path / "d").mkdir()
     place.rename(Path(checkpoints(other, folder)))

@@ -11,28 +11,52 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.in_process import Service
 from support.quiet_display import Quiet
-from safetensors.torch import load_file, save_file
 from support.small_drivers import begun
 from support.small_trees import quickstart
 
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from branchgrpo.train.run import carry_out
+from branchgrpo.learner.policy import rate_factor
 from branchgrpo.report.sinks import read
 from branchgrpo.runs.folder import driving
-from branchgrpo.runs.identity import MEANING, checked_alike, identity, identity_of, leaves, model_digest, require_same, shown
+from branchgrpo.runs.identity import (
+    MEANING,
+    checked_alike,
+    identity,
+    identity_of,
+    leaves,
+    model_digest,
+    require_same,
+    shown,
+)
 from branchgrpo.train.loop import Trainer
+from branchgrpo.train.run import carry_out
 from branchgrpo.types import EVALUATION
-from branchgrpo.learner.policy import rate_factor
 
 SMALL = {
-    "run.iterations": "8", "run.export": "none", "sampling.steps": "4", "method.splits": "[0, 1]", "method.leaves": "4", "rollout.workers": "1",
-    "rollout.threads": "1", "learner.threads": "1", "reward_workers.threads": "1", "rollout.prompts": "2", "evaluation.prompts": "4",
-    "evaluation.every": "0", "evaluation.steps": "2", "evaluation.pictures": "2", "checkpoint.every": "1", "learner.warmup": "0",
-    "learner.ema": "0.5", "learner.learning_rate": "0.001", "learner.schedule": "constant",
+    "run.iterations": "8",
+    "run.export": "none",
+    "sampling.steps": "4",
+    "method.splits": "[0, 1]",
+    "method.leaves": "4",
+    "rollout.workers": "1",
+    "rollout.threads": "1",
+    "learner.threads": "1",
+    "reward_workers.threads": "1",
+    "rollout.prompts": "2",
+    "evaluation.prompts": "4",
+    "evaluation.every": "0",
+    "evaluation.steps": "2",
+    "evaluation.pictures": "2",
+    "checkpoint.every": "1",
+    "learner.warmup": "0",
+    "learner.ema": "0.5",
+    "learner.learning_rate": "0.001",
+    "learner.schedule": "constant",
 }
 ASSETS = Path(__file__).parents[3] / "branchgrpo" / "assets" / "tiny-flux"
 
@@ -66,7 +90,10 @@ def test_the_digest_is_of_what_the_model_computes(model: Path, tmp_path: Path) -
     assert model_digest(model) == model_digest(ASSETS)
     other = Path(shutil.copytree(model, tmp_path / "other"))
     weights = load_file(other / "transformer" / "diffusion_pytorch_model.safetensors")
-    save_file({name: value + 0.001 for name, value in weights.items()}, other / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: value + 0.001 for name, value in weights.items()},
+        other / "transformer" / "diffusion_pytorch_model.safetensors",
+    )
     # trained further: all headers and sizes are equal
     assert model_digest(other) != model_digest(model)
     shutil.copytree(model, other, dirs_exist_ok=True)
@@ -77,8 +104,15 @@ def test_the_digest_is_of_what_the_model_computes(model: Path, tmp_path: Path) -
 
 
 REFUSED = {
-    "model.dtype": "bfloat16", "model.lora_rank": "8", "model.lora_alpha": "64", "model.lora_targets": "[to_q]", "model.height": "16",
-    "model.true_cfg": "2.0", "model.negative_prompt": "a star", "rollout.storage_dtype": "bfloat16", "learner.ema": "0",
+    "model.dtype": "bfloat16",
+    "model.lora_rank": "8",
+    "model.lora_alpha": "64",
+    "model.lora_targets": "[to_q]",
+    "model.height": "16",
+    "model.true_cfg": "2.0",
+    "model.negative_prompt": "a star",
+    "rollout.storage_dtype": "bfloat16",
+    "learner.ema": "0",
 }
 
 
@@ -87,8 +121,11 @@ def test_what_a_run_is_does_not_change(key: str) -> None:
     rank = {"model.lora_rank": "4", "model.lora_alpha": "8"}
     old, new = identity(config(**rank)), identity(config(**rank | {key: REFUSED[key]}))
     assert json.loads(json.dumps(old)) == old
-    with pytest.raises(UserError, match=rf"^--resume: it: expected {key} [^\n]+, got [^\n]+: a "
-        r"run goes on only as what it was$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^--resume: it: expected {key} [^\n]+, got [^\n]+: a "
+        r"run goes on only as what it was$",
+    ):
         require_same(old, new, "it")
     if key in MEANING:
         with pytest.raises(UserError, match=rf"^--resume: it: expected {key} [^\n]+, got [^\n]+$"):
@@ -98,19 +135,33 @@ def test_what_a_run_is_does_not_change(key: str) -> None:
         assert line.startswith(f"{key}: ") and " → " in line
 
 
-def test_another_family_of_methods_and_another_model_are_refused(model: Path, tmp_path: Path) -> None:
+def test_another_family_of_methods_and_another_model_are_refused(
+    model: Path, tmp_path: Path
+) -> None:
     old = identity(config())
     chains = {"method": "{name: chains}", "advantage": "{name: group}", "pruning": "[]"}
     with pytest.raises(UserError, match=r"expected method\.name branchgrpo, got chains"):
-        require_same(old, identity(quickstart({key: value for key, value in SMALL.items() if not key.startswith("method.")} | chains)), "it")
+        require_same(
+            old,
+            identity(
+                quickstart(
+                    {key: value for key, value in SMALL.items() if not key.startswith("method.")}
+                    | chains
+                )
+            ),
+            "it",
+        )
     moved = identity(config(**{"model.path": str(model)}))
     assert require_same(old, moved, "it") == []  # the same files, elsewhere
     shutil.copytree(model, tmp_path / "other")
     text = tmp_path / "other" / "transformer" / "config.json"
     text.write_text(text.read_text() + "\n")
     other = identity(config(**{"model.path": str(tmp_path / "other")}))
-    with pytest.raises(UserError, match=r"expected model\.path embedded:tiny-flux \(files "
-        rf"{old['model.files']}\), got {tmp_path}/other \(files "):
+    with pytest.raises(
+        UserError,
+        match=r"expected model\.path embedded:tiny-flux \(files "
+        rf"{old['model.files']}\), got {tmp_path}/other \(files ",
+    ):
         require_same(old, other, "it", meaning_alone=True)
 
 
@@ -119,11 +170,20 @@ def test_ways_of_writing_and_of_computing_are_not_what_a_run_is() -> None:
         ({"model.lora_rank": "4"}, {"model.lora_rank": "4", "model.lora_alpha": "8"}),
         ({"model.lora_rank": "0"}, {"model.lora_rank": "0", "model.lora_alpha": "8"}),
         ({"learner.ema": "0.5"}, {"learner.ema": "0.9"}),
-        ({}, {"model.gradient_checkpointing": "true", "model.decode_batch": "2", "model.vae_tiling": "true"}),
+        (
+            {},
+            {
+                "model.gradient_checkpointing": "true",
+                "model.decode_batch": "2",
+                "model.vae_tiling": "true",
+            },
+        ),
     ):
         assert identity(config(**options)) == identity(config(**others))
     loaded = config()
-    assert identity_of(shown(loaded), loaded) | {"model.files": ""} == identity(loaded) | {"model.files": ""}
+    assert identity_of(shown(loaded), loaded) | {"model.files": ""} == identity(loaded) | {
+        "model.files": ""
+    }
     assert len(require_same({}, identity(loaded), "it")) == 1  # older ones say nothing
 
 
@@ -138,48 +198,90 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     with driving(loaded, "") as driver:
         service = service_for(loaded)
         service.lost = {"died": 2}
-        summary = carry_out(loaded, service=service, folder=driver.folder, display=Quiet(), interrupted=lambda: asked.pop(0), start_up=1.0, lease=driver.lease)
+        summary = carry_out(
+            loaded,
+            service=service,
+            folder=driver.folder,
+            display=Quiet(),
+            interrupted=lambda: asked.pop(0),
+            start_up=1.0,
+            lease=driver.lease,
+        )
         service.lost = {}
         driver.ended = summary["stopped_by"]
     return driver.folder, loaded
 
 
 def newest(folder: Path) -> Path:
-    return max((folder / "checkpoints").glob("epoch-*"))
+    return max((folder / "checkpoints").glob("fence-*"))
 
 
-def test_a_new_run_begins_at_a_checkpoint_whose_tensors_mean_the_same(trained: tuple[Path, Config], tmp_path: Path) -> None:
+def test_a_new_run_begins_at_a_checkpoint_whose_tensors_mean_the_same(
+    trained: tuple[Path, Config], tmp_path: Path
+) -> None:
     folder, loaded = trained
     place = {"run.folder": str(tmp_path)}
-    with pytest.raises(UserError, match=r"^--resume: the checkpoint: expected model\.dtype "
-        r"float32, got bfloat16$"):
+    with pytest.raises(
+        UserError,
+        match=r"^--resume: the checkpoint: expected model\.dtype "
+        r"float32, got bfloat16$",
+    ):
         begun(config(**place, **{"model.dtype": "bfloat16"}), str(newest(folder)))
     assert not any(tmp_path.iterdir())
     driver, said = begun(config(**place, **{"learner.ema": "0"}), str(newest(folder)))
-    assert driver.origin == str(newest(folder)) and not driver.resumed and said == ["learner.ema: a mean → no mean"]
+    assert (
+        driver.origin == str(newest(folder))
+        and not driver.resumed
+        and said == ["learner.ema: a mean → no mean"]
+    )
     assert open_saved(newest(folder)).state()["driver"]["is"] == identity(loaded)
     older = Store(tmp_path / "older")
     older.save(1, older.claim(), {"driver": {"iteration": 1}}, {})
     said = begun(config(**place), older.newest().path)[1]  # type: ignore[union-attr]
-    assert said == ["the checkpoint does not say "
+    assert said == [
+        "the checkpoint does not say "
         f"{', '.join(key for key in MEANING if key in identity(config()))}: not "
-        "compared with what it is now"]
+        "compared with what it is now"
+    ]
 
 
-def test_seconds_and_losses_are_those_of_all_drivers(trained: tuple[Path, Config], tmp_path: Path) -> None:
+def test_seconds_and_losses_are_those_of_all_drivers(
+    trained: tuple[Path, Config], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(trained[0], tmp_path / trained[0].name))
     first = json.loads((folder / "summary.json").read_text())["seconds"]
     loaded = config(**{"run.folder": str(tmp_path), "run.iterations": "3"})
     with driving(loaded, "auto", lambda line: None) as driver:
         assert driver.resumed and driver.folder == folder
         service = service_for(loaded)
-        summary = carry_out(loaded, service=service, folder=folder, display=Quiet(), interrupted=lambda: False, start_up=2.0, resumed=True, lease=driver.lease)
+        summary = carry_out(
+            loaded,
+            service=service,
+            folder=folder,
+            display=Quiet(),
+            interrupted=lambda: False,
+            start_up=2.0,
+            resumed=True,
+            lease=driver.lease,
+        )
     seconds = summary["seconds"]
-    assert seconds["start_up"] == pytest.approx(3.0) and seconds["evaluation_before"] == first["evaluation_before"] > 0
-    assert seconds["training"] > first["training"] and seconds["evaluation_after"] > first["evaluation_after"]
-    assert seconds["total"] == pytest.approx(sum(value for key, value in seconds.items() if key != "total"))
+    assert (
+        seconds["start_up"] == pytest.approx(3.0)
+        and seconds["evaluation_before"] == first["evaluation_before"] > 0
+    )
+    assert (
+        seconds["training"] > first["training"]
+        and seconds["evaluation_after"] > first["evaluation_after"]
+    )
+    assert seconds["total"] == pytest.approx(
+        sum(value for key, value in seconds.items() if key != "total")
+    )
     records = read(folder / "metrics.jsonl")
-    assert [record["service/restarts"] for record in records if "service/restarts" in record] == [2.0, 2.0, 2.0] and service.restarts() == {}
+    assert [record["service/restarts"] for record in records if "service/restarts" in record] == [
+        2.0,
+        2.0,
+        2.0,
+    ] and service.restarts() == {}
     service.earlier.clear()
     assert records[-1]["checkpoint/iteration"] == 3.0  # its last act
 
@@ -187,7 +289,7 @@ def test_seconds_and_losses_are_those_of_all_drivers(trained: tuple[Path, Config
 # every key
 
 
-Probe = Callable[[Config, Path], Any]
+Reading = Callable[[Config, Path], Any]
 """(config, a copy of the folder) → something that follows the key."""
 
 
@@ -202,13 +304,20 @@ def resumed(loaded: Config, folder: Path) -> tuple[Trainer, Service, list[dict[s
         def rewind(self, iteration: int) -> None: ...
 
     service = service_for(loaded)
-    trainer = Trainer(config=loaded, service=service, run="test", display=Quiet(), interrupted=lambda: False, where=str(folder / "checkpoints"))
+    trainer = Trainer(
+        config=loaded,
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: False,
+        where=str(folder / "checkpoints"),
+    )
     assert trainer.begin(Log()) and trainer.outcome.iterations == 2
     trainer._conclude(trainer._iteration(), Log())
     return trainer, service, records
 
 
-def stat(name: str) -> Probe:
+def stat(name: str) -> Reading:
     return lambda loaded, folder: resumed(loaded, folder)[2][-1][name]
 
 
@@ -219,17 +328,22 @@ def moved(loaded: Config, folder: Path) -> list[float]:
 
 
 def mean(loaded: Config, folder: Path) -> list[float]:
-    return [float(value.detach().double().sum()) for value in resumed(loaded, folder)[1].learners.learner.policy.ema.values()]
+    return [
+        float(value.detach().double().sum())
+        for value in resumed(loaded, folder)[1].learners.learner.policy.ema.values()
+    ]
 
 
-def group(key: str) -> Probe:
-    return lambda loaded, folder: resumed(loaded, folder)[1].learners.learner.policy.optimiser.param_groups[0][key]
+def group(key: str) -> Reading:
+    return lambda loaded, folder: resumed(loaded, folder)[
+        1
+    ].learners.learner.policy.optimiser.param_groups[0][key]
 
 
 def kept(loaded: Config, folder: Path) -> list[int]:
-    """Iterations of the checkpoints that are there behind the next one."""
+    """Iterations of the checkpoints that are there after the next one."""
     resumed(loaded, folder)
-    return sorted(int(path.name.split("-")[3]) for path in (folder / "checkpoints").glob("epoch-*"))
+    return sorted(int(path.name.split("-")[3]) for path in (folder / "checkpoints").glob("fence-*"))
 
 
 def ahead(loaded: Config, folder: Path) -> int:
@@ -237,12 +351,12 @@ def ahead(loaded: Config, folder: Path) -> int:
 
 
 def checked(loaded: Config, folder: Path) -> bool:
-    """Is there a check behind the next iteration?"""
+    """Is there a check after the next iteration?"""
     return "held_out/total" in resumed(loaded, folder)[2][-1]
 
 
 AT_START, WHOLE = "read when actors are started, and held in no checkpoint", "seen in a whole run"
-FOLLOWED: dict[str, tuple[str, Probe | str, dict[str, str]]] = {
+FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     # key: another value, what follows it (or why nothing can keep it from that), what it needs
     # beside
     "learner.learning_rate": ("0.01", stat("update/learning_rate"), {}),
@@ -294,7 +408,11 @@ DRIVER = {"iteration", "seconds", "gates", "is", "chooser"}
 
 
 def sections() -> set[str]:
-    return {key for key, _ in leaves(shown(config())) if key.split(".")[0] in ("learner", "loss", "evaluation", "checkpoint", "async")}
+    return {
+        key
+        for key, _ in leaves(shown(config()))
+        if key.split(".")[0] in ("learner", "loss", "evaluation", "checkpoint", "async")
+    }
 
 
 def test_each_key_is_followed_or_refused() -> None:
@@ -305,43 +423,79 @@ KNOWN: dict[str, Any] = {}
 """What probes gave without the change."""
 
 
-@pytest.mark.parametrize("key", [key for key, (_, probe, _) in FOLLOWED.items() if not isinstance(probe, str)])
-def test_a_change_of_the_course_is_followed(key: str, trained: tuple[Path, Config], tmp_path: Path) -> None:
-    value, probe, beside = FOLLOWED[key]
-    assert not isinstance(probe, str)
-    before = repr((probe.__qualname__, probe.__closure__ and probe.__closure__[0].cell_contents, beside))
+@pytest.mark.parametrize(
+    "key", [key for key, (_, reading, _) in FOLLOWED.items() if not isinstance(reading, str)]
+)
+def test_a_change_of_the_course_is_followed(
+    key: str, trained: tuple[Path, Config], tmp_path: Path
+) -> None:
+    value, reading, beside = FOLLOWED[key]
+    assert not isinstance(reading, str)
+    before = repr(
+        (reading.__qualname__, reading.__closure__ and reading.__closure__[0].cell_contents, beside)
+    )
     if before not in KNOWN:
-        KNOWN[before] = probe(config(**beside), Path(shutil.copytree(trained[0], tmp_path / "old")))
-    assert probe(config(**beside | {key: value}), Path(shutil.copytree(trained[0], tmp_path / "new"))) != KNOWN[before]
+        KNOWN[before] = reading(
+            config(**beside), Path(shutil.copytree(trained[0], tmp_path / "old"))
+        )
+    assert (
+        reading(
+            config(**beside | {key: value}), Path(shutil.copytree(trained[0], tmp_path / "new"))
+        )
+        != KNOWN[before]
+    )
 
 
-def test_the_last_check_is_as_the_config_says_now(trained: tuple[Path, Config], tmp_path: Path) -> None:
+def test_the_last_check_is_as_the_config_says_now(
+    trained: tuple[Path, Config], tmp_path: Path
+) -> None:
     """All of these keys changed at once, each seen by itself."""
     folder = Path(shutil.copytree(trained[0], tmp_path / "run"))
-    wanted = {key: value for key, (value, probe, _) in FOLLOWED.items() if probe == WHOLE}
+    wanted = {key: value for key, (value, reading, _) in FOLLOWED.items() if reading == WHOLE}
     loaded = config(**{"run.iterations": "3"} | wanted)
     service = service_for(loaded)
     service.rollouts.calls.clear()
     service.published.clear()
-    summary = carry_out(loaded, service=service, folder=folder, display=Quiet(), interrupted=lambda: False, resumed=True)
+    summary = carry_out(
+        loaded,
+        service=service,
+        folder=folder,
+        display=Quiet(),
+        interrupted=lambda: False,
+        resumed=True,
+    )
     scores = json.loads((folder / "held_out.json").read_text())["after"]["total"]
     assert summary["held_out"]["total"]["n"] == len(scores) == 5  # prompts; before and after
-    assert {arguments[0].steps for method, arguments in service.rollouts.calls if method == "grow" and arguments[2][0].key.iteration == EVALUATION} == {3}
+    assert {
+        arguments[0].steps
+        for method, arguments in service.rollouts.calls
+        if method == "grow" and arguments[2][0].key.iteration == EVALUATION
+    } == {3}
     assert "ema" in {weights for weights, *_ in service.published}
     assert summary["diversity"]["n"] == 2 and summary["metric"] == "ocr/edit"
     # prompts_between
-    assert read(folder / "metrics.jsonl")[-1]["held_out/total"] == pytest.approx(sum(scores[:2]) / 2)
+    assert read(folder / "metrics.jsonl")[-1]["held_out/total"] == pytest.approx(
+        sum(scores[:2]) / 2
+    )
     # pictures
-    assert (folder / "samples" / "after.png").stat().st_size < (trained[0] / "samples" / "after.png").stat().st_size
+    assert (folder / "samples" / "after.png").stat().st_size < (
+        trained[0] / "samples" / "after.png"
+    ).stat().st_size
     assert len(wanted) == 7
 
 
-def test_what_is_read_at_the_start_is_in_no_checkpoint(trained: tuple[Path, Config], tmp_path: Path) -> None:
+def test_what_is_read_at_the_start_is_in_no_checkpoint(
+    trained: tuple[Path, Config], tmp_path: Path
+) -> None:
     """Nothing that is restored could override it; and the change is told."""
     state = open_saved(newest(trained[0])).state()
-    assert state.keys() == STATE and state["driver"].keys() <= DRIVER and state["schedule"].keys() == {"last_epoch"}
+    assert (
+        state.keys() == STATE
+        and state["driver"].keys() <= DRIVER
+        and state["schedule"].keys() == {"last_epoch"}
+    )
     folder = Path(shutil.copytree(trained[0], tmp_path / trained[0].name))
-    for key in [key for key, (_, probe, _) in FOLLOWED.items() if probe == AT_START]:
+    for key in [key for key, (_, reading, _) in FOLLOWED.items() if reading == AT_START]:
         loaded = config(**{"run.folder": str(tmp_path), key: FOLLOWED[key][0]})
         assert [line for line in begun(loaded, str(folder))[1] if line.startswith(f"{key}: ")], key
 
@@ -353,29 +507,65 @@ def test_another_loss_is_followed(trained: tuple[Path, Config], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("origin", [False, True])
-def test_the_rate_is_the_configs_and_the_place_in_the_schedule_the_checkpoints(trained: tuple[Path, Config], tmp_path: Path, origin: bool) -> None:
+def test_the_rate_is_the_configs_and_the_place_in_the_schedule_the_checkpoints(
+    trained: tuple[Path, Config], tmp_path: Path, origin: bool
+) -> None:
     folder = Path(shutil.copytree(trained[0], tmp_path / "run"))
-    changed = config(**{"learner.learning_rate": "0.02", "learner.schedule": "cosine", "learner.warmup": "4", "run.iterations": "10"})
+    changed = config(
+        **{
+            "learner.learning_rate": "0.02",
+            "learner.schedule": "cosine",
+            "learner.warmup": "4",
+            "run.iterations": "10",
+        }
+    )
     service = service_for(changed)
-    where = [str(tmp_path / "empty"), str(newest(folder))] if origin else [str(folder / "checkpoints")]
+    where = (
+        [str(tmp_path / "empty"), str(newest(folder))] if origin else [str(folder / "checkpoints")]
+    )
     service.learners.call("restore", *where)
     policy = service.learners.learner.policy
     assert policy.scheduler.last_epoch == 2
     for position in range(2, 8):
         expected = 0.02 * rate_factor(changed.learner, position, 10)
-        assert policy.optimiser.param_groups[0]["lr"] == policy.scheduler.get_last_lr()[0] == expected
+        assert (
+            policy.optimiser.param_groups[0]["lr"] == policy.scheduler.get_last_lr()[0] == expected
+        )
         for value in policy.masters:
             value.grad = torch.ones_like(value)
         policy.optimiser.step()
         policy.scheduler.step()
 
 
-def test_scores_before_training_are_measured_again_where_the_check_is_another(trained: tuple[Path, Config], tmp_path: Path) -> None:
+def test_scores_before_training_are_measured_again_where_the_check_is_another(
+    trained: tuple[Path, Config], tmp_path: Path
+) -> None:
     folder, saved = Path(shutil.copytree(trained[0], tmp_path / "run")), shown(trained[1])
-    assert checked_alike(saved, config(**{"learner.learning_rate": "1", "evaluation.pictures": "3", "evaluation.every": "3"}))
-    for key, value in (("evaluation.prompts", "5"), ("evaluation.steps", "3"), ("sampling.steps", "5"), ("run.seed", "1"), ("rewards.0.weight", "2.0")):
+    assert checked_alike(
+        saved,
+        config(
+            **{"learner.learning_rate": "1", "evaluation.pictures": "3", "evaluation.every": "3"}
+        ),
+    )
+    for key, value in (
+        ("evaluation.prompts", "5"),
+        ("evaluation.steps", "3"),
+        ("sampling.steps", "5"),
+        ("run.seed", "1"),
+        ("rewards.0.weight", "2.0"),
+    ):
         assert not checked_alike(saved, config(**{key: value})), key
     (folder / "held_out.json").write_text("")  # damaged: measured again too
     changed = config(**{"run.iterations": "2"})
-    summary = carry_out(changed, service=service_for(changed), folder=folder, display=Quiet(), interrupted=lambda: False, resumed=True)
-    assert summary["held_out"]["total"]["before"] == json.loads((trained[0] / "summary.json").read_text())["held_out"]["total"]["before"]
+    summary = carry_out(
+        changed,
+        service=service_for(changed),
+        folder=folder,
+        display=Quiet(),
+        interrupted=lambda: False,
+        resumed=True,
+    )
+    assert (
+        summary["held_out"]["total"]["before"]
+        == json.loads((trained[0] / "summary.json").read_text())["held_out"]["total"]["before"]
+    )

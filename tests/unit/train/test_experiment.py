@@ -125,7 +125,7 @@ def test_run_folder_is_complete(tmp_path: Path) -> None:
     assert 0 < summary["diversity"]["mean"] < 1
     assert (
         summary["gates"]["on_policy_deviation"] <= 1e-5
-        and summary["gates"]["probe_difference"] <= 1e-4
+        and summary["gates"]["fingerprint_difference"] <= 1e-4
     )
     assert summary["seconds"].keys() == {
         "start_up",

@@ -15,7 +15,7 @@ from support.small_trees import quickstart
 
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import StaleEpoch, UserError
+from branchgrpo.errors import StaleFence, UserError
 from branchgrpo.models import weights as wire
 from branchgrpo.report.sinks import read
 from branchgrpo.train.loop import Grown, Trainer
@@ -112,17 +112,15 @@ def test_ratios_of_older_trees_are_against_the_policy_that_grew_them(tmp_path: P
 def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
     loaded = config(**{"async.max_staleness": "1"})
     service = Service(loaded)
-    trainer, log = (
-        Trainer(
-            config=loaded,
-            service=service,
-            run="test",
-            display=Quiet(),
-            interrupted=lambda: False,
-            where=str(tmp_path),
-        ),
-        Memory(),
+    trainer = Trainer(
+        config=loaded,
+        service=service,
+        run="test",
+        display=Quiet(),
+        interrupted=lambda: False,
+        where=str(tmp_path),
     )
+    log = Memory()
     trainer.begin()
     trainer._conclude(trainer._iteration(), log)
     # as if two updates had passed
@@ -130,7 +128,7 @@ def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
         iteration=1,
         version=-1,
         plan=trainer.ahead[0].plan,
-        harvest=trainer.ahead[0].harvest,
+        batch=trainer.ahead[0].batch,
         prompts=2,
     )
     trainer._conclude(trainer._iteration(), log)
@@ -169,7 +167,7 @@ def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
     )
     assert (
         rest.begin(first)
-        and rest.epoch == 2
+        and rest.fence == 2
         and display.notes == ["going on from the checkpoint of iteration 2"]
     )
     rest.train(first)
@@ -227,9 +225,9 @@ def test_a_run_that_was_taken_over_ends_and_counts_it(tmp_path: Path) -> None:
     )
     trainer.begin()
     Store(str(tmp_path)).claim()
-    with pytest.raises(StaleEpoch, match="epoch 1 rejected: epoch 2 has been claimed"):
+    with pytest.raises(StaleFence, match="fence 1 rejected: fence 2 has been claimed"):
         trainer.train(Memory())
-    assert trainer.outcome.iterations == 2 and service.reports[-1]["figures"] == {
+    assert trainer.outcome.iterations == 2 and service.reports[-1]["metrics"] == {
         "checkpoint/rejected": 1.0
     }
     assert not Store(str(tmp_path)).all()
@@ -237,12 +235,12 @@ def test_a_run_that_was_taken_over_ends_and_counts_it(tmp_path: Path) -> None:
 
 def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Path) -> None:
     trained(config(), tmp_path)
-    for file in (tmp_path / "store").glob("epoch-*/state.json"):
+    for file in (tmp_path / "store").glob("fence-*/state.json"):
         file.write_text("{")
     service = Service(config())
     with pytest.raises(
         UserError,
-        match=r"^checkpoints: expected a valid one in .*, every one is damaged: epoch-[^\n]+$",
+        match=r"^checkpoints: expected a valid one in .*, every one is damaged: fence-[^\n]+$",
     ):
         Trainer(
             config=config(),
@@ -252,13 +250,13 @@ def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Pat
             interrupted=lambda: False,
             where=str(tmp_path / "store"),
         ).begin(Memory())
-    assert len(list((tmp_path / "store").glob("epoch-*/state.json"))) == 2
+    assert len(list((tmp_path / "store").glob("fence-*/state.json"))) == 2
 
 
 def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(tmp_path: Path) -> None:
     _, whole, log = trained(config(), tmp_path / "whole")
     trained(config(), tmp_path / "cut")
-    newest = max((tmp_path / "cut" / "store").glob("epoch-*-iteration-00000004-*"))
+    newest = max((tmp_path / "cut" / "store").glob("fence-*-iteration-00000004-*"))
     with max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size).open(
         "r+b"
     ) as file:
@@ -308,7 +306,7 @@ def test_a_run_that_has_finished_trains_no_further(tmp_path: Path) -> None:
 
 def test_a_new_run_begins_at_a_checkpoint(tmp_path: Path) -> None:
     _, whole, _ = trained(config(), tmp_path / "whole")
-    (origin,) = (tmp_path / "whole" / "store").glob("epoch-*-iteration-00000002-*")
+    (origin,) = (tmp_path / "whole" / "store").glob("fence-*-iteration-00000002-*")
     service, log = Service(config()), Memory()
     rest = Trainer(
         config=config(),
@@ -378,7 +376,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_failure_anywhere_gives_the_same_run(
     whole: tuple[Path, str], tmp_path: Path, method: str, at: int, gone: bool
 ) -> None:
-    """Also at the last checkpoint, and when the weights are written behind the last check."""
+    """Also at the last checkpoint, and when the weights are written after the last check."""
     service = Failing(config(**EXPORTED), method, at, gone)
     summary = carry_out(
         config(**EXPORTED),

@@ -14,8 +14,8 @@ from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
 
-class TemporalMethod(MethodOptions):
-    """A spine for each seed: K children of each trunk state, each continued without noise to a leaf
+class TempFlowMethod(MethodOptions):
+    """A comb for each seed: K children of each trunk state, each continued without noise to a leaf
     of its own."""
 
     name: Literal["tempflow"] = Field("tempflow", description="the method family")
@@ -47,7 +47,7 @@ class TemporalMethod(MethodOptions):
             kernel=kernel,
             noise_scale=scale,
             branch_noise="independent",
-            spine=True,
+            comb=True,
             chains=self.seeds,
             shared_root=False,
         )
