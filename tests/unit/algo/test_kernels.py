@@ -86,7 +86,7 @@ def test_dance_keeps_the_marginals_of_the_flow() -> None:
             v=v,
             sigma=torch.tensor(sigma),
             sigma_next=torch.tensor(sigma - dt, dtype=torch.float64),
-            eta=torch.tensor(eta),
+            scale=torch.tensor(eta),
         )
         after = mean.flatten().tolist()
         middle, slope = sum(after) / 2, (after[1] - after[0]) / 2
@@ -103,13 +103,13 @@ def test_dance_without_noise_is_the_ode() -> None:
     straight, zero = kernels.ode(
         x, v=v, sigma=column(0.8), sigma_next=column(0.7), scale=column(0.0)
     )
-    mean, std = kernels.dance(x, v=v, sigma=column(0.8), sigma_next=column(0.7), eta=column(0.0))
+    mean, std = kernels.dance(x, v=v, sigma=column(0.8), sigma_next=column(0.7), scale=column(0.0))
     assert torch.equal(mean, straight)
     assert torch.equal(zero, torch.zeros(1, 1, 1))
     assert torch.equal(std, zero)
     for eta in (1e-2, 1e-3):  # std falls with η, the drift with η²
         mean, std = kernels.dance(
-            x, v=v, sigma=column(0.8), sigma_next=column(0.7), eta=column(eta)
+            x, v=v, sigma=column(0.8), sigma_next=column(0.7), scale=column(eta)
         )
         assert (mean - straight).abs().max() < eta**2 + 1e-6
         assert std.item() == pytest.approx(eta * 0.1**0.5, rel=1e-5)
