@@ -18,6 +18,9 @@ class Encoder:
         torch.set_num_threads(config.rollout.compute_threads)
         self.config, self.index = config, index
 
+    def ping(self) -> None:
+        """Is it alive?"""
+
     def ready(self) -> None:
         """Load the text encoders."""
         self.model = self.config.model.build(self.config.rollout.device, ("encoders",))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,35 +21,41 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import GateError, UserError
 from branchgrpo.learner import shard
 from branchgrpo.learner.fsdp import gathered, shard_weights
+from branchgrpo.learner.payloads import Fetch, PayloadStore
 from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally, micro_batches
 from branchgrpo.learner.saved_state import loaded
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.models import weights as wire
+from branchgrpo.service import (
+    CheckpointRequest,
+    PublishedWeights,
+    RestoredState,
+    SavedCheckpoint,
+    UpdateRequest,
+    WeightSpec,
+)
 from branchgrpo.types import (
     F32,
     BranchPlan,
     Conditioning,
-    LearnerShard,
-    SegmentHeader,
     StepStats,
     TreeCredit,
     TreeHeader,
 )
 
-Fetch = Callable[[Sequence[Any]], list[Any]]
-"""Values behind references."""
+M = TypeVar("M", bound=Callable[..., Any])
 
-DROPPED = -1
-"""Owner of the latents of trees that are not trained on."""
+
+def storage_bound(method: M) -> M:
+    """Marks a method that waits for files, perhaps of a slow or stalled storage: how long it took
+    says little of the next time, so only the longest deadline holds for it."""
+    method.storage_bound = True  # type: ignore[attr-defined]
+    return method
 
 
 class Learner:
     """Plain class; the cluster makes a rank group of actors of it. With one rank it needs no
     process group."""
-
-    storage_bound = frozenset(("configure", "restore", "checkpoint", "save"))
-    """Methods that wait for files, perhaps of a slow or stalled storage: how long they took says
-    little of the next time."""
 
     def __init__(self, config: Config, rank: int, fetch: Fetch):
         self.config = config
@@ -58,6 +64,7 @@ class Learner:
         self.fetch = fetch
         self.version = 0
 
+    @storage_bound
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; ranks and resources stay as they
         were."""
@@ -90,6 +97,9 @@ class Learner:
         """Weights are spread over the ranks."""
         return self.ranks > 1 and self.config.learner.parallel == "fsdp"
 
+    def ping(self) -> None:
+        """Is it alive?"""
+
     def rendezvous(self, host: str) -> str:
         """A free address of this host, for rank 0 to be met at. host: its IPv4 or IPv6 address,
         which the others reach."""
@@ -113,29 +123,21 @@ class Learner:
             )
         self.configure(self.config)
 
-    def update(
-        self,
-        plan: BranchPlan,
-        iteration: int,
-        segments: list[tuple[SegmentHeader, Any]],
-        conditioning: Conditioning,
-        scores: dict[tuple[int, int], F32],
-    ) -> StepStats:
-        """One iteration's training. `segments` pairs headers with references to payloads; `scores`
-        has every reward's trained scores by (prompt index, tree) → [R, L]; trees that it leaves out
-        are not trained on. Raises GateError when a start-up gate fails, RuntimeError after too many
-        skips."""
-        headers = [header for header, _ in segments]
+    def update(self, request: UpdateRequest, conditioning: Conditioning) -> StepStats:
+        """One iteration's training. Raises GateError when a start-up gate fails, RuntimeError after
+        too many skips."""
+        plan, scores = request.plan, request.scores
+        headers = [header for header, _ in request.segments]
         trees = assemble(plan, headers, self.config.credit.leaf_rewards(scores))
         if not 0 <= self.version - trees[0].policy_version <= self.config.async_.max_staleness:
             raise RuntimeError(
                 f"{self!r} has weights v{self.version}: trees were grown with weights "
                 f"v{trees[0].policy_version}"
             )
-        credits = self.config.credit.assign(plan, trees, iteration, scores)
+        credits = self.config.credit.assign(plan, trees, request.iteration, scores)
         self._same_on_all_ranks("credit", credit.digest(credits))
         options = self.config.learner
-        every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + iteration
+        every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + request.iteration
         steps = [
             ranks[self.rank]
             for ranks in shard.split(
@@ -148,7 +150,7 @@ class Learner:
             )
         ]
         store = PayloadStore(
-            fetch=self.fetch, plan=plan, trees=trees, segments=segments, shards=steps
+            fetch=self.fetch, plan=plan, trees=trees, segments=request.segments, shards=steps
         )
         cond = self.model.conditioning(conditioning)
         size = (
@@ -198,18 +200,19 @@ class Learner:
         )
 
     def publish(self, weights: str = "policy") -> list[Any]:
-        """[(version, digest), WeightUpdate, chunk, …] of the present weights, or of their
-        exponential mean (`ema`), as many chunks as `chunks` says. Every rank must call it; all but
-        the first return nothing but None.
+        """[PublishedWeights, WeightUpdate, chunk, …] of the present weights, or of their
+        exponential mean (`ema`), as many chunks as `specification` says. Every rank must call it;
+        all but the first return nothing but None.
 
         Chunks are views of what `_whole` gives: they are valid until the next update."""
         tensors = self._whole(weights)
         if self.rank:
-            return [None] * (2 + self.chunks())
+            return [None] * (2 + self.specification().chunks)
         update, chunks = wire.pack_weights(
             self.version, tensors, self.config.learner.publish_chunk_mb << 20
         )
-        return [(update.version, update.digest), update, *chunks]
+        published = PublishedWeights(version=update.version, digest=update.digest)
+        return [published, update, *chunks]
 
     def _whole(self, weights: str) -> dict[str, torch.Tensor]:
         """The trained weights, or their exponential mean, in main memory and in the dtypes of
@@ -221,48 +224,39 @@ class Learner:
             for name, value in gathered(tensors, keep=self.rank == 0)
         }
 
-    def chunks(self) -> int:
-        """How many chunks `publish` returns."""
-        sizes = [
-            value.numel() * self.kinds[name].itemsize
-            for name, value in self.model.trainable().items()
-        ]
-        return wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)[-1] + 1
+    def specification(self) -> WeightSpec:
+        """How `publish` sends the weights."""
+        trained = self.model.trainable()
+        sizes = [value.numel() * self.kinds[name].itemsize for name, value in trained.items()]
+        plan = wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)
+        return WeightSpec(names=tuple(trained), chunks=plan[-1] + 1)
 
-    def checkpoint(
-        self, where: str, iteration: int, fence: int, driver: dict[str, Any]
-    ) -> dict[str, str]:
-        """Write what training has reached to the store at `where`, with the driver's own state.
-        Every rank must call it.
-
-        Rank 0 returns {"path": …}, or {"failed": why} where it could not be written: training can
-        go on without. Raises StaleFence when another run has taken over.
-        """
+    @storage_bound
+    def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
+        """Write what training has reached, with the driver's own state. Every rank must call it;
+        rank 0 tells. Raises StaleFence when another run has taken over."""
         state, tensors = capture(self.policy, keep=self.rank == 0)
         if self.rank:
-            return {}
-        state |= {"version": self.version, "skips": self.skips, "driver": driver}
+            return SavedCheckpoint()
+        state |= {"version": self.version, "skips": self.skips, "driver": dict(request.driver)}
         files = {f"{file}.safetensors": named for file, named in tensors.items()}
+        store = Store(request.where, self.config.checkpoint.keep)
         try:
-            return {
-                "path": str(
-                    Store(where, self.config.checkpoint.keep)
-                    .save(iteration, fence, state, files)
-                    .path
-                )
-            }
+            saved = store.save(request.iteration, request.fence, state, files)
         except OSError as error:
-            return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return SavedCheckpoint(failed=why)
+        return SavedCheckpoint(path=str(saved.path))
 
-    def restore(self, where: str, origin: str = "") -> dict[str, Any]:
+    @storage_bound
+    def restore(self, where: str, origin: str = "") -> RestoredState:
         """Go back to the newest valid checkpoint at `where`, or to the beginning when there is
-        none: the checkpoint `origin`, or the untrained model. Returns the driver's state, {} for
-        the latter, with `damaged`: what was passed over, and why. Raises UserError for a checkpoint
+        none: the checkpoint `origin`, or the untrained model. Raises UserError for a checkpoint
         that does not fit the policy, which then stays as it begins."""
         store = Store(where, self.config.checkpoint.keep)
         saved = store.newest()
         self.configure(self.config)
-        damaged = [f"{name}: {reason}" for name, reason in store.damaged]
+        damaged = tuple(f"{name}: {reason}" for name, reason in store.damaged)
         if saved is None and damaged:  # beginning again would in the end delete what may be mended
             raise UserError(
                 f"checkpoints: expected a valid one in {where}, every one is damaged: "
@@ -271,17 +265,18 @@ class Learner:
         if saved is None and origin:
             saved = open_saved(origin)
         if saved is None:
-            return {"damaged": damaged}
+            return RestoredState(driver=None, damaged=damaged)
         state, tensors = loaded(saved, self.policy)
         restore(self.policy, state, tensors)
         self.version, self.skips = int(state["version"]), int(state["skips"])
-        return dict(state["driver"]) | {"damaged": damaged}
+        return RestoredState(driver=dict(state["driver"]), damaged=damaged)
 
     def fingerprint(self) -> F32:
         """Velocity at a fixed input, see `actors.rollout.fingerprint`."""
         return fingerprint(self.model)
 
-    def save(self, folder: Path) -> None:
+    @storage_bound
+    def export(self, folder: Path) -> None:
         """Write the weights that are evaluated, in the form that run.export names. Every rank must
         call it."""
         tensors = self._whole(self.config.evaluation.weights)
@@ -370,64 +365,3 @@ class Learner:
             advantage_abs=float(np.abs(kept).mean()) if len(kept) else 0.0,
             fetched_bytes=read,
         )
-
-
-class PayloadStore:
-    """Latents of a rank's shards: fetches only the payloads that hold its parents."""
-
-    def __init__(
-        self,
-        fetch: Fetch,
-        plan: BranchPlan,
-        trees: list[TreeHeader],
-        segments: list[tuple[SegmentHeader, Any]],
-        shards: list[LearnerShard],
-    ):
-        topo = topology(plan)
-        index = {(tree.prompt, tree.key.tree): i for i, tree in enumerate(trees)}
-        wanted = {
-            (int(tree), int(child))
-            for one in shards
-            for (tree, _), row in zip(one.parents, one.edges, strict=True)
-            for child in row
-            if child >= 0
-        }
-        wanted |= {(int(tree), int(node)) for one in shards for tree, node in one.parents}
-        needed = []
-        for header, reference in segments:
-            owners = [
-                index.get((subtree.prompt, subtree.key.tree), DROPPED)
-                for subtree in header.subtrees
-            ]
-            edges: set[tuple[int, int]] = set()
-            for tree, subtree in zip(owners, header.subtrees, strict=True):
-                edges.update(
-                    (tree, int(edge))
-                    for edge in topo.segment_edges(subtree.node, header.start, header.stop)
-                )
-            if not wanted.isdisjoint(edges):
-                needed.append((owners, reference))
-        self.rows: dict[tuple[int, int], torch.Tensor] = {}
-        self.velocities: dict[tuple[int, int], torch.Tensor] = {}
-        self.bytes = 0
-        for (owners, _), payload in zip(
-            needed, fetch([reference for _, reference in needed]), strict=True
-        ):
-            self.bytes += payload.latents.nbytes + payload.velocity.nbytes
-            latents = wire.to_torch(payload.latents, payload.dtype)
-            for row, (subtree, node) in enumerate(
-                zip(payload.subtree.tolist(), payload.node.tolist(), strict=True)
-            ):
-                self.rows[owners[subtree], node] = latents[row]
-            for row, velocity in zip(
-                payload.parent.tolist(), wire.to_torch(payload.velocity, "float32"), strict=True
-            ):
-                self.velocities[owners[payload.subtree[row]], int(payload.node[row])] = velocity
-
-    def latents(self, tree: int, node: int) -> torch.Tensor:
-        """[*S] of one node, in the storage dtype."""
-        return self.rows[tree, node]
-
-    def behaviour(self, tree: int, node: int) -> torch.Tensor:
-        """[*S] velocity of the policy that grew the tree, at one parent."""
-        return self.velocities[tree, node]

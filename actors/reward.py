@@ -28,6 +28,9 @@ class RewardWorker:
         self.rewards = rewards
         self.index = index
 
+    def ping(self) -> None:
+        """Is it alive?"""
+
     def ready(self) -> None:
         """Load the rewards."""
         self.configure(self.config)

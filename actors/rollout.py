@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS
 from branchgrpo.rollout.sampler import Sampler
+from branchgrpo.service import GrownSegment, SegmentRequest
 from branchgrpo.types import (
     F32,
     U8,
@@ -20,7 +20,6 @@ from branchgrpo.types import (
     Conditioning,
     LeafMedia,
     SegmentHeader,
-    Subtree,
     TreePayload,
     WeightUpdate,
 )
@@ -59,6 +58,9 @@ class RolloutWorker:
     def __repr__(self) -> str:
         return f"rollout-{self.index}"
 
+    def ping(self) -> None:
+        """Is it alive?"""
+
     def ready(self) -> None:
         """Load the model."""
         self.configure(self.config)
@@ -74,26 +76,19 @@ class RolloutWorker:
         return [self.model.truncated(prompts), self.model.encode(prompts)]
 
     def grow(
-        self,
-        plan: BranchPlan,
-        version: int,
-        subtrees: tuple[Subtree, ...],
-        start: int,
-        stop: int,
-        conditioning: Conditioning,
-        *roots: Any,
+        self, plan: BranchPlan, request: SegmentRequest, conditioning: Conditioning, *roots: Any
     ) -> list[Any]:
-        """Grow M subtrees from level `start` to `stop`.
+        """Grow a segment; returns GrownSegment.objects.
 
         roots: the subtrees' root latents as `grow` returned them; none at level 0, where they are
-        drawn. Returns [SegmentHeader, TreePayload, …] and then, at the last level, one LeafMedia;
-        above it, the latents of every frontier node, by subtree and node number. Raises
-        RuntimeError when the weights are not `version`.
+        drawn. Raises RuntimeError when the weights are not those that are asked for.
         """
-        begun = perf_counter()
-        if version != self.version:
+        subtrees = request.subtrees
+        start, stop = request.start, request.stop
+        if request.version != self.version:
             raise RuntimeError(
-                f"{self!r} has weights v{self.version}: asked to grow with weights v{version}"
+                f"{self!r} has weights v{self.version}: asked to grow with weights "
+                f"v{request.version}"
             )
         x = self._stack(roots) if start else self.sampler.roots(plan, subtrees)
         segment = self.sampler.grow(
@@ -108,26 +103,22 @@ class RolloutWorker:
             parent=segment.parent_row,
             velocity=segment.velocity.cpu().numpy(),
         )
-        rest: list[Any]
-        if stop == plan.steps:
-            rest = [LeafMedia(self.model.decode(segment.frontier.float()), subtrees)]
-        else:
-            frontier, _ = wire.to_numpy(segment.frontier)
-            rest = [np.ascontiguousarray(node) for node in frontier]
-        stored = kept.nbytes + payload.velocity.nbytes
         header = SegmentHeader(
             subtrees=subtrees,
             start=start,
             stop=stop,
-            policy_version=version,
+            policy_version=request.version,
             log_prob=segment.log_prob,
             forwards=segment.forwards,
-            payload_bytes=stored,
-            seconds=perf_counter() - begun,
-            worker=self.index,
+            payload_bytes=kept.nbytes + payload.velocity.nbytes,
             halved=segment.halved,
         )
-        return [header, payload, *rest]
+        if stop == plan.steps:
+            media = LeafMedia(self.model.decode(segment.frontier.float()), subtrees)
+            return GrownSegment(header=header, payload=payload, media=media).objects()
+        frontier, _ = wire.to_numpy(segment.frontier)
+        nodes = tuple(np.ascontiguousarray(node) for node in frontier)
+        return GrownSegment(header=header, payload=payload, frontier=nodes).objects()
 
     def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
         """Replace the trained weights. Returns the digest of what the model then holds.

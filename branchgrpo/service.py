@@ -1,85 +1,249 @@
-"""What the driver needs of its surroundings, as protocols: the method's code runs on Ray, or in one
-process in tests."""
+"""What the driver needs of its surroundings, as protocols, and the messages that pass: the same
+loop runs on Ray, or in one process in tests.
+
+A `Reference` is a handle on a result that stays where it was made: bulk data never passes through
+the driver. `then` is called with a task's result when it is done, in the driver.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from branchgrpo.types import F32, U8, BranchPlan, RewardScores, SegmentHeader, StepStats, Subtree
 
 Reference = Any
-"""A handle on a result that stays where it was made."""
 
 
-class Flow(Protocol):
-    """Pending tasks."""
+# messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPrompts:
+    """Rollout worker → driver."""
+
+    truncated: int  # prompts that are longer than the text encoders take
+    conditioning: Reference  # → Conditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest:
+    """Driver → rollout worker: grow these subtrees from level `start` to `stop`."""
+
+    version: int  # of the weights that must grow them
+    subtrees: tuple[Subtree, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownSegment:
+    """Rollout worker → driver, rollout workers, reward workers and learners. The header is small;
+    each other part is an object of its own, so that whoever needs one reads that alone."""
+
+    header: SegmentHeader
+    payload: Reference  # → TreePayload
+    media: Reference = None  # → LeafMedia, at the last level
+    frontier: tuple[Reference, ...] = ()  # above it → latents of each node, by subtree and node
+
+    def objects(self) -> list[Any]:
+        """The parts as separate results."""
+        last = [self.media] if self.media is not None else list(self.frontier)
+        return [self.header, self.payload, *last]
+
+    @classmethod
+    def of(cls, header: SegmentHeader, rest: Sequence[Reference], leaves: bool) -> Self:
+        """From the header and references to the other `objects`."""
+        payload, *last = rest
+        if leaves:
+            return cls(header=header, payload=payload, media=last[0])
+        return cls(header=header, payload=payload, frontier=tuple(last))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRequest:
+    """Driver → learner ranks. `scores` has every reward's trained scores [R, L] by (prompt index,
+    tree); trees that it leaves out are not trained on."""
+
+    plan: BranchPlan
+    iteration: int
+    segments: Sequence[tuple[SegmentHeader, Reference]]  # → TreePayload
+    scores: Mapping[tuple[int, int], F32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSpec:
+    """Learner rank → driver: how the trained weights are published."""
+
+    names: tuple[str, ...]
+    chunks: int  # objects that they travel as, beside their header
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedWeights:
+    """Learner rank 0 → driver."""
+
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRequest:
+    """Driver → learner ranks."""
+
+    where: str
+    iteration: int
+    fence: int
+    driver: Mapping[str, Any] = field(default_factory=dict)  # the driver's own state; any JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """Learner rank 0 → driver."""
+
+    path: str = ""
+    failed: str = ""  # why it could not be written: training can go on without
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoredState:
+    """Learner rank 0 → driver."""
+
+    driver: Mapping[str, Any] | None  # as it was saved; None: there was no checkpoint
+    damaged: tuple[str, ...]  # checkpoints that were passed over, and why
+
+
+# protocols
+
+
+class Tasks(Protocol):
+    """Pending tasks, perhaps of several pools."""
 
     def run(self) -> None:
         """Until all tasks, and those their completion added, are done. Raises the first failure."""
 
 
-class Pool(Protocol):
-    """Equal workers; any of them may get any task."""
+class EncoderPool(Protocol):
+    """Those that encode prompts before training."""
+
+    def tasks(self) -> Tasks:
+        """A new set of pending tasks."""
+
+    def encode(
+        self, tasks: Any, texts: list[str], path: Path, then: Callable[[str, int], None]
+    ) -> None:
+        """Write a shard of encodings; `then` gets its name and how many texts it has."""
+
+
+class RolloutPool(Protocol):
+    """Those that grow trees: equal workers, any of which may get any task."""
 
     def __len__(self) -> int: ...
 
-    def flow(self) -> Any:
-        """A new Flow."""
+    def tasks(self) -> Tasks:
+        """A new set of pending tasks."""
 
-    def submit(
-        self,
-        flow: Any,
-        method: str,
-        *arguments: Any,
-        returns: int = 1,
-        size: float = 1.0,
-        then: Callable[[list[Reference]], None],
+    def share(self, plan: BranchPlan) -> Reference:
+        """A plan that several tasks take, sent once."""
+
+    def encode(
+        self, tasks: Any, prompts: list[str], then: Callable[[EncodedPrompts], None]
     ) -> None:
-        """Run a method on some worker; `then` gets references to its `returns` results when it is
-        done. size: of the task beside others of its method: how long it may take."""
+        """Encode an iteration's prompts."""
 
-    def share(self, value: Any) -> Reference:
-        """A value that several tasks take, sent once."""
+    def grow(
+        self,
+        tasks: Any,
+        plan: Reference,
+        request: SegmentRequest,
+        *,
+        conditioning: Reference,
+        roots: Sequence[Reference],
+        frontier: int,
+        size: float,
+        then: Callable[[GrownSegment], None],
+    ) -> None:
+        """Grow a segment. roots: the subtrees' root latents, none at level 0. frontier: nodes at
+        `request.stop`, or 0 where that is the last level. size: of the work beside other segments:
+        how long it may take."""
 
-    def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        """Run a method on every worker; results in their order."""
+    def pixels(self, media: Reference) -> U8:
+        """[leaves, F, H, W, 3] of a segment's media, into the driver: for pictures."""
 
-    def fetch(self, reference: Reference) -> Any:
-        """A small result, into the driver."""
+    def fingerprints(self) -> list[F32]:
+        """Each worker's velocity at one fixed input: tells whose weights it has."""
 
 
-class RankGroup(Protocol):
-    """Learner ranks, which work as one."""
+class RewardPool(Protocol):
+    """Those that score by some of the rewards."""
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Run a method on every rank; results in rank order."""
+    def score(
+        self,
+        tasks: Any,
+        media: Reference,
+        prompts: list[str],
+        *,
+        size: float,
+        then: Callable[[RewardScores], None],
+    ) -> None:
+        """Score a segment's leaves; `prompts` has one for each of its subtrees."""
 
-    def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Any:
-        """The same without waiting. size: of the work beside other calls of the method: how long it
-        may take."""
 
-    def finish(self, call: Any) -> list[Any]:
-        """Wait for what `begin` began; results in rank order."""
+class PendingUpdate(Protocol):
+    """An update that the learner ranks work on."""
+
+    def result(self) -> StepStats:
+        """Wait for it."""
+
+
+class LearnerGroup(Protocol):
+    """Those that train: ranks that work as one."""
+
+    def start_update(
+        self, request: UpdateRequest, conditioning: Reference, size: float
+    ) -> PendingUpdate:
+        """Begin an iteration's training. size: of the work beside other updates."""
+
+    def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
+        """Write what training has reached. Raises StaleFence when another driver has taken over."""
+
+    def restore(self, where: str, origin: str) -> RestoredState:
+        """Go back to the newest valid checkpoint at `where`, else to the checkpoint `origin`, else
+        to the untrained model."""
+
+    def fingerprint(self) -> F32:
+        """As of RolloutPool.fingerprints."""
+
+    def export(self, folder: Path) -> None:
+        """Write the weights that are evaluated, in the form that run.export names."""
 
 
 class Service(Protocol):
     """Everything a training run works with."""
 
-    earlier: Counter[str]  # actors replaced under drivers before this one, by cause
+    # actors replaced under drivers before this one, by cause
+    earlier: Counter[str]
     # failures of machines, not of the program: the run goes back to what it has saved
     faults: tuple[type[Exception], ...]
 
     @property
-    def rollouts(self) -> Pool:
+    def rollouts(self) -> RolloutPool:
         """Those that grow trees."""
 
     @property
-    def rewards(self) -> Sequence[Pool]:
+    def rewards(self) -> Sequence[RewardPool]:
         """Those that score, a pool for each of Config.reward_groups."""
 
     @property
-    def learners(self) -> RankGroup:
+    def learners(self) -> LearnerGroup:
         """Those that train."""
+
+    def publish(self, weights: str = "policy") -> int:
+        """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout
+        worker, confirmed by digest; returns their version."""
 
     def recover(self, error: Exception) -> bool:
         """Make everything work again after one of `faults`: no task pending, learners formed anew,
@@ -87,7 +251,7 @@ class Service(Protocol):
         when that happened too often."""
 
     def follow(self) -> dict[str, int]:
-        """Follow wishes for more or fewer workers; returns workers by role. Called between
+        """Follow requests for more or fewer workers; returns workers by role. Called between
         iterations, too."""
 
     def restarts(self) -> dict[str, int]:
@@ -107,10 +271,6 @@ class Service(Protocol):
 
     def report(self, values: Mapping[str, Any]) -> None:
         """Tell whoever watches how far the run is."""
-
-    def publish(self, weights: str = "policy") -> int:
-        """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout
-        worker, confirmed; returns their version."""
 
     def driver_bytes(self) -> int:
         """Bytes that passed through the driver since the last call."""

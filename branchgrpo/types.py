@@ -184,8 +184,6 @@ class SegmentHeader:
     log_prob: F32  # [M, E] mean log density of each stochastic edge, edges by rising node number
     forwards: int  # rows sent through the model, counted
     payload_bytes: int  # of latents kept for training
-    seconds: float
-    worker: int = 0  # the rollout worker that grew it
     halved: int = 0  # how often rollout.max_batch was halved on the way, for want of memory
 
     def __post_init__(self) -> None:

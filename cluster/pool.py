@@ -17,7 +17,7 @@ import ray
 from ray import ObjectRef
 
 from cluster.errors import died, ending, lost, never_began, reason, told
-from cluster.work import TICK, Attempt, Flow, RetryPolicy, Task, Worker, wait
+from cluster.work import TICK, Attempt, Method, RetryPolicy, Task, Tasks, Worker, wait
 from cluster.workers import NAMESPACE, NOT_COUNTED, Workers
 
 __all__ = ["NAMESPACE", "NOT_COUNTED", "Pool", "RetryPolicy"]
@@ -188,14 +188,14 @@ class Pool(Workers):
 
     # tasks
 
-    def flow(self) -> Flow:
+    def tasks(self) -> Tasks:
         """A new set of pending tasks."""
-        return Flow()
+        return Tasks()
 
     def submit(
         self,
-        flow: Flow,
-        method: str,
+        tasks: Tasks,
+        method: Method,
         *arguments: Any,
         returns: int = 1,
         size: float = 1.0,
@@ -205,13 +205,18 @@ class Pool(Workers):
 
         size: of the task beside others of its method, by which its time is judged.
         """
-        self.byte_counter.count((method, arguments))
+        self.byte_counter.count((method.__name__, arguments))
         self.queue.append(
             Task(
-                method=method, arguments=arguments, returns=returns, then=then, flow=flow, size=size
+                method=method.__name__,
+                arguments=arguments,
+                returns=returns,
+                then=then,
+                tasks=tasks,
+                size=size,
             )
         )
-        flow.add(self)
+        tasks.add(self)
         self._dispatch()
 
     def answered(self, reference: ObjectRef[Any]) -> None:
@@ -248,7 +253,7 @@ class Pool(Workers):
         self.seconds.setdefault(task.method, deque(maxlen=64)).append(
             (now - attempt.began) / task.size
         )
-        task.flow.finished(self)
+        task.tasks.finished(self)
         task.then(attempt.references)
 
     def _failed(self, worker: Worker, attempt: Attempt, error: ray.exceptions.RayError) -> None:
@@ -275,35 +280,36 @@ class Pool(Workers):
             return
         raise told(error, f"{self.role}.{task.method if task else 'ready'}") from error
 
-    def broadcast(self, method: str, *arguments: Any) -> list[Any]:
+    def broadcast(self, method: Method, *arguments: Any) -> list[Any]:
         """Run `method` on every worker that is ready and idle; their results. Others are greeted
         before their next task.
 
         A worker that dies, or does not answer in time, is removed. Raises what the method raised.
         """
+        name = method.__name__
         asked = [
             worker for worker in self.workers if worker.state == "ready" and not worker.pending
         ]
-        references = [getattr(worker.handle, method).remote(*arguments) for worker in asked]
+        references = [getattr(worker.handle, name).remote(*arguments) for worker in asked]
         began = time.monotonic()
-        ready = self._answers(method, references)
+        ready = self._answers(name, references)
         results = []
         for worker, reference in zip(asked, references, strict=True):
             if reference not in ready:
                 self._remove(
                     worker,
                     "unresponsive",
-                    f"no answer to {method} in {time.monotonic() - began:.0f} s",
+                    f"no answer to {name} in {time.monotonic() - began:.0f} s",
                 )
                 continue
             try:
                 results.append(ray.get(reference))
             except ray.exceptions.RayError as error:
                 if not died(error):
-                    raise told(error, f"{self.role}.{method}") from error
+                    raise told(error, f"{self.role}.{name}") from error
                 self._remove(worker, ending(error), reason(error))
         if asked and len(results) == len(asked):
-            self.broadcasts.setdefault(method, deque(maxlen=64)).append(time.monotonic() - began)
+            self.broadcasts.setdefault(name, deque(maxlen=64)).append(time.monotonic() - began)
         return results
 
     def _answers(self, method: str, references: list[ObjectRef[Any]]) -> list[ObjectRef[Any]]:

@@ -21,7 +21,7 @@ from cluster.byte_counter import DriverByteCounter
 from cluster.errors import RankGroupError, died, ending, lost, never_began, reason, told
 from cluster.placement import bundle
 from cluster.pool import NAMESPACE, NOT_COUNTED
-from cluster.work import Place, place
+from cluster.work import Method, Place, place
 
 PROMPT = 10.0
 """Seconds in which the other ranks' errors are waited for, once one has failed: the first is rarely
@@ -53,7 +53,7 @@ class RankGroup:
 
     A call must be finished in `factor` times the median of its like, never in less than `least`
     seconds, and in `timeout` seconds where none was measured yet. First calls on new ranks are of
-    their own kind. Those methods that the class lists as `storage_bound` always have the whole
+    their own kind. Methods that have the attribute `storage_bound` always have the whole
     timeout.
     """
 
@@ -163,12 +163,13 @@ class RankGroup:
             method, references, time.monotonic() + self.timeout, self.timeout, starting=True
         )
 
-    def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Call:
+    def begin(self, method: Method, *arguments: Any, size: float = 1.0) -> Call:
         """Run `method` on all ranks; `finish` waits for it. size: of its work, beside other calls
         of the method."""
-        self.byte_counter.count((method, arguments))
+        name = method.__name__
+        self.byte_counter.count((name, arguments))
         return self._begun(
-            method, [getattr(rank, method).remote(*arguments) for rank in self.ranks], size
+            name, [getattr(rank, name).remote(*arguments) for rank in self.ranks], size
         )
 
     def _begun(self, method: str, references: list[ObjectRef[Any]], size: float) -> Call:
@@ -193,14 +194,14 @@ class RankGroup:
     def limit(self, method: str, first: bool = False, size: float = 1.0) -> float:
         """Seconds that a call may take. first: on new ranks."""
         known = self.seconds.get((method, first))
-        if not known or method in getattr(self.cls, "storage_bound", ()):
+        if not known or getattr(getattr(self.cls, method, None), "storage_bound", False):
             return self.timeout
         return min(
             self.timeout,
             max(self.least, self.factor * statistics.median(known) * size / max(1, self.count)),
         )
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
+    def call(self, method: Method, *arguments: Any) -> list[Any]:
         """Run `method` on all ranks; results in rank order. Raises the first error, after ending
         the rank group."""
         return self.finish(self.begin(method, *arguments))
@@ -299,14 +300,20 @@ class RankGroup:
                         return [(reference, error)]
         return []
 
-    def leader(self, method: str, *arguments: Any, returns: int = 1) -> list[ObjectRef[Any]]:
+    def ping(self) -> None:
+        """Do all ranks live? Raises as `finish`."""
+        self.finish(self._begun("ping", [rank.ping.remote() for rank in self.ranks], 1.0))
+
+    def leader(self, method: Method, *arguments: Any, returns: int = 1) -> list[ObjectRef[Any]]:
         """References to the results of rank 0; every rank runs the method, since it may use
         collectives. Raises as `finish`."""
         found = [
-            getattr(rank, method).options(num_returns=returns).remote(*arguments)
+            getattr(rank, method.__name__).options(num_returns=returns).remote(*arguments)
             for rank in self.ranks
         ]
-        self._watch(self._begun(method, [one[0] if returns > 1 else one for one in found], 1.0))
+        self._watch(
+            self._begun(method.__name__, [one[0] if returns > 1 else one for one in found], 1.0)
+        )
         return found[0] if returns > 1 else found[:1]
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ray.autoscaler.sdk import request_resources
@@ -16,7 +17,6 @@ from cluster.admission import admitted, until_placed
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import LostObjects, RankGroupError
 from cluster.pool import Pool
-from cluster.publish import publish
 from cluster.rank_group import RankGroup
 from cluster.reporter import TELL_SECONDS, Reporter
 from cluster.work import Place
@@ -52,8 +52,8 @@ class RayService:
         empty:
         nobody does. auto: as many rollout workers as the cluster has room for. request: for how
         many an autoscaler is asked."""
-        self.rollouts = rollouts
-        self.rewards = rewards
+        self.rollout_pool = rollouts
+        self.reward_pools = rewards
         self.rank_groups = rank_groups
         self.byte_counter = byte_counter
         self.limits = limits
@@ -61,7 +61,6 @@ class RayService:
         self.auto = auto
         self.request = request
         self.run = run
-        self.chunks = 0
         self.entered = False
         self.formed = False
         # actors replaced under drivers before this one, by cause; no budget counts them
@@ -92,7 +91,7 @@ class RayService:
     @property
     def pools(self) -> list[Pool]:
         """All pools."""
-        return [self.rollouts, *self.rewards]
+        return [self.rollout_pool, *self.reward_pools]
 
     @property
     def everyone(self) -> list[Pool | RankGroup]:
@@ -100,7 +99,7 @@ class RayService:
         return [*self.pools, *self.rank_groups]
 
     @property
-    def learners(self) -> RankGroup:
+    def learner_group(self) -> RankGroup:
         """The rank group that trains."""
         return self.rank_groups[0]
 
@@ -140,21 +139,21 @@ class RayService:
         self.report({"phase": "loading models"})
         if not self.entered:
             self._take_places(note)
-        for pool in self.rewards:  # they load least, and refuse first
+        for pool in self.reward_pools:  # they load least, and refuse first
             pool.wait_ready()
         for rank_group in self.rank_groups:
             rank_group.meet()
-            self.chunks = rank_group.call("chunks")[0]
-        self.formed = True
-        self.rollouts.wait_ready()
+            self.formed = True
+        self.rollout_pool.wait_ready()
 
-    def publish(self, weights: str = "policy") -> int:
-        """The rank group's weights of this name to every rollout worker; returns their version."""
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Around the publishing of weights. What comes next would build on an update that nobody
+        saw: if they are lost on their way, the learners go back too."""
         try:
-            return publish(self.learners, self.rollouts, self.chunks, weights)
-        # what comes next would build on an update that nobody saw: the rank group goes back too
+            yield
         except LostObjects:
-            self.learners.fail("lost", "weights that were published are gone with a node")
+            self.learner_group.fail("lost", "weights that were published are gone with a node")
             raise
 
     def driver_bytes(self) -> int:
@@ -167,13 +166,13 @@ class RayService:
         turns out to be gone."""
         for pool in self.pools:
             pool.forget()
-        if self.learners.ranks:
-            self.learners.call("chunks")  # a rank may have gone with the same node
+        if self.learner_group.ranks:
+            self.learner_group.ping()  # a rank may have gone with the same node
             return False
-        if self.learners.spent > self.max_failures:
+        if self.learner_group.spent > self.max_failures:
             raise error
         self._make_room()
-        self.learners.form(elsewhere=bool(self.draining_nodes))
+        self.learner_group.form(elsewhere=bool(self.draining_nodes))
         return True
 
     def _make_room(self) -> None:
@@ -181,9 +180,11 @@ class RayService:
         there was."""
         for pool in self.pools:
             pool.release_unplaced()
-        if self.auto and not (self.learners.group and placement.placed(self.learners.group)):
-            self.rollouts.desired, self.looked = self.limits["rollout"][0], time.monotonic()
-            self.rollouts.poll()
+        if self.auto and not (
+            self.learner_group.group and placement.placed(self.learner_group.group)
+        ):
+            self.rollout_pool.desired, self.looked = self.limits["rollout"][0], time.monotonic()
+            self.rollout_pool.poll()
 
     # wishes
 
@@ -204,13 +205,13 @@ class RayService:
             fewest, most = self.limits["rollout"]
             waiting = [
                 pool.resources
-                for pool in self.rewards
+                for pool in self.reward_pools
                 for worker in pool.workers
                 if not worker.look()
             ]
-            waiting += [self.learners.resources] * self.reserved if self._waiting() else []
-            room = nodes.room(self.rollouts, waiting)
-            self.rollouts.desired = most if room is None else max(fewest, min(most, room))
+            waiting += [self.learner_group.resources] * self.reserved if self._waiting() else []
+            room = nodes.room(self.rollout_pool, waiting)
+            self.rollout_pool.desired = most if room is None else max(fewest, min(most, room))
         if self.reporter:
             self._apply_requests(self.reporter.wishes())
             if now - self.reporter.told > TELL_SECONDS:
@@ -220,8 +221,8 @@ class RayService:
         self.ending, wanted = wishes
         self.wanted_ranks = wanted["learner"]
         if not self.auto:
-            self.rollouts.desired = wanted["rollout"]
-        for pool in self.rewards:
+            self.rollout_pool.desired = wanted["rollout"]
+        for pool in self.reward_pools:
             pool.desired = wanted["reward"]
 
     def stopping(self) -> bool:
@@ -247,7 +248,7 @@ class RayService:
         """Form the rank group anew, in the number that is wanted now and on nodes that stay.
         Returns why, or nothing when it stays
         as it is: since nothing asks for it, or since there is no room."""
-        rank_group, going = self.learners, self._going()
+        rank_group, going = self.learner_group, self._going()
         if not going and self.wanted_ranks == rank_group.count:
             return ""
         self._reserve()
@@ -268,7 +269,6 @@ class RayService:
         except RankGroupError:
             rank_group.count = before  # as many as are known to work
             raise
-        self.chunks = rank_group.call("chunks")[0]
         return why
 
     def _going(self) -> int:
@@ -283,15 +283,15 @@ class RayService:
         """Hold room for ranks that are to be added or to move, which also asks an autoscaler for
         it; they take it after the next checkpoint."""
         wanted = (
-            max(0, self._going() + self.wanted_ranks - self.learners.count)
-            if self.rank_groups and self.learners.places
+            max(0, self._going() + self.wanted_ranks - self.learner_group.count)
+            if self.rank_groups and self.learner_group.places
             else 0
         )
         if wanted == self.reserved:
             return
         self._release()
-        if bundle := placement.bundle(self.learners.resources):
-            avoided = self.learners.avoided.nodes()
+        if bundle := placement.bundle(self.learner_group.resources):
+            avoided = self.learner_group.avoided.nodes()
             self.reserve, self.reserved = (
                 (avoid.group(bundle, wanted, avoided), wanted) if wanted else (None, 0)
             )
@@ -308,8 +308,8 @@ class RayService:
     def _ask_autoscaler(self, workers: int) -> None:
         """For room for so many rollout workers beside all others; 0 takes the request back."""
         wanted = [
-            (self.rollouts.resources, workers),
-            *((pool.resources, pool.desired) for pool in self.rewards),
+            (self.rollout_pool.resources, workers),
+            *((pool.resources, pool.desired) for pool in self.reward_pools),
         ]
         wanted += [(rank_group.resources, rank_group.count) for rank_group in self.rank_groups]
         bundles = [
@@ -327,8 +327,8 @@ class RayService:
         self.look()
         restarts = self.earlier.total() + sum(self.restarts().values())
         counts = {
-            "rollout_workers": len(self.rollouts.workers),
-            "reward_workers": sum(len(pool.workers) for pool in self.rewards),
+            "rollout_workers": len(self.rollout_pool.workers),
+            "reward_workers": sum(len(pool.workers) for pool in self.reward_pools),
         }
         return counts | {
             "restarts": restarts,
@@ -347,7 +347,7 @@ class RayService:
             self.reporter.report(values, self._standing())
 
     def _standing(self) -> dict[str, Any]:
-        following = {self.rollouts.role: self.rollouts.desired} if self.auto else {}
+        following = {self.rollout_pool.role: self.rollout_pool.desired} if self.auto else {}
         return {
             "following": following,
             "restarts": dict(self.earlier + Counter(self.restarts())),

@@ -17,6 +17,9 @@ from ray.actor import ActorHandle
 if TYPE_CHECKING:
     from cluster.pool import Pool
 
+Method = Callable[..., Any]
+"""A method of the actors' class; it runs where the actor is."""
+
 TICK = 0.25
 """Seconds between two looks at deadlines and wanted counts."""
 
@@ -95,14 +98,14 @@ class Task:
     arguments: tuple[Any, ...]
     returns: int
     then: Callable[[list[ObjectRef[Any]]], None]
-    flow: Flow
+    tasks: Tasks
     size: float = 1.0
     attempts: list[Attempt] = field(default_factory=list)  # that run
     failures: int = 0
     done: bool = False
 
 
-class Flow:
+class Tasks:
     """Pending tasks, perhaps of several pools, and what to do when each finishes; steps may add
     further tasks."""
 

@@ -16,7 +16,7 @@ from cluster.avoid import Avoided, labels
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import WORDS, BudgetError, ending, reason, told
 from cluster.placement import bundle
-from cluster.work import Attempt, RetryPolicy, Task, Worker, place
+from cluster.work import Attempt, Method, RetryPolicy, Task, Worker, place
 
 NAMESPACE = "branchgrpo"
 NOT_COUNTED = ("preempted", "scaled")
@@ -73,10 +73,10 @@ class Workers:
         self.polled = 0.0
         self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
 
-    def sync(self, sync_calls: Iterable[tuple[str, tuple[Any, ...]]], version: int = 0) -> None:
+    def sync(self, calls: Iterable[tuple[Method, tuple[Any, ...]]], version: int = 0) -> None:
         """From now on, newcomers run these methods before any work; they then hold this version of
         what the methods bring."""
-        self.sync_calls = list(sync_calls)
+        self.sync_calls = [(method.__name__, arguments) for method, arguments in calls]
         self.sync_round = self.sync_round + 1
         self.version = version
         for worker in self.workers:
@@ -107,7 +107,7 @@ class Workers:
                 worker.ping = None
             elif worker.ping is None:
                 if now - worker.heard > PING_SECONDS:
-                    worker.ping, worker.pinged = worker.handle.__ray_call__.remote(place), now
+                    worker.ping, worker.pinged = worker.handle.ping.remote(), now
             elif ray.wait([worker.ping], timeout=0)[0]:
                 try:
                     ray.get(worker.ping)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from branchgrpo.app.check import check
 from branchgrpo.app.interruption import Interruption
-from branchgrpo.app.service import started
-from branchgrpo.app.train import check
 from branchgrpo.runs import folder as run_folder
 
 if TYPE_CHECKING:
@@ -38,6 +37,8 @@ def compare(
     )
     for config in comparison.configs.values():
         check(config, folder)
+    from branchgrpo.app.service import started
+
     interrupted, finished = Interruption(), True
     if comparison.open():
         first = next(iter(comparison.configs.values()))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from branchgrpo.app.service import started
-from branchgrpo.app.train import check
+from branchgrpo.app.check import check
 
 if TYPE_CHECKING:
     from branchgrpo.runs.measured import Target
@@ -18,6 +17,8 @@ def evaluate(target: Target) -> int:
     from branchgrpo.train.run import measure
 
     check(target.config)
+    from branchgrpo.app.service import started
+
     with prepared(target) as (config, folder):
         config.model.check()
         with (

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from branchgrpo.config.schema import Config
+
+if TYPE_CHECKING:
+    from cluster.pool import RetryPolicy
 
 
 def begun(config: Config, learning: bool = True) -> dict[str, tuple[Any, int]]:
@@ -34,3 +38,28 @@ def gpus(config: Config) -> dict[str, tuple[int, float]]:
         for name, (role, count) in begun(config).items()
         if role.gpus
     }
+
+
+MARK = 0.001
+"""What each actor reserves of the custom resource that marks its nodes: any number of actors
+fits."""
+
+
+def actor_options(role: Any, runtime_env: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A role's resources as Ray's actor options."""
+    options: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus}
+    options |= {"resources": {role.resource: MARK}} if role.resource else {}
+    return options | ({"runtime_env": runtime_env} if runtime_env else {})
+
+
+def retry_policy(config: Config) -> RetryPolicy:
+    """How long pools wait, and how often they try again."""
+
+    options = config.cluster
+    return RetryPolicy(
+        task_timeout_seconds=options.task_timeout_seconds,
+        straggler_factor=options.straggler_factor,
+        straggler_seconds=options.straggler_seconds,
+        max_restarts=options.max_restarts,
+        max_attempts=options.max_attempts,
+    )

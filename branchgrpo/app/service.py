@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import Any
 
+import ray
+
+from actors.learner import Learner
+from actors.pools import Learners, Rewards, Rollouts
+from actors.reward import RewardWorker
+from actors.rollout import RolloutWorker
 from branchgrpo.app import roles
+from branchgrpo.app.encode import encode
+from branchgrpo.app.roles import actor_options, retry_policy
 from branchgrpo.config import secrets
 from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
-from branchgrpo.data import prompts
-
-if TYPE_CHECKING:
-    from branchgrpo.report.terminal import Display
-    from cluster.ray_service import RayService
-
-MARK = 0.001
-"""What each actor reserves of the custom resource that marks its nodes: any number of actors
-fits."""
+from branchgrpo.report.terminal import Display
+from cluster import placement, session
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import Pool
+from cluster.rank_group import RankGroup
+from cluster.ray_service import RayService
 
 
-def ray_service(config: Config, learning: bool = True, run: str = "") -> RayService:
+class TrainingService(RayService):
+    """branchgrpo.service.Service on Ray."""
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        """Those that grow trees."""
+        return Rollouts(self.rollout_pool)
+
+    @cached_property
+    def rewards(self) -> list[Rewards]:
+        """Those that score."""
+        return [Rewards(pool) for pool in self.reward_pools]
+
+    @cached_property
+    def learners(self) -> Learners:
+        """Those that train."""
+        return Learners(self.learner_group)
+
+    def publish(self, weights: str = "policy") -> int:
+        """The learners' weights of this name to every rollout worker; returns their version."""
+        with self.publishing():
+            return self.learners.publish(self.rollouts, weights).version
+
+
+def ray_service(config: Config, learning: bool = True, run: str = "") -> TrainingService:
     """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody
     does."""
-    import ray
-
-    from actors.learner import Learner
-    from actors.reward import RewardWorker
-    from actors.rollout import RolloutWorker
-    from cluster.byte_counter import DriverByteCounter
-    from cluster.pool import Pool
-    from cluster.rank_group import RankGroup
-    from cluster.ray_service import RayService
 
     byte_counter = DriverByteCounter()
-    retry_policy = _retry_policy(config)
     rollout = config.rollout
     scorer = config.reward_workers
     learner = config.learner
@@ -48,7 +66,7 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> RayServ
         resources=actor_options(rollout),
         arguments=(config,),
         byte_counter=byte_counter,
-        retry_policy=retry_policy,
+        retry_policy=retry_policy(config),
         run=run,
     )
     rewards = []
@@ -65,7 +83,7 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> RayServ
                 resources=resources,
                 arguments=(config, group),
                 byte_counter=byte_counter,
-                retry_policy=retry_policy,
+                retry_policy=retry_policy(config),
                 run=run,
             )
         )
@@ -94,7 +112,7 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> RayServ
         "learner": ranks,
     }
     auto = rollout.workers == "auto"
-    return RayService(
+    return TrainingService(
         rollouts=rollouts,
         rewards=rewards,
         rank_groups=rank_groups,
@@ -107,83 +125,46 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> RayServ
     )
 
 
-def configure(made: RayService, config: Config) -> RayService:
+def configure(made: TrainingService, config: Config) -> TrainingService:
     """All actors begin again with the untrained model, for a config of the same roles."""
-    import ray
 
     for pool in made.pools:
         pool.reset(config, *pool.arguments[1:])
-        pool.broadcast("configure", config)
+    made.rollout_pool.broadcast(RolloutWorker.configure, config)
+    for pool in made.reward_pools:
+        pool.broadcast(RewardWorker.configure, config)
     for rank_group in made.rank_groups:
         rank_group.make = partial(_learner_arguments, config, ray.get)
-        rank_group.call("configure", config)
-        made.chunks = rank_group.call("chunks")[0]
+        rank_group.call(Learner.configure, config)
     return made
-
-
-def actor_options(role: Any, runtime_env: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A role's resources as Ray's actor options."""
-    options: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus}
-    options |= {"resources": {role.resource: MARK}} if role.resource else {}
-    return options | ({"runtime_env": runtime_env} if runtime_env else {})
-
-
-def _retry_policy(config: Config) -> Any:
-    from cluster.pool import RetryPolicy
-
-    options = config.cluster
-    return RetryPolicy(
-        task_timeout_seconds=options.task_timeout_seconds,
-        straggler_factor=options.straggler_factor,
-        straggler_seconds=options.straggler_seconds,
-        max_restarts=options.max_restarts,
-        max_attempts=options.max_attempts,
-    )
 
 
 def _learner_arguments(config: Config, fetch: Any, rank: int) -> tuple[Any, ...]:
     return config, rank, fetch
 
 
-def encode(config: Config, display: Display) -> int:
-    """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the
-    rollout workers' resources; returns how many."""
-    from actors.encoder import Encoder
-    from branchgrpo.data.encodings import Encodings, encode_missing
-    from cluster.admission import place_alone
-    from cluster.byte_counter import DriverByteCounter
-    from cluster.pool import Pool
-
-    store = Encodings.open(config.model)
-    train, held_out = prompts.lists(config)
-    texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
-    if texts:
-        display.phase(f"encoding {len(texts)} prompts into {store.folder}")
-        pool = Pool(
-            cls=Encoder,
-            role="encoder",
-            count=roles.rollouts(config),
-            resources=actor_options(config.rollout),
-            arguments=(config,),
-            byte_counter=DriverByteCounter(),
-            retry_policy=_retry_policy(config),
-        )
-        try:
-            place_alone(pool, config.cluster.wait_seconds, display.note)
-            pool.wait_ready()
-            encode_missing(pool, store, texts, display.advance)
-        finally:
-            pool.stop()
-    return len(texts)
+@contextmanager
+def connected(config: Config, display: Display) -> Iterator[None]:
+    """Ray, joined or started; left, or ended, with the block."""
+    display.phase("starting Ray")
+    options = config.cluster
+    found = session.start(
+        options.address, options.object_store_mb, options.dashboard, told=display.note
+    )
+    try:
+        for line in found.notes():
+            display.note(line)
+        yield
+    finally:
+        session.stop()
 
 
 @contextmanager
 def started(
     config: Config, display: Display, learning: bool = True, run: str = ""
-) -> Iterator[Callable[[Config], RayService]]:
+) -> Iterator[Callable[[Config], TrainingService]]:
     """Ray with all actors; gives what sets them up for a config of the same roles. Ends with the
     block."""
-    from cluster import placement, session
 
     found = roles.begun(config, learning)
     wanted = {
@@ -193,17 +174,7 @@ def started(
         placement.require_here(wanted)
     for line in prompt_check.notes(config):
         display.note(line)
-    display.phase("starting Ray")
-    connected = session.start(
-        config.cluster.address,
-        config.cluster.object_store_mb,
-        config.cluster.dashboard,
-        display.note,
-    )
-    with ExitStack() as ending:
-        ending.callback(session.stop)
-        for line in connected.notes():
-            display.note(line)
+    with connected(config, display), ExitStack() as ending:
         if config.model.precomputed:
             encode(config, display)
         made = ray_service(config, learning, run)

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from time import perf_counter
 
+from branchgrpo.app.check import check
 from branchgrpo.app.interruption import Interruption
-from branchgrpo.app.service import encode, started
-from branchgrpo.config import secrets
 from branchgrpo.config.schema import Config
-from branchgrpo.data import check as prompt_check
 from branchgrpo.errors import UserError
-from branchgrpo.report.sinks import check_sinks
 from branchgrpo.runs import folder as run_folder
-
-
-def check(config: Config, folder: Path | None = None) -> None:
-    """What can be known to be wrong before anything starts. Raises UserError. folder: what is
-    written, where it is not run.folder."""
-    config.model.check()
-    config.schedule()
-    for index, reward in enumerate(config.rewards):
-        reward.check()
-        secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
-    check_sinks(config.run.wandb, config.run.mlflow)
-    prompt_check.check(config)
-    run_folder.check_folders(config, folder)
 
 
 def train(config: Config, resume: str = "") -> int:
@@ -38,6 +21,8 @@ def train(config: Config, resume: str = "") -> int:
     from branchgrpo.train.run import carry_out
 
     check(config)
+    from branchgrpo.app.service import started
+
     begun, interrupted = perf_counter(), Interruption()
     title = f"branchgrpo {config.run.name}"
     with (
@@ -71,9 +56,6 @@ def train(config: Config, resume: str = "") -> int:
 
 def encode_alone(config: Config) -> int:
     """The job behind `run.py encode`. Returns the exit code."""
-    from branchgrpo.report.terminal import Display
-    from cluster import session
-
     check(config)
     if not config.model.precomputed:
         raise UserError(
@@ -81,17 +63,11 @@ def encode_alone(config: Config) -> int:
             f"{getattr(config.model, 'encode', 'inline')}: there is nothing to encode "
             "before training"
         )
-    with Display("branchgrpo encode", 1, config.metric) as display:
-        display.phase("starting Ray")
-        session.start(
-            config.cluster.address,
-            config.cluster.object_store_mb,
-            config.cluster.dashboard,
-            display.note,
-        )
-        try:
-            count = encode(config, display)
-        finally:
-            session.stop()
+    from branchgrpo.app.encode import encode
+    from branchgrpo.app.service import connected
+    from branchgrpo.report.terminal import Display
+
+    with Display("branchgrpo encode", 1, config.metric) as display, connected(config, display):
+        count = encode(config, display)
     print(f"{count} prompts encoded" if count else "all prompts were encoded already")
     return 0

@@ -26,7 +26,7 @@ from branchgrpo.files.safetensors_header import BadHeader, header
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import PipelineModel, pair
-from branchgrpo.service import Pool, Reference
+from branchgrpo.service import EncoderPool
 from branchgrpo.types import Conditioning
 
 MANIFEST = "manifest.json"
@@ -229,7 +229,7 @@ class Encodings:
 
 
 def encode_missing(
-    pool: Pool, store: Encodings, texts: Iterable[str], told: Callable[[int, int], None]
+    pool: EncoderPool, store: Encodings, texts: Iterable[str], told: Callable[[int, int], None]
 ) -> int:
     """Have a pool of actors.encoder.Encoder encode what `store` lacks, shard by shard; `told` hears
     (done, all) texts.
@@ -237,11 +237,10 @@ def encode_missing(
     Returns how many were encoded. Shards that finished before an interruption are kept.
     """
     missing = store.missing(texts)
-    flow, done = pool.flow(), 0
+    tasks, done = pool.tasks(), 0
 
-    def finished(references: list[Reference]) -> None:
+    def finished(shard: str, count: int) -> None:
         nonlocal done
-        shard, count = pool.fetch(references[0])
         store.commit(shard, count)
         done += count
         told(done, len(missing))
@@ -249,14 +248,9 @@ def encode_missing(
     for first in range(0, len(missing), SHARD):
         part = missing[first : first + SHARD]
         name = hashlib.blake2b(b"".join(map(digest, part)), digest_size=8).hexdigest()
-        pool.submit(
-            flow,
-            "encode",
-            part,
-            (store.folder / f"shard-{name}.safetensors").resolve(),
-            then=finished,
-        )
-    flow.run()
+        path = (store.folder / f"shard-{name}.safetensors").resolve()
+        pool.encode(tasks, part, path, then=finished)
+    tasks.run()
     return len(missing)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.config.schema import Config
-from branchgrpo.service import Pool, Reference, Service
+from branchgrpo.service import EncodedPrompts, GrownSegment, Reference, SegmentRequest, Service
 from branchgrpo.types import (
     EVALUATION,
     F32,
@@ -96,7 +96,7 @@ class RolloutCollector:
 
 
 class _Collection:
-    """One call of RolloutCollector.grow: the task graph of an iteration."""
+    """One call of RolloutCollector.collect: the task graph of an iteration."""
 
     def __init__(
         self,
@@ -130,14 +130,12 @@ class _Collection:
             else depth,
         )
         self.frontier = topology(plan).level(self.fork).tolist()
-        self.flow, self.shared_plan = self.rollouts.flow(), self.rollouts.share(plan)
+        self.tasks, self.shared_plan = self.rollouts.tasks(), self.rollouts.share(plan)
         self.batch, self.begun = RolloutBatch(), perf_counter()
 
     def run(self) -> RolloutBatch:
-        self.rollouts.submit(
-            self.flow, "encode", self.texts, returns=2, size=len(self.texts), then=self._encoded
-        )
-        self.flow.run()
+        self.rollouts.encode(self.tasks, self.texts, self._encoded)
+        self.tasks.run()
         self._drop()
         self.batch.rewards = self.config.credit.totals(self.batch.scores)
         seconds, previous = self.batch.seconds, 0.0
@@ -149,10 +147,10 @@ class _Collection:
     def _clock(self, phase: str) -> None:
         self.batch.seconds[phase] = perf_counter() - self.begun
 
-    def _encoded(self, references: list[Reference]) -> None:
+    def _encoded(self, encoded: EncodedPrompts) -> None:
         self._clock("encode")
-        self.batch.truncated = self.rollouts.fetch(references[0])
-        self.batch.conditioning = references[1]
+        self.batch.truncated = encoded.truncated
+        self.batch.conditioning = encoded.conditioning
         if self.fork:
             for group in _groups(self.trees, len(self.rollouts)):
                 self._grow(group, [], 0, self.fork)
@@ -177,60 +175,49 @@ class _Collection:
             )
 
     def _grow(self, subtrees: list[Subtree], roots: list[Reference], start: int, stop: int) -> None:
-        returns = 3 if stop == self.plan.steps else 2 + len(subtrees) * len(self.frontier)
-        arguments = (
-            self.shared_plan,
-            self.version,
-            tuple(subtrees),
-            start,
-            stop,
-            self.batch.conditioning,
-            *roots,
+        request = SegmentRequest(
+            version=self.version, subtrees=tuple(subtrees), start=start, stop=stop
         )
         below, levels = topology(self.plan).below, range(start, stop)
         size = FORWARD_ROWS * len(levels) + sum(
             len(below(subtree.node, level)) for subtree in subtrees for level in levels
         )
-        self.rollouts.submit(
-            self.flow, "grow", *arguments, returns=returns, size=size, then=self._grown
+        self.rollouts.grow(
+            self.tasks,
+            self.shared_plan,
+            request,
+            conditioning=self.batch.conditioning,
+            roots=roots,
+            frontier=len(self.frontier) if stop < self.plan.steps else 0,
+            size=size,
+            then=self._grown,
         )
 
-    def _grown(self, references: list[Reference]) -> None:
+    def _grown(self, segment: GrownSegment) -> None:
         self._clock("grow")
-        header: SegmentHeader = self.rollouts.fetch(references[0])
-        self.batch.segments.append((header, references[1]))
+        header = segment.header
+        self.batch.segments.append((header, segment.payload))
         if header.stop < self.plan.steps:
             below = [
                 Subtree(tree.key, tree.prompt, node)
                 for tree in header.subtrees
                 for node in self.frontier
             ]
-            self._to_leaves(below, references[2:], header.stop)
+            self._to_leaves(below, list(segment.frontier), header.stop)
             return
-        media, subtrees = references[2], header.subtrees
-        self.batch.media.append((subtrees, media))
+        subtrees = header.subtrees
+        self.batch.media.append((subtrees, segment.media))
         texts = [self.texts[subtree.prompt] for subtree in subtrees]
         leaves = topology(self.plan).leaf_count
         pictures = sum(int(leaves[subtree.node]) for subtree in subtrees)
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            pool.submit(
-                self.flow,
-                "score",
-                media,
-                texts,
-                size=pictures,
-                then=partial(self._scored, pool, group, subtrees),
-            )
+            then = partial(self._scored, group, subtrees)
+            pool.score(self.tasks, segment.media, texts, size=pictures, then=then)
 
     def _scored(
-        self,
-        pool: Pool,
-        group: tuple[int, ...],
-        subtrees: tuple[Subtree, ...],
-        references: list[Reference],
+        self, group: tuple[int, ...], subtrees: tuple[Subtree, ...], scores: RewardScores
     ) -> None:
         self._clock("score")
-        scores: RewardScores = pool.fetch(references[0])
         self.batch.retries += scores.retries
         topo, each = topology(self.plan), len(scores.ok) // len(subtrees)
         for index, subtree in enumerate(subtrees):

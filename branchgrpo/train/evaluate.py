@@ -69,7 +69,7 @@ class Evaluator:
         found: dict[tuple[int, int], U8] = {}
         for subtrees, reference in batch.media:
             if any(subtree.prompt < pictures for subtree in subtrees):
-                pixels = self.service.rollouts.fetch(reference).pixels
+                pixels = self.service.rollouts.pixels(reference)
                 found |= {
                     (subtree.prompt, subtree.key.tree): picture
                     for subtree, picture in zip(subtrees, pixels, strict=True)

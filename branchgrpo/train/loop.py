@@ -21,7 +21,7 @@ from branchgrpo.errors import GateError, StaleFence, UserError
 from branchgrpo.report.metrics import of_iteration, overlooked
 from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
-from branchgrpo.service import Display, Log, Service
+from branchgrpo.service import CheckpointRequest, Display, Log, Service, UpdateRequest
 from branchgrpo.train.evaluate import Evaluator, Scores
 from branchgrpo.types import F32, U8, BranchPlan, StepStats
 
@@ -137,17 +137,14 @@ class Trainer:
         plan = grown.plan
         batch = grown.batch
         self.updating = True
-        call = self.service.learners.begin(
-            "update",
-            plan,
-            grown.iteration,
-            batch.segments,
-            batch.conditioning,
-            batch.scores,
-            size=batch.edges(plan),
+        request = UpdateRequest(
+            plan=plan, iteration=grown.iteration, segments=batch.segments, scores=batch.scores
+        )
+        update = self.service.learners.start_update(
+            request, batch.conditioning, size=batch.edges(plan)
         )
         self._grow_ahead()
-        stats = self.service.learners.finish(call)[0]
+        stats = update.result()
         updated = perf_counter()
         self._publish(stats)
         outcome.iterations += 1
@@ -292,18 +289,23 @@ class Trainer:
             {"chooser": self.chooser.state()} if self.chooser else {}
         )
         try:
-            found = self.service.learners.call(
-                "checkpoint", self.where, outcome.iterations, self.fence, driver
-            )[0]
+            found = self.service.learners.checkpoint(
+                CheckpointRequest(
+                    where=self.where,
+                    iteration=outcome.iterations,
+                    fence=self.fence,
+                    driver=driver,
+                )
+            )
         except StaleFence:
             self.service.report(
                 {"phase": "taken over by another program", "metrics": {"checkpoint/rejected": 1.0}}
             )
             raise
-        if "failed" in found:
+        if found.failed:
             self.display.note(
                 f"checkpoint of iteration {outcome.iterations} could not be written: "
-                f"{found['failed']}; training goes on"
+                f"{found.failed}; training goes on"
             )
         else:
             self.saved = outcome.iterations
@@ -336,8 +338,9 @@ class Trainer:
         return self._restore(log)
 
     def _restore(self, log: Log) -> bool:
-        state = self.service.learners.call("restore", self.where, self.origin)[0]
-        for damaged in state["damaged"]:
+        restored = self.service.learners.restore(self.where, self.origin)
+        state = restored.driver or {}
+        for damaged in restored.damaged:
             self.display.note(f"checkpoint passed over: {damaged}")
         outcome, found = self.outcome, "iteration" in state
         outcome.iterations, outcome.seconds = state.get("iteration", 0), state.get("seconds", 0.0)
@@ -412,7 +415,7 @@ class Trainer:
             and "fingerprint_difference" not in self.outcome.gates
             and stats.optimiser_steps > 0
         )
-        before = self.service.rollouts.broadcast("fingerprint") if gate else []
+        before = self.service.rollouts.fingerprints() if gate else []
         self.outcome.version = self.service.publish()
         if not np.isnan(stats.on_policy_deviation):
             self.outcome.gates["on_policy_deviation"] = stats.on_policy_deviation
@@ -421,9 +424,9 @@ class Trainer:
 
     def _fingerprint_gate(self, before: F32) -> None:
         """before: the velocity that all workers had, see actors.rollout.fingerprint."""
-        learner = self.service.learners.call("fingerprint")[0]
+        learner = self.service.learners.fingerprint()
         bound = self.config.gates.fingerprint_tolerance
-        for worker, new in enumerate(self.service.rollouts.broadcast("fingerprint")):
+        for worker, new in enumerate(self.service.rollouts.fingerprints()):
             difference = float(np.abs(new - learner).max())
             change = float(np.abs(new - before).max())
             self.outcome.gates["fingerprint_difference"] = max(

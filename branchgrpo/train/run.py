@@ -204,7 +204,7 @@ class _Experiment:
         )
         if self.config.run.export != "none":
             self.phase("writing weights")
-            self.service.learners.call("save", (self.folder / "weights").resolve())
+            self.service.learners.export((self.folder / "weights").resolve())
         return scores, pixels, diversity
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from service_pool import Sleeper
 from support.small_runs import busy, carried, config, kill
 
+from actors.learner import Learner
 from branchgrpo.rollout.collect import RolloutBatch
 from branchgrpo.train.loop import Trainer
 from branchgrpo.types import StepStats
@@ -64,10 +65,10 @@ class SleepingForest:
         self.pool = pool
 
     def grow(self, *arguments: Any) -> RolloutBatch:
-        flow = self.pool.flow()
+        tasks = self.pool.tasks()
         for _ in range(len(self.pool)):
-            self.pool.submit(flow, "rest", GROW, then=lambda references: None)
-        flow.run()
+            self.pool.submit(tasks, Sleeper.rest, GROW, then=lambda references: None)
+        tasks.run()
         return RolloutBatch(
             scores={(0, 0): np.zeros((1, 2), np.float32)}, rewards={(0, 0): np.zeros(2, np.float32)}
         )
@@ -184,16 +185,16 @@ def recovery() -> dict[str, Any]:
         if iteration in ROLLOUT_KILLS:
             busy(made, 0, kill)
         if iteration in LEARNER_KILLS:
-            begin, hit = made.learners.begin, SimpleNamespace(done=False)
+            begin, hit = made.learner_group.begin, SimpleNamespace(done=False)
 
-            def begun(method: str, *arguments: Any) -> Any:
-                call = begin(method, *arguments)
-                if method == "update" and not hit.done:
+            def begun(method: Any, *arguments: Any, **options: Any) -> Any:
+                call = begin(method, *arguments, **options)
+                if method is Learner.update and not hit.done:
                     hit.done = True
-                    threading.Timer(0.05, kill, (made.learners.places[0].process,)).start()
+                    threading.Timer(0.05, kill, (made.learner_group.places[0].process,)).start()
                 return call
 
-            made.learners.begin = begun  # type: ignore[method-assign]
+            made.learner_group.begin = begun  # type: ignore[method-assign]
 
     with tempfile.TemporaryDirectory() as folder:
         run = carried(Path(folder) / "run", config(**{"run.iterations": str(LAST)}), sabotage)
@@ -206,8 +207,8 @@ def recovery() -> dict[str, Any]:
     )
     rows: dict[str, Any] = {
         "a usual iteration s": usual,
-        "rollout restarts": dict(run.service.rollouts.restarts),
-        "learner restarts": dict(run.service.learners.restarts),
+        "rollout restarts": dict(run.service.rollout_pool.restarts),
+        "learner restarts": dict(run.service.learner_group.restarts),
     }
     for role, kills in (("rollout", ROLLOUT_KILLS), ("learner", LEARNER_KILLS)):
         rows[role] = [

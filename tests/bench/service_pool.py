@@ -50,7 +50,7 @@ def sleepers(count: int) -> Pool:
 def took(pool: Pool, tasks: int, seconds: float, kill_every: int = 0, kills: int = 0) -> float:
     """Seconds until all are done. The process of the worker that took one task of `kill_every` is
     killed, `kills` times."""
-    flow = pool.flow()
+    tasks = pool.tasks()
     done = 0
     killed = 0
 
@@ -65,8 +65,8 @@ def took(pool: Pool, tasks: int, seconds: float, kill_every: int = 0, kills: int
 
     began = time.perf_counter()
     for _ in range(tasks):
-        pool.submit(flow, "rest", seconds, then=then)
-    flow.run()
+        pool.submit(tasks, Sleeper.rest, seconds, then=then)
+    tasks.run()
     assert done == tasks and killed == kills
     return time.perf_counter() - began
 

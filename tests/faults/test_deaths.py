@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import ray
 from ray.exceptions import ActorDiedError
-from support.small_actors import Rank, UnfitHere, UnmadeHere, pool, results, until
+from support.small_actors import Rank, UnfitHere, UnmadeHere, Worker, pool, results, until
 
 from cluster import avoid, nodes, workers
 from cluster.byte_counter import DriverByteCounter
@@ -79,7 +79,7 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
     made, told = pool(tmp_path, 2), list[str]()
     made.note = told.append
     made.wait_ready()
-    assert made.broadcast("swell") == []
+    assert made.broadcast(Worker.swell) == []
     assert set(made.restarts) == {"memory"} and sum(made.restarts.values()) == 2
     # what swelled may still be held while others start: then the monitor ends these as well
     made.wait_ready()
@@ -92,7 +92,7 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
     assert set(made.restarts) == {"memory"} and sum(made.restarts.values()) == len(told)
     newcomers = [worker.index for worker in made.workers]
     assert len(newcomers) == 2 and min(newcomers) >= 2
-    assert made.broadcast("task", 1) == [(1, index, "none") for index in newcomers]
+    assert made.broadcast(Worker.task, 1) == [(1, index, "none") for index in newcomers]
     made.stop()
 
 
@@ -117,7 +117,7 @@ def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed
     rank_group: RankGroup, notes: list[str]
 ) -> None:
     with pytest.raises(RankGroupError, match=r"^learner\.swell: rank [01] died: out of memory"):
-        rank_group.call("swell")
+        rank_group.call(Rank.swell)
     assert rank_group.restarts == {"memory": 1} and rank_group.spent == 1 and not rank_group.ranks
     (line,) = notes
     assert line in [
@@ -126,7 +126,7 @@ def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed
         for rank in (0, 1)  # Ray ends several at once
     ]
     rank_group.form()
-    assert rank_group.call("update", 0.0) == [0, 1]
+    assert rank_group.call(Rank.update, 0.0) == [0, 1]
 
 
 # what is said
@@ -139,9 +139,9 @@ def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
     first = made.workers[0]
     assert first.place
     os.kill(first.place.process, signal.SIGKILL)
-    results(made, [("task", key) for key in range(4)])
+    results(made, [(Worker.task, key) for key in range(4)])
     until(made, lambda: sum(worker.state == "ready" for worker in made.workers) == 2)
-    made.broadcast("leaves", 3)
+    made.broadcast(Worker.leaves, 3)
     made.poll()
     assert told == [
         f"rollout-0 on {here()} died (killed or crashed: its process ended without a word); "
@@ -156,11 +156,11 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     made, told = pool(tmp_path, 2, straggler_seconds=0.5), list[str]()
     made.note = told.append
     made.wait_ready()
-    results(made, [("task", key, 0.1) for key in range(4)])
-    results(made, [("once", 9, "dawdle")])
+    results(made, [(Worker.task, key, 0.1) for key in range(4)])
+    results(made, [(Worker.once, 9, "dawdle")])
     assert told == []  # its like was never measured
     made.seconds["once"] = deque([0.1])
-    results(made, [("once", 10, "dawdle")])
+    results(made, [(Worker.once, 10, "dawdle")])
     (line,) = told
     assert re.fullmatch(
         r"rollout-([01]): once takes 1 s \(median 0\.1 s\): given to rollout-[01] as well", line
@@ -173,19 +173,19 @@ def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: P
     made, told = pool(tmp_path, 1, straggler_seconds=0.5), list[str]()
     made.note = told.append
     made.wait_ready()
-    assert made.broadcast("task", 1, 0.3) == [(1, 0, "none")]
+    assert made.broadcast(Worker.task, 1, 0.3) == [(1, 0, "none")]
     # slow, and in time: six times the median
-    assert made.broadcast("task", 2, 1.5) == [(2, 0, "none")]
+    assert made.broadcast(Worker.task, 2, 1.5) == [(2, 0, "none")]
     (place,) = [worker.place for worker in made.workers]
     assert place
     os.kill(place.process, signal.SIGSTOP)
     began = time.monotonic()
-    assert made.broadcast("task", 3) == []
+    assert made.broadcast(Worker.task, 3) == []
     assert time.monotonic() - began < 20 and made.restarts == {"unresponsive": 1}
     made.wait_ready()
     assert told[0].startswith(
         f"rollout-0 on {here()} was ended (no answer to task in "
-    ) and made.broadcast("task", 4) == [(4, 1, "none")]
+    ) and made.broadcast(Worker.task, 4) == [(4, 1, "none")]
     made.stop()
 
 
@@ -205,7 +205,7 @@ def test_a_newcomer_that_cannot_start_ends_no_run(
     until(made, lambda: bool(made.restarts))
     assert (
         made.restarts == {"start": 1}
-        and len(results(made, [("task", key) for key in range(4)])) == 4
+        and len(results(made, [(Worker.task, key) for key in range(4)])) == 4
     )
     assert told == [
         f"rollout-1 on {here()} could not start (ModuleNotFoundError: No module named "
@@ -224,8 +224,8 @@ def test_when_nobody_is_left_some_are_tried_and_the_reason_ends_it(tmp_path: Pat
     made.wait_ready()
     (tmp_path / "unfit").write_text(ray.get_runtime_context().get_node_id())
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'broken'$"):
-        made.broadcast("leaves", 1)
-        results(made, [("task", 0)])
+        made.broadcast(Worker.leaves, 1)
+        results(made, [(Worker.task, 0)])
     assert made.restarts == {"died": 1, "start": 2}
     made.stop()
 
@@ -261,7 +261,7 @@ def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
         rank_group.limit("update", True) == rank_group.limit("update") == 60.0
     )  # nothing is known
     for _ in range(4):
-        rank_group.call("update", 0.1)
+        rank_group.call(Rank.update, 0.1)
     assert rank_group.limit("update") == 1.0  # the least
     # by the size, and not above the timeout
     assert rank_group.limit("update", size=100.0) == pytest.approx(40.0, rel=0.5)
@@ -272,7 +272,7 @@ def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
     with pytest.raises(
         RankGroupError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"
     ):
-        rank_group.call("update", 0.1)
+        rank_group.call(Rank.update, 0.1)
     assert time.monotonic() - began < 6.0 and rank_group.restarts == {"unresponsive": 1}
     assert (
         notes[0].startswith("learner-1 on ")
@@ -288,10 +288,10 @@ def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(
     rank_group: RankGroup,
 ) -> None:
     for _ in range(3):
-        rank_group.call("update", 0.5)
+        rank_group.call(Rank.update, 0.5)
     assert 2.0 <= rank_group.limit("update") < 4.0
-    assert rank_group.call("update", 1.5) == [0, 1]  # three times the median
-    first, second, third = (rank_group.begin("update", 1.5) for _ in range(3))
+    assert rank_group.call(Rank.update, 1.5) == [0, 1]  # three times the median
+    first, second, third = (rank_group.begin(Rank.update, 1.5) for _ in range(3))
     assert rank_group.finish(third) == [0, 1]  # 4.5 s: each has its own time
     assert first.alone and not second.alone and not rank_group.running and not rank_group.restarts
     assert sorted(rank_group.seconds["update", False])[-1] < 4.0  # what waited is no measure
@@ -299,20 +299,20 @@ def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(
 
 def test_first_calls_of_new_ranks_are_measured_apart(rank_group: RankGroup) -> None:
     """They warm up: load kernels, compile."""
-    rank_group.call("update", 1.0)
+    rank_group.call(Rank.update, 1.0)
     for _ in range(3):
-        rank_group.call("update", 0.0)
+        rank_group.call(Rank.update, 0.0)
     assert rank_group.limit("update") == 1.0 < 4.0 <= rank_group.limit("update", first=True) < 8.0
     rank_group.form()
-    assert rank_group.call("update", 2.0) == [0, 1] and not rank_group.restarts
+    assert rank_group.call(Rank.update, 2.0) == [0, 1] and not rank_group.restarts
 
 
 def test_methods_that_wait_for_storage_have_the_whole_timeout(
     rank_group: RankGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Rank, "storage_bound", ("update",), raising=False)
+    monkeypatch.setattr(Rank.update, "storage_bound", True, raising=False)
     for _ in range(3):
-        rank_group.call("update", 0.0)
+        rank_group.call(Rank.update, 0.0)
     assert rank_group.limit("update") == 60.0
 
 
@@ -335,7 +335,7 @@ def test_a_new_gang_that_cannot_start_is_made_again(
         "'broken'): learners begin again from the checkpoint, restart 1 of 20"
     ]
     rank_group.form()  # on the same node: there is no other
-    assert rank_group.call("update", 0.0) == [0, 1]
+    assert rank_group.call(Rank.update, 0.0) == [0, 1]
 
 
 def test_the_first_gang_refuses_with_the_reason(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.small_runs import ITERATIONS, Run, Stage, busy, config, kill, same
 
+from actors.learner import Learner
 from branchgrpo.errors import GateError
 from cluster.ray_service import RayService
 
@@ -64,7 +66,10 @@ def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_p
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert found.service.rollouts.restarts == {"died": 1} and not found.service.learners.restarts
+    assert (
+        found.service.rollout_pool.restarts == {"died": 1}
+        and not found.service.learner_group.restarts
+    )
     assert [
         note
         for note in found.notes
@@ -77,17 +82,17 @@ def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> N
 
     def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 0:
-            first.extend(worker.index for worker in made.rollouts.workers)
+            first.extend(worker.index for worker in made.rollout_pool.workers)
         if 1 <= iteration <= 2:
             busy(made, 0, kill)  # the oldest: the newcomer is the last
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
     assert (
-        found.service.rollouts.restarts == {"died": 2}
-        and found.service.rollouts.made == first[-1] + 3
+        found.service.rollout_pool.restarts == {"died": 2}
+        and found.service.rollout_pool.made == first[-1] + 3
     )
-    assert not set(first) & {worker.index for worker in found.service.rollouts.workers}
+    assert not set(first) & {worker.index for worker in found.service.rollout_pool.workers}
 
 
 def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(
@@ -100,7 +105,7 @@ def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     assert stopped.processes
     same(found, plain)
-    assert found.service.rollouts.reissued >= 1
+    assert found.service.rollout_pool.reissued >= 1
     assert found.summary["iterations"] == ITERATIONS
 
 
@@ -109,18 +114,18 @@ def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(
 
 def updating(made: RayService, act: Any, deadline: float = 60.0) -> None:
     """Act on rank 1's process soon after the next update has begun, which has so many seconds."""
-    begin = made.learners.begin
+    begin = made.learner_group.begin
 
-    def begun(method: str, *arguments: Any, **options: Any) -> Any:
+    def begun(method: Any, *arguments: Any, **options: Any) -> Any:
         call = begin(method, *arguments, **options)
-        if method == "update":
-            made.learners.begin = begin  # type: ignore[method-assign]
+        if method is Learner.update:
+            made.learner_group.begin = begin  # type: ignore[method-assign]
             call.deadline = time.monotonic() + deadline
-            process = made.learners.places[1].process
+            process = made.learner_group.places[1].process
             threading.Timer(0.05, lambda: act(process)).start()
         return call
 
-    made.learners.begin = begun  # type: ignore[method-assign]
+    made.learner_group.begin = begun  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -128,13 +133,13 @@ def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path
     """At 1 there is no checkpoint yet: the run begins again; at 3 it goes back to that of 2."""
 
     def sabotage(made: RayService, iteration: int) -> None:
-        if iteration == at and not made.learners.restarts:
+        if iteration == at and not made.learner_group.restarts:
             updating(made, kill)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
     assert (
-        sum(found.service.learners.restarts.values()) == 1
+        sum(found.service.learner_group.restarts.values()) == 1
         and found.records[-2]["service/recoveries"] == 1
     )
     assert any("recovering: RankGroupError" in note for note in found.notes)
@@ -150,12 +155,12 @@ def test_a_rank_that_hangs_ends_at_the_deadline(
     stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
 ) -> None:
     def sabotage(made: RayService, iteration: int) -> None:
-        if iteration == 3 and not made.learners.restarts:
+        if iteration == 3 and not made.learner_group.restarts:
             updating(made, stopped.stop, 8.0)
 
     found = stage.played(tmp_path / "run", config(**TWO), sabotage)
     same(found, plain)
-    assert stopped.processes and found.service.learners.restarts == {"unresponsive": 1}
+    assert stopped.processes and found.service.learner_group.restarts == {"unresponsive": 1}
     assert any("ranks [0, 1] missed the deadline" in note for note in found.notes)
 
 
@@ -164,18 +169,19 @@ def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: 
         # credit that differs between ranks stops both before a collective of the update
         if iteration == 1:
             begin = lambda method, *arguments, **_: damaged(made, method, *arguments)  # noqa: E731
-            made.learners.begin = begin  # type: ignore[method-assign]
+            made.learner_group.begin = begin  # type: ignore[method-assign]
 
-    def damaged(made: RayService, method: str, *arguments: Any) -> Any:
+    def damaged(made: RayService, method: Any, *arguments: Any) -> Any:
         from cluster.rank_group import Call
 
         calls = []
-        for rank, actor in enumerate(made.learners.ranks):
-            given = list(arguments)
-            if method == "update" and rank:
-                given[4] = {key: values[:, ::-1].copy() for key, values in arguments[4].items()}
-            calls.append(getattr(actor, method).remote(*given))
-        return Call(method, calls, time.monotonic() + 60)
+        for rank, actor in enumerate(made.learner_group.ranks):
+            request, *rest = arguments
+            if method is Learner.update and rank:
+                turned = {key: values[:, ::-1].copy() for key, values in request.scores.items()}
+                request = replace(request, scores=turned)
+            calls.append(getattr(actor, method.__name__).remote(request, *rest))
+        return Call(method.__name__, calls, time.monotonic() + 60)
 
     with pytest.raises(GateError, match="credit differ between learner ranks"):
         stage.played(tmp_path / "run", config(**TWO), sabotage)

@@ -104,7 +104,7 @@ def test_a_node_that_holds_prefixes_is_lost(
 
     def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 2 and ground.node is first:
-            assert {worker.place.node for worker in made.rollouts.workers} == {first.node_id}
+            assert {worker.place.node for worker in made.rollout_pool.workers} == {first.node_id}
             ground.node = node(cluster, **{GROW: 1})
 
             def remove(process: int) -> None:
@@ -114,10 +114,10 @@ def test_a_node_that_holds_prefixes_is_lost(
 
     found = ground.played(tmp_path / "run", config(**STAYING), sabotage)
     same(found, undisturbed)
-    lost = found.service.rollouts.restarts
+    lost = found.service.rollout_pool.restarts
     # one that was started there before it was known is lost too
     assert sum(lost.values()) >= 2 and set(lost) <= {"node", "unavailable", "died"}
-    assert {worker.place.node for worker in found.service.rollouts.workers if worker.place} == {
+    assert {worker.place.node for worker in found.service.rollout_pool.workers if worker.place} == {
         ground.node.node_id
     }
 
@@ -130,7 +130,7 @@ def test_learners_change_their_number_behind_a_checkpoint(
 
     def sabotage(made: RayService, iteration: int) -> None:
         made.wanted_ranks, made.looked = 2, 0.0
-        places.append(len(made.learners.places))
+        places.append(len(made.learner_group.places))
 
     found = ground.played(
         tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage
@@ -138,7 +138,7 @@ def test_learners_change_their_number_behind_a_checkpoint(
     assert places == [1, 1, 1, 2]  # after iteration 2 comes the checkpoint
     assert (
         "learners formed anew: 1 → 2 ranks" in found.notes
-        and found.service.learners.restarts == {"scaled": 1}
+        and found.service.learner_group.restarts == {"scaled": 1}
     )
     assert found.service.reserve is None
     one, other = found.records[3], undisturbed.records[3]
@@ -178,9 +178,9 @@ def test_a_drained_node_is_left_in_good_order(
     same(found, undisturbed)
     assert "learners formed anew: 1 of 1 ranks are on nodes that will go" in found.notes
     assert {record.get("checkpoint/iteration") for record in found.records[1:4]} == {0.0, 3.0}
-    assert found.service.rollouts.restarts == {
+    assert found.service.rollout_pool.restarts == {
         "preempted": 2
-    } and found.service.learners.restarts == {"preempted": 1}
+    } and found.service.learner_group.restarts == {"preempted": 1}
     assert found.records[-2]["service/recoveries"] == 0
     cluster.remove_node(leaving)
 
@@ -201,7 +201,7 @@ def test_ranks_without_room_wait_for_it_and_training_goes_on(
 
     def sabotage(made: RayService, iteration: int) -> None:
         made.wanted_ranks, made.looked = 2, 0.0
-        places.append(len(made.learners.places))
+        places.append(len(made.learner_group.places))
         if iteration == 2:
             assert made._standing()["refused"] == {"learner": "waits for room for 1 ranks"}
             second.append(node(cluster, 1))
@@ -216,12 +216,15 @@ def following(cluster: Cluster, service: RayService, desired: int, seconds: floa
     """Until the pool wants, and has, so many workers."""
     deadline = time.monotonic() + seconds
     while (
-        service.rollouts.desired,
-        sum(worker.state == "ready" for worker in service.rollouts.workers),
+        service.rollout_pool.desired,
+        sum(worker.state == "ready" for worker in service.rollout_pool.workers),
     ) != (desired, desired):
-        assert time.monotonic() < deadline, (service.rollouts.desired, service.rollouts.states())
+        assert time.monotonic() < deadline, (
+            service.rollout_pool.desired,
+            service.rollout_pool.states(),
+        )
         service.follow()
-        wait(service.rollouts)
+        wait(service.rollout_pool)
 
 
 def test_auto_follows_nodes_that_come_and_go(

@@ -14,7 +14,7 @@ import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError
-from support.small_actors import Unfit, logs, pool, results, until
+from support.small_actors import Unfit, Worker, logs, pool, results, until
 
 from cluster import workers
 from cluster.errors import BudgetError, ending
@@ -28,17 +28,17 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 def test_results_come_as_they_finish_and_errors_as_themselves(tmp_path: Path) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
-    found = results(made, [("task", 0, 1.0), *(("task", key) for key in range(1, 6))])
+    found = results(made, [(Worker.task, 0, 1.0), *((Worker.task, key) for key in range(1, 6))])
     assert sorted(key for key, _, _ in found) == list(range(6))
     assert found[0][0] != 0  # others overtook it
     for message in ("of three\nlines\nin all", ""):
         with pytest.raises(ZeroDivisionError) as caught:
-            results(made, [("task", 6, 0.2), ("raises", message), ("task", 7)])
+            results(made, [(Worker.task, 6, 0.2), (Worker.raises, message), (Worker.task, 7)])
         assert type(caught.value) is ZeroDivisionError and str(caught.value) == message
         made.forget()
-    assert [key for key, _, _ in results(made, [("task", 8)])] == [8]
+    assert [key for key, _, _ in results(made, [(Worker.task, 8)])] == [8]
     with pytest.raises(ZeroDivisionError):
-        made.broadcast("raises", "all")
+        made.broadcast(Worker.raises, "all")
     assert made.restarts == {} and made.reissued == 0
     made.stop()
 
@@ -46,7 +46,7 @@ def test_results_come_as_they_finish_and_errors_as_themselves(tmp_path: Path) ->
 def test_a_worker_that_cannot_get_ready_says_why(tmp_path: Path) -> None:
     """Its sync calls fail too, for want of what `ready` makes: that is not what is told."""
     made = pool(tmp_path, 1, Unfit)
-    made.sync([("load_weights", ("v1",))])
+    made.sync([(Worker.load_weights, ("v1",))])
     with pytest.raises(FileNotFoundError, match="no weights here"):
         made.wait_ready()
     made.stop()
@@ -64,8 +64,8 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
     for key in range(3):
         (tmp_path / f"once-{key}").touch()
     # how long its like takes
-    assert len(results(made, [("once", key, act) for key in range(3)])) == 3
-    ((key, worker, _),) = results(made, [("once", 9, act)])
+    assert len(results(made, [(Worker.once, key, act) for key in range(3)])) == 3
+    ((key, worker, _),) = results(made, [(Worker.once, 9, act)])
     tried = [index for index, lines in logs(tmp_path).items() if "task 9" in lines]
     assert (key, made.reissued, len(tried)) == (9, 1, 2) and worker in tried
     other = sum(tried) - worker
@@ -85,7 +85,7 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
     else:
         until(made, lambda: not made.attempts)
         assert made.restarts == {} and made.made == 2
-    assert len(results(made, [("task", key) for key in range(6)])) == 6
+    assert len(results(made, [(Worker.task, key) for key in range(6)])) == 6
     made.stop()
 
 
@@ -97,7 +97,7 @@ def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
     with pytest.raises(
         BudgetError, match=r"^rollout\.hangs: 2 workers were lost with this task \(unresponsive\)"
     ):
-        results(made, [("hangs",)])
+        results(made, [(Worker.hangs,)])
     assert made.restarts == {"unresponsive": 2} and made.reissued >= 1
     made.stop()
 
@@ -106,11 +106,11 @@ def test_how_long_a_task_may_take_is_judged_by_its_size(tmp_path: Path) -> None:
     """Ten times the size, five times the time: no straggler. As large as the others: one."""
     made = pool(tmp_path, 2, straggler_seconds=0.3)
     made.wait_ready()
-    results(made, [("task", key, 0.2) for key in range(4)])
+    results(made, [(Worker.task, key, 0.2) for key in range(4)])
     for size, reissued in ((10.0, 0), (1.0, 1)):
-        flow = made.flow()
-        made.submit(flow, "task", 9, 1.0, size=size, then=lambda references: None)
-        flow.run()
+        tasks = made.tasks()
+        made.submit(tasks, Worker.task, 9, 1.0, size=size, then=lambda references: None)
+        tasks.run()
         assert made.reissued == reissued
     made.stop()
 
@@ -118,13 +118,13 @@ def test_how_long_a_task_may_take_is_judged_by_its_size(tmp_path: Path) -> None:
 def test_what_has_finished_while_nobody_looked_is_not_overdue(tmp_path: Path) -> None:
     made = pool(tmp_path, 2, straggler_seconds=0.2)
     made.wait_ready()
-    results(made, [("task", key, 0.1) for key in range(4)])
-    flow, found = made.flow(), list[Any]()
-    made.submit(flow, "task", 9, 0.3, then=found.append)
+    results(made, [(Worker.task, key, 0.1) for key in range(4)])
+    tasks, found = made.tasks(), list[Any]()
+    made.submit(tasks, Worker.task, 9, 0.3, then=found.append)
     time.sleep(4.0)  # as while the learner updates
     made.polled = 0.0
     made.poll()
-    flow.run()
+    tasks.run()
     assert len(found) == 1 and not made.restarts and not made.reissued
     made.stop()
 
@@ -135,7 +135,7 @@ def test_a_broadcast_does_not_wait_for_one_that_hangs(tmp_path: Path) -> None:
     hung = made.workers[1].place
     assert hung
     os.kill(hung.process, signal.SIGSTOP)
-    assert made.broadcast("load_weights", "new") == ["new", "new"]
+    assert made.broadcast(Worker.load_weights, "new") == ["new", "new"]
     assert made.restarts == {"unresponsive": 1} and len(made.workers) == 2
     made.stop()
 
@@ -146,8 +146,8 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
     other.mkdir()
     made = pool(tmp_path, 2)
     made.wait_ready()
-    flow = made.flow()
-    made.submit(flow, "task", 0, 0.5, then=lambda references: None)
+    tasks = made.tasks()
+    made.submit(tasks, Worker.task, 0, 0.5, then=lambda references: None)
     (busy,) = [worker.index for worker in made.workers if worker.pending]
     made.forget()
     made.reset(str(other))
@@ -166,14 +166,14 @@ def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
     made.desired = 2
     until = time.monotonic() + 5.0
     while time.monotonic() < until:
-        results(made, [("task", 0, 0.1)])
+        results(made, [(Worker.task, 0, 0.1)])
     assert [(state["name"], state["state"]) for state in made.states()] == [
         ("rollout-0", "ready"),
         ("rollout-1", "waiting"),
     ]
     assert not made.restarts
     made.resources, made.desired = large, 1
-    results(made, [("task", 0)])
+    results(made, [(Worker.task, 0)])
     assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [0]
     made.stop()
 
@@ -185,7 +185,12 @@ def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
     found = results(
-        made, [("once", 0, "die"), ("once", 1, "die"), *(("task", key) for key in range(2, 8))]
+        made,
+        [
+            (Worker.once, 0, "die"),
+            (Worker.once, 1, "die"),
+            *((Worker.task, key) for key in range(2, 8)),
+        ],
     )
     assert sorted(key for key, _, _ in found) == list(range(8))
     assert made.restarts == {"died": 2} and made.made == 4
@@ -221,18 +226,18 @@ def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_bla
 ) -> None:
     made = pool(tmp_path, 1, max_attempts=2)
     made.wait_ready()
-    flow, found = made.flow(), list[Any]()
-    made.submit(flow, "kills", 0, then=found.append)
-    made.submit(flow, "task", 1, then=found.append)
+    tasks, found = made.tasks(), list[Any]()
+    made.submit(tasks, Worker.kills, 0, then=found.append)
+    made.submit(tasks, Worker.task, 1, then=found.append)
     running, after = [attempt.task for attempt in made.workers[0].pending]
     with pytest.raises(
         BudgetError, match=r"^rollout\.kills: 2 workers were lost with this task \(died\): [^\n]+$"
     ):
-        flow.run()
+        tasks.run()
     assert running and after and (running.failures, after.failures) == (2, 0)
     # it was repeated first
     assert [
-        line for lines in logs(tmp_path).values() for line in lines if line.startswith("task")
+        line for lines in logs(tmp_path).values() for line in lines if line.startswith(Worker.task)
     ] == ["task 0"] * 2
     made.stop()
 
@@ -243,7 +248,7 @@ def test_the_budget_of_restarts(tmp_path: Path) -> None:
     with pytest.raises(
         BudgetError, match=r"^rollout: 2 losses of workers, 1 are allowed: 2 died; last: [^\n]+$"
     ):
-        results(made, [("kills", 0)])
+        results(made, [(Worker.kills, 0)])
     made.stop()
 
 
@@ -267,8 +272,8 @@ def test_preemption_is_not_counted_against_a_budget(
     assert (ending(died(True)), ending(died(False))) == ("preempted", "died")
     made = pool(tmp_path, 1, max_restarts=0, max_attempts=1)
     made.wait_ready()
-    flow, found = made.flow(), list[Any]()
-    made.submit(flow, "task", 5, 0.5, then=found.append)
+    tasks, found = made.tasks(), list[Any]()
+    made.submit(tasks, Worker.task, 5, 0.5, then=found.append)
 
     def fail(preempted: bool) -> None:
         ((reference, attempt),) = [
@@ -287,7 +292,7 @@ def test_preemption_is_not_counted_against_a_budget(
         BudgetError, match=r"^rollout: 1 losses of workers, 0 are allowed: 1 died, 2 preempted"
     ):
         fail(preempted=False)
-    flow.run()
+    tasks.run()
     assert len(found) == 1
     made.stop()
 
@@ -300,19 +305,19 @@ def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
 ) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
-    flow, found = made.flow(), list[Any]()
+    tasks, found = made.tasks(), list[Any]()
     made.submit(
-        flow, "task", 0, 0.5, then=lambda references: found.append(made.fetch(references[0]))
+        tasks, Worker.task, 0, 0.5, then=lambda references: found.append(made.fetch(references[0]))
     )
-    assert made.broadcast("load_weights", "v1") == ["v1"]  # the idle one
-    made.sync([("load_weights", ("v1",))])
+    assert made.broadcast(Worker.load_weights, "v1") == ["v1"]  # the idle one
+    made.sync([(Worker.load_weights, ("v1",))])
     made.desired = 3
-    flow.run()
+    tasks.run()
     until(
         made,
         lambda: len(made.workers) == 3 and all(worker.state == "ready" for worker in made.workers),
     )
-    later = results(made, [("task", key, 0.1) for key in range(1, 13)])
+    later = results(made, [(Worker.task, key, 0.1) for key in range(1, 13)])
     assert found == [(0, found[0][1], "none")] and {weights for _, _, weights in later} == {"v1"}
     noted = logs(tmp_path)
     assert noted[found[0][1]][:5] == ["made", "ready", "task 0", "done 0", "load v1"]
@@ -324,27 +329,27 @@ def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
 def test_no_greeting_any_more_while_a_worker_is_busy(tmp_path: Path) -> None:
     made = pool(tmp_path, 1)
     made.wait_ready()
-    made.sync([("load_weights", ("v1",))])
-    flow = made.flow()
-    made.submit(flow, "task", 0, 0.3, then=lambda references: None)
+    made.sync([(Worker.load_weights, ("v1",))])
+    tasks = made.tasks()
+    made.submit(tasks, Worker.task, 0, 0.3, then=lambda references: None)
     made.sync([])
-    flow.run()
-    assert len(results(made, [("task", 1)])) == 1 and made.restarts == {}
+    tasks.run()
+    assert len(results(made, [(Worker.task, 1)])) == 1 and made.restarts == {}
     made.stop()
 
 
 def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()
-    made.broadcast("load_weights", "v1")
-    made.sync([("load_weights", ("v1",))])
-    flow = made.flow()
+    made.broadcast(Worker.load_weights, "v1")
+    made.sync([(Worker.load_weights, ("v1",))])
+    tasks = made.tasks()
     found = list[int]()
     issued = [0]
     phases = list[int]()
 
     def submit() -> None:
-        made.submit(flow, "task", issued[0], 0.05, then=finished)
+        made.submit(tasks, Worker.task, issued[0], 0.05, then=finished)
         issued[0] += 1
 
     def finished(references: list[Any]) -> None:
@@ -367,7 +372,7 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
 
     for _ in range(12):
         submit()
-    flow.run(between)
+    tasks.run(between)
     until(made, lambda: len(made.workers) == 1)
     assert phases == [6, 1] and sorted(found) == list(range(issued[0]))
     assert made.restarts == {"scaled": 5} and made.made == 6
@@ -375,8 +380,8 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     assert len(noted) == 6
     for lines in noted.values():
         assert lines[:3] == ["made", "ready", "load v1"]
-        began = [line.split()[1] for line in lines if line.startswith("task")]
+        began = [line.split()[1] for line in lines if line.startswith(Worker.task)]
         assert began == [line.split()[1] for line in lines if line.startswith("done")]
-    tasks = [line for lines in noted.values() for line in lines if line.startswith("task")]
+    tasks = [line for lines in noted.values() for line in lines if line.startswith(Worker.task)]
     assert len(tasks) == len(set(tasks)) == issued[0]
     made.stop()

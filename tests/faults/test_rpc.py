@@ -16,9 +16,9 @@ import json, sys
 from pathlib import Path
 from cluster import session
 session.start("local", 128, dashboard=False)
-from support.small_actors import pool, results
+from support.small_actors import pool, results, Worker
 made = pool(Path(sys.argv[1]), 2, max_attempts=9, max_restarts=99)
-found = results(made, [("task", key) for key in range(40)])
+found = results(made, [(Worker.task, key) for key in range(40)])
 print(json.dumps([found, made.restarts, made.made]))
 made.stop()
 session.stop()
@@ -33,10 +33,10 @@ def test_lost_requests_and_replies(tmp_path: Path, lost: str) -> None:
         f"{kind}_failure_prob": 100 // 6 if kind == lost else 0
         for kind in ("req", "resp", "in_flight")
     } | {"num_failures": 6}
-    here = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     environment = os.environ | {
         "RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": failures}),
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])]),
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
     }
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path)],

@@ -20,7 +20,7 @@ from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.rollout.collect import RolloutCollector
-from branchgrpo.service import Service
+from branchgrpo.service import Service, UpdateRequest
 from branchgrpo.types import SegmentHeader
 
 ROOT = Path(__file__).parents[2]
@@ -124,12 +124,11 @@ def one_iteration(
         plan, iteration=0, version=0, prompts=[5, 9], texts=texts, trees=1
     )
     trees = assemble(plan, [header for header, _ in batch.segments], batch.rewards)
-    stats = service.learners.call(
-        "update", plan, 0, batch.segments, batch.conditioning, batch.scores
-    )
-    base = service.rollouts.broadcast("fingerprint")[0]
+    request = UpdateRequest(plan=plan, iteration=0, segments=batch.segments, scores=batch.scores)
+    stats = service.learners.start_update(request, batch.conditioning, 1.0).result()
+    base = service.rollouts.fingerprints()[0]
     version = service.publish()
-    fingerprints = service.rollouts.broadcast("fingerprint")
+    fingerprints = service.rollouts.fingerprints()
     return {
         "nodes": [tree.log_prob.shape for tree in trees],
         "log_prob": np.stack([tree.log_prob for tree in trees]),

@@ -4,17 +4,19 @@ themselves."""
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.learner import Learner
+from actors.pools import Learners, Method, Rewards, Rollouts
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from branchgrpo.config.schema import Config
+from branchgrpo.models import weights as wire
 from branchgrpo.service import Reference
 
 
-class Flow:
+class Tasks:
     """Pending tasks, run in the order of their submission."""
 
     def __init__(self) -> None:
@@ -34,52 +36,60 @@ class Pool:
     def __len__(self) -> int:
         return len(self.workers)
 
-    def flow(self) -> Flow:
-        return Flow()
+    def tasks(self) -> Tasks:
+        return Tasks()
 
     def submit(
         self,
-        flow: Flow,
-        method: str,
+        tasks: Tasks,
+        method: Method,
         *arguments: Any,
         returns: int = 1,
         size: float = 1.0,
         then: Callable[[list[Reference]], None],
     ) -> None:
         worker = self.workers[len(self.calls) % len(self.workers)]
-        self.calls.append((method, arguments))
+        self.calls.append((method.__name__, arguments))
 
         def task() -> None:
-            found = getattr(worker, method)(*arguments)
+            found = getattr(worker, method.__name__)(*arguments)
             assert returns == 1 or len(found) == returns
             then(list(found) if returns > 1 else [found])
 
-        flow.pending.append(task)
+        tasks.pending.append(task)
 
     def share(self, value: Any) -> Reference:
         return value
 
-    def broadcast(self, method: str, *arguments: Any) -> list[Any]:
-        return [getattr(worker, method)(*arguments) for worker in self.workers]
+    def broadcast(self, method: Method, *arguments: Any) -> list[Any]:
+        return [getattr(worker, method.__name__)(*arguments) for worker in self.workers]
+
+    def sync(self, calls: Sequence[tuple[Method, tuple[Any, ...]]], version: int = 0) -> None:
+        """Nobody comes later."""
 
     def fetch(self, reference: Reference) -> Any:
         return reference
 
 
-class RankGroup:
+class Ranks:
     """One learner rank."""
 
     def __init__(self, learner: Learner):
         self.learner = learner
 
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        return [getattr(self.learner, method)(*arguments)]
+    def call(self, method: Method, *arguments: Any) -> list[Any]:
+        return [getattr(self.learner, method.__name__)(*arguments)]
 
-    def begin(self, method: str, *arguments: Any, size: float = 1.0) -> Callable[[], list[Any]]:
+    def begin(self, method: Method, *arguments: Any, size: float = 1.0) -> Callable[[], list[Any]]:
         return lambda: self.call(method, *arguments)
 
     def finish(self, call: Callable[[], list[Any]]) -> list[Any]:
         return call()
+
+    def leader(self, method: Method, *arguments: Any, returns: int = 1) -> list[Reference]:
+        (found,) = self.call(method, *arguments)
+        assert returns == 1 or len(found) == returns
+        return list(found) if returns > 1 else [found]
 
 
 class Service:
@@ -92,18 +102,21 @@ class Service:
         self.config = config
         self.earlier = Counter[str]()
         self.lost = dict[str, int]()
-        self.rollouts = Pool(
-            [RolloutWorker(config, index) for index in range(config.rollout.workers)]
-        )
-        count = config.reward_workers.workers
-        self.rewards = [
-            Pool([RewardWorker(config, group, index) for index in range(count)])
+        workers = [RolloutWorker(config, index) for index in range(config.rollout.workers)]
+        scorers = range(config.reward_workers.workers)
+        self.rollout_pool = Pool(workers)
+        self.reward_pools = [
+            Pool([RewardWorker(config, group, index) for index in scorers])
             for group in config.reward_groups
         ]
-        self.learners = RankGroup(Learner(config, 0, list))
-        for pool in (self.rollouts, *self.rewards):
-            pool.broadcast("ready")
-        self.learners.call("join", 1, "")
+        self.learner = Learner(config, 0, list)
+        self.rollouts = Rollouts(self.rollout_pool)
+        self.rewards = [Rewards(pool) for pool in self.reward_pools]
+        self.learners = Learners(Ranks(self.learner))
+        self.rollout_pool.broadcast(RolloutWorker.ready)
+        for pool in self.reward_pools:
+            pool.broadcast(RewardWorker.ready)
+        self.learner.join(1, "")
         self.reports: list[Mapping[str, Any]] = []
         self.published: list[tuple[str, int, str]] = []
 
@@ -111,16 +124,18 @@ class Service:
         """All actors begin again with the untrained model."""
         if config != self.config:
             self.config = config
-            for pool in (self.rollouts, *self.rewards):
-                pool.broadcast("configure", config)
-            self.learners.call("configure", config)
+            self.rollout_pool.broadcast(RolloutWorker.configure, config)
+            for pool in self.reward_pools:
+                pool.broadcast(RewardWorker.configure, config)
+            self.learner.configure(config)
         return self
 
     def publish(self, weights: str = "policy") -> int:
-        (version, digest), *update = self.learners.call("publish", weights)[0]
-        assert self.rollouts.broadcast("load_weights", *update) == [digest] * len(self.rollouts)
-        self.published.append((weights, version, digest))
-        return int(version)
+        found = self.learners.publish(self.rollouts, weights)
+        held = {wire.digest_of(worker.model.trainable()) for worker in self.rollout_pool.workers}
+        assert held == {found.digest}
+        self.published.append((weights, found.version, found.digest))
+        return found.version
 
     def driver_bytes(self) -> int:
         return 0

@@ -33,6 +33,9 @@ class Worker:
         with open(self.folder / f"worker-{self.index}", "a") as file:
             file.write(text + "\n")
 
+    def ping(self) -> None:
+        """Is it alive?"""
+
     def ready(self) -> int:
         self.log("ready")
         return os.getpid()
@@ -98,6 +101,9 @@ class Rank:
 
     def __init__(self, folder: str, rank: int):
         self.folder, self.rank = Path(folder), rank
+
+    def ping(self) -> None:
+        """Is it alive?"""
 
     def rendezvous(self, ranks: int) -> str:
         return f"nowhere, for {ranks}"
@@ -172,15 +178,15 @@ def pool(
 
 def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
     """What these calls, of a method and its arguments, gave, in the order in which it came."""
-    flow, found = made.flow(), list[Any]()
+    tasks, found = made.tasks(), list[Any]()
     for method, *arguments in calls:
         made.submit(
-            flow,
+            tasks,
             method,
             *arguments,
             then=lambda references: found.append(made.fetch(references[0])),
         )
-    flow.run()
+    tasks.run()
     return found
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.learner import Learner
 from branchgrpo.app.service import configure, ray_service
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.models import weights as wire
 from branchgrpo.report.sinks import read
+from branchgrpo.service import UpdateRequest
 from branchgrpo.train.run import carry_out
 from cluster.ray_service import RayService
 from support.quiet_display import Quiet
@@ -126,18 +128,18 @@ def played(
     display = Quiet()
     rewards = dict[tuple[int, int, int], bytes]()
     done = [0]
-    begin = made.learners.begin
+    begin = made.learner_group.begin
     for one in made.everyone:
         one.restarts.clear()
         one.note = display.note
     for pool in made.pools:
         pool.reissued = 0
 
-    def spy(method: str, *arguments: Any, **options: Any) -> Any:
-        if method == "update":
-            rewards.update(
-                {(arguments[1], *key): values.tobytes() for key, values in arguments[4].items()}
-            )
+    def spy(method: Any, *arguments: Any, **options: Any) -> Any:
+        if method is Learner.update:
+            request: UpdateRequest = arguments[0]
+            for key, values in request.scores.items():
+                rewards[request.iteration, *key] = values.tobytes()
         return begin(method, *arguments, **options)
 
     def between() -> bool:
@@ -145,13 +147,13 @@ def played(
         sabotage(made, done[0])
         return False
 
-    made.learners.begin = spy  # type: ignore[method-assign]
+    made.learner_group.begin = spy  # type: ignore[method-assign]
     try:
         sabotage(made, 0)
         summary = carry_out(
             loaded, service=made, folder=folder, display=display, interrupted=between
         )
-        update = made.learners.call("publish")[0][1]
+        update = made.learner_group.call(Learner.publish)[0][1]
         return Run(
             weights=update.digest,
             rewards=rewards,
@@ -162,7 +164,7 @@ def played(
             folder=folder,
         )
     finally:
-        made.learners.begin = begin  # type: ignore[method-assign]
+        made.learner_group.begin = begin  # type: ignore[method-assign]
 
 
 def same(one: Run, other: Run) -> None:
@@ -192,7 +194,9 @@ def busy(
     def watch() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            workers = [worker for worker in list(made.rollouts.workers) if worker.state == "ready"]
+            workers = [
+                worker for worker in list(made.rollout_pool.workers) if worker.state == "ready"
+            ]
             if len(workers) > index and any(
                 attempt.task and attempt.task.method == method
                 for attempt in list(workers[index].pending)

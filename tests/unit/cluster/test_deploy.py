@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from branchgrpo.app import service
 from branchgrpo.app.parser import parse
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
@@ -208,7 +207,7 @@ def test_each_role_fits_nodes_of_its_own_group_only_and_all_its_actors_do(
         config.reward_workers.workers * len(config.reward_groups),
     )
     for name, (role, count) in roles.items():
-        need = bundle(service.actor_options(role))
+        need = bundle(roles.actor_options(role))
         fits = {
             group: int(min(has["resources"].get(one, 0) / amount for one, amount in need.items()))
             for group, has in offered.items()

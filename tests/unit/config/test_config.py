@@ -16,8 +16,8 @@ from support.small_trees import QUICKSTART, quickstart
 
 from branchgrpo import models, rewards
 from branchgrpo.algo import advantage, loss, methods, pruning
+from branchgrpo.app.check import check
 from branchgrpo.app.main import main
-from branchgrpo.app.train import check
 from branchgrpo.config import load as config
 from branchgrpo.config import registry as table
 from branchgrpo.config.shipped import presets

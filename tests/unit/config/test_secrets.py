@@ -9,9 +9,9 @@ import pytest
 import yaml
 from support.small_trees import quickstart
 
-from branchgrpo.app import checks, service
+from branchgrpo.app import checks, roles
+from branchgrpo.app.check import check
 from branchgrpo.app.main import main
-from branchgrpo.app.train import check
 from branchgrpo.compare.runs import Budget, Comparison
 from branchgrpo.config import load as config
 from branchgrpo.config import secrets
@@ -128,7 +128,7 @@ def test_variables_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     env: Any = secrets.given(found.rewards[0].runtime_env, "rewards.0.runtime_env")
     # Ray puts a node's own PATH
     assert env == {"pip": ["a"], "env_vars": {"TOKEN": SECRET, "PATH": "/x:${PATH}"}}
-    assert service.actor_options(found.reward_workers, env)["runtime_env"] == env
+    assert roles.actor_options(found.reward_workers, env)["runtime_env"] == env
     assert SECRET not in config.dump(found)
     monkeypatch.delenv("MY_TOKEN")
     with pytest.raises(

@@ -15,6 +15,7 @@ from support import in_process
 from support.small_trees import quickstart
 
 from actors.encoder import Encoder
+from actors.pools import Encoders
 from actors.rollout import RolloutWorker
 from branchgrpo.config.schema import Config
 from branchgrpo.data import encodings
@@ -37,13 +38,13 @@ class Counting(in_process.Pool):
 
     def __init__(self, loaded: Config, stop_after: int = 10**9):
         super().__init__([Encoder(loaded, 0)])
-        self.broadcast("ready")
-        encode, self.tasks = self.workers[0].encode, 0
+        self.broadcast(Encoder.ready)
+        encode, self.done = self.workers[0].encode, 0
 
         def counted(texts: list[str], path: Path) -> tuple[str, int]:
-            if self.tasks == stop_after:
+            if self.done == stop_after:
                 raise KeyboardInterrupt
-            self.tasks += 1
+            self.done += 1
             return encode(texts, path)
 
         self.workers[0].encode = counted
@@ -109,25 +110,32 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     loaded = config(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        encode_missing(Counting(loaded, stop_after=2), store_of(loaded), PROMPTS, lambda *_: None)
+        encode_missing(
+            Encoders(Counting(loaded, stop_after=2)), store_of(loaded), PROMPTS, lambda *_: None
+        )
     assert len(store_of(loaded).missing(PROMPTS)) == len(PROMPTS) - 12
     pool = Counting(loaded)
-    assert encode_missing(pool, store_of(loaded), PROMPTS, lambda *_: None) == 8 and pool.tasks == 2
+    assert (
+        encode_missing(Encoders(pool), store_of(loaded), PROMPTS, lambda *_: None) == 8
+        and pool.done == 2
+    )
     assert not store_of(loaded).missing(PROMPTS)
     manifest = json.loads((folder_of(loaded.model) / encodings.MANIFEST).read_text())
     assert list(manifest["shards"].values()) == [6, 6, 6, 2] and all(
         (folder_of(loaded.model) / name).is_file() for name in manifest["shards"]
     )
     assert (
-        encode_missing(Counting(loaded, stop_after=0), store_of(loaded), PROMPTS, lambda *_: None)
+        encode_missing(
+            Encoders(Counting(loaded, stop_after=0)), store_of(loaded), PROMPTS, lambda *_: None
+        )
         == 0
     )
 
 
 def test_more_prompts_later_are_added(tmp_path: Path) -> None:
     loaded = config(tmp_path)
-    encode_missing(Counting(loaded), store_of(loaded), PROMPTS[:6], lambda *_: None)
-    encode_missing(Counting(loaded), store_of(loaded), PROMPTS[3:9], lambda *_: None)
+    encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[:6], lambda *_: None)
+    encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[3:9], lambda *_: None)
     store = store_of(loaded)
     assert not store.missing(PROMPTS[:9]) and store.missing(PROMPTS) == PROMPTS[9:]
 
@@ -152,7 +160,7 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
         UserError, match=r"expected the encoding of 'the number 10 .* found none: run.py encode"
     ):
         store.conditioning(PROMPTS[:1])
-    encode_missing(Counting(loaded), store, PROMPTS[:6], lambda *_: None)
+    encode_missing(Encoders(Counting(loaded)), store, PROMPTS[:6], lambda *_: None)
     (shard,) = folder_of(loaded.model).glob("*.safetensors")
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
@@ -210,7 +218,7 @@ def test_encodings_of_strangers(tmp_path: Path) -> None:
 
 def test_bfloat16_survives(tmp_path: Path) -> None:
     loaded = config(tmp_path, **{"model.dtype": "bfloat16"})
-    encode_missing(Counting(loaded), store_of(loaded), PROMPTS[:3], lambda *_: None)
+    encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[:3], lambda *_: None)
     found = store_of(loaded).conditioning(PROMPTS[:2]).arrays["text"]
     encoder = Encoder(loaded, 0)
     encoder.ready()

@@ -14,13 +14,14 @@ import torch
 from support.small_trees import quickstart
 from torch import Tensor
 
-from actors.learner import Learner, PayloadStore
+from actors.learner import Learner
 from actors.rollout import RolloutWorker
 from branchgrpo.algo import kernels
 from branchgrpo.algo.plan import ode_plan
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.learner import shard
+from branchgrpo.learner.payloads import PayloadStore
 from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally
 from branchgrpo.models import weights as wire
 from branchgrpo.models.flux import Flux, FluxModel

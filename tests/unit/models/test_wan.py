@@ -369,7 +369,7 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
     config = configs.load(tmp_path / "wan.yaml")
     service = Service(config)
     seen: set[tuple[bool, tuple[int, ...]]] = set()
-    scorer = service.rewards[0].workers[0]
+    scorer = service.reward_pools[0].workers[0]
     score = scorer.score
 
     def spy(media: LeafMedia, prompts: list[str]) -> Any:
@@ -380,7 +380,7 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
         return score(media, prompts)
 
     scorer.score = spy
-    before = service.rollouts.workers[0].fingerprint()
+    before = service.rollout_pool.workers[0].fingerprint()
     summary = carry_out(
         config,
         service=service,
@@ -394,7 +394,7 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
         and summary["gates"]["fingerprint_difference"] <= 1e-4
     )
     assert [
-        np.array_equal(worker.fingerprint(), before) for worker in service.rollouts.workers
+        np.array_equal(worker.fingerprint(), before) for worker in service.rollout_pool.workers
     ] == [
         False,
         False,

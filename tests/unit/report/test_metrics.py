@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from branchgrpo.errors import UserError
 from branchgrpo.report import sinks as metrics
@@ -36,8 +37,6 @@ def test_a_record_is_on_disk_when_write_returns_and_stays_after_an_error(tmp_pat
 
 
 def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing import event_accumulator
-
     with MetricsLog(tmp_path) as log:
         for iteration in range(1, 4):
             log.write(

@@ -16,6 +16,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.rewards.ocr import OcrReward
 from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.service import UpdateRequest
 from branchgrpo.types import EVALUATION, F32, U8, LeafMedia, Subtree, TreeKey
 
 PROMPTS = [
@@ -109,7 +110,7 @@ def service(script: list[str], **options: str) -> tuple[Config, in_process.Servi
     12 alone."""
     config = quickstart(SMALL | {"rollout.tasks_per_worker": "3"} | options)
     made = in_process.Service(config)
-    for one in made.rewards[0].workers:
+    for one in made.reward_pools[0].workers:
         one.scorers = [("ocr", Flaky(script, "12"))]
     return config, made
 
@@ -137,7 +138,8 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     plan = config.method.plan(0, config.schedule())
     draw = np.random.default_rng(1)
     scores = {key: draw.normal(size=(1, 4)).astype(np.float32) for key in batch.scores}
-    stats = made.learners.call("update", plan, 0, batch.segments, batch.conditioning, scores)[0]
+    request = UpdateRequest(plan=plan, iteration=0, segments=batch.segments, scores=scores)
+    stats = made.learners.start_update(request, batch.conditioning, 1.0).result()
     config, whole = service([], **DROP)
     both = grow(config, whole)
     assert not both.dropped
@@ -145,7 +147,8 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
         (header, payload) for header, payload in both.segments if header.subtrees[0].prompt != 1
     ]
     assert len(kept) == 2
-    other = whole.learners.call("update", plan, 0, kept, both.conditioning, scores)[0]
+    request = UpdateRequest(plan=plan, iteration=0, segments=kept, scores=scores)
+    other = whole.learners.start_update(request, both.conditioning, 1.0).result()
     assert (
         stats.edges == other.edges > 0
         and stats.loss == other.loss
@@ -170,7 +173,7 @@ def test_a_held_out_check_drops_nothing() -> None:
 
 def test_no_group_left_is_an_error() -> None:
     config, made = service(["nan"] * 9, **DROP)
-    for one in made.rewards[0].workers:
+    for one in made.reward_pools[0].workers:
         one.scorers[0][1].only = ""
     with pytest.raises(RuntimeError, match="all 3 prompt groups were dropped: ocr: 1 of 4"):
         grow(config, made)

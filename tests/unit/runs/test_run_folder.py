@@ -18,7 +18,7 @@ import pytest
 from support.small_drivers import begun, cut_off, holder
 from support.small_trees import quickstart
 
-from branchgrpo.app.train import check
+from branchgrpo.app.check import check
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError

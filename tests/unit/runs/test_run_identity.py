@@ -323,21 +323,21 @@ def stat(name: str) -> Reading:
 
 def moved(loaded: Config, folder: Path) -> list[float]:
     """Where an update takes the weights."""
-    learner = resumed(loaded, folder)[1].learners.learner
+    learner = resumed(loaded, folder)[1].learner
     return [float(value.detach().double().sum()) for value in learner.policy.masters]
 
 
 def mean(loaded: Config, folder: Path) -> list[float]:
     return [
         float(value.detach().double().sum())
-        for value in resumed(loaded, folder)[1].learners.learner.policy.ema.values()
+        for value in resumed(loaded, folder)[1].learner.policy.ema.values()
     ]
 
 
 def group(key: str) -> Reading:
-    return lambda loaded, folder: resumed(loaded, folder)[
-        1
-    ].learners.learner.policy.optimiser.param_groups[0][key]
+    return lambda loaded, folder: resumed(loaded, folder)[1].learner.policy.optimiser.param_groups[
+        0
+    ][key]
 
 
 def kept(loaded: Config, folder: Path) -> list[int]:
@@ -454,7 +454,7 @@ def test_the_last_check_is_as_the_config_says_now(
     wanted = {key: value for key, (value, reading, _) in FOLLOWED.items() if reading == WHOLE}
     loaded = config(**{"run.iterations": "3"} | wanted)
     service = service_for(loaded)
-    service.rollouts.calls.clear()
+    service.rollout_pool.calls.clear()
     service.published.clear()
     summary = carry_out(
         loaded,
@@ -468,7 +468,7 @@ def test_the_last_check_is_as_the_config_says_now(
     assert summary["held_out"]["total"]["n"] == len(scores) == 5  # prompts; before and after
     assert {
         arguments[0].steps
-        for method, arguments in service.rollouts.calls
+        for method, arguments in service.rollout_pool.calls
         if method == "grow" and arguments[2][0].key.iteration == EVALUATION
     } == {3}
     assert "ema" in {weights for weights, *_ in service.published}
@@ -521,10 +521,12 @@ def test_the_rate_is_the_configs_and_the_place_in_the_schedule_the_checkpoints(
     )
     service = service_for(changed)
     where = (
-        [str(tmp_path / "empty"), str(newest(folder))] if origin else [str(folder / "checkpoints")]
+        (str(tmp_path / "empty"), str(newest(folder)))
+        if origin
+        else (str(folder / "checkpoints"), "")
     )
-    service.learners.call("restore", *where)
-    policy = service.learners.learner.policy
+    service.learners.restore(*where)
+    policy = service.learner.policy
     assert policy.scheduler.last_epoch == 2
     for position in range(2, 8):
         expected = 0.02 * rate_factor(changed.learner, position, 10)

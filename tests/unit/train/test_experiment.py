@@ -182,7 +182,7 @@ def test_the_mean_of_the_weights_is_evaluated_and_exported(tmp_path: Path) -> No
         assert digests[policy] == digests[0 if policy == 2 else 3] != digests[mean]
     assert digests[4] == digests[6]
 
-    learner = service.learners.learner
+    learner = service.learner
     saved = load_file(folder / "weights" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all((saved[name] == value).all() for name, value in learner.policy.ema.items())
     assert any((saved[name] != value).any() for name, value in learner.model.trainable().items())
@@ -276,7 +276,7 @@ def test_checks_on_the_way_see_no_other_prompts(tmp_path: Path) -> None:
     }
     _, service, _ = run(tmp_path / "run", **keys)
     encoded = [
-        len(arguments[0]) for method, arguments in service.rollouts.calls if method == "encode"
+        len(arguments[0]) for method, arguments in service.rollout_pool.calls if method == "encode"
     ]
     assert encoded == [4, 2, 4, 2, 4]  # before, iteration 1, its check, iteration 2, after
 
@@ -297,7 +297,7 @@ def test_adaptive_splits_move_during_training(tmp_path: Path) -> None:
         assert record["update/forwards"] == 2 * 3
     grown = [
         (arguments[2][0].key.iteration, arguments[0])
-        for method, arguments in service.rollouts.calls
+        for method, arguments in service.rollout_pool.calls
         if method == "grow"
     ]
     for iteration, chosen in enumerate(splits):
@@ -312,7 +312,7 @@ def test_evaluation_has_steps_of_its_own(tmp_path: Path) -> None:
     _, service, _ = run(tmp_path / "run", evaluation__steps="3")
     grown = {
         (arguments[2][0].key.iteration, arguments[0].steps)
-        for method, arguments in service.rollouts.calls
+        for method, arguments in service.rollout_pool.calls
         if method == "grow"
     }
     assert grown == {(EVALUATION, 3), (0, 6), (1, 6)}

@@ -74,7 +74,7 @@ def trained(loaded: Config, tmp_path: Path) -> tuple[Trainer, Service, Memory]:
 
 
 def weights(service: Service) -> str:
-    learner = service.learners.learner
+    learner = service.learner
     return wire.digest_of(learner.model.trainable()) + wire.digest_of(learner.policy.ema)
 
 
@@ -87,7 +87,7 @@ def test_trees_are_grown_ahead_as_far_as_they_may_be_old(tmp_path: Path) -> None
         assert trainer.outcome.iterations == 4 and not trainer.ahead and trainer.stale == 0
         grown = [
             arguments[2][0].key.iteration
-            for method, arguments in service.rollouts.calls
+            for method, arguments in service.rollout_pool.calls
             if method == "grow"
         ]
         assert sorted(set(grown)) == [0, 1, 2, 3]
@@ -337,16 +337,17 @@ class Failing(Service):
         self.method = method
         self.left = at
         self.gone = gone
-        call = self.learners.call
+        ranks = self.learners.ranks
+        call = ranks.call
 
-        def failing(method: str, *arguments: Any) -> list[Any]:
-            if method == self.method:
+        def failing(method: Any, *arguments: Any) -> list[Any]:
+            if method.__name__ == self.method:
                 self.left -= 1
                 if self.left == 0:
                     raise Lost
             return call(method, *arguments)
 
-        self.learners.call = failing  # type: ignore[method-assign]
+        ranks.call = failing  # type: ignore[method-assign]
 
     def recover(self, error: Exception) -> bool:
         return self.gone
@@ -371,7 +372,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.mark.parametrize(
     ("method", "at", "gone"),
-    [("checkpoint", 1, False), ("checkpoint", 2, True), ("publish", 3, False), ("save", 1, True)],
+    [("checkpoint", 1, False), ("checkpoint", 2, True), ("publish", 3, False), ("export", 1, True)],
 )
 def test_a_failure_anywhere_gives_the_same_run(
     whole: tuple[Path, str], tmp_path: Path, method: str, at: int, gone: bool
@@ -417,7 +418,7 @@ def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> N
     service = Service(loaded)
     display = Quiet()
     log = Memory()
-    score = service.rewards[0].workers[0].scorers[0][1].score
+    score = service.reward_pools[0].workers[0].scorers[0][1].score
 
     def failing(pixels: Any, texts: list[str]) -> Any:
         scores = score(pixels, texts)
@@ -426,7 +427,7 @@ def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> N
             for name, values in scores.items()
         }
 
-    service.rewards[0].workers[0].scorers[0][1].score = failing
+    service.reward_pools[0].workers[0].scorers[0][1].score = failing
     trainer = Trainer(
         config=loaded,
         service=service,

@@ -1,0 +1,227 @@
+"""The roles as the driver calls them: typed calls on pools and groups of actors, whatever runs
+these (Ray, or one process in tests). See branchgrpo.service for what each call means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.encoder import Encoder
+from actors.learner import Learner
+from actors.reward import RewardWorker
+from actors.rollout import RolloutWorker
+from branchgrpo.service import (
+    CheckpointRequest,
+    EncodedPrompts,
+    GrownSegment,
+    PublishedWeights,
+    Reference,
+    RestoredState,
+    SavedCheckpoint,
+    SegmentRequest,
+    Tasks,
+    UpdateRequest,
+    WeightSpec,
+)
+from branchgrpo.types import F32, U8, BranchPlan, RewardScores, StepStats
+
+Method = Callable[..., Any]
+"""A method of a role's class."""
+
+
+class WorkerPool(Protocol):
+    """Workers of one class."""
+
+    def __len__(self) -> int: ...
+
+    def tasks(self) -> Any:
+        """A new set of pending tasks."""
+
+    def submit(
+        self,
+        tasks: Any,
+        method: Method,
+        *arguments: Any,
+        returns: int = 1,
+        size: float = 1.0,
+        then: Callable[[list[Reference]], None],
+    ) -> None:
+        """Run a method on some worker; `then` gets references to its `returns` results."""
+
+    def share(self, value: Any) -> Reference:
+        """A value that several tasks take, sent once."""
+
+    def fetch(self, reference: Reference) -> Any:
+        """A small result, into the driver."""
+
+    def broadcast(self, method: Method, *arguments: Any) -> list[Any]:
+        """Run a method on every worker that is idle; results in their order."""
+
+    def sync(self, calls: Sequence[tuple[Method, tuple[Any, ...]]], version: int = 0) -> None:
+        """What all others run before their next task, newcomers too."""
+
+
+class Ranks(Protocol):
+    """Ranks that work as one."""
+
+    def call(self, method: Method, *arguments: Any) -> list[Any]:
+        """Run a method on every rank; results in rank order."""
+
+    def begin(self, method: Method, *arguments: Any, size: float = 1.0) -> Any:
+        """The same without waiting."""
+
+    def finish(self, call: Any) -> list[Any]:
+        """Wait for what `begin` began; results in rank order."""
+
+    def leader(self, method: Method, *arguments: Any, returns: int = 1) -> list[Reference]:
+        """References to the results of rank 0; every rank runs the method."""
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """branchgrpo.service.EncoderPool."""
+
+    pool: WorkerPool
+
+    def tasks(self) -> Tasks:
+        tasks: Tasks = self.pool.tasks()
+        return tasks
+
+    def encode(
+        self, tasks: Any, texts: list[str], path: Path, then: Callable[[str, int], None]
+    ) -> None:
+        def done(references: list[Reference]) -> None:
+            then(*self.pool.fetch(references[0]))
+
+        self.pool.submit(tasks, Encoder.encode, texts, path, then=done)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """branchgrpo.service.RolloutPool."""
+
+    pool: WorkerPool
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def tasks(self) -> Tasks:
+        tasks: Tasks = self.pool.tasks()
+        return tasks
+
+    def share(self, plan: BranchPlan) -> Reference:
+        return self.pool.share(plan)
+
+    def encode(
+        self, tasks: Any, prompts: list[str], then: Callable[[EncodedPrompts], None]
+    ) -> None:
+        def done(references: list[Reference]) -> None:
+            truncated, conditioning = self.pool.fetch(references[0]), references[1]
+            then(EncodedPrompts(truncated=truncated, conditioning=conditioning))
+
+        encode = RolloutWorker.encode
+        self.pool.submit(tasks, encode, prompts, returns=2, size=len(prompts), then=done)
+
+    def grow(
+        self,
+        tasks: Any,
+        plan: Reference,
+        request: SegmentRequest,
+        *,
+        conditioning: Reference,
+        roots: Sequence[Reference],
+        frontier: int,
+        size: float,
+        then: Callable[[GrownSegment], None],
+    ) -> None:
+        def done(references: list[Reference]) -> None:
+            header, rest = self.pool.fetch(references[0]), references[1:]
+            then(GrownSegment.of(header, rest, leaves=not frontier))
+
+        self.pool.submit(
+            tasks,
+            RolloutWorker.grow,
+            *(plan, request, conditioning, *roots),
+            returns=2 + (len(request.subtrees) * frontier if frontier else 1),
+            size=size,
+            then=done,
+        )
+
+    def pixels(self, media: Reference) -> U8:
+        found: U8 = self.pool.fetch(media).pixels
+        return found
+
+    def fingerprints(self) -> list[F32]:
+        return self.pool.broadcast(RolloutWorker.fingerprint)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """branchgrpo.service.RewardPool."""
+
+    pool: WorkerPool
+
+    def score(
+        self,
+        tasks: Any,
+        media: Reference,
+        prompts: list[str],
+        *,
+        size: float,
+        then: Callable[[RewardScores], None],
+    ) -> None:
+        def done(references: list[Reference]) -> None:
+            then(self.pool.fetch(references[0]))
+
+        self.pool.submit(tasks, RewardWorker.score, media, prompts, size=size, then=done)
+
+
+@dataclass(frozen=True)
+class Update:
+    """branchgrpo.service.PendingUpdate."""
+
+    ranks: Ranks
+    call: Any
+
+    def result(self) -> StepStats:
+        found: StepStats = self.ranks.finish(self.call)[0]
+        return found
+
+
+@dataclass(frozen=True)
+class Learners:
+    """branchgrpo.service.LearnerGroup. Results are rank 0's."""
+
+    ranks: Ranks
+
+    def start_update(self, request: UpdateRequest, conditioning: Reference, size: float) -> Update:
+        call = self.ranks.begin(Learner.update, request, conditioning, size=size)
+        return Update(self.ranks, call)
+
+    def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
+        found: SavedCheckpoint = self.ranks.call(Learner.checkpoint, request)[0]
+        return found
+
+    def restore(self, where: str, origin: str) -> RestoredState:
+        found: RestoredState = self.ranks.call(Learner.restore, where, origin)[0]
+        return found
+
+    def fingerprint(self) -> F32:
+        found: F32 = self.ranks.call(Learner.fingerprint)[0]
+        return found
+
+    def export(self, folder: Path) -> None:
+        self.ranks.call(Learner.export, folder)
+
+    def publish(self, rollouts: Rollouts, weights: str) -> PublishedWeights:
+        """Rank 0 puts the named weights into the store, every idle rollout worker loads them and
+        confirms the digest; busy ones and newcomers load them before their next task. Raises what a
+        worker raises that then holds anything else."""
+        spec: WeightSpec = self.ranks.call(Learner.specification)[0]
+        published, *parts = self.ranks.leader(Learner.publish, weights, returns=2 + spec.chunks)
+        found: PublishedWeights = rollouts.pool.fetch(published)
+        rollouts.pool.broadcast(RolloutWorker.load_weights, *parts)
+        rollouts.pool.sync([(RolloutWorker.load_weights, tuple(parts))], found.version)
+        return found

@@ -1,0 +1,24 @@
+"""What is checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from branchgrpo.config import secrets
+from branchgrpo.config.schema import Config
+from branchgrpo.data import check as prompt_check
+from branchgrpo.report.sinks import check_sinks
+from branchgrpo.runs import folder as run_folder
+
+
+def check(config: Config, folder: Path | None = None) -> None:
+    """What can be known to be wrong before anything starts. Raises UserError. folder: what is
+    written, where it is not run.folder."""
+    config.model.check()
+    config.schedule()
+    for index, reward in enumerate(config.rewards):
+        reward.check()
+        secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
+    check_sinks(config.run.wandb, config.run.mlflow)
+    prompt_check.check(config)
+    run_folder.check_folders(config, folder)

@@ -1,0 +1,44 @@
+"""Encoding all prompts once, before training."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from actors.encoder import Encoder
+from actors.pools import Encoders
+from branchgrpo.app import roles
+from branchgrpo.app.roles import actor_options, retry_policy
+from branchgrpo.config.schema import Config
+from branchgrpo.data import prompts
+from branchgrpo.data.encodings import Encodings, encode_missing
+from branchgrpo.report.terminal import Display
+from cluster.admission import place_alone
+from cluster.byte_counter import DriverByteCounter
+from cluster.pool import Pool
+
+
+def encode(config: Config, display: Display) -> int:
+    """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the
+    rollout workers' resources; returns how many."""
+
+    store = Encodings.open(config.model)
+    train, held_out = prompts.lists(config)
+    texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
+    if texts:
+        display.phase(f"encoding {len(texts)} prompts into {store.folder}")
+        pool = Pool(
+            cls=Encoder,
+            role="encoder",
+            count=roles.rollouts(config),
+            resources=actor_options(config.rollout),
+            arguments=(config,),
+            byte_counter=DriverByteCounter(),
+            retry_policy=retry_policy(config),
+        )
+        try:
+            place_alone(pool, config.cluster.wait_seconds, display.note)
+            pool.wait_ready()
+            encode_missing(Encoders(pool), store, texts, display.advance)
+        finally:
+            pool.stop()
+    return len(texts)
