@@ -1,4 +1,3 @@
-"""BranchGRPO: tree rollouts and dense credit for reinforcement learning of flow models.
+"""BranchGRPO: tree rollouts and dense credit for reinforcement learning of flow models, on Ray."""
 
-This package is the method alone: pure torch and numpy, no Ray.
-"""
+__version__ = "0.1.0"

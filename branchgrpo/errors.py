@@ -1,4 +1,4 @@
-"""Errors that a person caused and can mend. `run.py` prints them as one line and exits with 2."""
+"""Errors that a person caused and can mend. Commands print them as one line and exit with 2."""
 
 from __future__ import annotations
 

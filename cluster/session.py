@@ -29,7 +29,7 @@ class Session:
 
     def notes(self) -> list[str]:
         """What a person needs to reach it, a line each."""
-        found = [f"Ray: {self.address} (--address of run.py status, scale and stop)"]
+        found = [f"Ray: {self.address} (--address of branchgrpo status, scale and stop)"]
         return found + (
             [f"Ray dashboard: {self.dashboard}{token_hint()}"] if self.dashboard else []
         )

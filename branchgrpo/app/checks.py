@@ -1,4 +1,5 @@
-"""What `run.py doctor` looks at without Ray: one machine, the model's files, the rewards' files."""
+"""What `branchgrpo doctor` looks at without Ray: one machine, the files of the model and of
+rewards."""
 
 from __future__ import annotations
 

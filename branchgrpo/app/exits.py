@@ -11,8 +11,8 @@ from branchgrpo.config import secrets
 from branchgrpo.errors import GateError, StaleFence, UserError
 
 UNREAD = 141
-"""Exit code of a command whose output nobody reads any more, as in `run.py config | head`: 128 +
-SIGPIPE, as other programs have it."""
+"""Exit code of a command whose output nobody reads any more, as in `branchgrpo config | head`:
+128 + SIGPIPE, as other programs have it."""
 
 
 def exit_code(command: Callable[[], int]) -> int:

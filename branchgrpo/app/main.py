@@ -30,7 +30,7 @@ def _command() -> int:
         from branchgrpo.app.compare import compare
 
         return compare(
-            found.config,
+            config_file(found.config),
             methods=found.methods,
             seeds=found.seeds,
             budget=found.budget,
@@ -45,7 +45,7 @@ def _command() -> int:
         return evaluate(
             chosen(
                 found.folder,
-                config=found.config,
+                config=config_file(found.config) if found.config else None,
                 texts=overrides,
                 checkpoint=found.checkpoint,
                 default=QUICKSTART,

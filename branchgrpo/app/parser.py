@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from branchgrpo import rewards
+from branchgrpo import __version__, rewards
 from branchgrpo.config.kinds import closest, fields, suggestion
 from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART, names, presets
@@ -60,6 +60,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"branchgrpo {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     texts = {
         "train": "train a model",
@@ -140,7 +141,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
                 "--config",
                 type=Path,
                 default=QUICKSTART,
-                help="model, prompts and rewards (default: the quick start's)",
+                help="model, prompts and rewards: a YAML file, or a shipped config's name "
+                "(default: the quick start's)",
             )
             continue
         if name == "eval":
@@ -150,8 +152,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             command.add_argument(
                 "--config",
                 type=Path,
-                help="model family, prompts and rewards (default: the run's own config.yaml; "
-                "else the quick start's)",
+                help="model family, prompts and rewards: a YAML file, or a shipped config's name "
+                "(default: the run's own config.yaml; else the quick start's)",
             )
             command.add_argument(
                 "--checkpoint",

@@ -10,7 +10,7 @@ from branchgrpo.errors import UserError
 
 
 def serve_reward(found: Any, overrides: dict[str, str]) -> int:
-    """The server behind `run.py serve-reward`; runs until it is told to end."""
+    """The server behind `branchgrpo serve-reward`; runs until it is told to end."""
     from branchgrpo.rewards.http.server import serve
 
     strange = [key for key in overrides if not key.startswith(REWARD_KEYS)]

@@ -55,7 +55,7 @@ def train(config: Config, resume: str = "") -> int:
 
 
 def encode_alone(config: Config) -> int:
-    """The job behind `run.py encode`. Returns the exit code."""
+    """The job behind `branchgrpo encode`. Returns the exit code."""
     check(config)
     if not config.model.precomputed:
         raise UserError(

@@ -114,7 +114,7 @@ class Rollout(Role):
         2, description="rollout actors; auto: as many as the cluster has room for, as that changes"
     )
     min_workers: int = Field(
-        1, ge=1, description="never fewer, whatever `auto` or `run.py scale` say"
+        1, ge=1, description="never fewer, whatever `auto` or `branchgrpo scale` say"
     )
     max_workers: int = Field(64, ge=1, description="never more")
     request_workers: int = Field(
@@ -148,7 +148,7 @@ class RewardRole(Role):
     workers: int = Field(
         1, ge=1, description="reward actors; as many again for every other runtime_env"
     )
-    min_workers: int = Field(1, ge=1, description="never fewer, whatever `run.py scale` says")
+    min_workers: int = Field(1, ge=1, description="never fewer, whatever `branchgrpo scale` says")
     max_workers: int = Field(64, ge=1, description="never more")
     retries: int = Field(
         1,
@@ -166,7 +166,7 @@ class Learner(Role):
     """Training."""
 
     ranks: int = Field(1, ge=1, description="learner ranks (data parallel) to begin with")
-    max_ranks: int = Field(64, ge=1, description="never more, whatever `run.py scale` says")
+    max_ranks: int = Field(64, ge=1, description="never more, whatever `branchgrpo scale` says")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="every rank holds all weights (ddp), or a share of weights, gradients and "

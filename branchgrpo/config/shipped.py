@@ -27,11 +27,11 @@ def presets() -> list[str]:
 
 
 def config_file(given: str | Path) -> Path:
-    """A YAML file of the user's own, or else the shipped config of that name. Raises UserError for
-    a bare name that is neither."""
+    """A YAML file of the user's own, or else the shipped config of that name: a folder that is
+    called so doesn't hide it. Raises UserError for a bare name that is neither."""
     path = Path(given).expanduser()
     bare = path.parent == Path() and path.suffix.lower() not in (".yaml", ".yml")
-    if path.exists() or not bare:
+    if (path.exists() and not path.is_dir()) or not bare:
         return path
     if str(given) not in names():
         raise UserError(

@@ -50,7 +50,9 @@ def check(config: Config) -> None:
         for one in refused(config, key, texts)
     ]
     if found:
-        more = f"; run.py prompts shows {len(found) - 1} more of such faults" if found[1:] else ""
+        more = (
+            f"; branchgrpo prompts shows {len(found) - 1} more of such faults" if found[1:] else ""
+        )
         raise UserError(f"{found[0]}{more}")
 
 

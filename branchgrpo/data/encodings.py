@@ -213,7 +213,7 @@ class Encodings:
         if place is None:
             raise UserError(
                 f"model.encodings: expected the encoding of {text[:60]!r} in {self.folder}, "
-                "found none: run.py encode makes what is missing"
+                "found none: branchgrpo encode makes what is missing"
             )
         return place
 

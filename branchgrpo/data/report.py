@@ -1,5 +1,5 @@
-"""What `run.py prompts` shows: what was read of a config's prompt files, and what a run could not
-use."""
+"""What `branchgrpo prompts` shows: what was read of a config's prompt files, and what a run could
+not use."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def driving(config: Config, resume: str, say: Say = print) -> Iterator[Driver]:
     """The folder in which this process drives a run, alone, until the block ends. A new folder that
     nothing was written to goes with the block.
 
-    resume: see `run.py train --resume`. say: lines for a person: runs that are left alone, what
+    resume: see `branchgrpo train --resume`. say: lines for a person: runs that are left alone, what
     changed. Raises UserError for a run that is live, or was something else.
     """
     driver, made = _chosen(config, resume, say)

@@ -1,4 +1,4 @@
-"""What `run.py doctor` looks at: each check takes what was found, judges it, and says what to
+"""What `branchgrpo doctor` looks at: each check takes what was found, judges it, and says what to
 do."""
 
 from __future__ import annotations

@@ -294,7 +294,8 @@ def test_commands_and_keys_that_are_named_exist(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, schema = path.read_text(encoding="utf-8"), Config.model_json_schema()
-    for command in set(re.findall(r"run\.py ([a-z-]+)", text)) - {"--help"}:
+    commands = set(re.findall(r"(?:run\.py|^(?:uv run )?branchgrpo) ([a-z-]+)", text, re.MULTILINE))
+    for command in commands - {"--help"}:
         with pytest.raises(SystemExit) as ended:
             parse([command, "--help"])
         assert ended.value.code == 0, command

@@ -157,7 +157,7 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
     loaded = config(tmp_path)
     store = store_of(loaded)
     with pytest.raises(
-        UserError, match=r"expected the encoding of 'the number 10 .* found none: run.py encode"
+        UserError, match=r"expected the encoding of 'the number 10 .* found none: branchgrpo encode"
     ):
         store.conditioning(PROMPTS[:1])
     encode_missing(Encoders(Counting(loaded)), store, PROMPTS[:6], lambda *_: None)

@@ -1,4 +1,4 @@
-"""Prompts that a reward cannot score, found before anything starts; and what `run.py prompts`
+"""Prompts that a reward cannot score, found before anything starts; and what `branchgrpo prompts`
 shows."""
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_each_kind_is_counted_by_itself(tmp_path: Path) -> None:
     assert found == dict(
         zip(kinds, [(2, 5), (1, 6), (1, 8), (1, 9), (1, 10), (1, 11)], strict=True)
     )
-    with pytest.raises(UserError, match=r"run\.py prompts shows 5 more of such faults"):
+    with pytest.raises(UserError, match=r"branchgrpo prompts shows 5 more of such faults"):
         prompt_check.check(config)
 
 
