@@ -143,7 +143,7 @@ class RayService:
             pool.wait_ready()
         for rank_group in self.rank_groups:
             rank_group.meet()
-            self.formed = True
+        self.formed = True
         self.rollout_pool.wait_ready()
 
     @contextmanager

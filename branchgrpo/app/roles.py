@@ -54,6 +54,7 @@ def actor_options(role: Any, runtime_env: Mapping[str, Any] | None = None) -> di
 
 def retry_policy(config: Config) -> RetryPolicy:
     """How long pools wait, and how often they try again."""
+    from cluster.pool import RetryPolicy  # which imports Ray
 
     options = config.cluster
     return RetryPolicy(

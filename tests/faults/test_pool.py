@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,9 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
-    made = pool(tmp_path, 1, task_timeout_seconds=3.0)
+    made = pool(tmp_path, 1)
     made.wait_ready()
+    made.retry_policy = replace(made.retry_policy, task_timeout_seconds=3.0)
     large, made.resources = dict(made.resources), made.resources | {"num_cpus": 1000}
     made.desired = 2
     until = time.monotonic() + 5.0
@@ -237,7 +239,7 @@ def test_a_task_that_kills_its_workers_ends_named_and_its_neighbours_are_not_bla
     assert running and after and (running.failures, after.failures) == (2, 0)
     # it was repeated first
     assert [
-        line for lines in logs(tmp_path).values() for line in lines if line.startswith(Worker.task)
+        line for lines in logs(tmp_path).values() for line in lines if line.startswith("task")
     ] == ["task 0"] * 2
     made.stop()
 
@@ -380,8 +382,8 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     assert len(noted) == 6
     for lines in noted.values():
         assert lines[:3] == ["made", "ready", "load v1"]
-        began = [line.split()[1] for line in lines if line.startswith(Worker.task)]
+        began = [line.split()[1] for line in lines if line.startswith("task")]
         assert began == [line.split()[1] for line in lines if line.startswith("done")]
-    tasks = [line for lines in noted.values() for line in lines if line.startswith(Worker.task)]
+    tasks = [line for lines in noted.values() for line in lines if line.startswith("task")]
     assert len(tasks) == len(set(tasks)) == issued[0]
     made.stop()

@@ -153,7 +153,7 @@ def played(
         summary = carry_out(
             loaded, service=made, folder=folder, display=display, interrupted=between
         )
-        update = made.learner_group.call(Learner.publish)[0][1]
+        update = made.learner_group.call(Learner.publish)[0][0]
         return Run(
             weights=update.digest,
             rewards=rewards,
