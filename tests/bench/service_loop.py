@@ -16,7 +16,9 @@ from service_pool import Sleeper
 from support.small_runs import busy, carried, config, kill
 
 from actors.learner import Learner
+from branchgrpo.app.service import TrainingService
 from branchgrpo.rollout.collect import RolloutBatch
+from branchgrpo.service import PublishedWeights, WeightSpec
 from branchgrpo.train.loop import Trainer
 from branchgrpo.types import StepStats
 from cluster.byte_counter import DriverByteCounter
@@ -45,8 +47,10 @@ class SleepingLearner:
 
     def join(self, ranks: int, address: str) -> None: ...
 
-    def chunks(self) -> int:
-        return 0
+    def ping(self) -> None: ...
+
+    def specification(self) -> WeightSpec:
+        return WeightSpec(names=(), chunks=0)
 
     def update(self, *arguments: Any) -> StepStats:
         time.sleep(UPDATE)
@@ -55,16 +59,16 @@ class SleepingLearner:
         return StepStats(**nothing | {"version": self.version, "on_policy_deviation": float("nan")})
 
     def publish(self, weights: str) -> list[Any]:
-        return [(self.version, ""), None]
+        return [PublishedWeights(version=self.version, digest=""), None]
 
 
-class SleepingForest:
+class SleepingCollector:
     """Trees that cost the pool's time and hold nothing."""
 
     def __init__(self, pool: Pool):
         self.pool = pool
 
-    def grow(self, *arguments: Any) -> RolloutBatch:
+    def collect(self, *arguments: Any, **options: Any) -> RolloutBatch:
         tasks = self.pool.tasks()
         for _ in range(len(self.pool)):
             self.pool.submit(tasks, Sleeper.rest, GROW, then=lambda references: None)
@@ -111,7 +115,7 @@ def hidden() -> dict[str, Any]:
         byte_counter=byte_counter,
         deadlines=(300.0, 10.0, 60.0),
     )
-    service = RayService(
+    service = TrainingService(
         rollouts=pool,
         rewards=[],
         rank_groups=[rank_group],
@@ -140,7 +144,7 @@ def hidden() -> dict[str, Any]:
             interrupted=lambda: False,
             where="",
         )  # type: ignore[arg-type]
-        trainer.collector = SleepingForest(pool)  # type: ignore[assignment]
+        trainer.collector = SleepingCollector(pool)  # type: ignore[assignment]
         trainer.train(kept)  # type: ignore[arg-type]
         found[staleness] += kept.seconds[1:-1]
     service.stop()

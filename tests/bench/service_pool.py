@@ -23,6 +23,8 @@ class Sleeper:
 
     def ready(self) -> None: ...
 
+    def ping(self) -> None: ...
+
     def rest(self, seconds: float) -> int:
         time.sleep(seconds)
         return self.index
@@ -47,8 +49,8 @@ def sleepers(count: int) -> Pool:
     return pool
 
 
-def took(pool: Pool, tasks: int, seconds: float, kill_every: int = 0, kills: int = 0) -> float:
-    """Seconds until all are done. The process of the worker that took one task of `kill_every` is
+def took(pool: Pool, count: int, seconds: float, kill_every: int = 0, kills: int = 0) -> float:
+    """Seconds until `count` tasks are done. The process of the worker that took one task of `kill_every` is
     killed, `kills` times."""
     tasks = pool.tasks()
     done = 0
@@ -64,10 +66,10 @@ def took(pool: Pool, tasks: int, seconds: float, kill_every: int = 0, kills: int
             killed += 1
 
     began = time.perf_counter()
-    for _ in range(tasks):
+    for _ in range(count):
         pool.submit(tasks, Sleeper.rest, seconds, then=then)
     tasks.run()
-    assert done == tasks and killed == kills
+    assert done == count and killed == kills
     return time.perf_counter() - began
 
 

@@ -14,12 +14,12 @@ import ray
 import torch
 
 from actors.learner import Learner
+from actors.pools import Learners, Rollouts
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.models import weights as wire
 from cluster.byte_counter import DriverByteCounter
 from cluster.pool import Pool, RetryPolicy
-from cluster.publish import publish as publish_weights
 from cluster.rank_group import RankGroup
 
 WORKERS, TENSORS, SIDE, REPEATS = 4, 125, 1000, 7  # 500 MB
@@ -113,7 +113,7 @@ def publish() -> dict[str, Any]:
     pool.poll()
     rank_group.form()
     pool.wait_ready()
-    chunks = rank_group.call("chunks")[0]
+    learners, rollouts = Learners(rank_group), Rollouts(pool)
     source = np.random.default_rng(0).random(TENSORS * SIDE * SIDE, np.float32)
     target = source.copy()
 
@@ -125,7 +125,7 @@ def publish() -> dict[str, Any]:
 
     def published() -> float:
         began = perf_counter()
-        publish_weights(rank_group, pool, chunks, "policy")
+        learners.publish(rollouts, "policy")
         return perf_counter() - began
 
     for _ in range(4):
@@ -134,7 +134,7 @@ def publish() -> dict[str, Any]:
     limit, measured = median(one for one, _ in pairs), median(one for _, one in pairs)
     fresh = timed(lambda: source.copy())
     held = list(pool.sync_calls[0][1])
-    alone = rank_group.call("parts")[0] | ray.get(pool.workers[0].handle.parts.remote(held))
+    alone = rank_group.call(Sender.parts)[0] | ray.get(pool.workers[0].handle.parts.remote(held))
     pool.stop()
     rank_group.stop()
     row = {"ratio": limit / measured, "limit s": limit, "measured s": measured, "pairs": pairs}

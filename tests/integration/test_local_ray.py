@@ -21,7 +21,7 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.service import Service, UpdateRequest
-from branchgrpo.types import SegmentHeader
+from branchgrpo.types import SegmentHeader, StepStats
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -175,7 +175,8 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     )
     assert np.allclose(whole["log_prob"], cut["log_prob"], atol=1e-5)  # type: ignore[arg-type]
     assert np.allclose(whole["reward"], cut["reward"], atol=1e-3)  # type: ignore[arg-type]
-    one, two = whole["stats"][0], cut["stats"][0]  # type: ignore[index]
+    one, two = whole["stats"], cut["stats"]
+    assert isinstance(one, StepStats) and isinstance(two, StepStats)
     assert (one.forwards, one.edges) == (two.forwards, two.edges) == (30, 60)
     assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
     # Adam's first step is the gradient's sign: where a gradient is rounding noise, so is its sign.
