@@ -50,7 +50,8 @@ def sleepers(count: int) -> Pool:
 
 
 def took(pool: Pool, count: int, seconds: float, kill_every: int = 0, kills: int = 0) -> float:
-    """Seconds until `count` tasks are done. The process of the worker that took one task of `kill_every` is
+    """Seconds until `count` tasks are done. The process of the worker that took one task of
+    `kill_every` is
     killed, `kills` times."""
     tasks = pool.tasks()
     done = 0
