@@ -14,7 +14,7 @@ def evaluate(target: Target) -> int:
     """Measure a model as it is, and write eval.json and a picture to a folder of their own."""
     from branchgrpo.report.terminal import Display
     from branchgrpo.runs.measured import prepared, written
-    from branchgrpo.train.run import measure
+    from branchgrpo.train.carry_out import measure
 
     check(target.config)
     from branchgrpo.app.service import started

@@ -16,13 +16,13 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.asked = self.checkpointed_for = False
+        self.asked = self.looked = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
         del frame
-        if self.asked or not self.checkpointed_for:
+        if self.asked or not self.looked:
             raise KeyboardInterrupt(signal.Signals(number).name)
         self.asked = True
         print(
@@ -31,5 +31,5 @@ class Interruption:
         )
 
     def __call__(self) -> bool:
-        self.checkpointed_for = True
+        self.looked = True
         return self.asked

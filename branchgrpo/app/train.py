@@ -18,7 +18,7 @@ def train(config: Config, resume: str = "") -> int:
     one; a run folder with that one; a checkpoint's folder or URL begins a run there.
     """
     from branchgrpo.report.terminal import Display
-    from branchgrpo.train.run import carry_out
+    from branchgrpo.train.carry_out import carry_out
 
     check(config)
     from branchgrpo.app.service import started

@@ -10,7 +10,7 @@ from branchgrpo.types import StepStats
 
 def of_iteration(batch: RolloutBatch, stats: StepStats, driver_bytes: int) -> dict[str, float]:
     """An iteration's metrics under their names in metrics.jsonl (docs/run-folder.md lists them)."""
-    leaves = np.stack([batch.rewards[key] for key in sorted(batch.rewards)])
+    leaves = batch.leaf_rewards()
     rows = sorted({row for row, _ in batch.rewards})
     spread = np.mean(
         [

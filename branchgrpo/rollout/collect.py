@@ -60,6 +60,10 @@ class RolloutBatch:
         scores = self.parts[name]
         return np.concatenate([scores[key] for key in sorted(scores)])
 
+    def leaf_rewards(self) -> F32:
+        """[trees, L] rewards, trees by (prompt index, tree)."""
+        return np.stack([self.rewards[key] for key in sorted(self.rewards)])
+
     def total(self) -> F32:
         """Rewards of all leaves, in the same order."""
         return np.concatenate([self.rewards[key] for key in sorted(self.rewards)])

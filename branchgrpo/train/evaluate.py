@@ -35,6 +35,11 @@ class Evaluator:
         scores = {"total": batch.total()} | {name: batch.part(name) for name in batch.parts}
         return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
 
+    def between(self, scores: Scores) -> dict[str, float]:
+        """What the checks on the way would have shown of these scores, as metrics."""
+        count = self.config.evaluation.prompts_between
+        return {f"held_out/{name}": float(values[:count].mean()) for name, values in scores.items()}
+
     def diversity(self, version: int) -> F32:
         """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a
         scale of 0 … 1."""

@@ -3,17 +3,20 @@ method.adapt_every is set)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from branchgrpo.algo.methods.base import MethodRun
 from branchgrpo.algo.methods.branch import BranchMethod
+from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import F32, BranchPlan
 
 _MEMORY = 0.2  # weight of the newest measurement
 
 
-class SplitChooser:
+class SplitChooser(MethodRun):
     """Measures each split's own part of the reward variance, and moves the splits to where it is
     largest.
 
@@ -23,6 +26,7 @@ class SplitChooser:
     """
 
     def __init__(self, method: BranchMethod, steps: int, seed: int):
+        super().__init__(method, seed)
         self.method, self.iterations = method, 0
         # [T−1] mean variance that a split at this step adds between siblings
         self.worth = np.full(steps - 1, np.nan)
@@ -30,13 +34,17 @@ class SplitChooser:
         # of steps that are equal otherwise
         self.order = np.random.default_rng(seed).permutation(steps - 1)
 
-    def observe(self, plan: BranchPlan, leaves: F32) -> None:
+    def plan(self, iteration: int, schedule: Schedule) -> BranchPlan:
+        """The plan of one iteration, with the present splits."""
+        return self.method.plan(iteration, schedule, self.seed)
+
+    def observe(self, plan: BranchPlan, rewards: F32) -> dict[str, float]:
         """Take note of the rewards [trees, L] of an iteration; every `adapt_every` of them choose
-        new splits."""
+        new splits. Returns the splits that the plan had."""
         for step, value in zip(
             plan.splits,
             variance_components(
-                leaves, plan.fanout[plan.splits[0]], plan.branch_noise, plan.branch_scale
+                rewards, plan.fanout[plan.splits[0]], plan.branch_noise, plan.branch_scale
             ),
             strict=True,
         ):
@@ -48,6 +56,7 @@ class SplitChooser:
         self.iterations += 1
         if self.iterations % self.method.adapt_every == 0:
             self.method = self.method.model_copy(update={"splits": self._choose()})
+        return {f"splits/{index}": float(step) for index, step in enumerate(plan.splits)}
 
     def state(self) -> dict[str, Any]:
         """What it has measured, for a checkpoint."""
@@ -59,7 +68,7 @@ class SplitChooser:
             "splits": list(self.method.splits),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Go on from there. Raises ValueError for what `state` does not return, for so many
         steps."""
         counts = [state.get("iterations"), *_list(state.get("tried"))]

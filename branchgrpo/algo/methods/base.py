@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule
-from branchgrpo.types import BranchPlan, Component
+from branchgrpo.types import F32, BranchPlan, Component
+
+
+class MethodRun:
+    """A method in a run. Most know nothing but their options; one that learns on the way keeps what
+    it has learned."""
+
+    def __init__(self, options: MethodOptions, seed: int):
+        self.options, self.seed = options, seed
+
+    def plan(self, iteration: int, schedule: Schedule) -> BranchPlan:
+        """The plan of one iteration."""
+        return self.options.plan(iteration, schedule, self.seed)
+
+    def observe(self, plan: BranchPlan, rewards: F32) -> dict[str, float]:
+        """Take note of the rewards [trees, L] of an iteration's leaves; returns metrics."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What it has learned, for a checkpoint; any JSON."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from there. Raises ValueError for what `state` does not return."""
 
 
 class MethodOptions(Component):
@@ -32,6 +56,10 @@ class MethodOptions(Component):
         del steps
         if self.kernel == "cps" and self.eta > 1:
             raise ValueError(f"eta: expected at most 1 with the kernel cps, got {self.eta:g}")
+
+    def start(self, steps: int, seed: int) -> MethodRun:
+        """The method in a run on schedules of `steps` steps."""
+        return MethodRun(self, seed)
 
     def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         """The plan of one iteration, a pure function of its arguments."""

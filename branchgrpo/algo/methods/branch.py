@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from branchgrpo.algo.methods.base import MethodOptions
+from branchgrpo.algo.methods.base import MethodOptions, MethodRun
 from branchgrpo.algo.methods.window import Window
 from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
@@ -98,6 +98,13 @@ class BranchMethod(MethodOptions):
                 "train_last_edge: expected the kernel dance or flow, stochastic: all or "
                 "window, and tail: ode"
             )
+
+    def start(self, steps: int, seed: int) -> MethodRun:
+        if not self.adapt_every:
+            return super().start(steps, seed)
+        from branchgrpo.algo.methods.adaptive import SplitChooser
+
+        return SplitChooser(self, steps, seed)
 
     def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
         steps = schedule.steps

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
-
 import numpy as np
 import pytest
 from support.small_trees import quickstart
 
 from branchgrpo.algo import noise
 from branchgrpo.algo.methods.adaptive import SplitChooser, variance_components
+from branchgrpo.algo.methods.base import MethodRun
 from branchgrpo.algo.methods.branch import BranchMethod
 from branchgrpo.algo.schedule import static
-from branchgrpo.train.loop import Trainer
 from branchgrpo.types import TreeKey
 
 STEPS = 12
@@ -254,16 +252,5 @@ def test_the_seed_decides_the_order() -> None:
 
 def test_it_is_off_unless_asked_for() -> None:
     assert BranchMethod().adapt_every == quickstart().method.adapt_every == 0
-    anything = Mock()
-    trainers = [
-        Trainer(
-            config=quickstart(options),
-            service=anything,
-            run="run",
-            display=anything,
-            interrupted=bool,
-            where="",
-        )
-        for options in ({}, {"method.adapt_every": "5"})
-    ]
-    assert [trainer.chooser is None for trainer in trainers] == [True, False]
+    assert type(BranchMethod().start(STEPS, seed=0)) is MethodRun
+    assert isinstance(BranchMethod(adapt_every=5).start(STEPS, seed=0), SplitChooser)

@@ -16,6 +16,7 @@ from support.in_process import Service
 from support.quiet_display import Quiet
 from support.small_drivers import begun
 from support.small_trees import quickstart
+from support.training import Memory, run_of
 
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.config.schema import Config
@@ -33,8 +34,10 @@ from branchgrpo.runs.identity import (
     require_same,
     shown,
 )
-from branchgrpo.train.loop import Trainer
-from branchgrpo.train.run import carry_out
+from branchgrpo.train.carry_out import carry_out
+from branchgrpo.train.loop import step
+from branchgrpo.train.run import Run
+from branchgrpo.train.state import TrainState
 from branchgrpo.types import EVALUATION
 
 SMALL = {
@@ -293,28 +296,14 @@ Reading = Callable[[Config, Path], Any]
 """(config, a copy of the folder) → something that follows the key."""
 
 
-def resumed(loaded: Config, folder: Path) -> tuple[Trainer, Service, list[dict[str, Any]]]:
+def resumed(loaded: Config, folder: Path) -> tuple[Run, Service, list[dict[str, float]]]:
     """Gone on from the checkpoint of iteration 2."""
-    records: list[dict[str, Any]] = []
-
-    class Log:
-        def write(self, iteration: int, values: Any) -> None:
-            records.append({"iteration": iteration, **values})
-
-        def rewind(self, iteration: int) -> None: ...
-
-    service = service_for(loaded)
-    trainer = Trainer(
-        config=loaded,
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: False,
-        where=str(folder / "checkpoints"),
-    )
-    assert trainer.begin(Log()) and trainer.outcome.iterations == 2
-    trainer._conclude(trainer._iteration(), Log())
-    return trainer, service, records
+    service, log, state = service_for(loaded), Memory(), TrainState()
+    run = run_of(loaded, service, folder / "checkpoints", log=log, resumed=True)
+    run.begin(state)
+    assert state.iteration == 2
+    step(run, state)
+    return run, service, log.records
 
 
 def stat(name: str) -> Reading:
@@ -404,7 +393,7 @@ REFUSED_KEYS = {"checkpoint.folder", "loss.name"}
 """checkpoint.folder where its new place has none (test_run_folder); the loss' name replaces its
 section (below)."""
 STATE = {"steps", "schedule", "version", "skips", "driver"}
-DRIVER = {"iteration", "seconds", "gates", "is", "chooser"}
+DRIVER = {"iteration", "seconds", "gates", "is", "method"}
 
 
 def sections() -> set[str]:

@@ -22,7 +22,7 @@ from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
 from branchgrpo.train import evaluate as evaluation
 from branchgrpo.train import loop as trainer
-from branchgrpo.train.run import carry_out, measure
+from branchgrpo.train.carry_out import carry_out, measure
 from branchgrpo.types import EVALUATION
 
 TINY = {

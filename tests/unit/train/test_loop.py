@@ -4,6 +4,7 @@ on from one exactly."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import pytest
 from support.in_process import Service
 from support.quiet_display import Quiet
 from support.small_trees import quickstart
+from support.training import Memory, run_of
 
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import StaleFence, UserError
 from branchgrpo.models import weights as wire
 from branchgrpo.report.sinks import read
-from branchgrpo.train.loop import Grown, Trainer
-from branchgrpo.train.run import carry_out
+from branchgrpo.train.carry_out import carry_out
+from branchgrpo.train.loop import step, train
+from branchgrpo.train.run import Run
+from branchgrpo.train.state import TrainState
+from branchgrpo.types import EVALUATION
 
 SMALL = {
     "run.iterations": "4",
@@ -41,36 +46,16 @@ SMALL = {
 }
 
 
-class Memory:
-    """A log in memory."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, float]] = []
-
-    def write(self, iteration: int, values: Any) -> None:
-        self.records.append({"iteration": iteration} | values)
-
-    def rewind(self, iteration: int) -> None:
-        self.records = [record for record in self.records if record["iteration"] <= iteration]
-
-
 def config(**options: str) -> Config:
     return quickstart(SMALL | options)
 
 
-def trained(loaded: Config, tmp_path: Path) -> tuple[Trainer, Service, Memory]:
+def trained(loaded: Config, folder: Path) -> tuple[Run, Service, Memory]:
+    """A run that went through: its service and log."""
     service, log = Service(loaded), Memory()
-    trainer = Trainer(
-        config=loaded,
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: False,
-        where=str(tmp_path / "store"),
-    )
-    trainer.begin()
-    trainer.train(log)
-    return trainer, service, log
+    run = run_of(loaded, service, folder / "store", log=log)
+    assert train(run).complete
+    return run, service, log
 
 
 def weights(service: Service) -> str:
@@ -80,17 +65,16 @@ def weights(service: Service) -> str:
 
 def test_trees_are_grown_ahead_as_far_as_they_may_be_old(tmp_path: Path) -> None:
     for staleness, expected in ((0, [0, 0, 0, 0]), (1, [0, 1, 1, 1]), (2, [0, 1, 2, 2])):
-        trainer, service, log = trained(
-            config(**{"async.max_staleness": str(staleness)}), tmp_path / str(staleness)
-        )
-        assert [record["tree/staleness"] for record in log.records] == expected
-        assert trainer.outcome.iterations == 4 and not trainer.ahead and trainer.stale == 0
-        grown = [
-            arguments[2][0].key.iteration
+        loaded = config(**{"async.max_staleness": str(staleness)})
+        run, service, log = trained(loaded, tmp_path / str(staleness))
+        assert [record["tree/staleness"] for record in log.updates] == expected
+        assert not run.ahead.pending and run.ahead.dropped == 0
+        grown = {
+            arguments[1].subtrees[0].key.iteration
             for method, arguments in service.rollout_pool.calls
             if method == "grow"
-        ]
-        assert sorted(set(grown)) == [0, 1, 2, 3]
+        }
+        assert grown == {EVALUATION, 0, 1, 2, 3}
 
 
 def test_without_staleness_it_is_the_synchronous_loop(tmp_path: Path) -> None:
@@ -104,34 +88,19 @@ def test_ratios_of_older_trees_are_against_the_policy_that_grew_them(tmp_path: P
     _, _, fresh = trained(config(), tmp_path / "fresh")
     _, _, old = trained(config(**{"async.max_staleness": "1"}), tmp_path / "old")
     # one optimiser step: on policy
-    assert all(record["update/ratio_deviation"] < 1e-6 for record in fresh.records)
-    assert old.records[0]["update/ratio_deviation"] < 1e-6
-    assert all(record["update/ratio_deviation"] > 1e-5 for record in old.records[1:])
+    assert all(record["update/ratio_deviation"] < 1e-6 for record in fresh.updates)
+    assert old.updates[0]["update/ratio_deviation"] < 1e-6
+    assert all(record["update/ratio_deviation"] > 1e-5 for record in old.updates[1:])
 
 
 def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
-    loaded = config(**{"async.max_staleness": "1"})
-    service = Service(loaded)
-    trainer = Trainer(
-        config=loaded,
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: False,
-        where=str(tmp_path),
-    )
-    log = Memory()
-    trainer.begin()
-    trainer._conclude(trainer._iteration(), log)
+    loaded, log, state = config(**{"async.max_staleness": "1"}), Memory(), TrainState()
+    run = run_of(loaded, Service(loaded), tmp_path, log=log)
+    run.begin(state)
+    step(run, state)
     # as if two updates had passed
-    trainer.ahead[0] = Grown(
-        iteration=1,
-        version=-1,
-        plan=trainer.ahead[0].plan,
-        batch=trainer.ahead[0].batch,
-        prompts=2,
-    )
-    trainer._conclude(trainer._iteration(), log)
+    run.ahead.pending[0] = replace(run.ahead.pending[0], version=-1)
+    step(run, state)
     assert log.records[-1]["tree/stale_dropped"] == 1 and log.records[-1]["tree/staleness"] == 0
 
 
@@ -142,35 +111,16 @@ def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
 )
 def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
     _, whole, log = trained(config(**preset), tmp_path / "whole")
-    half = config(**preset)
-    service = Service(half)
-    first = Memory()
-    asked = [False, True]
-    cut = Trainer(
-        config=half,
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: asked.pop(0),
-        where=str(tmp_path / "cut"),
+    loaded, first, asked = config(**preset), Memory(), [False, True]
+    cut = run_of(
+        loaded, Service(loaded), tmp_path / "cut", log=first, interrupted=lambda: asked.pop(0)
     )
-    cut.begin()
-    assert cut.train(first).stopped_by == "interrupted" and cut.saved == 2
-    service, display = Service(config(**preset)), Quiet()
-    rest = Trainer(
-        config=config(**preset),
-        service=service,
-        run="test",
-        display=display,
-        interrupted=lambda: False,
-        where=str(tmp_path / "cut"),
-    )
-    assert (
-        rest.begin(first)
-        and rest.fence == 2
-        and display.notes == ["going on from the checkpoint of iteration 2"]
-    )
-    rest.train(first)
+    state = train(cut)
+    assert state.stopped_by == "interrupted" and state.saved == 2
+    service, display = Service(loaded), Quiet()
+    rest = run_of(loaded, service, tmp_path / "cut", log=first, display=display, resumed=True)
+    assert train(rest).complete and rest.fence == 2
+    assert display.notes == ["going on from the checkpoint of iteration 2"]
     assert weights(service) == weights(whole)
     names = (
         "iteration",
@@ -180,32 +130,23 @@ def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
         "update/version",
         "splits/0",
     )
-    assert [[record.get(name) for name in names] for record in first.records] == [
-        [record.get(name) for name in names] for record in log.records
+    assert [[record.get(name) for name in names] for record in first.updates] == [
+        [record.get(name) for name in names] for record in log.updates
     ]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = config()
-    service, display = Service(loaded), Quiet()
-    trainer = Trainer(
-        config=loaded,
-        service=service,
-        run="test",
-        display=display,
-        interrupted=lambda: False,
-        where=str(tmp_path),
-    )
-    trainer.begin()
+    loaded, display = config(), Quiet()
+    run = run_of(loaded, Service(loaded), tmp_path, display=display)
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("branchgrpo.checkpoint.store.Store.save", full)
-    outcome = trainer.train(Memory())
-    assert outcome.iterations == 4 and trainer.saved == 0
+    state = train(run)
+    assert state.iteration == 4 and state.saved == 0
     assert display.notes[0] == (
         "checkpoint of iteration 2 could not be written: OSError: [Errno 28] No space left "
         "on device; training goes on"
@@ -213,23 +154,19 @@ def test_a_checkpoint_that_cannot_be_written_is_said(
 
 
 def test_a_run_that_was_taken_over_ends_and_counts_it(tmp_path: Path) -> None:
-    loaded = config()
+    loaded, log = config(), Memory()
     service = Service(loaded)
-    trainer = Trainer(
-        config=loaded,
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: False,
-        where=str(tmp_path),
-    )
-    trainer.begin()
-    Store(str(tmp_path)).claim()
-    with pytest.raises(StaleFence, match="fence 1 rejected: fence 2 has been claimed"):
-        trainer.train(Memory())
-    assert trainer.outcome.iterations == 2 and service.reports[-1]["metrics"] == {
-        "checkpoint/rejected": 1.0
-    }
+    claimed = list[int]()
+
+    def take_over() -> bool:
+        claimed.append(Store(str(tmp_path)).claim())
+        return False
+
+    run = run_of(loaded, service, tmp_path, log=log, interrupted=take_over)
+    with pytest.raises(StaleFence, match="fence 1 rejected: fence 3 has been claimed"):
+        train(run)
+    assert claimed == [2, 3] and [record["iteration"] for record in log.updates] == [1]
+    assert service.reports[-1]["metrics"] == {"checkpoint/rejected": 1.0}
     assert not Store(str(tmp_path)).all()
 
 
@@ -242,14 +179,7 @@ def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Pat
         UserError,
         match=r"^checkpoints: expected a valid one in .*, every one is damaged: fence-[^\n]+$",
     ):
-        Trainer(
-            config=config(),
-            service=service,
-            run="test",
-            display=Quiet(),
-            interrupted=lambda: False,
-            where=str(tmp_path / "store"),
-        ).begin(Memory())
+        train(run_of(config(), service, tmp_path / "store", resumed=True))
     assert len(list((tmp_path / "store").glob("fence-*/state.json"))) == 2
 
 
@@ -267,22 +197,13 @@ def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(tmp_pat
     service = Service(config())
     display = Quiet()
     again = Memory()
-    rest = Trainer(
-        config=config(),
-        service=service,
-        run="test",
-        display=display,
-        interrupted=lambda: False,
-        where=str(tmp_path / "cut" / "store"),
-    )
-    assert rest.begin(again) and display.notes[0].startswith(
-        f"checkpoint passed over: {newest.name}: "
-    )
+    store = tmp_path / "cut" / "store"
+    train(run_of(config(), service, store, log=again, display=display, resumed=True))
+    assert display.notes[0].startswith(f"checkpoint passed over: {newest.name}: ")
     assert display.notes[1:] == ["going on from the checkpoint of iteration 2"]
-    rest.train(again)
     assert weights(service) == weights(whole)
-    assert [record["reward/total"] for record in again.records] == [
-        record["reward/total"] for record in log.records[2:]
+    assert [record["reward/total"] for record in again.updates] == [
+        record["reward/total"] for record in log.updates[2:]
     ]
 
 
@@ -290,17 +211,8 @@ def test_a_run_that_has_finished_trains_no_further(tmp_path: Path) -> None:
     """Its driver died in the last check: there is no summary yet."""
     _, whole, _ = trained(config(), tmp_path / "whole")
     service, log = Service(config()), Memory()
-    rest = Trainer(
-        config=config(),
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: False,
-        where=str(tmp_path / "whole" / "store"),
-    )
-    assert rest.begin(log)
-    outcome = rest.train(log)
-    assert outcome.iterations == 4 and outcome.stopped_by == "iterations" and not log.records
+    state = train(run_of(config(), service, tmp_path / "whole" / "store", log=log, resumed=True))
+    assert state.iteration == 4 and state.stopped_by == "iterations" and not log.updates
     assert weights(service) == weights(whole)
 
 
@@ -308,19 +220,20 @@ def test_a_new_run_begins_at_a_checkpoint(tmp_path: Path) -> None:
     _, whole, _ = trained(config(), tmp_path / "whole")
     (origin,) = (tmp_path / "whole" / "store").glob("fence-*-iteration-00000002-*")
     service, log = Service(config()), Memory()
-    rest = Trainer(
-        config=config(),
-        service=service,
-        run="test",
-        display=Quiet(),
-        interrupted=lambda: False,
-        where=str(tmp_path / "new"),
-    )
-    assert rest.begin(log, str(origin))
-    rest.train(log)
-    assert weights(service) == weights(whole) and [
-        record["iteration"] for record in log.records
-    ] == [3, 4]
+    train(run_of(config(), service, tmp_path / "new", log=log, origin=str(origin)))
+    assert weights(service) == weights(whole)
+    assert [record["iteration"] for record in log.updates] == [3, 4]
+
+
+def test_a_methods_state_of_another_kind_is_refused_in_one_line(tmp_path: Path) -> None:
+    trained(config(**{"method.adapt_every": "1"}), tmp_path)
+    loaded = config(**{"method.adapt_every": "1", "sampling.steps": "5"})
+    with pytest.raises(
+        UserError,
+        match=r"^checkpoint: state\.json: driver\.method: expected splits, and what was measured at "
+        "4 steps$",
+    ):
+        train(run_of(loaded, Service(loaded), tmp_path / "store", resumed=True))
 
 
 class Lost(Exception):
@@ -428,19 +341,10 @@ def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> N
         }
 
     service.reward_pools[0].workers[0].scorers[0][1].score = failing
-    trainer = Trainer(
-        config=loaded,
-        service=service,
-        run="test",
-        display=display,
-        interrupted=lambda: False,
-        where=str(tmp_path / "store"),
-    )
-    trainer.begin()
-    trainer.train(log)
+    train(run_of(loaded, service, tmp_path / "store", log=log, display=display))
     # four iterations of two prompts: each of the eight once
-    assert sum(record["prompts/truncated"] for record in log.records) == 4
-    assert sum(record["reward/dropped_groups"] for record in log.records) == 1
+    assert sum(record["prompts/truncated"] for record in log.updates) == 4
+    assert sum(record["reward/dropped_groups"] for record in log.updates) == 1
     cut, dropped = sorted(display.notes, key=lambda note: "dropped" in note)
     assert (
         "of 2 prompts are longer than the text encoders take and were cut (said once; "

@@ -1,0 +1,110 @@
+"""The trees of an iteration, and of those that are grown while the learner updates."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from branchgrpo.algo.methods.base import MethodRun
+from branchgrpo.config.schema import Config
+from branchgrpo.data import prompts
+from branchgrpo.report.metrics import overlooked
+from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.service import Display, UpdateRequest
+from branchgrpo.train.state import TrainState
+from branchgrpo.types import BranchPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingRollout:
+    """An iteration's trees, not trained on yet."""
+
+    iteration: int
+    version: int  # of the weights that grew them
+    plan: BranchPlan
+    batch: RolloutBatch
+
+    @property
+    def request(self) -> UpdateRequest:
+        """The update that trains on them."""
+        return UpdateRequest(
+            plan=self.plan,
+            iteration=self.iteration,
+            segments=self.batch.segments,
+            scores=self.batch.scores,
+        )
+
+
+class Ahead:
+    """Grows trees, as far ahead of the updates as async.max_staleness allows."""
+
+    def __init__(self, config: Config, collector: RolloutCollector, display: Display):
+        self.config = config
+        self.collector = collector
+        self.display = display
+        self.schedule = config.schedule()
+        self.prompts, _ = prompts.lists(config)
+        self.pending: deque[PendingRollout] = deque()
+        self.method: MethodRun
+        self.begin_again(None)
+        self.dropped = 0  # trees' iterations that became too old, since the last metrics
+        self.said: set[str] = set()
+
+    def begin_again(self, state: Mapping[str, Any] | None) -> None:
+        """The method begins again, or goes on from what a checkpoint holds of it. Raises ValueError
+        for what is none of its states."""
+        self.pending.clear()
+        self.method = self.config.method.start(self.config.sampling.steps, self.config.run.seed)
+        if state:
+            self.method.load(state)
+
+    def next(self, state: TrainState) -> PendingRollout:
+        """The next iteration's trees: grown ahead, unless they are too old by now, or grown now."""
+        while self.pending:
+            pending = self.pending.popleft()
+            if state.version - pending.version <= self.config.async_.max_staleness:
+                return pending
+            self.dropped += 1
+        return self._grow(state.iteration, state.version)
+
+    def fill(self, state: TrainState) -> None:
+        """Grow while the learner updates."""
+        last = self.config.run.iterations or np.inf
+        while len(self.pending) < self.config.async_.max_staleness:
+            iteration = state.iteration + 1 + len(self.pending)
+            if iteration >= last:
+                return
+            self.pending.append(self._grow(iteration, state.version))
+
+    def clear(self) -> None:
+        """After a fault: what was grown may be gone."""
+        self.pending.clear()
+
+    def take_dropped(self) -> int:
+        """How many were too old, since the last call."""
+        found, self.dropped = self.dropped, 0
+        return found
+
+    def _grow(self, iteration: int, version: int) -> PendingRollout:
+        config = self.config
+        plan = self.method.plan(iteration, self.schedule)
+        chosen = prompts.deal(len(self.prompts), config.rollout.prompts, iteration, config.run.seed)
+        batch = self.collector.collect(
+            plan,
+            iteration=iteration,
+            version=version,
+            prompts=chosen,
+            texts=[self.prompts[index] for index in chosen],
+            trees=config.rollout.trees_per_prompt * plan.chains,
+        )
+        # once: what does not end a run, and is easily overlooked; each iteration's count is in the
+        # metrics
+        for kind, text in overlooked(batch, len(chosen)).items():
+            if kind not in self.said:
+                self.said.add(kind)
+                self.display.note(text)
+        return PendingRollout(iteration=iteration, version=version, plan=plan, batch=batch)

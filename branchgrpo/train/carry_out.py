@@ -1,0 +1,167 @@
+"""One run on a service that is ready, and its folder; or one held-out check alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from branchgrpo.config import load as configs
+from branchgrpo.config.schema import Config
+from branchgrpo.report import contact_sheet
+from branchgrpo.report import summary as report
+from branchgrpo.report.sinks import MetricsLog, open_sinks, read
+from branchgrpo.rollout.collect import RolloutCollector
+from branchgrpo.runs.folder import checkpoints
+from branchgrpo.runs.identity import checked_alike, saved_config
+from branchgrpo.runs.lease import Lease, read_object, write_whole
+from branchgrpo.runs.model_card import write_card
+from branchgrpo.service import Display, Service
+from branchgrpo.train.evaluate import Evaluator, Scores
+from branchgrpo.train.hooks import HOOKS
+from branchgrpo.train.loop import train
+from branchgrpo.train.run import Run
+from branchgrpo.types import U8
+
+
+def carry_out(
+    config: Config,
+    service: Service,
+    folder: Path,
+    display: Display,
+    interrupted: Callable[[], bool],
+    start_up: float = 0.0,
+    before: Scores | None = None,
+    origin: str = "",
+    resumed: bool = False,
+    lease: Lease | None = None,
+) -> dict[str, Any]:
+    """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json.
+
+    start_up: seconds that went before. before: scores of the untrained model, where they are known
+    already. origin: a checkpoint that a new run begins at, in place of the untrained model.
+    resumed: the folder is of a run that was not finished, which goes on from its newest checkpoint.
+    lease: of the folder; it is told what the run spends.
+    """
+    if resumed and before is None:
+        before = _known(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    keeper = RunFolder(config, folder, before)
+    sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, configs.plain(config))
+    with MetricsLog(folder, sinks) as log:
+        run = Run(
+            config,
+            service,
+            name=folder.name,
+            log=log,
+            display=display,
+            hooks=HOOKS,
+            checkpoints=checkpoints(config, folder),
+            weights=(folder / "weights").resolve(),
+            interrupted=interrupted,
+            keeper=keeper,
+            before=before,
+            origin=origin,
+            resumed=resumed,
+            lease=lease,
+        )
+        run.stages.add("start_up", start_up)
+        state = train(run)
+    display.phase("drawing the curve")
+    records = read(folder / "metrics.jsonl")
+    title = f"{config.run.name}, seed {config.run.seed}"
+    report.curve(folder / "curve.png", records, config.metric, title)
+    summary = report.summary(
+        config.run.name,
+        seed=config.run.seed,
+        before=keeper.scores["before"],
+        after=run.after,
+        metric=config.metric,
+        records=records,
+        seconds=run.stages.now(),
+        stopped_by=state.stopped_by,
+    )
+    summary["gates"] = state.gates
+    summary["diversity"] = None if run.diversity is None else report.interval(run.diversity)
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_card(folder, config, summary, display.note)
+    display.note(f"run folder: {folder}")
+    return summary
+
+
+class RunFolder:
+    """Where a run keeps what its held-out checks find: held_out.json, and contact sheets of the
+    first prompts under samples/."""
+
+    def __init__(self, config: Config, folder: Path, before: Scores | None):
+        self.config, self.folder = config, folder
+        self.scores: dict[str, Scores] = {}
+        if before is not None:
+            self._write("before", before)
+
+    def keep(
+        self, when: str, scores: Scores, pixels: U8 | None, prompts: Sequence[str], title: str
+    ) -> None:
+        """See branchgrpo.train.run.Keeper."""
+        self._write(when, scores)
+        if pixels is not None:
+            path = self.folder / "samples" / f"{when}.png"
+            draw(self.config, path, scores, pixels, prompts, title=title)
+
+    def _write(self, when: str, scores: Scores) -> None:
+        self.scores[when] = scores
+        kept = {
+            name: {score: values.tolist() for score, values in known.items()}
+            for name, known in self.scores.items()
+        }
+        write_whole(self.folder / "held_out.json", json.dumps(kept) + "\n")
+
+
+def _known(folder: Path, config: Config) -> Scores | None:
+    """Scores before training, where an earlier part of this run measured them, and by what the
+    config says now."""
+    known, saved = read_object(folder / "held_out.json"), saved_config(folder)
+    if not known or not saved or not checked_alike(saved, config):
+        return None
+    return {name: np.array(values, np.float32) for name, values in known["before"].items()}
+
+
+def measure(
+    config: Config, service: Service, display: Display, picture: Path | None = None, title: str = ""
+) -> tuple[dict[str, Any], Scores]:
+    """The row of a model as it is: scores of the held-out prompts with 95 % intervals, diversity;
+    and the scores [P]."""
+    evaluator = Evaluator(config, service, RolloutCollector(config, service, "eval"))
+    options = config.evaluation
+    display.phase(f"held-out check: {options.prompts} prompts")
+    count = min(options.pictures, options.prompts) if picture else 0
+    scores, pixels = evaluator.scores(0, options.prompts, count)
+    if picture and pixels is not None:
+        draw(config, picture, scores, pixels, evaluator.held_out, title=title or config.model.path)
+    diversity = evaluator.diversity(0) if options.diversity else None
+    held_out = {name: report.interval(values) for name, values in scores.items()}
+    interval = None if diversity is None else report.interval(diversity)
+    return {"held_out": held_out, "diversity": interval}, scores
+
+
+def draw(
+    config: Config,
+    path: Path,
+    scores: Scores,
+    pixels: U8,
+    prompts: Sequence[str],
+    *,
+    title: str,
+) -> None:
+    """A contact sheet of the first held-out prompts, and what it was made of."""
+    path.parent.mkdir(exist_ok=True)
+    values = np.asarray(scores[config.metric][: len(pixels)])
+    captions = list(prompts[: len(pixels)])
+    contact_sheet.pictures(
+        path, pixels=pixels, captions=captions, scores=values, metric=config.metric, title=title
+    )
+    contact_sheet.keep(path.with_suffix(".npz"), pixels, captions, values)

@@ -1,0 +1,131 @@
+"""What is done after an update, in this order; each once an iteration, whatever fails meanwhile."""
+
+from __future__ import annotations
+
+from branchgrpo.train.run import Hook, Run
+from branchgrpo.train.state import TrainState
+
+
+class Workers:
+    """Follow requests for more or fewer workers, and count them."""
+
+    name = "workers"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return True
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        counts = run.service.follow()
+        run.reissued = counts.get("reissued", 0)
+        counts = counts | {"recoveries": state.recoveries}
+        state.record |= {
+            f"service/{name}": float(count + run.earlier.get(name, 0))
+            for name, count in counts.items()
+        }
+
+
+class KeepLease:
+    """Tell the run folder what the run has spent. Raises StaleFence when another driver has taken
+    it over."""
+
+    name = "lease"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return run.lease is not None
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        assert run.lease
+        run.lease.put(
+            restarts=run.service.restarts(), reissued=run.reissued, recoveries=state.recoveries
+        )
+
+
+class End:
+    """Does training end here?"""
+
+    name = "end"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return True
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        options = run.config.run
+        if state.iteration == options.iterations:
+            state.stopped_by = "iterations"
+        elif options.max_minutes and state.seconds > 60 * options.max_minutes:
+            state.stopped_by = "max_minutes"
+        elif run.interrupted() or run.service.stopping():
+            state.stopped_by = "interrupted"
+
+
+class HeldOut:
+    """The held-out check on the way; after the last iteration there is the whole one."""
+
+    name = "held-out"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        options = run.config.evaluation
+        return not state.stopped_by and state.passed(options.every, options.every_seconds)
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        options = run.config.evaluation
+        count = min(options.prompts_between, options.prompts)
+        scores, _ = run.evaluator.scores(state.version, count)
+        state.record |= {f"held_out/{name}": float(one.mean()) for name, one in scores.items()}
+
+
+class Checkpoint:
+    """A checkpoint by count or time, and when nodes will go; training ends with one anyway."""
+
+    name = "checkpoint"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        options = run.config.checkpoint
+        if state.stopped_by or not options.kept:
+            return False
+        return run.service.leaving() or state.passed(options.every, 60 * options.every_minutes)
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        run.save(state)
+
+
+class Record:
+    """The iteration's metrics, for the log, people and whoever watches."""
+
+    name = "record"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return True
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        state.record["checkpoint/iteration"] = float(state.saved)
+        run.log.write(state.iteration, state.record)
+        run.display.update(state.iteration, state.record)
+        told = {"phase": "training", "iteration": state.iteration, "version": state.version}
+        told |= {"planned": run.config.run.iterations, "fence": run.fence}
+        run.service.report(told | {"metrics": state.record})
+
+
+class Regroup:
+    """The learners move, or change in number, where that is wanted: at a checkpoint."""
+
+    name = "regroup"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return "checkpoint" in state.done and state.saved == state.iteration
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        if why := run.service.regroup():
+            run.display.note(f"learners formed anew: {why}")
+            run.restore(state)
+
+
+HOOKS: tuple[Hook, ...] = (
+    Workers(),
+    KeepLease(),
+    End(),
+    HeldOut(),
+    Checkpoint(),
+    Record(),
+    Regroup(),
+)

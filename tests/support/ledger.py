@@ -1,0 +1,330 @@
+"""A service whose weights are a ledger: a digest of every update that they went through. Whatever
+is lost, done twice or done with other weights changes the digest, and it costs no time. Any call
+can be made to fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from branchgrpo.algo.tree import topology
+from branchgrpo.checkpoint.store import Store
+from branchgrpo.config.schema import Config
+from branchgrpo.service import (
+    CheckpointRequest,
+    EncodedPrompts,
+    GrownSegment,
+    Reference,
+    RestoredState,
+    SavedCheckpoint,
+    SegmentRequest,
+    UpdateRequest,
+)
+from branchgrpo.types import F32, U8, BranchPlan, RewardScores, SegmentHeader, StepStats, Subtree
+
+
+class Lost(Exception):
+    """A failure of machines."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Fail at the nth call of one kind, before or after it took effect; are the learners gone?"""
+
+    call: str
+    at: int
+    after: bool
+    gone: bool
+
+
+def digest(*parts: object) -> str:
+    """Of anything that has a text."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def number(*parts: object) -> float:
+    """A number in 0 … 1 from a digest."""
+    return int(digest(*parts)[:8], 16) / 16**8
+
+
+class Tasks:
+    """Pending tasks, run in the order of their submission."""
+
+    def __init__(self) -> None:
+        self.pending: deque[Callable[[], None]] = deque()
+
+    def run(self) -> None:
+        while self.pending:
+            self.pending.popleft()()
+
+
+class Ledger:
+    """branchgrpo.service.Service, with all its roles. `calls` counts what was called."""
+
+    faults: tuple[type[Exception], ...] = (Lost,)
+
+    def __init__(self, config: Config, *script: Fault):
+        self.config = config
+        self.script = list(script)
+        self.calls: Counter[str] = Counter()
+        self.earlier: Counter[str] = Counter()
+        self.rollouts, self.rewards, self.learners = Rollouts(self), [Rewards(self)], Learners(self)
+        self.failed: Fault | None = None
+
+    def call(self, name: str, act: Callable[[], Any]) -> Any:
+        """Do it, unless it is to fail."""
+        self.calls[name] += 1
+        due = self.script[0] if self.script else None
+        hit = due is not None and (due.call, due.at) == (name, self.calls[name])
+        if hit and due and not due.after:
+            self._fail(due)
+        found = act()
+        if hit and due and due.after:
+            self._fail(due)
+        return found
+
+    def _fail(self, fault: Fault) -> None:
+        self.failed = self.script.pop(0)
+        raise Lost(f"{fault.call} {fault.at}")
+
+    def recover(self, error: Exception) -> bool:
+        """The learners are formed anew, with the untrained weights, if they are gone."""
+        assert self.failed is not None
+        if self.failed.gone:
+            self.learners.begin_anew()
+        return self.failed.gone
+
+    def publish(self, weights: str = "policy") -> int:
+        def act() -> int:
+            held = self.learners
+            self.rollouts.weights = held.weights if weights == "policy" else held.mean
+            self.rollouts.version = held.version
+            return held.version
+
+        found: int = self.call(f"publish {weights}", act)
+        return found
+
+    def follow(self) -> dict[str, int]:
+        found: dict[str, int] = self.call("follow", lambda: {"restarts": 0, "reissued": 0})
+        return found
+
+    def restarts(self) -> dict[str, int]:
+        return {}
+
+    def leaving(self) -> bool:
+        return False
+
+    def regroup(self) -> str:
+        found: str = self.call("regroup", lambda: "")
+        return found
+
+    def stopping(self) -> bool:
+        return False
+
+    def report(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def driver_bytes(self) -> int:
+        return 0
+
+
+class Rollouts:
+    """One worker. Payloads and media say which weights grew them."""
+
+    def __init__(self, service: Ledger):
+        self.service = service
+        self.weights, self.version = "untrained", 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def tasks(self) -> Tasks:
+        return Tasks()
+
+    def share(self, plan: BranchPlan) -> Reference:
+        return plan
+
+    def encode(
+        self, tasks: Tasks, prompts: list[str], then: Callable[[EncodedPrompts], None]
+    ) -> None:
+        def task() -> None:
+            found = EncodedPrompts(truncated=0, conditioning=tuple(prompts))
+            then(self.service.call("encode", lambda: found))
+
+        tasks.pending.append(task)
+
+    def grow(
+        self,
+        tasks: Tasks,
+        plan: BranchPlan,
+        request: SegmentRequest,
+        *,
+        conditioning: Reference,
+        roots: Sequence[Reference],
+        frontier: int,
+        size: float,
+        then: Callable[[GrownSegment], None],
+    ) -> None:
+        def act() -> GrownSegment:
+            assert request.version == self.version, (request.version, self.version)
+            topo, subtrees = topology(plan), request.subtrees
+            edges = topo.segment_edges(subtrees[0].node, request.start, request.stop)
+            random = int(topo.stochastic[np.asarray(edges)].sum())
+            header = SegmentHeader(
+                subtrees=subtrees,
+                start=request.start,
+                stop=request.stop,
+                policy_version=request.version,
+                log_prob=np.zeros((len(subtrees), random), np.float32),
+                forwards=1,
+                payload_bytes=1,
+            )
+            return GrownSegment(
+                header=header,
+                payload=(self.weights, subtrees),
+                media=None if frontier else (self.weights, plan, subtrees),
+                frontier=(None,) * (len(subtrees) * frontier),
+            )
+
+        tasks.pending.append(lambda: then(self.service.call("grow", act)))
+
+    def pixels(self, media: Reference) -> U8:
+        _, plan, subtrees = media
+        leaves = sum(int(topology(plan).leaf_count[one.node]) for one in subtrees)
+        found: U8 = self.service.call("pixels", lambda: np.zeros((leaves, 1, 8, 8, 3), np.uint8))
+        return found
+
+    def fingerprints(self) -> list[F32]:
+        def act() -> list[F32]:
+            return [np.array([number(self.weights)], np.float32)]
+
+        found: list[F32] = self.service.call("fingerprints", act)
+        return found
+
+
+class Rewards:
+    """Scores by the weights that grew a leaf, its tree and its place."""
+
+    def __init__(self, service: Ledger):
+        self.service = service
+
+    def score(
+        self,
+        tasks: Tasks,
+        media: Reference,
+        prompts: list[str],
+        *,
+        size: float,
+        then: Callable[[RewardScores], None],
+    ) -> None:
+        def act() -> RewardScores:
+            weights, plan, subtrees = media
+            topo = topology(plan)
+
+            def of(one: Subtree) -> list[float]:
+                first, count = int(topo.leaf_first[one.node]), int(topo.leaf_count[one.node])
+                key = replace(one.key, run="")
+                return [number(weights, key, leaf) for leaf in range(first, first + count)]
+
+            scores = np.array([value for one in subtrees for value in of(one)], np.float32)
+            (reward,) = self.service.config.rewards
+            return RewardScores(
+                trained=scores[None],
+                parts={f"{reward.title}/{name}": scores for name in reward.reported()},
+                ok=np.ones(len(scores), bool),
+            )
+
+        tasks.pending.append(lambda: then(self.service.call("score", act)))
+
+
+class Learners:
+    """One rank."""
+
+    def __init__(self, service: Ledger):
+        self.service = service
+        self.exported = ""
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Untrained weights."""
+        self.weights, self.mean, self.version = "untrained", "untrained", 0
+
+    def start_update(self, request: UpdateRequest, conditioning: Reference, size: float) -> Any:
+        def act() -> StepStats:
+            scores = {key: request.scores[key].tolist() for key in sorted(request.scores)}
+            grown = sorted(str(payload) for _, payload in request.segments)
+            assert all(
+                self.version - header.policy_version <= self.service.config.async_.max_staleness
+                for header, _ in request.segments
+            )
+            self.weights = digest(self.weights, request.iteration, scores, grown, conditioning)
+            self.mean = digest(self.mean, self.weights)
+            self.version += 1
+            return stats(self.version)
+
+        self.service.call("start update", lambda: None)
+        return Update(self.service, act)
+
+    def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
+        def act() -> SavedCheckpoint:
+            state = {
+                "driver": dict(request.driver),
+                "learner": [self.weights, self.mean, self.version],
+            }
+            path = Path(request.where) / f"{request.fence:04d}-{request.iteration:04d}.json"
+            assert request.fence == Store(request.where, 2).fence()
+            path.write_text(json.dumps(state))
+            return SavedCheckpoint(path=str(path))
+
+        found: SavedCheckpoint = self.service.call("checkpoint", act)
+        return found
+
+    def restore(self, where: str, origin: str) -> RestoredState:
+        def act() -> RestoredState:
+            self.begin_anew()
+            files = sorted(Path(where).glob("*.json"))
+            if not files:
+                return RestoredState(driver=None, damaged=())
+            state = json.loads(files[-1].read_text())
+            self.weights, self.mean, self.version = state["learner"]
+            return RestoredState(driver=state["driver"], damaged=())
+
+        found: RestoredState = self.service.call("restore", act)
+        return found
+
+    def fingerprint(self) -> F32:
+        found: F32 = self.service.call(
+            "fingerprint", lambda: np.array([number(self.weights)], np.float32)
+        )
+        return found
+
+    def export(self, folder: Path) -> None:
+        def act() -> None:
+            self.exported = self.mean
+
+        self.service.call("export", act)
+
+
+@dataclass
+class Update:
+    """An update that takes effect when it is waited for."""
+
+    service: Ledger
+    act: Callable[[], StepStats]
+
+    def result(self) -> StepStats:
+        found: StepStats = self.service.call("update", self.act)
+        return found
+
+
+def stats(version: int) -> StepStats:
+    """Of an update that changed something."""
+    values = dict.fromkeys(StepStats.__dataclass_fields__, 0)
+    return StepStats(**values | {"version": version, "optimiser_steps": 1})

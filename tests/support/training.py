@@ -1,0 +1,53 @@
+"""Training runs in one process, without a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from branchgrpo.config.schema import Config
+from branchgrpo.service import Service
+from branchgrpo.train.hooks import HOOKS
+from branchgrpo.train.run import Run
+from support.quiet_display import Quiet
+
+
+class Memory:
+    """A log in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        self.records.append({"iteration": iteration, **values})
+
+    def rewind(self, iteration: int) -> None:
+        self.records = [one for one in self.records if one["iteration"] <= iteration]
+
+    @property
+    def updates(self) -> list[dict[str, float]]:
+        """The records of updates: not those of the checks before and after training."""
+        return [one for one in self.records if "reward/total" in one]
+
+
+def run_of(
+    loaded: Config,
+    service: Service,
+    where: Path,
+    *,
+    log: Memory | None = None,
+    display: Quiet | None = None,
+    **options: Any,
+) -> Run:
+    """A run whose untrained model is not measured, with checkpoints at `where`."""
+    return Run(
+        loaded,
+        service,
+        name="test",
+        log=log or Memory(),
+        display=display or Quiet(),
+        hooks=HOOKS,
+        checkpoints=str(where),
+        **{"before": {}} | options,
+    )
