@@ -18,7 +18,8 @@ from actors.rollout import RolloutWorker
 from branchgrpo.config.schema import Config
 from branchgrpo.learner.fsdp import full
 from branchgrpo.models import weights as wire
-from branchgrpo.types import Subtree, TreeKey
+from branchgrpo.service import SegmentRequest, UpdateRequest
+from branchgrpo.types import Conditioning, Subtree, TreeKey
 from support.small_trees import quickstart
 
 PROMPTS = [
@@ -43,7 +44,7 @@ def config(ranks: int, options: dict[str, str] | None = None) -> Config:
     return quickstart(OPTIONS | {"learner.ranks": str(ranks)} | (options or {}))
 
 
-def batch() -> tuple[Any, ...]:
+def batch() -> tuple[UpdateRequest, Conditioning]:
     """Arguments of Learner.update: three trees, in two segments each."""
     options = config(1)
     worker = RolloutWorker(options, 0)
@@ -54,20 +55,20 @@ def batch() -> tuple[Any, ...]:
         Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS))
     )
     trunk, payload, *frontier = worker.grow(
-        plan, version=0, subtrees=trees, start=0, stop=1, conditioning=conditioning
+        plan, SegmentRequest(version=0, subtrees=trees, start=0, stop=1), conditioning
     )
     halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))
     segments = [(trunk, payload)]
     for part in (slice(0, 3), slice(3, 6)):
-        header, rest, _ = worker.grow(
-            plan, 0, halves[part], 1, plan.steps, conditioning, *frontier[part]
-        )
+        request = SegmentRequest(version=0, subtrees=halves[part], start=1, stop=plan.steps)
+        header, rest, _ = worker.grow(plan, request, conditioning, *frontier[part])
         segments.append((header, rest))
     draw = np.random.default_rng(0)
     scores = {
         (prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(len(PROMPTS))
     }
-    return plan, 0, segments, conditioning, scores
+    request = UpdateRequest(plan=plan, iteration=0, segments=segments, scores=scores)
+    return request, conditioning
 
 
 def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:

@@ -13,10 +13,19 @@ from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.errors import GateError
-from branchgrpo.types import Subtree, TreeKey
+from branchgrpo.service import SegmentRequest, UpdateRequest
+from branchgrpo.types import BranchPlan, Subtree, TreeKey
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 PROMPT = "the number 38 in black on yellow"
+
+
+ONE = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
+
+
+def whole(plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> SegmentRequest:
+    """Whole trees, with untrained weights."""
+    return SegmentRequest(version=0, subtrees=subtrees, start=0, stop=plan.steps)
 
 
 def test_full_tree_iteration_counts_and_gates() -> None:
@@ -30,9 +39,7 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
     cut, conditioning = rollout.encode([PROMPT])
     assert cut == 0
-    header, payload, media = rollout.grow(
-        plan, version=0, subtrees=subtrees, start=0, stop=plan.steps, conditioning=conditioning
-    )
+    header, payload, media = rollout.grow(plan, whole(plan, subtrees), conditioning)
     worker = RewardWorker(config, (0,), 0)
     worker.ready()
     scores = worker.score(media, [PROMPT])
@@ -41,11 +48,13 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     before = rollout.fingerprint()
 
     stats = learner.update(
-        plan,
-        iteration=0,
-        segments=[(header, payload)],
-        conditioning=conditioning,
-        scores={(0, 0): scores.trained},
+        UpdateRequest(
+            plan=plan,
+            iteration=0,
+            segments=[(header, payload)],
+            scores={(0, 0): scores.trained},
+        ),
+        conditioning,
     )
     assert stats.forwards / 16 <= 11.7  # distinct parents, last step dropped
     assert stats.edges == stats.edges_stochastic == 202  # 218 less the last step's 16
@@ -56,16 +65,16 @@ def test_full_tree_iteration_counts_and_gates() -> None:
         rollout.fingerprint(), before
     )
     with pytest.raises(RuntimeError, match="asked to grow with weights v0"):
-        rollout.grow(
-            plan, version=0, subtrees=subtrees, start=0, stop=plan.steps, conditioning=conditioning
-        )
+        rollout.grow(plan, whole(plan, subtrees), conditioning)
     with pytest.raises(RuntimeError, match="trees were grown with weights v0"):
         learner.update(
-            plan,
-            iteration=1,
-            segments=[(header, payload)],
-            conditioning=conditioning,
-            scores={(0, 0): scores.trained},
+            UpdateRequest(
+                plan=plan,
+                iteration=1,
+                segments=[(header, payload)],
+                scores={(0, 0): scores.trained},
+            ),
+            conditioning,
         )
 
 
@@ -77,7 +86,7 @@ def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
     learner.version = 1
     plan = config.method.plan(0, config.schedule())
     _, conditioning = rollout.encode([PROMPT])
-    work = plan, (Subtree(TreeKey("test", 0, 0, 0), 0, 0),), 0, 1, conditioning
+    first = SegmentRequest(version=1, subtrees=ONE, start=0, stop=1)
     _, update, *chunks = learner.publish()
     wrong, bad = update, [[part.copy() for part in chunk] for chunk in chunks]
     if damage == "flipped bit":
@@ -90,9 +99,9 @@ def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
         rollout.load_weights(wrong, *bad)
     for version in (0, 1):
         with pytest.raises(RuntimeError, match="asked to grow"):
-            rollout.grow(work[0], version, *work[1:])
+            rollout.grow(plan, replace(first, version=version), conditioning)
     assert rollout.load_weights(update, *chunks) == update.digest
-    assert rollout.grow(work[0], 1, *work[1:])[0].policy_version == 1
+    assert rollout.grow(plan, first, conditioning)[0].policy_version == 1
 
 
 def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
@@ -101,20 +110,15 @@ def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())
     _, conditioning = rollout.encode([PROMPT])
-    header, payload, _ = rollout.grow(
-        plan,
-        version=0,
-        subtrees=(Subtree(TreeKey("test", 0, 0, 0), 0, 0),),
-        start=0,
-        stop=plan.steps,
-        conditioning=conditioning,
-    )
+    header, payload, _ = rollout.grow(plan, whole(plan, ONE), conditioning)
     header.log_prob[0, 3] += 1e-3
     with pytest.raises(GateError, match="on-policy ratio"):
         learner.update(
-            plan,
-            iteration=0,
-            segments=[(header, payload)],
-            conditioning=conditioning,
-            scores={(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]},
+            UpdateRequest(
+                plan=plan,
+                iteration=0,
+                segments=[(header, payload)],
+                scores={(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]},
+            ),
+            conditioning,
         )

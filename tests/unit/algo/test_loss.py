@@ -34,7 +34,7 @@ def edges(
     advantage: torch.Tensor,
     std: float = 0.1,
     dt: float = -0.05,
-    shift: float = 0.0,
+    drift: float = 0.0,
 ) -> Edges:
     """Edges of which all transitions are alike."""
     column = torch.ones_like(new[..., :1])
@@ -44,7 +44,7 @@ def edges(
         advantage=advantage,
         std=std * column,
         dt=dt * column,
-        shift=shift * column,
+        mean_drift=drift * column,
     )
 
 
@@ -76,68 +76,68 @@ def test_on_policy_the_gradient_is_minus_the_advantage() -> None:
 
 
 def draws(seed: int, rows: int = 6, columns: int = 3) -> tuple[torch.Tensor, ...]:
-    """(new, old, advantage, std, dt, shift) in float64; no two transitions are alike."""
+    """(new, old, advantage, std, dt, drift) in float64; no two transitions are alike."""
     generator = torch.Generator().manual_seed(seed)
     new, noise, advantage = (
         torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(3)
     )
-    std, dt, shift = (
+    std, dt, drift = (
         0.1 + torch.rand(rows, 1, generator=generator, dtype=torch.float64) for _ in range(3)
     )
-    return new, new - 0.2 * noise, advantage, std, -dt / 10, shift / 10
+    return new, new - 0.2 * noise, advantage, std, -dt / 10, drift / 10
 
 
 def slopes(
     loss: Callable[[Edges], tuple[torch.Tensor, ...]], *values: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """(loss, ratio, cut, d Σ loss / d log-prob, d Σ loss / d shift)."""
-    new, old, advantage, std, dt, shift = values
-    new, shift = new.clone().requires_grad_(), shift.clone().requires_grad_()
+    """(loss, ratio, cut, d Σ loss / d log-prob, d Σ loss / d drift)."""
+    new, old, advantage, std, dt, drift = values
+    new, drift = new.clone().requires_grad_(), drift.clone().requires_grad_()
     value, ratio, cut = loss(
-        Edges(log_prob=new, old_log_prob=old, advantage=advantage, std=std, dt=dt, shift=shift)
+        Edges(log_prob=new, old_log_prob=old, advantage=advantage, std=std, dt=dt, mean_drift=drift)
     )
-    by_new, by_shift = torch.autograd.grad(value.sum(), (new, shift), allow_unused=True)
+    by_new, by_drift = torch.autograd.grad(value.sum(), (new, drift), allow_unused=True)
     assert not ratio.requires_grad and not cut.requires_grad
     return (
         value.detach(),
         ratio,
         cut,
         by_new,
-        torch.zeros_like(shift) if by_shift is None else by_shift,
+        torch.zeros_like(drift) if by_drift is None else by_drift,
     )
 
 
 def test_guard_closed_form() -> None:
     values = draws(1)
-    value, ratio, cut, by_new, by_shift = slopes(GuardLoss(clip_range=EPSILON), *values)
-    new, old, advantage, std, dt, shift = (one.tolist() for one in values)
+    value, ratio, cut, by_new, by_drift = slopes(GuardLoss(clip_range=EPSILON), *values)
+    new, old, advantage, std, dt, drift = (one.tolist() for one in values)
     for i in range(6):
-        slope_of_shift, s = 0.0, std[i][0]
+        slope_of_drift, s = 0.0, std[i][0]
         for k in range(3):
             a = advantage[i][k]
-            rho = exp((new[i][k] - old[i][k] + shift[i][0] / (2 * s * s)) * s)
+            rho = exp((new[i][k] - old[i][k] + drift[i][0] / (2 * s * s)) * s)
             bounded = min(max(rho, 1 - EPSILON), 1 + EPSILON)
             is_cut = -a * bounded > -a * rho
             slope = 0.0 if is_cut else -a * rho * s / -dt[i][0]  # ∂ρ/∂ log π = ρ·std
-            slope_of_shift += slope / (2 * s * s)
+            slope_of_drift += slope / (2 * s * s)
             assert value[i, k].item() == pytest.approx(
                 max(-a * rho, -a * bounded) / -dt[i][0], rel=1e-12
             )
             assert ratio[i, k].item() == pytest.approx(rho, rel=1e-12) and bool(cut[i, k]) is is_cut
             assert by_new[i, k].item() == pytest.approx(slope, rel=1e-12)
-        assert by_shift[i, 0].item() == pytest.approx(slope_of_shift, rel=1e-12)
+        assert by_drift[i, 0].item() == pytest.approx(slope_of_drift, rel=1e-12)
     assert cut.any() and not cut.all()
 
 
-def test_guard_without_scale_and_shift_is_the_clipped_surrogate() -> None:
-    new, old, advantage, std, dt, shift = draws(2)
+def test_guard_without_scale_and_drift_is_the_clipped_surrogate() -> None:
+    new, old, advantage, std, dt, drift = draws(2)
     values = (
         new,
         old,
         advantage,
         torch.ones_like(std),
         -torch.ones_like(dt),
-        torch.zeros_like(shift),
+        torch.zeros_like(drift),
     )
     for found, wanted in zip(
         slopes(GuardLoss(clip_range=EPSILON), *values)[:4],
@@ -150,10 +150,10 @@ def test_guard_without_scale_and_shift_is_the_clipped_surrogate() -> None:
 @pytest.mark.parametrize("threshold", [1e-6, 0.2, 1.0, 1e6])
 def test_dppo_closed_form(threshold: float) -> None:
     values = draws(3)
-    value, ratio, cut, by_new, by_shift = slopes(DivergenceLoss(threshold=threshold), *values)
-    new, old, advantage, std, _, shift = (one.tolist() for one in values)
+    value, ratio, cut, by_new, by_drift = slopes(DivergenceLoss(threshold=threshold), *values)
+    new, old, advantage, std, _, drift = (one.tolist() for one in values)
     for i in range(6):
-        divergence = shift[i][0] / (2 * std[i][0] ** 2)
+        divergence = drift[i][0] / (2 * std[i][0] ** 2)
         for k in range(3):
             a, rho = advantage[i][k], exp(new[i][k] - old[i][k])
             is_cut = divergence >= threshold and (rho - 1) * a > 0
@@ -161,7 +161,7 @@ def test_dppo_closed_form(threshold: float) -> None:
             assert value[i, k].item() == pytest.approx(wanted, rel=1e-12)
             assert by_new[i, k].item() == pytest.approx(wanted, rel=1e-12)  # ∂ρ/∂ log π = ρ
             assert ratio[i, k].item() == pytest.approx(rho, rel=1e-12) and bool(cut[i, k]) is is_cut
-    assert not by_shift.any()  # the divergence decides, but has no gradient
+    assert not by_drift.any()  # the divergence decides, but has no gradient
 
 
 def test_dppo_without_a_bound_is_the_surrogate_without_clipping() -> None:
@@ -182,19 +182,19 @@ def test_dppo_with_a_bound_of_nothing_cuts_exactly_what_moves_away() -> None:
 
 
 def test_dppo_keeps_an_edge_that_comes_back_or_has_no_advantage() -> None:
-    old, shift = torch.zeros(1, 5, dtype=torch.float64), 1.0
+    old, drift = torch.zeros(1, 5, dtype=torch.float64), 1.0
     new = torch.tensor([[0.1, -0.1, 0.1, -0.1, 0.0]], dtype=torch.float64)
     advantage = torch.tensor([[-1.0, 1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
-    assert not DivergenceLoss(threshold=1e-12)(edges(new, old, advantage, shift=shift))[2].any()
+    assert not DivergenceLoss(threshold=1e-12)(edges(new, old, advantage, drift=drift))[2].any()
 
 
 @pytest.mark.parametrize("loss", [ClippedLoss(), GuardLoss(), DivergenceLoss()])
 def test_an_unmoved_policy_has_ratio_1_and_nothing_is_cut(
     loss: Callable[[Edges], tuple[torch.Tensor, ...]],
 ) -> None:
-    new, _, advantage, std, dt, shift = draws(6)
+    new, _, advantage, std, dt, drift = draws(6)
     value, ratio, cut, by_new, _ = slopes(
-        loss, new, new, advantage, std, dt, torch.zeros_like(shift)
+        loss, new, new, advantage, std, dt, torch.zeros_like(drift)
     )
     factor = std / -dt if isinstance(loss, GuardLoss) else torch.ones_like(std)
     assert torch.equal(ratio, torch.ones_like(ratio)) and not cut.any()

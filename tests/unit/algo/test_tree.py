@@ -261,7 +261,6 @@ def segments_of(
                         log_prob=values,
                         forwards=0,
                         payload_bytes=0,
-                        seconds=0.0,
                     )
                 )
     return segments, truth, rewards
@@ -324,7 +323,6 @@ def test_assemble_refuses_mixed_versions() -> None:
         log_prob=last.log_prob,
         forwards=0,
         payload_bytes=0,
-        seconds=0.0,
     )
     with pytest.raises(ValueError, match="version"):
         assemble(plan, segments, rewards)

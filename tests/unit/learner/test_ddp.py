@@ -33,14 +33,14 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
     learner = Learner(config(2), rank, list)
     learner.join(2, address)
-    *rest, scores = arguments
+    request, conditioning = arguments
     damaged = {
         key: values + np.float32(rank) * np.arange(4, dtype=np.float32)
-        for key, values in scores.items()
+        for key, values in request.scores.items()
     }
     found: dict[str, Any] = {"damaged": None}
     try:
-        learner.update(*rest, damaged)
+        learner.update(replace(request, scores=damaged), conditioning)
     except GateError as error:
         found["damaged"] = str(error)
     found["version"] = learner.version
@@ -49,7 +49,7 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     found["twice"] = outcome(learner, arguments)
     learner.configure(config(2, TWICE))
     found["before"] = wire.digest_of(learner.model.trainable())
-    for _, payload in arguments[2]:
+    for _, payload in arguments[0].segments:
         payload.latents[:] = np.nan if rank else payload.latents  # on the second rank alone
     found["poisoned"] = outcome(learner, arguments)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
@@ -72,7 +72,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_batch_is_worth_the_test(runs: dict[str, Any]) -> None:
-    plan, _, segments, _, scores = runs["arguments"]
+    request, _ = runs["arguments"]
+    plan, segments, scores = request.plan, request.segments, request.scores
     trees = assemble(
         plan, [header for header, _ in segments], config(2).credit.leaf_rewards(scores)
     )

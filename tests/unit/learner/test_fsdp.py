@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from actors.learner import Learner
 from branchgrpo.models import weights as wire
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.service import CheckpointRequest, RestoredState
 
 SHARDED = {"learner.parallel": "fsdp"}
 CASES = {
@@ -29,8 +30,8 @@ CASES = {
 
 
 def published(learner: Learner, weights: str = "policy") -> dict[str, torch.Tensor]:
-    (_, _), update, *chunks = learner.publish(weights)
-    assert len(chunks) == learner.chunks()
+    _, update, *chunks = learner.publish(weights)
+    assert len(chunks) == learner.specification().chunks
     return wire.unpack_weights(update, chunks)
 
 
@@ -52,24 +53,25 @@ def rank_main(rank: int, address: str, folder: str) -> None:
             for name, value in one.items()
             if name == "exp_avg"
         ]
-        assert learner.checkpoint(str(Path(folder) / case), 1, 1, {"iteration": 1}).keys() == (
-            {"path"} if rank == 0 else set()
+        request = CheckpointRequest(
+            where=str(Path(folder) / case), iteration=1, fence=1, driver={"iteration": 1}
         )
+        assert bool(learner.checkpoint(request).path) == (rank == 0)
         found[f"{case}/sharded state"] = (
             all(isinstance(value, DTensor) for value in state) and len(state) > 0
         )
         found[f"{case}/fingerprint"] = torch.from_numpy(learner.fingerprint())
         for weights in ("policy", "ema") if case == "full" else ("policy",):
             sent = learner.publish(weights)
-            assert rank == 0 or sent == [None] * (2 + learner.chunks())
+            assert rank == 0 or sent == [None] * (2 + learner.specification().chunks)
             found[f"{case}/{weights}"] = (
                 wire.unpack_weights(sent[1], sent[2:]) if rank == 0 else None
             )
     learner.configure(config(2, SHARDED | {"run.export": "transformer"}))
     learner.update(*arguments)
-    learner.save(Path(folder) / "exported")
+    learner.export(Path(folder) / "exported")
     found["before"] = published(learner) if rank == 0 else learner.publish()
-    for _, payload in arguments[2]:
+    for _, payload in arguments[0].segments:
         payload.latents[:] = float("nan") if rank else payload.latents  # on the second rank alone
     learner.configure(config(2, SHARDED | {"gates.enabled": "false"}))
     found["start"] = {
@@ -163,7 +165,9 @@ def test_the_mean_of_the_weights_is_published_whole(runs: dict[str, Any]) -> Non
 @pytest.mark.parametrize("case", CASES)
 def test_one_rank_goes_on_from_the_checkpoint_of_two(runs: dict[str, Any], case: str) -> None:
     learner = Learner(config(1, CASES[case]), 0, list)
-    assert learner.restore(str(runs["folder"] / case)) == {"iteration": 1, "damaged": []}
+    assert learner.restore(str(runs["folder"] / case)) == RestoredState(
+        driver={"iteration": 1}, damaged=()
+    )
     assert all(
         torch.equal(value, runs["ranks"][0][case]["weights"][name])
         for name, value in learner.model.trainable().items()

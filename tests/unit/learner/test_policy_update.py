@@ -189,13 +189,13 @@ def test_the_base_does_not_follow_the_policy() -> None:
 
 
 @pytest.mark.parametrize("plan", [PLAN, COMB], ids=["tree", "comb"])
-def test_shift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPlan) -> None:
+def test_mean_drift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPlan) -> None:
     case = Case(plan=plan)
     behaviour, velocities = behaviour_of(case)
     (rows,) = case.batches(case.shards()[0], velocities=velocities)
     still, _ = case.policy.edges(case.plan, rows)
-    assert still.shift.shape == still.std.shape == still.dt.shape == (len(rows.x), 1)
-    assert still.shift.max().item() <= 1e-12  # float32 rounding of a mean of size 1, squared
+    assert still.mean_drift.shape == still.std.shape == still.dt.shape == (len(rows.x), 1)
+    assert still.mean_drift.max().item() <= 1e-12  # float32 rounding of a mean of size 1, squared
     nudge(case.model)
     exact, (moved, _) = case.model.double(), case.policy.edges(case.plan, rows)
     one = case.shards()[0]
@@ -204,14 +204,14 @@ def test_shift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPla
     ):
         (new, std), (old, _) = (mean_of(case, model, tree, child) for model in (exact, behaviour))
         step = int(topology(case.plan).step[child])
-        assert moved.shift[row].item() == pytest.approx(
+        assert moved.mean_drift[row].item() == pytest.approx(
             (new - old).square().mean().item(), rel=1e-3
         )
         assert moved.std[row].item() == pytest.approx(std, rel=1e-5)
         assert moved.dt[row].item() == pytest.approx(
             float(case.plan.sigmas[step + 1]) - float(case.plan.sigmas[step]), rel=1e-5
         )
-    assert moved.shift.requires_grad
+    assert moved.mean_drift.requires_grad
 
 
 def test_every_optimiser_step_measures_guard_from_the_behaviour_policy() -> None:

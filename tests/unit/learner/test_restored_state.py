@@ -25,6 +25,7 @@ from branchgrpo.files.regular import parse_json
 from branchgrpo.learner.saved_state import check_state, loaded
 from branchgrpo.learner.state import restore
 from branchgrpo.models import weights as wire
+from branchgrpo.service import CheckpointRequest, RestoredState
 
 FILES = ("weights", "ema", "exp_avg", "exp_avg_sq")
 DRIVER = {"iteration": 3, "seconds": 1.5, "gates": {"on_policy_deviation": 0.0}}
@@ -44,7 +45,11 @@ class Sample:
         self.learner.policy.scheduler.step()
         self.learner.policy.follow()
         self.trained = self.digest()
-        self.folder = Path(self.learner.checkpoint(self.where, 3, 0, DRIVER)["path"])
+        self.folder = Path(
+            self.learner.checkpoint(
+                CheckpointRequest(where=self.where, iteration=3, fence=0, driver=DRIVER)
+            ).path
+        )
         self.tensors = {file: load_file(self.folder / f"{file}.safetensors") for file in FILES}
         self.whole = {file.name: file.read_bytes() for file in self.folder.iterdir()}
 
@@ -102,7 +107,7 @@ def sample(made: Sample) -> Iterator[Sample]:
 
 
 def test_what_was_written_comes_back(sample: Sample) -> None:
-    assert sample.learner.restore(sample.where) == DRIVER | {"damaged": []}
+    assert sample.learner.restore(sample.where) == RestoredState(driver=DRIVER, damaged=())
     assert sample.digest() == sample.trained != sample.begin
     sample.seal()
     assert (sample.folder / "manifest.json").read_bytes() == sample.whole["manifest.json"]

@@ -13,10 +13,10 @@ def test_skips_in_a_row_end_the_run_named() -> None:
     arguments = batch()
     learner = Learner(config(1, {"gates.enabled": "false", "learner.max_skips": "3"}), 0, list)
     learner.join(1, "")
-    kept = [payload.latents.copy() for _, payload in arguments[2]]
+    kept = [payload.latents.copy() for _, payload in arguments[0].segments]
 
     def stats(poisoned: bool) -> int:
-        for (_, payload), latents in zip(arguments[2], kept, strict=True):
+        for (_, payload), latents in zip(arguments[0].segments, kept, strict=True):
             payload.latents[:] = np.nan if poisoned else latents
         learner.version = 0  # the same trees again
         return int(learner.update(*arguments).skipped_steps)

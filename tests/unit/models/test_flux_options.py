@@ -26,6 +26,7 @@ from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally
 from branchgrpo.models import weights as wire
 from branchgrpo.models.flux import Flux, FluxModel
 from branchgrpo.rollout.sampler import Sampler
+from branchgrpo.service import SegmentRequest, UpdateRequest
 from branchgrpo.types import Subtree, TreeKey
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle on white"]
@@ -315,7 +316,9 @@ class Case:
         _, self.conditioning = self.worker.encode(PROMPTS)
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
         header, payload, _ = self.worker.grow(
-            self.plan, version=0, subtrees=subtrees, start=0, stop=5, conditioning=self.conditioning
+            self.plan,
+            SegmentRequest(version=0, subtrees=subtrees, start=0, stop=5),
+            self.conditioning,
         )
         draw = np.random.default_rng(0)
         self.segments = [(header, payload)]
@@ -325,11 +328,8 @@ class Case:
 
     def update(self) -> Any:
         return self.learner.update(
-            self.plan,
-            iteration=0,
-            segments=self.segments,
-            conditioning=self.conditioning,
-            scores=self.scores,
+            UpdateRequest(plan=self.plan, iteration=0, segments=self.segments, scores=self.scores),
+            self.conditioning,
         )
 
     def gradient(self) -> Tensor:

@@ -336,7 +336,7 @@ def kept(loaded: Config, folder: Path) -> list[int]:
 
 
 def ahead(loaded: Config, folder: Path) -> int:
-    return len(resumed(loaded, folder)[0].ahead)
+    return len(resumed(loaded, folder)[0].ahead.pending)
 
 
 def checked(loaded: Config, folder: Path) -> bool:
@@ -458,7 +458,7 @@ def test_the_last_check_is_as_the_config_says_now(
     assert {
         arguments[0].steps
         for method, arguments in service.rollout_pool.calls
-        if method == "grow" and arguments[2][0].key.iteration == EVALUATION
+        if method == "grow" and arguments[1].subtrees[0].key.iteration == EVALUATION
     } == {3}
     assert "ema" in {weights for weights, *_ in service.published}
     assert summary["diversity"]["n"] == 2 and summary["metric"] == "ocr/edit"

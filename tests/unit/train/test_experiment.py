@@ -296,7 +296,7 @@ def test_adaptive_splits_move_during_training(tmp_path: Path) -> None:
         assert record["tree/forwards"] == 2 * sum(parents)  # two prompts
         assert record["update/forwards"] == 2 * 3
     grown = [
-        (arguments[2][0].key.iteration, arguments[0])
+        (arguments[1].subtrees[0].key.iteration, arguments[0])
         for method, arguments in service.rollout_pool.calls
         if method == "grow"
     ]
@@ -311,7 +311,7 @@ def test_adaptive_splits_move_during_training(tmp_path: Path) -> None:
 def test_evaluation_has_steps_of_its_own(tmp_path: Path) -> None:
     _, service, _ = run(tmp_path / "run", evaluation__steps="3")
     grown = {
-        (arguments[2][0].key.iteration, arguments[0].steps)
+        (arguments[1].subtrees[0].key.iteration, arguments[0].steps)
         for method, arguments in service.rollout_pool.calls
         if method == "grow"
     }

@@ -230,8 +230,8 @@ def test_a_methods_state_of_another_kind_is_refused_in_one_line(tmp_path: Path) 
     loaded = config(**{"method.adapt_every": "1", "sampling.steps": "5"})
     with pytest.raises(
         UserError,
-        match=r"^checkpoint: state\.json: driver\.method: expected splits, and what was measured at "
-        "4 steps$",
+        match=r"^checkpoint: state\.json: driver\.method: "
+        "expected splits, and what was measured at 4 steps$",
     ):
         train(run_of(loaded, Service(loaded), tmp_path / "store", resumed=True))
 
