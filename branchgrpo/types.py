@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,28 @@ class Component(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    if TYPE_CHECKING:
+        name: str
+
+    # keys that name a file or a folder which every machine must have; empty texts name none
+    file_keys: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def called(self) -> str:
+        """Its name; of a component from a file or a module (PLACE:NAME) what it is called there."""
+        return str(getattr(self, "name", "")).rpartition(":")[2]
+
+    def needed_files(self) -> list[str]:
+        """Files and folders that every machine must have, as the config names them."""
+        return [path for key in self.file_keys if (path := str(getattr(self, key)))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a picture or video was drawn for, as a reward sees it."""
+
+    prompt: str
 
 
 def _check(owner: object, **shapes: tuple[NDArray[Any], tuple[int | None, ...]]) -> None:

@@ -20,14 +20,11 @@ from branchgrpo.data import check as prompt_check
 from branchgrpo.data import prompts
 from branchgrpo.errors import UserError
 from branchgrpo.files.safetensors_header import header
-from branchgrpo.models.base import EMBEDDED
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers")
 CODE = ("branchgrpo", "actors", "cluster")
 """Our packages, which are compared by their text: a version says nothing while one works on
 them."""
-REWARD_FILES = ("path", "processor", "head", "config", "tokenizer", "base", "template")
-"""Keys of rewards that name a file or a folder."""
 SHARED_MEMORY = "/dev/shm"
 
 
@@ -79,26 +76,15 @@ def code(package: str) -> str:
 def files(config: Config) -> list[str]:
     """What every node must have: those of a model that is not shipped with the package, and of
     rewards."""
-    found = (
-        []
-        if config.model.path.startswith(EMBEDDED)
-        else [str(Path(config.model.path) / "model_index.json")]
-    )
-    found += [path] if (path := getattr(config.model, "lora_path", "")) else []
-    return found + [
-        path
-        for reward in config.rewards
-        for key in REWARD_FILES
-        if (path := getattr(reward, key, ""))
-    ]
+    parts = (config.model, *config.rewards)
+    return [path for part in parts for path in part.needed_files()]
 
 
 def folders(config: Config) -> dict[str, str]:
     """What driver and workers must share, by config key, as the driver sees it: absolute paths, or
     URLs."""
     wanted = {"run.folder": config.run.folder, "checkpoint.folder": config.checkpoint.folder}
-    if config.model.precomputed:
-        wanted["model.encodings"] = str(getattr(config.model, "encodings", ""))
+    wanted |= config.model.shared_folders()
     return {
         key: folder if "://" in folder else os.path.abspath(Path(folder).expanduser())
         for key, folder in wanted.items()
@@ -141,7 +127,7 @@ def trained(config: Config) -> int:
         config.model.check()
     except UserError:  # `own` tells
         return 0
-    if getattr(config.model, "lora_rank", 0):
+    if config.model.adapter_rank:
         return 0
     files = (config.model.folder() / "transformer").glob("*.safetensors")
     return sum(entry.numbers for path in files for entry in header(path).tensors.values())

@@ -23,7 +23,7 @@ def encode(config: Config, display: Display) -> int:
 
     store = Encodings.open(config.model)
     train, held_out = prompts.lists(config)
-    texts = list(store.missing(chain(train, held_out, [config.model.negative_prompt])))
+    texts = list(store.missing(chain(train, held_out, [store.model.negative_prompt])))
     if texts:
         display.phase(f"encoding {len(texts)} prompts into {store.folder}")
         pool = Pool(

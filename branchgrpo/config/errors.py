@@ -31,13 +31,10 @@ class _Place:
         self.given = True  # is `node` the value itself?
 
     def walk(self, location: Sequence[str | int]) -> _Place:
-        """Follow pydantic's location: keys and places, with a component's name after its section,
-        and ends that say which of several types it was."""
-        parts = [str(part) for part in location]
-        while parts:
-            if len(kinds.models(self.kind)) > 1 and parts[0] in kinds.names(self.kind):
-                parts.pop(0)
-            if not parts or not self.step(parts.pop(0)):
+        """Follow pydantic's location: keys and places, and ends that say which of several types it
+        was."""
+        for part in location:
+            if not self.step(str(part)):
                 break
         return self
 

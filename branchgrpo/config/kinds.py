@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
+from branchgrpo.config import references, registry
 from branchgrpo.config.tree import Node
+from branchgrpo.types import Component
 
 
 def options(kind: Any) -> list[Any]:
@@ -32,27 +34,43 @@ def is_text(kind: Any, text: str) -> bool:
     return str in options(kind) or text in literals(kind)
 
 
-def models(kind: Any) -> list[type[BaseModel]]:
-    """Sections that a type allows: several where `name` picks one of them."""
-    return [one for one in options(kind) if isinstance(one, type) and issubclass(one, BaseModel)]
+def table(kind: Any) -> registry.Table | None:
+    """The table whose components a type allows, of which `name` picks one."""
+    return next((found for one in options(kind) if (found := registry.table_of(one))), None)
+
+
+def is_section(kind: Any) -> bool:
+    """Does a type allow a section of the schema's keys?"""
+    return any(isinstance(one, type) and issubclass(one, BaseModel) for one in options(kind))
 
 
 def names(kind: Any) -> list[str]:
     """Names of the components that a type allows."""
-    return [
-        str(model.model_fields["name"].default)
-        for model in models(kind)
-        if "name" in model.model_fields
-    ]
+    found = table(kind)
+    return found.names() if found else []
 
 
 def chosen(kind: Any, node: Node | None) -> type[BaseModel] | None:
-    """The section that a value of this type is; None where it names none of them."""
-    found = models(kind)
-    if len(found) == 1:
-        return found[0]
-    name = node.get("name") if node is not None else None
-    return next((model for model in found if model.model_fields["name"].default == name), None)
+    """The section that a value of this type is; None where it names no component that there is."""
+    if found := table(kind):
+        name = node.get("name") if node is not None else None
+        model: type[BaseModel] | None = found.known(name) if isinstance(name, str) else None
+        return model
+    return next(
+        (one for one in options(kind) if isinstance(one, type) and issubclass(one, BaseModel)), None
+    )
+
+
+def having(kind: Any, key: str) -> list[str]:
+    """Names of the components with this key."""
+    found = table(kind)
+    known = [(name, found.known(name)) for name in found.names()] if found else []
+    return [name for name, model in known if model is not None and key in fields(model)]
+
+
+def unusable(node: Node | None) -> bool:
+    """Does a section refer to a component of the user's own, as a file or a package has it?"""
+    return node is not None and references.is_reference(str(node.get("name")))
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
@@ -70,11 +88,12 @@ def entries(kind: Any) -> Any:
 
 def child(kind: Any, node: Node | None, key: str) -> Any:
     """Type of what is below a key, or at a place of a list; None where there is no such key."""
-    if sections := models(kind):
+    if is_section(kind):
         model = chosen(kind, node)
         if model is not None:
             return fields(model).get(key)
-        return Any if any(key in fields(one) for one in sections) else None
+        # of a component that there is not any key may be meant
+        return Any if unusable(node) or having(kind, key) else None
     for one in options(kind):
         if is_typeddict(one):
             return get_type_hints(one, include_extras=True).get(key, Any)
@@ -116,17 +135,13 @@ def unknown(
     """Words for a key that there is not, with what may be meant. node, kind: the section it is in;
     tree, root: the whole."""
     name, last = node.get("name") if node is not None else None, dotted.rpartition(".")[2]
-    if len(models(kind)) > 1 and name:
-        others = [
-            str(model.model_fields["name"].default)
-            for model in models(kind)
-            if last in fields(model)
-        ]
-        if others:
-            return f"unknown key of {name}, a key of {' and '.join(others)}"
+    if table(kind) and name and (others := having(kind, last)):
+        return f"unknown key of {name}, a key of {' and '.join(others)}"
+    model = chosen(kind, node)
+    component = model is not None and issubclass(model, Component)
     return (
         "unknown key"
-        + (f" of {name}" if name in names(kind) else "")
+        + (f" of {name}" if component else "")
         + suggestion(dotted, tree, root, prefix)
     )
 

@@ -14,10 +14,8 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from branchgrpo import rewards
 from branchgrpo.config import errors as config_errors
-from branchgrpo.config import kinds, overrides, secrets
-from branchgrpo.config.registry import load as component
+from branchgrpo.config import kinds, overrides, references, registry, secrets
 from branchgrpo.config.schema import Config as Config
 from branchgrpo.config.shipped import PRESETS, presets
 from branchgrpo.config.tree import Node, merge, read
@@ -80,16 +78,23 @@ def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None 
 def reward(name: str, texts: Mapping[str, str], prefix: str = "reward.") -> RewardOptions:
     """Options of the reward `name` with these keys of the command line, which name them after
     `prefix`. Raises UserError as `load` does."""
-    if name not in rewards.REGISTRY:
+    registry.retry()
+    name, table = references.absolute(name, Path()), registry.REWARDS
+    try:
+        found = table.find(name)
+    except KeyError:
         raise UserError(
-            f"serve-reward: expected one of {', '.join(rewards.REGISTRY)}, got "
-            f"{name!r}{kinds.closest(name, list(rewards.REGISTRY))}"
-        )
+            f"serve-reward: expected one of {', '.join(table.names())}, got "
+            f"{name!r}{kinds.closest(name, table.names())}"
+        ) from None
+    except references.Unusable as error:
+        raise UserError(f"serve-reward: {error}") from error
     tree = Node({"name": Node(name, "serve-reward", name)}, "serve-reward")
-    return cast(RewardOptions, _checked(tree, component(rewards.REGISTRY[name]), texts, prefix))
+    return cast(RewardOptions, _checked(tree, found, texts, prefix))
 
 
 def _checked(tree: Node, kind: Any, texts: Mapping[str, str], prefix: str = "") -> Any:
+    registry.retry()
     tree, problems = overrides.apply(tree, kind, texts, f"--{prefix}")
     problems += secrets.missing(tree)
     try:

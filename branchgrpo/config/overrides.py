@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from branchgrpo.config import kinds
+from branchgrpo.config import kinds, references
 from branchgrpo.config.tree import Node, merge, parse, same
 from branchgrpo.errors import UserError
 
@@ -68,7 +69,7 @@ def read(kind: Any, text: str, origin: str) -> Node:
         return Node(None, origin, text)
     entry = kinds.entries(kind)
     if entry is not None and not text.lstrip().startswith("["):
-        if kinds.models(entry):
+        if kinds.is_section(entry):
             return parse(f"[{text}]", origin)
         return Node(
             [Node(part.strip(), origin, part.strip()) for part in text.split(",") if part.strip()],
@@ -79,7 +80,7 @@ def read(kind: Any, text: str, origin: str) -> Node:
             return parse(text, origin)
         except UserError:
             return scalar
-    if entry is not None or kinds.models(kind) or kinds.child(kind, None, "key") is not None:
+    if entry is not None or kinds.is_section(kind) or kinds.child(kind, None, "key") is not None:
         return parse(text, origin)
     return scalar
 
@@ -94,8 +95,10 @@ def _put(node: Node | None, kind: Any, parts: Sequence[str], text: str, origin: 
                 f"expected {'a list, a,b or [a, b]' if kinds.entries(kind) else 'YAML'}, "
                 f"got {text!r}"
             ) from error
-        return merge(node, found) if kinds.models(kind) and same(node, found) else found
+        return merge(node, found) if kinds.is_section(kind) and same(node, found) else found
     key, *rest = parts
+    if not rest:
+        text = references.absolute(text, Path()) if key == "name" else text
     if kinds.entries(kind) is not None and (node is None or isinstance(node.value, list)):
         return _put_entry(node, kind=kind, key=key, rest=rest, text=text, origin=origin)
     below = kinds.child(kind, node, key)
@@ -107,7 +110,7 @@ def _put(node: Node | None, kind: Any, parts: Sequence[str], text: str, origin: 
     if (
         key == "name"
         and not rest
-        and len(kinds.models(kind)) > 1
+        and kinds.table(kind)
         and text != (node.get("name") if node else None)
     ):
         held = {}  # another component: nothing of the old one's keys stays

@@ -1,31 +1,284 @@
-"""Tables of import strings: a method, reward, model, rule or loss is one file and one line.
+"""Tables of components: a name of a config section → the class that fills it.
 
-Every entry is a pydantic class that is both the component's options and the component itself, so
-that a config section, once validated, can be called. The modules must import light packages only at
-their top: loading a config needs no torch.
+An entry is a pydantic class that is both the component's options and the component itself, so that
+a config section, once validated, can be called. A name is
+
+* of the table itself: one file and one line in `branchgrpo/KIND/__init__.py`, imported when named;
+* registered by `register`, or by an installed package as an entry point of `branchgrpo.KIND`;
+* `./FILE.py:NAME`, or `package.module:NAME` of an installed package (references.py).
+
+The modules must import light packages only at their top: loading a config needs no torch. A
+component that is not of the table itself gets a class of its own, whose `name` is the name by which
+it was asked for; its instances are pickled with what makes that class again elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
-from typing import Annotated, Any, Union
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from pydantic_core import PydanticKnownError, core_schema
 
+from branchgrpo import models, rewards
+from branchgrpo.algo import advantage, loss, methods, pruning
+from branchgrpo.algo.advantage.base import AdvantageOptions
+from branchgrpo.algo.loss.base import LossOptions
+from branchgrpo.algo.methods.base import MethodOptions
+from branchgrpo.algo.pruning.base import PruningOptions
+from branchgrpo.config import references
+from branchgrpo.config.references import Unusable
+from branchgrpo.errors import UserError
+from branchgrpo.models.base import ModelOptions
+from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.rewards.function import component_of
 from branchgrpo.types import Component
 
 
-def load(target: str) -> type[Component]:
-    """The class behind "package.module:Class"."""
+class Object:
+    """A class or function that `register` was given; it travels as pickle sends it."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def load(self) -> Any:
+        return self.value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Object) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+Source = references.Module | references.File | Object
+
+
+class Table:
+    """One kind of component. Annotates a field of the config, which it then validates."""
+
+    def __init__(
+        self,
+        kind: str,
+        base: type[Component],
+        shipped: Mapping[str, str],
+        must: str,
+        adapt: Callable[[Any, str], type[Component]] | None = None,
+    ):
+        self.kind = kind
+        self.base = base
+        self.shipped = shipped
+        self.must = must  # the method that makes a component one
+        self.adapt = adapt  # a function → a component
+        self.registered = dict[str, Source]()
+
+    def names(self) -> list[str]:
+        """What can be named by a word: shipped, registered and installed components."""
+        return list(dict.fromkeys([*self.shipped, *self.registered, *self.installed()]))
+
+    def installed(self) -> dict[str, EntryPoint]:
+        """Entry points of installed packages; a shipped name stays ours."""
+        return {
+            name: point
+            for name, point in _entry_points(f"branchgrpo.{self.kind}").items()
+            if name not in self.shipped
+        }
+
+    def find(self, name: str) -> Any:
+        """The component's class. Raises Unusable, and KeyError for a word that names none."""
+        if name in self.shipped:
+            return load(self.shipped[name])
+        if name in self.registered:
+            return self.plugged(name, self.registered[name])
+        if references.is_reference(name):
+            return self.plugged(name, references.parse(name))
+        if point := self.installed().get(name):
+            return self.plugged(name, references.parse(point.value))
+        raise KeyError(name)
+
+    def known(self, name: object) -> Any:
+        """`find`, or None where there is none."""
+        try:
+            return self.find(str(name))
+        except (KeyError, Unusable):
+            return None
+
+    def plugged(self, name: str, source: Source) -> Any:
+        """The class behind a name that is not of the table itself. Raises Unusable, and the same
+        again, without another try, until `retry`."""
+        key = (self.kind, name, source)
+        if key in _UNUSABLE:
+            raise _UNUSABLE[key]
+        try:
+            return _plugged(*key)
+        except Unusable as error:
+            _UNUSABLE[key] = error
+            raise
+
+    def component(self, found: Any, name: str, where: str) -> type[Component]:
+        """What was found, as a component. Raises Unusable for what is none."""
+        wanted = f"a subclass of {self.base.__name__}"
+        if self.adapt and callable(found) and not isinstance(found, type):
+            try:
+                return self.adapt(found, name)
+            except ValueError as error:
+                raise Unusable(f"{where}: {error}") from None
+        if self.adapt:
+            wanted += " or a function f(images, samples)"
+        if not isinstance(found, type) or not issubclass(found, self.base) or found is self.base:
+            raise Unusable(f"expected {wanted}, got {_described(found)} at {where}")
+        if getattr(found, self.must) is getattr(self.base, self.must):
+            raise Unusable(f"expected a method {self.must} of {found.__name__} at {where}")
+        return found
+
+    def validate(self, value: Any) -> Any:
+        """A component from a section of a config."""
+        if isinstance(value, self.base):
+            return value
+        if not isinstance(value, Mapping):
+            raise PydanticKnownError("model_attributes_type")
+        if "name" not in value:
+            raise PydanticKnownError("union_tag_not_found", {"discriminator": "'name'"})
+        name = str(value["name"])
+        try:
+            found = self.find(name)
+        except KeyError:
+            tags = {"discriminator": "'name'", "tag": name, "expected_tags": "a name"}
+            raise PydanticKnownError("union_tag_invalid", tags) from None
+        except Unusable as error:
+            raise ValueError(f"name: {error}") from error
+        return found.model_validate(value)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        """One of those that have a word for a name, or any other by reference."""
+        known = {name: self._schema_of(name) for name in self.names()}
+        found = handler(core_schema.tagged_union_schema(known, discriminator="name"))
+        described = f"{references.FORMS}: a component of one's own, with its own keys"
+        keys = {"name": {"type": "string", "pattern": ":", "description": described}}
+        found["oneOf"].append({"type": "object", "properties": keys, "required": ["name"]})
+        return found
+
+    def _schema_of(self, name: str) -> Any:
+        try:
+            return self.find(name).__pydantic_core_schema__
+        except Unusable as error:
+            raise UserError(f"{self.kind}: {name}: {error}") from error
+
+
+def load(target: str) -> Any:
+    """The class behind "package.module:Class" of our own."""
     module, _, attribute = target.partition(":")
-    found: type[Component] = getattr(import_module(module), attribute)
+    return getattr(import_module(module), attribute)
+
+
+REWARDS = Table("rewards", RewardOptions, rewards.REGISTRY, must="build", adapt=component_of)
+MODELS = Table("models", ModelOptions, models.REGISTRY, must="build")
+METHODS = Table("methods", MethodOptions, methods.REGISTRY, must="plan")
+ADVANTAGE = Table("advantage", AdvantageOptions, advantage.REGISTRY, must="credit")
+PRUNING = Table("pruning", PruningOptions, pruning.REGISTRY, must="keep")
+LOSS = Table("loss", LossOptions, loss.REGISTRY, must="__call__")
+
+TABLES = {table.kind: table for table in (REWARDS, MODELS, METHODS, ADVANTAGE, PRUNING, LOSS)}
+
+_BY_BASE = {table.base: table for table in TABLES.values()}
+
+
+def table_of(kind: Any) -> Table | None:
+    """The table whose components a field of this type holds."""
+    return _BY_BASE.get(kind) if isinstance(kind, type) else None
+
+
+_UNUSABLE = dict[tuple[str, str, Source], Unusable]()
+
+
+def retry() -> None:
+    """What could not be imported may be tried again: a config is asked for the same component many
+    times while it is read."""
+    _UNUSABLE.clear()
+
+
+def register(kind: str, name: str, target: Any) -> None:
+    """Give a component of one's own a name in a table, in this process and the workers of its runs;
+    the same name again replaces it.
+
+    kind: rewards, models, methods, advantage, pruning or loss. target: a class, for rewards also a
+    function f(images, samples) -> list[float]; or `./FILE.py:NAME`, `package.module:NAME`. Raises
+    UserError for what is no component, and for names that are taken or no words.
+    """
+    if kind not in TABLES:
+        raise UserError(f"register: expected one of {', '.join(TABLES)}, got {kind!r}")
+    table = TABLES[kind]
+    if not name.replace("-", "_").replace(".", "_").isidentifier():
+        raise UserError(f"register: expected a name of letters, digits, . _ and -, got {name!r}")
+    if name in table.shipped:
+        raise UserError(f"register: expected a name that is free, got {name!r}, which is shipped")
+    retry()
+    try:
+        source = references.parse(target) if isinstance(target, str) else Object(target)
+        table.plugged(name, source)
+    except Unusable as error:
+        raise UserError(f"register: {name}: {error}") from error
+    table.registered[name] = source
+
+
+@cache
+def _plugged(kind: str, name: str, source: Source) -> Any:
+    """Each component has one class in a process, so that equal configs are equal."""
+    table = TABLES[kind]
+    found = table.component(source.load(), references.attribute(name), _place(source))
+
+    def reduced(self: Component) -> Any:
+        return _blank, (kind, name, source), self.__getstate__()
+
+    described = f"the component: {name}"
+    members = {
+        "__module__": found.__module__,
+        "__qualname__": found.__qualname__,
+        "__doc__": found.__doc__,
+        "__annotations__": {"name": Literal[name], "plugin": ClassVar[bool]},
+        "name": Field(name, description=described),
+        "plugin": True,
+        "__reduce__": reduced,
+    }
+    metaclass: Any = type(found)
+    return metaclass(found.__name__, (found,), members)
+
+
+def _blank(kind: str, name: str, source: Source) -> Any:
+    """An instance that pickle fills. Raises UserError where the component cannot be had here."""
+    try:
+        made = _plugged(kind, name, source)
+    except Unusable as error:
+        raise UserError(f"{kind}: {name}: {error}") from error
+    return made.__new__(made)
+
+
+def _place(source: Source) -> str:
+    if isinstance(source, Object):
+        return f"{getattr(source.value, '__module__', '')}.{_described(source.value)}"
+    return f"{source.path if isinstance(source, references.File) else source.module}:{source.name}"
+
+
+def _described(found: Any) -> str:
+    what = "the class" if isinstance(found, type) else type(found).__name__
+    return f"{what} {getattr(found, '__name__', repr(found)[:60])}"
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    """By name. Raises UserError where two packages take one name."""
+    found = dict[str, EntryPoint]()
+    for point in entry_points(group=group):
+        if (other := found.get(point.name)) and other.value != point.value:
+            raise UserError(
+                f"{group}: expected different names of entry points, got {point.name} twice: "
+                f"{other.value} and {point.value}"
+            )
+        found[point.name] = point
     return found
-
-
-def union(table: dict[str, str]) -> Any:
-    """A pydantic type for "one of this table", told apart by the key `name`."""
-    classes = [load(target) for target in table.values()]
-    if len(classes) == 1:
-        return classes[0]
-    # made at run time
-    return Annotated[Union[tuple(classes)], Field(discriminator="name")]  # noqa: UP007

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from branchgrpo.config import references
 from branchgrpo.errors import UserError
 
 COMPONENTS = ("model", "method", "advantage", "loss")
@@ -78,6 +79,7 @@ class _Reader:
 
     def __init__(self, source: str, lines: bool):
         self.source, self.lines = source, lines
+        self.folder = Path(source).parent if lines else Path()
         self.loader = yaml.SafeLoader("")
         self.open: set[int] = set()  # nodes that are being read, to find one that holds itself
 
@@ -130,10 +132,22 @@ class _Reader:
             if key.tag != _MERGE:
                 lines[key.value] = key.start_mark.line
         self.loader.flatten_mapping(node)  # puts what `<<` names before the mapping's own keys
-        return {key.value: self.node(value, key.start_mark.line) for key, value in node.value}
+        return {
+            key.value: component(key.value, self.node(value, key.start_mark.line), self.folder)
+            for key, value in node.value
+        }
 
     def place(self, line: int) -> str:
         return f"{self.source}:{line + 1}" if self.lines else self.source
+
+
+def component(key: str, node: Node, folder: Path) -> Node:
+    """The value of a key, where it names a component by its file with the file's path absolute:
+    it is relative to the folder of what names it."""
+    if key != "name" or not isinstance(node.value, str):
+        return node
+    name = references.absolute(node.value, folder)
+    return replace(node, value=name, text=name) if name != node.value else node
 
 
 def merge(below: Node | None, above: Node) -> Node:

@@ -88,7 +88,7 @@ def shortage(config: Config, train: Prompts, held_out: Prompts) -> str:
 
 def refused(config: Config, key: str, texts: Prompts) -> list[Refused]:
     """What each reward cannot score, of one list: by reward and reason, in the order they come."""
-    size = int(getattr(config.model, "height", 0)), int(getattr(config.model, "width", 0))
+    size = config.model.picture_size
     found: dict[tuple[int, str], Refused] = {}
     asked = [
         (index, reward)

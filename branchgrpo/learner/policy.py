@@ -14,7 +14,8 @@ from torch import Tensor
 from branchgrpo.algo import kernels
 from branchgrpo.algo.loss.base import Edges
 from branchgrpo.algo.tree import topology
-from branchgrpo.config.schema import Config, Learner
+from branchgrpo.config.roles import Learner
+from branchgrpo.config.schema import Config
 from branchgrpo.learner.fsdp import full
 from branchgrpo.models.base import Adapter
 from branchgrpo.types import BranchPlan, LearnerShard, TreeHeader

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,10 @@ ALL_PARTS: tuple[Part, ...] = ("denoiser", "encoders", "decoder")
 class ModelOptions(Component):
     """Options every family has."""
 
+    # keys that say how it is computed: they may change at any time; all others say what it is
+    computing: ClassVar[tuple[str, ...]] = ()
+    attention_layers: ClassVar[tuple[str, ...]] = ()  # where LoRA adapters go unless told otherwise
+
     path: str = Field(
         description="folder in diffusers layout, or embedded:NAME for one shipped with the package"
     )
@@ -38,7 +42,7 @@ class ModelOptions(Component):
     def folder(self) -> Path:
         """Where the weights are. Raises UserError when the folder or its model_index.json is
         missing."""
-        if self.path.startswith(EMBEDDED):
+        if self.embedded:
             folder = Path(__file__).parents[1] / "assets" / self.path.removeprefix(EMBEDDED)
         else:
             folder = Path(self.path).expanduser()
@@ -50,9 +54,31 @@ class ModelOptions(Component):
         return folder
 
     @property
+    def embedded(self) -> bool:
+        """It is shipped with the package."""
+        return self.path.startswith(EMBEDDED)
+
+    @property
     def precomputed(self) -> bool:
         """Prompts are encoded before training, by a job of its own."""
         return False
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the LoRA adapters that train in place of the weights; 0 = the weights train."""
+        return 0
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of what it draws, in pixels; 0 where that is not known."""
+        return 0, 0
+
+    def needed_files(self) -> list[str]:
+        return [] if self.embedded else [str(Path(self.path) / "model_index.json")]
+
+    def shared_folders(self) -> dict[str, str]:
+        """Folders that driver and workers must share, by config key."""
+        return {}
 
     def check(self) -> None:
         """Raise UserError for what the folder's files tell to be wrong; loads no weights."""
@@ -116,6 +142,15 @@ class Adapter(ABC):
     def truncated(self, prompts: list[str]) -> int:
         """How many of these prompts are longer than what the longest text encoder takes. Needs the
         text encoders."""
+
+    def texts(self, texts: list[str]) -> dict[str, Tensor]:
+        """Encodings of n texts, n rows each: of families whose prompts may be encoded before
+        training."""
+        raise NotImplementedError
+
+    def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
+        """Lengths of those texts in tokens of the longest encoder, and how many it takes."""
+        raise NotImplementedError
 
     def conditioning(self, conditioning: Conditioning) -> dict[str, Tensor]:
         """Its arrays as tensors on this device, P rows each."""

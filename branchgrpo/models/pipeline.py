@@ -38,12 +38,21 @@ SCHEDULER = "scheduler/scheduler_config.json"
 class PipelineModel(ModelOptions):
     """Options of a model that one of diffusers' pipelines loads."""
 
+    computing: ClassVar[tuple[str, ...]] = (
+        "gradient_checkpointing",
+        "compile",
+        "attention",
+        "vae_tiling",
+        "decode_batch",
+        "encode",
+        "encodings",
+    )
+
     pipeline: ClassVar[str]  # diffusers' class
     transformer: ClassVar[str]  # diffusers' class of the denoiser
     text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
     # those of them that a folder may lack (null in model_index.json)
     optional_parts: ClassVar[tuple[str, ...]] = ()
-    attention_layers: ClassVar[tuple[str, ...]]  # where LoRA adapters go unless told otherwise
     # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
     lora_alphas: ClassVar[bool] = False
     # height and width must be multiples of this many pixels of a latent: the patch
@@ -51,6 +60,7 @@ class PipelineModel(ModelOptions):
     # diffusers' classes whose schedules are known
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)
     guidance_key: ClassVar[str]  # what the stock pipeline calls true_cfg
+    output: ClassVar[str] = "images"  # the attribute of its result that holds what it drew
     decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
 
     height: int = Field(720, ge=16, description="picture height in pixels")
@@ -218,6 +228,20 @@ class PipelineModel(ModelOptions):
     @property
     def precomputed(self) -> bool:
         return self.encode == "precompute"
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.lora_rank
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def needed_files(self) -> list[str]:
+        return [*super().needed_files(), *([self.lora_path] if self.lora_path else [])]
+
+    def shared_folders(self) -> dict[str, str]:
+        return {"model.encodings": self.encodings} if self.precomputed else {}
 
     @property
     def guided(self) -> bool:

@@ -35,6 +35,7 @@ class WanModel(PipelineModel):
     guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.UNIPC, scheduler.EULER)
+    output: ClassVar[str] = "frames"
     # as diffusers' documentation has it for this autoencoder
     decoder_dtype: ClassVar[str] = "float32"
 

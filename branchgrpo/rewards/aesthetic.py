@@ -3,7 +3,7 @@ improved-aesthetic-predictor)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ PATH, HEAD = "rewards.aesthetic.path", "rewards.aesthetic.head"
 class AestheticReward(PictureOptions):
     """Score: the rating, on a scale of 1 … 10, that the head gives the picture's L2-normalised CLIP
     features; prompts play no part."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "head")
 
     name: Literal["aesthetic"] = Field("aesthetic", description="the reward")
     path: str = Field(

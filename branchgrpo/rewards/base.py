@@ -50,7 +50,7 @@ class RewardOptions(Component):
     @property
     def title(self) -> str:
         """What its scores are called: title/score."""
-        return self.label or str(getattr(self, "name", ""))
+        return self.label or self.called
 
     def reported(self) -> tuple[str, ...]:
         """Names of the scores that are reported, the one that decides first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ PATH, MODEL = "rewards.clip.path", "rewards.clip.model"
 class ClipReward(PictureOptions):
     """Score: the plain cosine of the picture's and the prompt's features; neither × 2.5 nor cut at
     0 as in the paper."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["clip"] = Field("clip", description="the reward")
     path: str = Field("", description="open_clip checkpoint, .safetensors or what torch.save wrote")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ REPOSITORY = "xswu/HPSv2"
 class HpsReward(PictureOptions):
     """Score: cosine of the picture's and the prompt's features, without the logit scale, as the
     package hpsv2 reports it."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     name: Literal["hps"] = Field("hps", description="the reward")
     path: str = Field(

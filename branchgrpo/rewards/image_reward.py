@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -60,6 +60,8 @@ TEXT_SIZES = (
 
 class ImageRewardReward(PictureOptions):
     """ImageReward-v1.0. Prompts of more than 35 tokens are truncated, as in the package."""
+
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "config", "tokenizer")
 
     name: Literal["image_reward"] = Field("image_reward", description="the reward")
     path: str = Field("", description="ImageReward.pt, the state dict of ImageReward-v1.0")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ class PickScoreReward(PictureOptions):
     `scale: logit` multiplies it by exp(logit_scale), about 100, the form PickScore was published
     in.
     """
+
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "processor")
 
     name: Literal["pickscore"] = Field("pickscore", description="the reward")
     path: str = Field("", description="transformers CLIPModel folder with PickScore's weights")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -72,6 +72,8 @@ class VideoAlignReward(RewardOptions):
     layout: model.pth, or checkpoint-N/model.pth of which the highest N counts, with LoRA weights
     that are merged on loading, and model_config.json, which says how.
     """
+
+    file_keys: ClassVar[tuple[str, ...]] = ("path", "base", "template")
 
     name: Literal["video_align"] = Field("video_align", description="the reward")
     path: str = Field("", description="folder of the VideoReward checkpoint")

@@ -15,19 +15,9 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.files.regular import opened, read
 from branchgrpo.files.safetensors_header import header
+from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 
-COMPUTING = (
-    "gradient_checkpointing",
-    "compile",
-    "attention",
-    "vae_tiling",
-    "decode_batch",
-    "encode",
-    "encodings",
-)
-"""Keys of `model` that say how it is computed: they may change at any time. All others say what it
-is."""
 MEANING = (
     "model.name",
     "model.path",
@@ -50,8 +40,7 @@ Identity = dict[str, Any]
 
 def identity(config: Config) -> Identity:
     """Of the run that a config describes. Reads the model's headers."""
-    targets = tuple(getattr(config.model, "attention_layers", ()))
-    found = _plain_identity(config.model_dump(mode="json", by_alias=True), targets)
+    found = _plain_identity(config.model_dump(mode="json", by_alias=True), config.model)
     return found | {
         "model.path": _place(config.model.path),
         "model.files": model_digest(config.model.folder()),
@@ -61,7 +50,7 @@ def identity(config: Config) -> Identity:
 def identity_of(dump: Mapping[str, Any], config: Config) -> Identity:
     """Of a run of which only the resolved config is known; without the digest of its model's
     files."""
-    found = _plain_identity(dump, tuple(getattr(config.model, "attention_layers", ())))
+    found = _plain_identity(dump, config.model)
     return found | (
         {"model.path": _place(found["model.path"])}
         if isinstance(found.get("model.path"), str)
@@ -69,15 +58,15 @@ def identity_of(dump: Mapping[str, Any], config: Config) -> Identity:
     )
 
 
-def _plain_identity(dump: Mapping[str, Any], attention_layers: tuple[str, ...]) -> Identity:
+def _plain_identity(dump: Mapping[str, Any], options: ModelOptions) -> Identity:
     model = _section(dump, "model")
     found: Identity = {
-        f"model.{key}": value for key, value in model.items() if key not in COMPUTING
+        f"model.{key}": value for key, value in model.items() if key not in options.computing
     }
     rank = model.get("lora_rank")
     if rank:
         found["model.lora_alpha"] = model.get("lora_alpha") or 2 * rank
-        found["model.lora_targets"] = sorted(model.get("lora_targets") or attention_layers)
+        found["model.lora_targets"] = sorted(model.get("lora_targets") or options.attention_layers)
     else:
         for key in ("lora_alpha", "lora_targets"):
             found.pop(f"model.{key}", None)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from branchgrpo.checkpoint.files import Saved
 from branchgrpo.checkpoint.store import Store
@@ -18,7 +18,6 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models import lora
-from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 from branchgrpo.runs.folder import checkpoints, is_run, named, root
 
@@ -197,7 +196,7 @@ def _loaded(path: Path, texts: Mapping[str, str]) -> Config:
 def _with_adapter(config: Config, weights: Path, keep_alpha: bool = False) -> Config:
     """Its scale is in its weights, as `models.lora.save` writes it: alpha is the rank."""
     keys = {"lora_path": str(weights.resolve())} | (
-        {} if keep_alpha else {"lora_alpha": getattr(config.model, "lora_rank", 0)}
+        {} if keep_alpha else {"lora_alpha": config.model.adapter_rank}
     )
     return _with(config, keys)
 
@@ -205,6 +204,6 @@ def _with_adapter(config: Config, weights: Path, keep_alpha: bool = False) -> Co
 def _with(config: Config, keys: Mapping[str, Any]) -> Config:
     """The config with other keys of the model, those that its family has; what trains and is
     exported plays no part."""
-    model = cast(ModelOptions, config.model)
+    model = config.model
     known = {key: value for key, value in keys.items() if key in type(model).model_fields}
     return config.model_copy(update={"model": model.model_copy(update=known)})

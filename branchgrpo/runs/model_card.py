@@ -53,7 +53,7 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
         f"# {config.run.name}",
         "",
         f"{base}, trained by reinforcement learning (branchgrpo, method family "
-        f"`{config.method.name}`{adapters}, {summary['iterations']} iterations, seed "
+        f"`{config.method.called}`{adapters}, {summary['iterations']} iterations, seed "
         f"{config.run.seed}) against "
         f"{', '.join(reward.title for reward in config.rewards)}. This folder holds {what}.",
         "",
@@ -115,19 +115,14 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
         )
     if model.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
-    prompt = (
-        "a photo of a cat"
-        if not model.path.startswith("embedded:")
-        else "the number 38 in black on yellow"
-    )
-    output = "frames" if model.pipeline == "WanPipeline" else "images"
+    prompt = "a photo of a cat" if not model.embedded else "the number 38 in black on yellow"
     return [
         "import torch",
         f"from diffusers import {', '.join(sorted(names))}",
         "",
         *lines,
         f'prompt = "{prompt}"',
-        f"{output} = {call(config, model)}.{output}",
+        f"{model.output} = {call(config, model)}.{model.output}",
     ]
 
 

@@ -9,15 +9,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from branchgrpo.algo.advantage.base import AdvantageOptions
 from branchgrpo.algo.advantage.fusion import fuse
 from branchgrpo.algo.credit import MIN_SPREAD
 from branchgrpo.algo.tree import topology
-from branchgrpo.types import F32, BranchPlan, Component, TreeCredit, TreeHeader
+from branchgrpo.types import F32, BranchPlan, TreeCredit, TreeHeader
 
 _EPSILON = 1e-8
 
 
-class DepthWise(Component):
+class DepthWise(AdvantageOptions):
     """BranchGRPO's estimator: fuse leaf rewards upward, then normalise at each depth."""
 
     name: Literal["depthwise"] = Field("depthwise", description="the estimator")
@@ -33,6 +34,10 @@ class DepthWise(Component):
         "leaves, or of all leaves of the iteration",
     )
     clamp: float = Field(5.0, gt=0, description="advantages are clamped to ± this")
+
+    @property
+    def compares_in_tree(self) -> bool:
+        return "tree" in (self.group, self.std)
 
     def credit(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[TreeCredit]:
         """Credit of each tree, in order; `keep` marks every stochastic edge.

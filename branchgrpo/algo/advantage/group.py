@@ -8,13 +8,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from branchgrpo.algo.advantage.base import AdvantageOptions
 from branchgrpo.algo.advantage.fusion import fuse
 from branchgrpo.algo.credit import MIN_SPREAD
 from branchgrpo.algo.tree import topology
-from branchgrpo.types import BranchPlan, Component, TreeCredit, TreeHeader
+from branchgrpo.types import BranchPlan, TreeCredit, TreeHeader
 
 
-class GroupRelative(Component):
+class GroupRelative(AdvantageOptions):
     """DanceGRPO's and Flow-GRPO's estimator; on a tree, an edge earns the mean advantage of the
     leaves below it."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import F32, BranchPlan, Component
+
+Shape = Literal["tree", "chains", "comb"]
 
 
 class MethodRun:
@@ -37,7 +39,10 @@ class MethodRun:
 class MethodOptions(Component):
     """Options every family has."""
 
-    name: str
+    # what its plans look like: trees that split, separate chains of one leaf each, or combs
+    # (BranchPlan.comb), which are not cut into subtrees
+    shape: ClassVar[Shape] = "tree"
+
     kernel: Literal["dance", "flow", "cps"] = Field(
         "dance", description="transition kernel of random steps"
     )

@@ -3,11 +3,11 @@ sample them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.algo.methods.base import MethodOptions
+from branchgrpo.algo.methods.base import MethodOptions, Shape
 from branchgrpo.algo.methods.window import Window
 from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
@@ -16,6 +16,8 @@ from branchgrpo.types import BranchPlan
 
 class ChainMethod(MethodOptions):
     """A group of chains for each prompt."""
+
+    shape: ClassVar[Shape] = "chains"
 
     name: Literal["chains"] = Field("chains", description="the method family")
     chains: int = Field(16, ge=2, description="chains in a prompt's group")

@@ -4,11 +4,11 @@ it."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.algo.methods.base import MethodOptions
+from branchgrpo.algo.methods.base import MethodOptions, Shape
 from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
@@ -17,6 +17,8 @@ from branchgrpo.types import BranchPlan
 class TempFlowMethod(MethodOptions):
     """A comb for each seed: K children of each trunk state, each continued without noise to a leaf
     of its own."""
+
+    shape: ClassVar[Shape] = "comb"
 
     name: Literal["tempflow"] = Field("tempflow", description="the method family")
     children: int = Field(

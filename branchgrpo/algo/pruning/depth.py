@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from branchgrpo.algo.pruning.base import PruningOptions
 from branchgrpo.algo.tree import topology
-from branchgrpo.types import Bool, BranchPlan, Component, TreeHeader
+from branchgrpo.types import Bool, BranchPlan, TreeHeader
 
 
-class DepthPruning(Component):
+class DepthPruning(PruningOptions):
     """Depth d is the edges of step d − 1. Fixed `depths`, or a window when `depths` is empty."""
 
     name: Literal["depth"] = Field("depth", description="the rule")

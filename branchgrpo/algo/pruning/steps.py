@@ -3,18 +3,21 @@ fraction)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from branchgrpo.algo.pruning.base import PruningOptions
 from branchgrpo.algo.tree import topology
-from branchgrpo.types import Bool, BranchPlan, Component, TreeHeader
+from branchgrpo.types import Bool, BranchPlan, TreeHeader
 
 
-class StepPruning(Component):
+class StepPruning(PruningOptions):
     """Keep round(fraction·T) of a tree's T steps, drawn anew for each tree from those that can be
     trained."""
+
+    prunes_combs: ClassVar[bool] = True
 
     name: Literal["steps"] = Field("steps", description="the rule")
     fraction: float = Field(

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
+from branchgrpo.algo.pruning.base import PruningOptions
 from branchgrpo.algo.tree import topology
-from branchgrpo.types import Bool, BranchPlan, Component, TreeHeader
+from branchgrpo.types import Bool, BranchPlan, TreeHeader
+
+if TYPE_CHECKING:
+    from branchgrpo.algo.methods.base import MethodOptions
 
 
-class WidthPruning(Component):
+class WidthPruning(PruningOptions):
     """Keep every edge up to and with the last split, and after it the chains of chosen leaves."""
 
     name: Literal["width"] = Field("width", description="the rule")
@@ -23,6 +27,13 @@ class WidthPruning(Component):
         "the worst leaves of the prompt, half each",
     )
     ratio: float = Field(0.5, gt=0, le=1, description="share of leaves that `extremes` keeps")
+
+    def check(self, method: MethodOptions) -> None:
+        if self.mode == "parent_top1" and method.shape == "chains":
+            raise ValueError(
+                f"expected width mode `extremes` with {method.called}, which have no splits, "
+                f"got `{self.mode}`"
+            )
 
     def keep(
         self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0

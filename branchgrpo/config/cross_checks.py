@@ -1,0 +1,107 @@
+"""Which keys of a configuration go together: each check gives a line for what does not, KEY: words.
+
+A component is asked for what it declares, never for its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from branchgrpo.config.registry import PRUNING
+
+if TYPE_CHECKING:
+    from branchgrpo.config.schema import Config
+
+
+def problems(config: Config) -> list[str]:
+    """All lines."""
+    return [
+        line for check in (_method, _length, _counts, _suits, _scores) for line in check(config)
+    ]
+
+
+def _method(config: Config) -> Iterator[str]:
+    """What of the method does not go with the schedule."""
+    try:
+        config.method.check(config.sampling.steps)
+    except ValueError as error:
+        yield f"method.{error}"
+
+
+def _length(config: Config) -> Iterator[str]:
+    """What needs another key, of those about the run's course."""
+    run, evaluation = config.run, config.evaluation
+    if not run.iterations and not run.max_minutes:
+        yield (
+            "run.iterations: expected a number of iterations, or run.max_minutes above 0, "
+            "got 0 for both"
+        )
+    elif not run.iterations and config.learner.schedule != "constant":
+        yield f"learner.schedule: {config.learner.schedule} needs run.iterations, got 0"
+    if evaluation.diversity == 1:
+        yield "evaluation.diversity: expected 0 or at least 2 prompts, got 1: one has no interval"
+    if evaluation.weights == "ema" and not config.learner.ema:
+        yield "evaluation.weights: ema needs learner.ema above 0"
+    if run.export == "lora" and not config.model.adapter_rank:
+        yield "run.export: lora needs model.lora_rank above 0"
+
+
+def _counts(config: Config) -> Iterator[str]:
+    """Roles that begin with a number of actors that they may not have."""
+    rollout = config.rollout
+    reward = config.reward_workers
+    learner = config.learner
+    begin = rollout.min_workers if rollout.workers == "auto" else rollout.workers
+    for key, count, least, most in (
+        ("rollout.workers", begin, rollout.min_workers, rollout.max_workers),
+        ("reward_workers.workers", reward.workers, reward.min_workers, reward.max_workers),
+        ("learner.ranks", learner.ranks, 1, learner.max_ranks),
+    ):
+        if not least <= count <= most:
+            yield f"{key}: expected {least} … {most} (least and most of that role), got {count}"
+    if rollout.request_workers and rollout.workers != "auto":
+        yield f"rollout.request_workers: needs rollout.workers: auto, got {rollout.workers}"
+
+
+def _suits(config: Config) -> Iterator[str]:
+    """Parts that do not go with the shape of the method's trees."""
+    method, rules = config.method, [rule.called for rule in config.pruning]
+    if method.shape == "comb":
+        if config.rollout.fork_depth not in ("auto", 0):
+            yield (
+                f"rollout.fork_depth: expected auto or 0 with {method.called}, whose trees are "
+                "not cut"
+            )
+        if not all(rule.prunes_combs for rule in config.pruning):
+            fit = [f"`{name}`" for name in PRUNING.shipped if PRUNING.find(name).prunes_combs]
+            yield (
+                f"pruning: expected only {', '.join(fit)} with {method.called}, whose random edges "
+                f"all lie on one trunk, got {rules}"
+            )
+    if method.shape == "chains" and config.advantage.compares_in_tree:
+        yield (
+            f"advantage: expected no comparison within a tree with {method.called}, which have "
+            "one leaf each"
+        )
+    for rule in config.pruning:
+        try:
+            rule.check(method)
+        except ValueError as error:
+            yield f"pruning: {error}"
+
+
+def _scores(config: Config) -> Iterator[str]:
+    """Names of scores that are taken twice, or that there are not."""
+    titles = [reward.title for reward in config.rewards]
+    if len(set(titles)) < len(titles):
+        yield (
+            "rewards: expected different labels (rewards.N.label) where a reward comes "
+            f"twice, got {titles}"
+        )
+    reported = [
+        f"{reward.title}/{score}" for reward in config.rewards for score in reward.reported()
+    ]
+    metric = config.evaluation.metric
+    if metric and metric not in reported:
+        yield f"evaluation.metric: expected one of {reported}, got {metric!r}"

@@ -1,0 +1,159 @@
+"""Sections of the configuration that are neither components nor roles of actors: every key's
+meaning, default and bounds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; every key has a description and is read somewhere (tests see to
+    both)."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class Run(Section):
+    """What to call a run and where it goes."""
+
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="name of the run; its folder is NAME-DATE-TIME",
+    )
+    folder: str = Field("runs", description="where run folders are made")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
+    iterations: int = Field(100, ge=0, description="iterations to train; 0 = until max_minutes")
+    max_minutes: float = Field(
+        0,
+        ge=0,
+        description="stop after this many minutes of training, held-out checks not counted; 0 = "
+        "no limit",
+    )
+    export: Literal["pipeline", "transformer", "lora", "none"] = Field(
+        "pipeline",
+        description="write the trained weights: a whole pipeline, the transformer alone, the "
+        "LoRA adapters alone, or nothing",
+    )
+    wandb: str = Field(
+        "", description="project of Weights & Biases that gets the metrics as well; empty: none"
+    )
+    mlflow: str = Field(
+        "", description="tracking URI of MLflow that gets the metrics as well; empty: none"
+    )
+
+
+class Sampling(Section):
+    """The denoising schedule."""
+
+    steps: int = Field(20, ge=2, description="T, denoising steps")
+    shift: float | None = Field(
+        None,
+        gt=0,
+        description="static shift of the noise levels; unset (null) = the schedule that the "
+        "model's own pipeline makes",
+    )
+
+
+class Checkpoint(Section):
+    """What a run can be resumed from."""
+
+    every: int = Field(0, ge=0, description="iterations between checkpoints; 0 = none of that kind")
+    every_minutes: float = Field(
+        10, ge=0, description="minutes of training between checkpoints; 0 = none of that kind"
+    )
+    keep: int = Field(2, ge=2, description="newest checkpoints that are kept")
+    folder: str = Field(
+        "",
+        description="where they go: a folder or a URL that fsspec knows, with a folder of the "
+        "run's name in it; empty: the run folder",
+    )
+
+    @property
+    def kept(self) -> bool:
+        """Are there any?"""
+        return bool(self.every or self.every_minutes)
+
+
+class Asynchronous(Section):
+    """Growing trees while the learner updates."""
+
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="updates that trees may be older than the weights which they train; 0 = "
+        "grow, update, grow, update",
+    )
+
+
+class Evaluation(Section):
+    """The held-out check."""
+
+    prompts: int = Field(256, ge=2, description="held-out prompts before and after training")
+    steps: int = Field(0, ge=0, description="denoising steps of evaluation; 0 = sampling.steps")
+    weights: Literal["policy", "ema"] = Field(
+        "policy", description="which weights are evaluated and exported"
+    )
+    every: int = Field(0, ge=0, description="iterations between checks on the way; 0 = none")
+    every_seconds: float = Field(
+        0, ge=0, description="seconds of training between checks on the way; 0 = none"
+    )
+    diversity: int = Field(
+        0,
+        ge=0,
+        description="prompts of which several pictures are drawn, to measure how far apart they "
+        "are; 0 = none",
+    )
+    prompts_between: int = Field(64, ge=2, description="held-out prompts of those checks")
+    pictures: int = Field(32, ge=1, description="pictures in samples/before.png and after.png")
+    metric: str = Field(
+        "", description="the reported score that decides; empty: the first one reported"
+    )
+
+
+class Gates(Section):
+    """Checks at start-up, a few seconds each."""
+
+    enabled: bool = Field(True, description="run them")
+    on_policy_tolerance: float = Field(
+        1e-5, gt=0, description="largest |ratio − 1| before the first update"
+    )
+    fingerprint_tolerance: float = Field(
+        1e-4,
+        gt=0,
+        description="largest difference of velocities between learner and rollout worker",
+    )
+
+
+class Cluster(Section):
+    """How to reach Ray."""
+
+    address: str = Field(
+        "auto",
+        description="auto: RAY_ADDRESS if set (as in a submitted job), else a new Ray on this "
+        "machine; or an address",
+    )
+    dashboard: bool = Field(True, description="serve the dashboard when Ray is started here")
+    wait_seconds: float = Field(30, ge=0, description="how long to wait for the resources")
+    object_store_mb: int = Field(512, ge=80, description="object store of a Ray started here")
+    task_timeout_seconds: float = Field(
+        1800, gt=0, description="longest a rollout, scoring or publishing task may take"
+    )
+    straggler_factor: float = Field(
+        3,
+        gt=1,
+        description="a task that takes so many times the median of its like is given to another "
+        "worker as well",
+    )
+    straggler_seconds: float = Field(5, gt=0, description="… but never before so many seconds")
+    max_restarts: int = Field(
+        20,
+        ge=0,
+        description="workers of a role that may be replaced in a run, preempted ones apart; and "
+        "learner groups",
+    )
+    max_attempts: int = Field(4, ge=1, description="workers that one task may take with it")
