@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from cluster.publish import publish as publish_weights
 
 from actors.learner import Learner
 from actors.pools import Learners, Rollouts

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from branchgrpo.app import roles
 from branchgrpo.app.parser import parse
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
@@ -198,15 +199,15 @@ def test_each_role_fits_nodes_of_its_own_group_only_and_all_its_actors_do(
     groups: Callable[[], dict[str, Any]],
 ) -> None:
     config, offered = submitted(), groups()
-    roles = {
+    wanted = {
         "rollout": (config.rollout, config.rollout.workers),
         "learner": (config.learner, config.learner.ranks),
     }
-    roles["reward"] = (
+    wanted["reward"] = (
         config.reward_workers,
         config.reward_workers.workers * len(config.reward_groups),
     )
-    for name, (role, count) in roles.items():
+    for name, (role, count) in wanted.items():
         need = bundle(roles.actor_options(role))
         fits = {
             group: int(min(has["resources"].get(one, 0) / amount for one, amount in need.items()))
@@ -420,17 +421,17 @@ PROMTOOL = {
             "interval": "1m",
             "input_series": [
                 {"series": 'ray_branchgrpo_iterations_total{run="fine"}', "values": FINE},
-                {"series": 'ray_branchgrpo_epoch{run="fine"}', "values": "1+0x120"},
+                {"series": 'ray_branchgrpo_fence{run="fine"}', "values": "1+0x120"},
                 {"series": 'ray_branchgrpo_iterations_total{run="stands"}', "values": STANDS},
-                {"series": 'ray_branchgrpo_epoch{run="stands"}', "values": "1+0x120"},
+                {"series": 'ray_branchgrpo_fence{run="stands"}', "values": "1+0x120"},
                 # counters stay, gauges go
                 {"series": 'ray_branchgrpo_iterations_total{run="ended"}', "values": STANDS},
-                {"series": 'ray_branchgrpo_epoch{run="ended"}', "values": "1+0x30 stale"},
+                {"series": 'ray_branchgrpo_fence{run="ended"}', "values": "1+0x30 stale"},
                 {
                     "series": 'ray_branchgrpo_iterations_total{run="starts"}',
                     "values": "_x90 0+0x30",
                 },
-                {"series": 'ray_branchgrpo_epoch{run="starts"}', "values": "_x90 1+0x30"},
+                {"series": 'ray_branchgrpo_fence{run="starts"}', "values": "_x90 1+0x30"},
                 {
                     "series": 'ray_branchgrpo_checkpoint_timestamp_seconds{run="fine"}',
                     "values": "3000+60x150",

@@ -68,7 +68,7 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
     told: list[tuple[int, int]] = []
     assert (
         encode_missing(
-            Counting(loaded),
+            Encoders(Counting(loaded)),
             store_of(loaded),
             [*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt],
             lambda *at: told.append(at),
