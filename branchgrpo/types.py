@@ -42,7 +42,7 @@ class Component(BaseModel):
     @property
     def called(self) -> str:
         """Its name; of a component from a file or a module (PLACE:NAME) what it is called there."""
-        return str(getattr(self, "name", "")).rpartition(":")[2]
+        return str(getattr(self, "name", type(self).__name__)).rpartition(":")[2]
 
     def needed_files(self) -> list[str]:
         """Files and folders that every machine must have, as the config names them."""

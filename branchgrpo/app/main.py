@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 from branchgrpo.app.exits import exit_code
 from branchgrpo.app.parser import WATCHING, parse
@@ -55,6 +56,10 @@ def _command() -> int:
         from branchgrpo.app.serve_reward import serve_reward
 
         return serve_reward(found, overrides)
+    if found.command == "new":
+        from branchgrpo.app.new import new
+
+        return new(found.kind, found.name, Path())
     if found.command in WATCHING:
         from branchgrpo.app.watch import watch
 

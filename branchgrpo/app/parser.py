@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from branchgrpo import __version__, rewards
+from branchgrpo import __version__
 from branchgrpo.config.kinds import closest, fields, suggestion
+from branchgrpo.config.references import FORMS
+from branchgrpo.config.registry import REWARDS
 from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART, names, presets
 from branchgrpo.config.tree import Node
@@ -48,6 +50,7 @@ EPILOG = """examples:
   branchgrpo stop                   end it after the present iteration, with a checkpoint
   branchgrpo doctor my.yaml         is this cluster, or this machine, fit for that config?
   branchgrpo config my.yaml         the resolved config
+  branchgrpo new reward warmth      a reward of your own, warmth.py, and its test
   branchgrpo config --schema        every key, its meaning and default (JSON schema)
 """
 
@@ -91,6 +94,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             "is the cluster, or this machine, fit for a run? Exit code 1 when something is wrong"
         ),
         "config": "print the resolved config, or its schema",
+        "new": "write a component of your own and its test into this folder (docs/plugins.md)",
     }
     preset = f"a method: {', '.join(presets())}; or a YAML file of such keys"
     for name, text in texts.items():
@@ -103,6 +107,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
                     epilog="any key of the reward can be set: --reward.KEY VALUE",
                 )
             )
+            continue
+        if name == "new":
+            _new(commands.add_parser(name, help=text, description=text))
             continue
         if name in WATCHING:
             _watching(name, commands.add_parser(name, help=text, description=text))
@@ -246,8 +253,14 @@ def _watching(name: str, command: argparse.ArgumentParser) -> None:
         )
 
 
+def _new(command: argparse.ArgumentParser) -> None:
+    command.add_argument("kind", choices=("reward", "method", "model"))
+    command.add_argument("name", metavar="NAME", help="of the module: NAME.py and test_NAME.py")
+
+
 def _serve_reward(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="NAME", help=f"a reward: {', '.join(rewards.REGISTRY)}")
+    known = f"{', '.join(REWARDS.shipped)}; or {FORMS}"
+    command.add_argument("name", metavar="NAME", help=f"a reward: {known}")
     command.add_argument(
         "--host",
         default="127.0.0.1",

@@ -79,7 +79,7 @@ def _suits(config: Config) -> Iterator[str]:
                 f"pruning: expected only {', '.join(fit)} with {method.called}, whose random edges "
                 f"all lie on one trunk, got {rules}"
             )
-    if method.shape == "chains" and config.advantage.compares_in_tree:
+    if method.shape == "chain" and config.advantage.compares_in_tree:
         yield (
             f"advantage: expected no comparison within a tree with {method.called}, which have "
             "one leaf each"

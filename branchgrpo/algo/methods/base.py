@@ -10,7 +10,7 @@ from pydantic import Field
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import F32, BranchPlan, Component
 
-Shape = Literal["tree", "chains", "comb"]
+Shape = Literal["tree", "chain", "comb"]
 
 
 class MethodRun:
@@ -39,8 +39,8 @@ class MethodRun:
 class MethodOptions(Component):
     """Options every family has."""
 
-    # what its plans look like: trees that split, separate chains of one leaf each, or combs
-    # (BranchPlan.comb), which are not cut into subtrees
+    # of its plans: trees that split, chains of one leaf each, or combs (BranchPlan.comb), which are
+    # not cut into subtrees
     shape: ClassVar[Shape] = "tree"
 
     kernel: Literal["dance", "flow", "cps"] = Field(

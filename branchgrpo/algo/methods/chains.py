@@ -17,7 +17,7 @@ from branchgrpo.types import BranchPlan
 class ChainMethod(MethodOptions):
     """A group of chains for each prompt."""
 
-    shape: ClassVar[Shape] = "chains"
+    shape: ClassVar[Shape] = "chain"
 
     name: Literal["chains"] = Field("chains", description="the method family")
     chains: int = Field(16, ge=2, description="chains in a prompt's group")

@@ -29,7 +29,7 @@ class WidthPruning(PruningOptions):
     ratio: float = Field(0.5, gt=0, le=1, description="share of leaves that `extremes` keeps")
 
     def check(self, method: MethodOptions) -> None:
-        if self.mode == "parent_top1" and method.shape == "chains":
+        if self.mode == "parent_top1" and method.shape == "chain":
             raise ValueError(
                 f"expected width mode `extremes` with {method.called}, which have no splits, "
                 f"got `{self.mode}`"
