@@ -229,7 +229,7 @@ class Learner:
         trained = self.model.trainable()
         sizes = [value.numel() * self.kinds[name].itemsize for name, value in trained.items()]
         plan = wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)
-        return WeightSpec(names=tuple(trained), chunks=plan[-1] + 1)
+        return WeightSpec(bytes=sum(sizes), chunks=plan[-1] + 1)
 
     @storage_bound
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:

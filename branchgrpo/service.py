@@ -21,7 +21,7 @@ Reference = Any
 # messages
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedPrompts:
     """Rollout worker → driver."""
 
@@ -29,7 +29,7 @@ class EncodedPrompts:
     conditioning: Reference  # → Conditioning
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentRequest:
     """Driver → rollout worker: grow these subtrees from level `start` to `stop`."""
 
@@ -39,7 +39,7 @@ class SegmentRequest:
     stop: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GrownSegment:
     """Rollout worker → driver, rollout workers, reward workers and learners. The header is small;
     each other part is an object of its own, so that whoever needs one reads that alone."""
@@ -63,7 +63,7 @@ class GrownSegment:
         return cls(header=header, payload=payload, frontier=tuple(last))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateRequest:
     """Driver → learner ranks. `scores` has every reward's trained scores [R, L] by (prompt index,
     tree); trees that it leaves out are not trained on."""
@@ -74,15 +74,15 @@ class UpdateRequest:
     scores: Mapping[tuple[int, int], F32]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WeightSpec:
     """Learner rank → driver: how the trained weights are published."""
 
-    names: tuple[str, ...]
+    bytes: int
     chunks: int  # objects that they travel as, beside their header
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedWeights:
     """Learner rank 0 → driver."""
 
@@ -90,7 +90,7 @@ class PublishedWeights:
     digest: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointRequest:
     """Driver → learner ranks."""
 
@@ -100,7 +100,7 @@ class CheckpointRequest:
     driver: Mapping[str, Any] = field(default_factory=dict)  # the driver's own state; any JSON
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SavedCheckpoint:
     """Learner rank 0 → driver."""
 
@@ -108,7 +108,7 @@ class SavedCheckpoint:
     failed: str = ""  # why it could not be written: training can go on without
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RestoredState:
     """Learner rank 0 → driver."""
 
