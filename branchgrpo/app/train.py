@@ -59,9 +59,8 @@ def encode_alone(config: Config) -> int:
     check(config)
     if not config.model.precomputed:
         raise UserError(
-            "model.encode: expected precompute, got "
-            f"{getattr(config.model, 'encode', 'inline')}: there is nothing to encode "
-            "before training"
+            "model.encode: expected precompute, got inline: there is nothing to encode before "
+            "training"
         )
     from branchgrpo.app.encode import encode
     from branchgrpo.app.service import connected

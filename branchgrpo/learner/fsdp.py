@@ -23,7 +23,7 @@ def shard_weights(model: Adapter, ranks: int) -> None:
     """
     compute = None if model.adapted or model.dtype == torch.float32 else model.dtype
     mesh = init_device_mesh(model.device.type, (ranks,))
-    frozen = getattr(model, "base", None)
+    frozen = model.base
     if frozen is not None:
         _shard(
             frozen, model.blocks_of(frozen), mesh, MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -106,7 +106,7 @@ class Adapter(ABC):
     dtype: torch.dtype  # of rollouts: what published weights are in, adapters apart
     latent_shape: tuple[int, ...]  # S
     denoiser: Any  # the module that is trained; may be wrapped, for example by DDP
-    base: nn.Module  # as it was before training, once `freeze_base` made a copy
+    base: nn.Module | None = None  # as it was before training, once `freeze_base` made a copy
     adapted = False  # LoRA adapters train, not the denoiser's own weights
 
     @abstractmethod

@@ -99,14 +99,6 @@ def test_loading_a_config_needs_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_all_shipped_configs_load() -> None:
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
-        if path.parent != config.PRESETS:
-            config.load(path)
-    for name in presets():
-        config.load(QUICKSTART, preset=name)
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
