@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 
 import ray
 
@@ -69,8 +70,9 @@ def start(
         with local.joining(found):
             context = ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
     # Ray sets its own, which exit at once: a run could not save
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    if current_thread() is main_thread():  # no other one may, and there Ray sets none
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     url = str(context.dashboard_url or "")
     return Session(str(context.address_info["address"]), f"http://{url}" if url else "", own)
 

@@ -22,9 +22,8 @@ def compare(
     folder: Path | None,
     gain: float | None,
 ) -> int:
-    """Run methods one after another on one cluster, and write the tables and pictures."""
+    """The command compare. Returns the exit code."""
     from branchgrpo.compare.runs import Budget, Comparison
-    from branchgrpo.report.terminal import Display
 
     comparison = Comparison(
         base=base,
@@ -35,17 +34,44 @@ def compare(
         folder=folder,
         gain=gain,
     )
+    finished, table = compared(comparison, folder)
+    print(table)
+    print(
+        f"written to {comparison.folder}"
+        + ("" if finished else "; interrupted: the same command goes on")
+    )
+    return 0 if finished else 130
+
+
+def compared(
+    comparison: Comparison, folder: Path | None = None, quiet: bool = False
+) -> tuple[bool, str]:
+    """Do what is left of a comparison on one cluster, run after run, and write its tables and
+    pictures. Returns whether it is finished, not interrupted, and the tables for a terminal.
+
+    folder: where it was asked for, if it was.
+    """
+    from rich.console import Console
+
+    from branchgrpo.report.terminal import Display
+
     for config in comparison.configs.values():
         check(config, folder)
     from branchgrpo.app.service import started
 
-    interrupted, finished = Interruption(), True
+    finished = True
     if comparison.open():
         first = next(iter(comparison.configs.values()))
-        title, limit = "branchgrpo compare", first.run.max_minutes
         with (
+            Interruption() as interrupted,
             run_folder.alone(comparison.folder),
-            Display(title, first.run.iterations, first.metric, max_minutes=limit) as display,
+            Display(
+                "branchgrpo compare",
+                first.run.iterations,
+                first.metric,
+                console=Console(quiet=quiet),
+                max_minutes=first.run.max_minutes,
+            ) as display,
         ):
             try:
                 with started(first, display) as form:
@@ -53,12 +79,7 @@ def compare(
             except BaseException:  # what is finished is worth a table whatever ended the rest
                 _table(comparison)
                 raise
-    print(_table(comparison))
-    print(
-        f"written to {comparison.folder}"
-        + ("" if finished else "; interrupted: the same command goes on")
-    )
-    return 0 if finished else 130
+    return finished, _table(comparison)
 
 
 def _table(comparison: Comparison) -> str:

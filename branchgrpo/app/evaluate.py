@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from branchgrpo.app.check import check
 
@@ -11,9 +12,21 @@ if TYPE_CHECKING:
 
 
 def evaluate(target: Target) -> int:
-    """Measure a model as it is, and write eval.json and a picture to a folder of their own."""
+    """The command eval. Returns the exit code."""
+    from branchgrpo.runs.measured import listing
+
+    folder, row = evaluated(target)
+    print(f"{listing(row)}\nwritten to {folder}")
+    return 0
+
+
+def evaluated(target: Target, quiet: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Measure a model as it is, and write eval.json and a picture to a folder of their own. Returns
+    the folder and what eval.json holds."""
+    from rich.console import Console
+
     from branchgrpo.report.terminal import Display
-    from branchgrpo.runs.measured import prepared, written
+    from branchgrpo.runs.measured import prepared, write
     from branchgrpo.train.carry_out import measure
 
     check(target.config)
@@ -21,8 +34,9 @@ def evaluate(target: Target) -> int:
 
     with prepared(target) as (config, folder):
         config.model.check()
+        console = Console(quiet=quiet)
         with (
-            Display("branchgrpo eval", 1, config.metric) as display,
+            Display("branchgrpo eval", 1, config.metric, console=console) as display,
             started(config, display, learning=False) as form,
         ):
             row, _ = measure(
@@ -32,5 +46,4 @@ def evaluate(target: Target) -> int:
                 picture=folder / "samples.png",
                 title=target.name,
             )
-        written(target, folder, row)
-    return 0
+        return folder, write(target, folder, row)

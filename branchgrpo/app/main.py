@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
+from branchgrpo.app.environment import prepare
 from branchgrpo.app.exits import exit_code
 from branchgrpo.app.parser import WATCHING, parse
 from branchgrpo.config import load as configs
@@ -16,9 +16,7 @@ from branchgrpo.config.shipped import QUICKSTART, config_file
 
 def main() -> int:
     """The command line. Exit codes: see branchgrpo/app/exits.py."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # torch's idle threads soon sleep: actors share cores, and spinning starves the others
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    prepare()
     return exit_code(_command)
 
 

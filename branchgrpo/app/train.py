@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from branchgrpo.app.check import check
 from branchgrpo.app.interruption import Interruption
@@ -12,23 +14,41 @@ from branchgrpo.runs import folder as run_folder
 
 
 def train(config: Config, resume: str = "") -> int:
-    """Train, evaluate before and after, write the run folder. Returns the exit code.
+    """The command train. Returns the exit code."""
+    from rich.console import Console
+
+    from branchgrpo.report.summary import table
+
+    _, summary = trained(config, resume)
+    Console().print(table(summary))
+    return 0
+
+
+def trained(config: Config, resume: str = "", quiet: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Train, evaluate before and after, write the run folder. Returns the folder and its
+    summary.json.
 
     resume: "auto" goes on with the newest run of this name and seed that was cut off, if there is
     one; a run folder with that one; a checkpoint's folder or URL begins a run there.
     """
+    from rich.console import Console
+
     from branchgrpo.report.terminal import Display
     from branchgrpo.train.carry_out import carry_out
 
     check(config)
     from branchgrpo.app.service import started
 
-    begun, interrupted = perf_counter(), Interruption()
-    title = f"branchgrpo {config.run.name}"
+    begun, run = perf_counter(), config.run
     with (
-        run_folder.driving(config, resume) as driver,
+        Interruption() as interrupted,
+        run_folder.driving(config, resume, say=silent if quiet else print) as driver,
         Display(
-            title, config.run.iterations, config.metric, max_minutes=config.run.max_minutes
+            f"branchgrpo {run.name}",
+            run.iterations,
+            config.metric,
+            console=Console(quiet=quiet),
+            max_minutes=run.max_minutes,
         ) as display,
     ):
         with started(config, display, run=driver.folder.name) as form:
@@ -46,12 +66,11 @@ def train(config: Config, resume: str = "") -> int:
                 lease=driver.lease,
             )
         driver.ended = summary["stopped_by"]
-    from rich.console import Console
+    return driver.folder, summary
 
-    from branchgrpo.report.summary import table
 
-    Console().print(table(summary))
-    return 0
+def silent(text: str) -> None:
+    """Where nobody wants to hear it."""
 
 
 def encode_alone(config: Config) -> int:

@@ -113,7 +113,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 class Comparison:
     """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods
-    take turns."""
+    take turns. change: of each config, after it was loaded."""
 
     def __init__(
         self,
@@ -124,6 +124,7 @@ class Comparison:
         overrides: dict[str, str],
         folder: Path | None = None,
         gain: float | None = None,
+        change: Callable[[Config], Config] = lambda config: config,
     ):
         if gain is not None and not 0 < gain < math.inf:
             raise UserError(f"--gain: expected a gain of the held-out reward above 0, got {gain:g}")
@@ -143,7 +144,9 @@ class Comparison:
         fixed = (
             budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
         )
-        first = {name: configs.load(base, fixed, preset) for name, preset in presets.items()}
+        first = {
+            name: change(configs.load(base, fixed, preset)) for name, preset in presets.items()
+        }
         shared = {name: _shared(one) for name, one in first.items()}
         for name, parts in shared.items():
             for key, value in parts.items():
@@ -157,9 +160,8 @@ class Comparison:
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):
             for name, preset in presets.items():
-                self.configs[name, seed] = configs.load(
-                    base, fixed | {"run.seed": str(seed), "run.name": name}, preset
-                )
+                own = fixed | {"run.seed": str(seed), "run.name": name}
+                self.configs[name, seed] = change(configs.load(base, own, preset))
         self.methods, self.seeds = list(presets), list(range(seeds))
         one = next(iter(self.configs.values()))
         digest = hashlib.sha256(

@@ -80,11 +80,23 @@ def chosen(
         found = _with(
             found, {key: value for key, value in kept.items() if f"model.{key}" not in texts}
         )
+    return weights_of(folder, found, checkpoint, keep_alpha="model.lora_alpha" in texts)
+
+
+def weights_of(
+    folder: Path, found: Config, checkpoint: int | None = None, keep_alpha: bool = False
+) -> Target:
+    """A run's weights in whatever form it wrote them; or a checkpoint's, the newest where it wrote
+    none.
+
+    found: what the run was, or whatever else its weights are to be measured by. keep_alpha: of
+    adapters, that of `found`. Raises UserError where there are no weights.
+    """
     weights = folder / "weights"
     if checkpoint is None and (weights / "model_index.json").is_file():
         return Target(_with(found, {"path": str(weights), "lora_rank": 0, "lora_path": ""}), folder)
     if checkpoint is None and (weights / lora.FILE).is_file():
-        return Target(_with_adapter(found, weights, keep_alpha="model.lora_alpha" in texts), folder)
+        return Target(_with_adapter(found, weights, keep_alpha), folder)
     if checkpoint is None and (weights / "config.json").is_file():
         return Target(_with(found, {"lora_rank": 0, "lora_path": ""}), folder, weights)
     return Target(_with(found, {"lora_path": ""}), folder, saved=_saved(found, folder, checkpoint))
@@ -101,7 +113,7 @@ def prepared(target: Target) -> Iterator[tuple[Config, Path]]:
     folder = named(root(target.config), f"eval-{datetime.now():%Y%m%d-%H%M%S}")
     made = folder.resolve() / "model"
     try:
-        yield _put_together(target, made), folder
+        yield put_together(target, made), folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -109,22 +121,26 @@ def prepared(target: Target) -> Iterator[tuple[Config, Path]]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def written(target: Target, folder: Path, row: Mapping[str, Any]) -> None:
-    """Write eval.json and print its metrics."""
-    (folder / "eval.json").write_text(
-        json.dumps({"model": target.name, **row}, indent=1) + "\n", encoding="utf-8"
+def write(target: Target, folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Write eval.json; returns what it holds."""
+    found = {"model": target.name, **row}
+    (folder / "eval.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def listing(row: Mapping[str, Any]) -> str:
+    """The metrics of an eval.json, a line each."""
+    diversity = {"diversity": row["diversity"]} if row["diversity"] else {}
+    return "\n".join(
+        f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "
+        f"{value['n']} prompts"
+        for name, value in (row["held_out"] | diversity).items()
     )
-    for name, value in (
-        row["held_out"] | ({"diversity": row["diversity"]} if row["diversity"] else {})
-    ).items():
-        print(
-            f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "
-            f"{value['n']} prompts"
-        )
-    print(f"written to {folder}")
 
 
-def _put_together(target: Target, made: Path) -> Config:
+def put_together(target: Target, made: Path) -> Config:
+    """The config of the very model: its path is a folder that diffusers reads. Weights of other
+    forms than a pipeline's are put together in the folder `made`, which must last as long."""
     config, weights = target.config, target.weights
     if target.saved:
         weights = made / "weights"
@@ -185,7 +201,12 @@ def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
 
 def _loaded(path: Path, texts: Mapping[str, str]) -> Config:
     config = configs.load(path, texts)
-    if config.evaluation.diversity or "evaluation.diversity" in texts:
+    return config if "evaluation.diversity" in texts else with_diversity(config)
+
+
+def with_diversity(config: Config) -> Config:
+    """The config, whose evaluation measures diversity as well."""
+    if config.evaluation.diversity:
         return config
     evaluation = config.evaluation.model_copy(
         update={"diversity": min(DIVERSITY, config.evaluation.prompts)}

@@ -17,6 +17,7 @@ from support.in_process import Service
 from support.small_comparison import METHODS, SMALL, compared
 from support.small_trees import QUICKSTART
 
+import branchgrpo as bg
 from branchgrpo.compare import report as compare_report
 from branchgrpo.compare.runs import Budget, Comparison
 from branchgrpo.config import load as config
@@ -355,6 +356,22 @@ def test_a_finished_comparison_does_nothing(whole: Comparison) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")}
     assert again.open() == [] and again.run(form, display(), lambda: False)
     assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")} == before
+
+
+def test_the_api_gives_the_tables_of_a_finished_comparison(whole: Comparison) -> None:
+    found = bg.compare(METHODS, seeds=2, budget=2, overrides=SMALL, folder=whole.folder, quiet=True)
+    assert found.finished and found.folder == whole.folder.resolve()
+    assert list(found.summary["rows"]) == ["untrained", *METHODS]
+    assert "dancegrpo" in found.table
+    with pytest.raises(UserError, match="holds another comparison"):
+        bg.compare(
+            METHODS,
+            seeds=2,
+            budget=2,
+            overrides=SMALL,
+            rewards=[lambda images, samples: [1.0] * len(images)],
+            folder=whole.folder,
+        )
 
 
 def test_methods_that_would_not_be_compared_fairly_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from support.small_wan import save_small_wan
 
 from branchgrpo.algo import noise
 from branchgrpo.app.parser import QUICKSTART
+from branchgrpo.app.results import Result
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
@@ -29,7 +30,7 @@ from branchgrpo.models.flux import FluxModel
 from branchgrpo.report.contact_sheet import evenly, kept
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
-from branchgrpo.runs.measured import chosen, prepared, written
+from branchgrpo.runs.measured import chosen, prepared, write
 from branchgrpo.train.carry_out import carry_out, measure
 from branchgrpo.types import EVALUATION, TreeKey
 
@@ -167,7 +168,7 @@ def measured(
             picture=folder / "samples.png",
             title=target.name,
         )
-        written(target, folder, row)
+        write(target, folder, row)
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".webp") == [
         "eval.json",
         "samples.npz",
@@ -218,11 +219,14 @@ def test_eval_finds_what_the_run_found_and_the_card_draws_it(
         r"1, 2$",
     ):
         chosen(run, config=None, texts={}, checkpoint=7, default=QUICKSTART)
+    wanted = kept(run / "samples" / "after.npz")[0]  # of videos a few frames
+    result = Result(folder=run, config=config, summary=summary, metrics=[])
+    drawn = np.stack([np.stack(one) for one in frames(result.sample(HELD_OUT))])
+    assert np.abs(drawn[:, evenly(drawn.shape[1], wanted.shape[1])] - 1.0 * wanted).max() <= 1.0
     if config.run.export == "none":
         assert not (run / "weights").exists()
         return
     pictures = card_pictures(config, run / "weights", monkeypatch)
-    wanted = kept(run / "samples" / "after.npz")[0]  # of videos a few frames
     shown = pictures[:, evenly(pictures.shape[1], wanted.shape[1])]
     assert np.abs(shown * 255 - wanted).max() <= 1.0 and wanted.std() > 5
     card = (run / "weights" / "README.md").read_text()
@@ -231,6 +235,12 @@ def test_eval_finds_what_the_run_found_and_the_card_draws_it(
         and "3 held-out prompts" in card
         and "licence of the base model" in card
     )
+
+
+def frames(pictures: list[Any]) -> list[list[np.ndarray]]:
+    """Of each picture or video."""
+    videos = [one if isinstance(one, list) else [one] for one in pictures]
+    return [[np.asarray(frame) for frame in video] for video in videos]
 
 
 def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""Pictures of a run's weights, drawn in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from branchgrpo.algo.plan import ode_plan
+from branchgrpo.config.schema import Config
+from branchgrpo.models.weights import dtype_named
+from branchgrpo.rewards.function import images
+from branchgrpo.rollout.sampler import Sampler
+from branchgrpo.runs.measured import put_together, weights_of
+from branchgrpo.types import EVALUATION, U8, Subtree, TreeKey
+
+
+class Drawing:
+    """A run's trained model, loaded once: on a GPU where there is one."""
+
+    def __init__(self, config: Config, folder: Path):
+        """The weights that the run wrote, or those of its newest checkpoint. Raises UserError where
+        there are none."""
+        target = weights_of(folder, config)
+        self.config = target.config
+        with TemporaryDirectory(prefix="branchgrpo-") as place:
+            model = put_together(target, Path(place).resolve()).model
+            self.model = model.build("cuda" if torch.cuda.is_available() else "cpu")
+
+    def pixels(self, prompts: Sequence[str], count: int, seed: int, steps: int) -> U8:
+        """Pictures u8 [P, count, F, H, W, 3] of P prompts, by the held-out check's ODE sampler:
+        with the run's seed, the first held-out prompts give its very pictures.
+
+        steps: of denoising; 0 = those of the held-out check.
+        """
+        config = self.config
+        subtrees = tuple(
+            Subtree(TreeKey("drawing", EVALUATION, row, tree), row, 0)
+            for row in range(len(prompts))
+            for tree in range(count)
+        )
+        sampler = Sampler(
+            model=self.model,
+            seed=seed,
+            storage=dtype_named(config.rollout.storage_dtype),
+            max_batch=config.rollout.max_batch,
+        )
+        plan = ode_plan(config.schedule(steps or config.evaluation.steps))
+        with torch.no_grad():
+            segment = sampler.grow(
+                plan,
+                subtrees=subtrees,
+                x=sampler.roots(plan, subtrees),
+                start=0,
+                stop=plan.steps,
+                conditioning=self.model.encode(list(prompts)),
+            )
+            drawn = self.model.decode(segment.frontier.float())
+        return np.ascontiguousarray(drawn).reshape(len(prompts), count, *drawn.shape[1:])
+
+    def pictures(self, prompts: Sequence[str], count: int, seed: int, steps: int) -> list[Any]:
+        """The same as PIL images, of videos as lists of their frames; prompt by prompt."""
+        found = self.pixels(prompts, count, seed, steps)
+        return images(found.reshape(-1, *found.shape[2:]))

@@ -1,0 +1,76 @@
+"""What the functions of the API return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from branchgrpo.config.schema import Config
+from branchgrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from branchgrpo.app.drawing import Drawing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A run that has ended."""
+
+    folder: Path  # absolute; what is in it: docs/run-folder.md
+    config: Config = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)  # summary.json
+    metrics: list[dict[str, Any]] = field(repr=False)  # metrics.jsonl, a record an iteration
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        count: int = 1,
+        seed: int | None = None,
+        steps: int = 0,
+    ) -> list[Any]:
+        """`count` pictures of each prompt by the trained weights, prompt by prompt: PIL images, of
+        videos lists of them. Drawn in this process, on a GPU where there is one.
+
+        seed: of the noise; by default the run's, with which the first held-out prompts give the
+        pictures of samples/after.png. steps: of denoising; 0 = those of the held-out check. Raises
+        UserError where the run wrote neither weights nor checkpoints.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts or count < 1 or steps < 0 or steps == 1:
+            raise UserError(
+                "sample: expected at least one prompt, count ≥ 1 and steps 0 or ≥ 2, got "
+                f"{len(texts)} prompts, count {count} and steps {steps}"
+            )
+        chosen = self.config.run.seed if seed is None else seed
+        return self._drawing.pictures(texts, count=count, seed=chosen, steps=steps)
+
+    @cached_property
+    def _drawing(self) -> Drawing:
+        """The model is loaded once, and goes with the result."""
+        from branchgrpo.app.drawing import Drawing
+
+        return Drawing(self.config, self.folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a held-out check found."""
+
+    folder: Path  # absolute; eval.json, samples.png
+    config: Config = field(repr=False)
+    # eval.json: `held_out` by reward/score, `diversity`: mean, low and high (95 %), n
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison found."""
+
+    folder: Path  # absolute; compare.json, compare.md, pictures, and the run folders
+    finished: bool  # False: interrupted; the same call goes on
+    summary: dict[str, Any] = field(repr=False)  # compare.json: `rows` by method and more
+    table: str = field(repr=False)  # for print
