@@ -19,7 +19,10 @@ from actors.learner import Learner
 from branchgrpo.app.service import TrainingService
 from branchgrpo.rollout.collect import RolloutBatch
 from branchgrpo.service import PublishedWeights, WeightSpec
-from branchgrpo.train.loop import Trainer
+from branchgrpo.train.hooks import Record
+from branchgrpo.train.loop import step
+from branchgrpo.train.run import Run
+from branchgrpo.train.state import TrainState
 from branchgrpo.types import StepStats
 from cluster.byte_counter import DriverByteCounter
 from cluster.pool import Pool, RetryPolicy
@@ -50,7 +53,7 @@ class SleepingLearner:
     def ping(self) -> None: ...
 
     def specification(self) -> WeightSpec:
-        return WeightSpec(names=(), chunks=0)
+        return WeightSpec(bytes=0, chunks=0)
 
     def update(self, *arguments: Any) -> StepStats:
         time.sleep(UPDATE)
@@ -91,9 +94,13 @@ class Kept:
 
     def update(self, iteration: int, values: Mapping[str, float]) -> None: ...
 
+    def phase(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
 
 def hidden() -> dict[str, Any]:
-    """The real Trainer, RayService, pool, rank group and publishing; trees and learner sleep.
+    """The real loop, RayService, pool, rank group and publishing; trees and learner sleep.
     Medians leave out the first iteration, which grows twice, and the last one, which grows
     nothing."""
     byte_counter = DriverByteCounter()
@@ -136,16 +143,18 @@ def hidden() -> dict[str, Any]:
         }
         kept = Kept()
         rank_group.form()  # its version begins at 0
-        trainer = Trainer(
-            config=config(**options),
-            service=service,
-            run="bench",
-            display=kept,
-            interrupted=lambda: False,
-            where="",
-        )  # type: ignore[arg-type]
-        trainer.collector = SleepingCollector(pool)  # type: ignore[assignment]
-        trainer.train(kept)  # type: ignore[arg-type]
+        run = Run(
+            config(**options),
+            service,
+            name="bench",
+            log=kept,  # type: ignore[arg-type]
+            display=kept,  # type: ignore[arg-type]
+            hooks=(Record(),),
+        )
+        run.ahead.collector = SleepingCollector(pool)  # type: ignore[assignment]
+        state = TrainState()
+        for _ in range(ITERATIONS):
+            step(run, state)
         found[staleness] += kept.seconds[1:-1]
     service.stop()
     alone, beside = (
