@@ -138,12 +138,24 @@ def test_presets_configs_prompts_and_rewards_are_there(installed: Installed) -> 
 
 
 @pytest.mark.slow
-def test_the_quick_start_trains_in_an_empty_folder(installed: Installed) -> None:
+def test_the_quick_start_trains_in_an_empty_folder_with_ones_own_reward_beside_its_own(
+    installed: Installed,
+) -> None:
+    """The second reward is a function of a file in that folder, which workers get by themselves."""
+    installed.says("branchgrpo", "new", "reward", "warmth")
     keys = [text for key, value in SHRUNK.items() for text in (f"--{key}", value)]
-    told = installed.says("branchgrpo", "train", *keys, timeout=240)
+    own = ["--rewards.1.name", "./warmth.py:warmth", "--rewards.1.weight", "0.5"]
+    told = installed.says("branchgrpo", "train", *keys, *own, timeout=240)
     (folder,) = (installed.empty / "runs").iterdir()
     assert str(folder.relative_to(installed.empty)) in told
-    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["iterations"] == 2 and "ocr/exact" in summary["held_out"]
+    assert 0.3 < summary["held_out"]["warmth/score"]["before"] < 0.7
+    # what was run is written so that it loads from anywhere
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["rewards"][1]["name"] == f"{installed.empty}/warmth.py:warmth"
+    shown = installed.says("branchgrpo", "config", str(folder / "config.yaml"))
+    assert yaml.safe_load(shown) == written
     assert (folder / "weights" / "model_index.json").is_file()
 
 
