@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from importlib import invalidate_caches
@@ -390,3 +391,22 @@ def test_a_function_sees_videos_as_lists_of_frames(mine: Path) -> None:
     pixels = np.zeros((1, 3, 4, 5, 3), np.uint8)
     pixels[0, 1, 0, 0, 2] = 7
     assert scorer.score(pixels, [""])["score"].tolist() == [3 * 5 + 7]
+
+
+def test_the_rewards_of_the_documents_work(mine: Path) -> None:
+    page = (QUICKSTART.parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    mine.with_name("warmth.py").write_text("\n\n".join(blocks), encoding="utf-8")
+    (section,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    path = with_rewards(mine.parent, *yaml.safe_load(section)["rewards"])
+    assert [reward.title for reward in config.load(path).rewards] == ["ocr", "warm"]
+    pixels = np.zeros((2, 1, 4, 4, 3), np.uint8)
+    pixels[1, ..., 2] = 200
+    for name, keys, expected in (
+        ("warmth", {}, [0, 0]),
+        ("Warmth", {"rewards.0.channel": "2"}, [0, 200]),
+    ):
+        loaded = quickstart({"rewards.0.name": f"./warmth.py:{name}", **keys})
+        found = loaded.rewards[0].build(1, "cpu").score(pixels, ["", ""])
+        assert found["score"].tolist() == expected
