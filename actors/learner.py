@@ -18,7 +18,7 @@ from branchgrpo.algo import credit
 from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import GateError, UserError
+from branchgrpo.errors import GateError, UserError, kind_and_line
 from branchgrpo.learner import shard
 from branchgrpo.learner.fsdp import gathered, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
@@ -244,7 +244,7 @@ class Learner:
         try:
             saved = store.save(request.iteration, request.fence, state, files)
         except OSError as error:
-            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            why = kind_and_line(error)
             return SavedCheckpoint(failed=why)
         return SavedCheckpoint(path=str(saved.path))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, kind_and_line
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.rewards.http import limits
 from branchgrpo.types import F32, LeafMedia, RewardScores
@@ -80,7 +80,7 @@ class RewardWorker:
                 # whatever a reward fails of, its policy decides; the reason travels
                 except Exception as error:
                     found = {}
-                    reason = f"{title}: {type(error).__name__}: {' '.join(str(error).split())}"
+                    reason = f"{title}: {kind_and_line(error)}"
                     traceback.print_exc(file=sys.stderr)
             if found:
                 trained[row] = np.where(finite, found[scorer.trains_on], np.nan)

@@ -14,3 +14,13 @@ class GateError(RuntimeError):
 class StaleFence(RuntimeError):
     """The writer of a checkpoint is a zombie: another program has taken the run over, in a newer
     fence."""
+
+
+def one_line(error: object) -> str:
+    """The message of an error without its line ends."""
+    return " ".join(str(error).split())
+
+
+def kind_and_line(error: BaseException) -> str:
+    """What kind of error it is, and its message without line ends."""
+    return f"{type(error).__name__}: {one_line(error)}"

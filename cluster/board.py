@@ -16,7 +16,7 @@ import ray
 # what Ray's own state commands ask; publicly only drivers can
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-from cluster.errors import PlacementError
+from cluster.errors import PlacementError, one_line
 
 SPACE = b"branchgrpo"
 ANSWER_SECONDS = 10.0
@@ -131,8 +131,7 @@ class Board:
             return getattr(self.client, method)(*arguments, timeout=self.seconds, **options)
         except (ray.exceptions.RpcError, ray.exceptions.GetTimeoutError, TimeoutError) as error:
             raise PlacementError(
-                f"the Ray at {self.address} gave no answer in {self.seconds:g} s: "
-                f"{' '.join(str(error).split())}"
+                f"the Ray at {self.address} gave no answer in {self.seconds:g} s: {one_line(error)}"
             ) from error
 
 

@@ -9,7 +9,7 @@ import os
 import ray
 
 from cluster.board import Board
-from cluster.errors import PlacementError
+from cluster.errors import PlacementError, one_line
 from cluster.local import joining
 from cluster.pool import NAMESPACE
 from cluster.reach import authenticate
@@ -39,9 +39,7 @@ def connect(address: str) -> Session:
                 logging_level=logging.ERROR,
             )
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
-        raise PlacementError(
-            f"cannot connect to Ray at {target}: {' '.join(str(error).split())}"
-        ) from error
+        raise PlacementError(f"cannot connect to Ray at {target}: {one_line(error)}") from error
     url = str(context.dashboard_url or "")
     return Session(target, f"http://{url}" if url else "", local=False)
 

@@ -88,6 +88,16 @@ def ending(error: BaseException) -> str:
     return "unavailable" if isinstance(error, ray.exceptions.ActorUnavailableError) else "died"
 
 
+def one_line(error: object) -> str:
+    """The message of an error without its line ends."""
+    return " ".join(str(error).split())
+
+
+def kind_and_line(error: BaseException) -> str:
+    """What kind of error it is, and its message without line ends."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 WORDS = {
     "preempted": "its node was preempted",
     "memory": "out of memory: ended by Ray's memory monitor",
@@ -107,7 +117,7 @@ def reason(error: BaseException) -> str:
     ]
     if not died(error):
         inner = cause(error)
-        return f"{type(inner).__name__}: {' '.join(str(inner).split())}"
+        return kind_and_line(inner)
     if never_began(error):
         return lines[-1]
     why, text = ending(error), str(error)

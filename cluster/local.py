@@ -16,7 +16,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray._private.services import get_node_ip_address
 
-from cluster.errors import PlacementError
+from cluster.errors import PlacementError, kind_and_line
 from cluster.reach import reachable
 
 INLINE_BYTES = 1024
@@ -60,7 +60,7 @@ def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) ->
             took = f"{time.monotonic() - begun:.0f} s"
             ray.shutdown()
             _end(_children() - here)
-            why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            why = kind_and_line(error)
             if isinstance(error, (ValueError, TypeError, OSError)) and not isinstance(
                 error, (ConnectionError, TimeoutError)
             ):

@@ -14,6 +14,7 @@ import numpy as np
 
 from branchgrpo.checkpoint.manifest import MAX_STATE, STATE, Damaged, read, reading, unsealed
 from branchgrpo.checkpoint.storage import Storage
+from branchgrpo.errors import one_line
 from branchgrpo.files.regular import parse_json
 from branchgrpo.files.safetensors_header import BadHeader, read_header
 
@@ -44,9 +45,7 @@ class Saved:
         try:
             found = parse_json(self._read(STATE), once=True)
         except ValueError as error:
-            raise Damaged(
-                f"{self.path}: {STATE} is not JSON: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise Damaged(f"{self.path}: {STATE} is not JSON: {one_line(error)[:200]}") from error
         if not isinstance(found, dict):
             raise Damaged(f"{self.path}: {STATE} holds no object, but {type(found).__name__}")
         return found
@@ -61,7 +60,7 @@ class Saved:
             read_header(BytesIO(data), len(data))
             return load(data)
         except (BadHeader, SafetensorError) as error:
-            raise Damaged(f"{self.path}: {file} {' '.join(str(error).split())[:300]}") from error
+            raise Damaged(f"{self.path}: {file} {one_line(error)[:300]}") from error
 
     def _read(self, file: str) -> bytes:
         """Its bytes, checked as they are now: this may be another machine than the one that opened

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from branchgrpo.checkpoint.storage import MANIFEST, Storage
+from branchgrpo.errors import one_line
 from branchgrpo.files.regular import parse_json
 
 VERSION = 1
@@ -69,7 +70,7 @@ def unsealed(folder: Storage) -> Manifest:
     try:
         body = parse_json(raw, once=True)
     except ValueError as error:
-        raise Damaged(f"{MANIFEST} is not JSON: {' '.join(str(error).split())[:200]}") from error
+        raise Damaged(f"{MANIFEST} is not JSON: {one_line(error)[:200]}") from error
     version = body.get("version") if isinstance(body, dict) else None
     if type(version) is not int or version != VERSION:
         raise Damaged(
@@ -134,9 +135,7 @@ def reading(file: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Damaged(f"{file} is missing") from error
     except OSError as error:
-        raise Damaged(
-            f"{file} cannot be read: {' '.join(str(error.strerror or error).split())}"
-        ) from error
+        raise Damaged(f"{file} cannot be read: {one_line(error.strerror or error)}") from error
 
 
 def _seal(body: dict[str, Any]) -> bytes:

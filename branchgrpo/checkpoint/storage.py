@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from uuid import uuid4
 
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, kind_and_line, one_line
 from branchgrpo.files.regular import opened
 
 MANIFEST = "manifest.json"
@@ -170,7 +170,7 @@ class Remote:
         except (ValueError, ImportError) as error:
             raise UserError(
                 f"{key}: expected a folder or an URL that fsspec can open, got {url}: "
-                f"{' '.join(str(error).split())}"
+                f"{one_line(error)}"
             ) from error
         return cls(fs, root, url)
 
@@ -182,8 +182,7 @@ class Remote:
             self._ask("rm_file", trial)
         except OSError as error:  # no credentials, no host, no right …
             raise UserError(
-                f"{key}: expected an URL that can be written, got {self.where}: "
-                f"{' '.join(str(error).split())}"
+                f"{key}: expected an URL that can be written, got {self.where}: {one_line(error)}"
             ) from error
 
     def child(self, name: str) -> Remote:
@@ -271,7 +270,7 @@ def _own_errors(what: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise OSError(f"{what}: {kind_and_line(error)}") from error
 
 
 def storage_at(key: str, where: str | Path) -> Storage:

@@ -12,9 +12,9 @@ from branchgrpo.compare import pictures as compare_pictures
 from branchgrpo.compare import tables as compare_tables
 from branchgrpo.compare.runs import Comparison
 from branchgrpo.compare.statistics import F64, Curve, curve, difference, level, over_seeds, time_to
+from branchgrpo.files.whole import write_whole
 from branchgrpo.report.sinks import PHASES, read
 from branchgrpo.report.summary import Record, series
-from branchgrpo.runs.lease import write_whole
 
 Row = dict[str, Any]
 

@@ -20,9 +20,9 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
 from branchgrpo.errors import UserError
+from branchgrpo.files.whole import write_whole
 from branchgrpo.report.terminal import Display
 from branchgrpo.runs.folder import root
-from branchgrpo.runs.lease import write_whole
 from branchgrpo.service import Service
 from branchgrpo.train.carry_out import carry_out, measure
 from branchgrpo.train.evaluate import Scores

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from branchgrpo.errors import one_line
+
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 _MODULE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
@@ -126,7 +128,9 @@ def parse(name: str) -> Module | File:
         except FileNotFoundError:
             raise Unusable(f"expected a Python file, found nothing at {path}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise Unusable(f"expected a Python file, cannot read {path}: {_line(error)}") from error
+            raise Unusable(
+                f"expected a Python file, cannot read {path}: {one_line(error)}"
+            ) from error
     if found := _MODULE.fullmatch(name):
         return Module(found[1], found[2])
     raise Unusable(f"expected {FORMS}, got {name!r}")
@@ -150,9 +154,5 @@ def _why(error: BaseException, path: str) -> str:
     line = error.lineno if isinstance(error, SyntaxError) and error.filename == path else None
     for frame in traceback.extract_tb(error.__traceback__):
         line = frame.lineno if frame.filename == path else line
-    words = error.msg if isinstance(error, SyntaxError) else _line(error)
+    words = error.msg if isinstance(error, SyntaxError) else one_line(error)
     return f"{f'line {line}: ' if line else ''}{type(error).__name__}: {words}"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -179,7 +179,7 @@ def load(target: str) -> Any:
 
 REWARDS = Table("rewards", RewardOptions, rewards.REGISTRY, must="build", adapt=component_of)
 MODELS = Table("models", ModelOptions, models.REGISTRY, must="build")
-METHODS = Table("methods", MethodOptions, methods.REGISTRY, must="plan")
+METHODS = Table("methods", MethodOptions, methods.REGISTRY, must="full_plan")
 ADVANTAGE = Table("advantage", AdvantageOptions, advantage.REGISTRY, must="credit")
 PRUNING = Table("pruning", PruningOptions, pruning.REGISTRY, must="keep")
 LOSS = Table("loss", LossOptions, loss.REGISTRY, must="__call__")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from branchgrpo.config import references
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, one_line
 
 COMPONENTS = ("model", "method", "advantage", "loss")
 """Sections whose `name` picks one of several."""
@@ -49,7 +49,7 @@ def read(path: Path) -> Node:
         found = parse(data.decode("utf-8-sig"), str(path), lines=True)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"config: expected a YAML file, cannot read {path}: {_line(error)}"
+            f"config: expected a YAML file, cannot read {path}: {one_line(error)}"
         ) from error
     if not isinstance(found.value, dict):
         raise UserError(
@@ -68,9 +68,11 @@ def parse(text: str, source: str, lines: bool = False) -> Node:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}" if lines and mark else source
         context = f"{error.context}, " if error.context else ""
-        raise UserError(f"{place}: expected YAML, but {context}{_line(error.problem)}") from error
+        raise UserError(
+            f"{place}: expected YAML, but {context}{one_line(error.problem)}"
+        ) from error
     except (yaml.YAMLError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else _line(error)
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(error)
         raise UserError(f"config: expected a YAML file, cannot read {source}: {why}") from error
 
 
@@ -167,7 +169,3 @@ def same(below: Node | None, above: Node) -> bool:
     if below is None or not isinstance(above.value, dict):
         return False
     return "name" not in above.value or above.get("name") == below.get("name")
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())

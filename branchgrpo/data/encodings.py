@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from branchgrpo.errors import UserError
 from branchgrpo.files.safetensors_header import BadHeader, header
+from branchgrpo.files.whole import write_whole, written_aside
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import PipelineModel, pair
@@ -189,9 +189,7 @@ class Encodings:
             "keys": self.model.text_keys(),
             "shards": shards,
         }
-        partial = self.folder / f"{MANIFEST}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.folder / MANIFEST)
+        write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
     def truncated(self, prompts: Sequence[str]) -> int:
         """How many of these were longer than the encoders take."""
@@ -281,8 +279,6 @@ def write_shard(
     )
     tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(
-        tensors | {_DIGESTS: digests, _TOO_LONG: torch.tensor(too_long, dtype=torch.uint8)}, partial
-    )
-    partial.replace(path)
+    tensors |= {_DIGESTS: digests, _TOO_LONG: torch.tensor(too_long, dtype=torch.uint8)}
+    with written_aside(path) as partial:
+        save_file(tensors, partial)

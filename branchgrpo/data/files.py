@@ -291,10 +291,5 @@ def identity(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def one_line(error: Exception) -> str:
-    """The text of an error without line ends."""
-    return " ".join(str(error).split())
-
-
 def _line_ends(data: bytes) -> int:
     return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from branchgrpo.data.files import LineFile, Listed, Prompts, identity, one_line
+from branchgrpo.data.files import LineFile, Listed, Prompts, identity
 from branchgrpo.data.json_files import JsonLineFile, json_file
 from branchgrpo.data.tables import CsvFile, ParquetFile, TsvFile
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, one_line
 from branchgrpo.models.base import EMBEDDED
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.data import files as prompt_files
-from branchgrpo.data.files import HEAD, Prompts, digest, no_text, one_line
+from branchgrpo.data.files import HEAD, Prompts, digest, no_text
 from branchgrpo.data.json_files import NAMED, checked, fields_of
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow

@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from branchgrpo.errors import one_line
 from branchgrpo.files.regular import opened, parse_json
 
 MAX_HEADER = 16 << 20
@@ -94,9 +95,7 @@ def read_header(file: BinaryIO, size: int) -> Header:
     try:
         found = parse_json(file.read(length), once=True)
     except ValueError as error:
-        raise BadHeader(
-            f"has a header that is not JSON: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise BadHeader(f"has a header that is not JSON: {one_line(error)[:200]}") from error
     _require(isinstance(found, dict), "has a header that is no JSON object")
     metadata = found.pop(METADATA, None) or {}
     _require(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora, scheduler
 from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
@@ -327,7 +327,7 @@ class PipelineAdapter(Adapter):
             except (ValueError, RuntimeError, ImportError) as error:
                 raise UserError(
                     f"model.attention: diffusers cannot use {options.attention!r} here: "
-                    f"{' '.join(str(error).split())}"
+                    f"{one_line(error)}"
                 ) from error
         if options.gradient_checkpointing:
             found.enable_gradient_checkpointing()
@@ -473,7 +473,7 @@ def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UserError(
-            f"model.path: {folder} does not fit {kind.__name__}: {' '.join(str(error).split())}"
+            f"model.path: {folder} does not fit {kind.__name__}: {one_line(error)}"
         ) from error
     wrong = sorted(str(name) for name in [*told["missing_keys"], *told["mismatched_keys"]])
     if wrong:

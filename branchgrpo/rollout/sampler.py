@@ -31,7 +31,6 @@ class Segment:
     parent_row: I32  # [p] rows of `kept` whose velocity is kept as well; empty unless asked for
     velocity: Tensor  # [p, *S] float32
     frontier: Tensor  # [M*f, *S] storage dtype, nodes of level `stop`
-    frontier_rows: int  # f, nodes of level `stop` below each subtree's root
     forwards: int  # rows sent through the model
     halved: int  # how often the batch was halved on the way
 
@@ -146,7 +145,7 @@ class Sampler:
         )
         owner, node, latents = kept.arrays(state.x)
         parent_row = np.array([kept.seen[name] for name in velocities.seen], np.int32)
-        velocity, wide = velocities.arrays(x.float())[2], len(state.x) // len(subtrees)
+        velocity = velocities.arrays(x.float())[2]
         return Segment(
             log_prob=edges,
             kept_subtree=owner,
@@ -155,7 +154,6 @@ class Sampler:
             parent_row=parent_row,
             velocity=velocity,
             frontier=state.x,
-            frontier_rows=wide,
             forwards=forwards,
             halved=self.halved - halved,
         )

@@ -21,9 +21,10 @@ from branchgrpo.checkpoint.store import KEY, open_saved
 from branchgrpo.config.schema import Config
 from branchgrpo.config.secrets import masked_text
 from branchgrpo.errors import UserError
+from branchgrpo.files.whole import write_whole
 from branchgrpo.runs import lease as leases
 from branchgrpo.runs.identity import changes, identity, identity_of, require_same, saved_config
-from branchgrpo.runs.lease import Lease, read_object, write_whole
+from branchgrpo.runs.lease import Lease, read_object
 
 RECORD = "run.json"
 VERSION = 1

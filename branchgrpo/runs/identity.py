@@ -12,7 +12,7 @@ import yaml
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, one_line
 from branchgrpo.files.regular import opened, read
 from branchgrpo.files.safetensors_header import header
 from branchgrpo.models.base import ModelOptions
@@ -111,8 +111,7 @@ def model_digest(folder: Path) -> str:
                     digest.update(piece)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path: expected files that can be read in {folder}: "
-            f"{' '.join(str(error).split())}"
+            f"model.path: expected files that can be read in {folder}: {one_line(error)}"
         ) from error
     return digest.hexdigest()[:16]
 

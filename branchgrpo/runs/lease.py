@@ -24,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 from branchgrpo.errors import StaleFence
+from branchgrpo.files.whole import write_whole
 
 DRIVERS = "drivers"
 RENEW_SECONDS = 10.0
@@ -161,16 +162,6 @@ def lives(folder: Path, number: int, say: Callable[[str], None] = print) -> bool
             return False
         time.sleep(LOOK_SECONDS)
     return False
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, for good when this returns."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

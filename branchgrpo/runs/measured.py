@@ -16,7 +16,7 @@ from branchgrpo.checkpoint.files import Saved
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora
 from branchgrpo.models.files import json_file
 from branchgrpo.runs.folder import checkpoints, is_run, named, root
@@ -169,7 +169,7 @@ def _export(config: Config, saved: Saved, folder: Path) -> str:
         model.load(tensors)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"--checkpoint: {saved.path} does not fit the model: {' '.join(str(error).split())}"
+            f"--checkpoint: {saved.path} does not fit the model: {one_line(error)}"
         ) from error
     form = "lora" if model.adapted else "transformer"
     model.save(folder, config.model.folder(), form)

@@ -11,13 +11,14 @@ import numpy as np
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
+from branchgrpo.files.whole import write_whole
 from branchgrpo.report import contact_sheet
 from branchgrpo.report import summary as report
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.folder import checkpoints
 from branchgrpo.runs.identity import checked_alike, saved_config
-from branchgrpo.runs.lease import Lease, read_object, write_whole
+from branchgrpo.runs.lease import Lease, read_object
 from branchgrpo.runs.model_card import write_card
 from branchgrpo.service import Display, Service
 from branchgrpo.train.evaluate import Evaluator, Scores

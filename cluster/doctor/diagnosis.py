@@ -16,7 +16,7 @@ from cluster.connect import connect
 from cluster.doctor import checks
 from cluster.doctor.checks import Finding
 from cluster.doctor.machines import Machines
-from cluster.errors import PlacementError
+from cluster.errors import PlacementError, kind_and_line
 from cluster.session import Session
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def examine(every: Mapping[str, Callable[[], Finding | str]]) -> dict[str, Findi
             seen = check()
             found[name] = seen if isinstance(seen, Finding) else Finding("ok", seen)
         except Exception as error:
-            found[name] = Finding("fail", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            found[name] = Finding("fail", kind_and_line(error))
     return found
 
 

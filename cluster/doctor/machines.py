@@ -16,6 +16,8 @@ from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.errors import one_line
+
 DRIVER = "driver"
 """The name of this process among the machines."""
 ROUNDS = 3
@@ -126,8 +128,7 @@ def failures(answers: Answers) -> str:
     """Which machines gave none, and why, in one line; empty when all did."""
     broken = {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
     return "; ".join(
-        f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        for name, error in broken.items()
+        f"{name}: {type(error).__name__}: {one_line(error)[:200]}" for name, error in broken.items()
     )
 
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from branchgrpo.pretrain.common import Progress as StepProgress
-from branchgrpo.pretrain.stages import PretrainPlan, WorkFolder, run_stages
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,13 +19,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tools.tiny_flux.common import Progress as StepProgress
 from tools.tiny_flux.model import save_tiny_flux
+from tools.tiny_flux.stages import PretrainPlan, WorkFolder, run_stages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the model, save it and print how well it draws."""
-    from branchgrpo.pretrain.evaluate import guidance_table, sample_sheet
     from diffusers import FluxPipeline
+
+    from tools.tiny_flux.evaluate import guidance_table, sample_sheet
 
     options = _parse(arguments)
     torch.set_num_threads(options.threads)

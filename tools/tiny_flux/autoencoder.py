@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from branchgrpo.pretrain.common import Progress, StageClock, set_learning_rate, to_unit
+
+from tools.tiny_flux.common import Progress, StageClock, set_learning_rate, to_unit
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -45,11 +45,6 @@ def to_unit(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def to_pictures(values: torch.Tensor) -> np.ndarray:
-    """Turn float ``[n, 3, height, width]`` in -1..1 to uint8 ``[n, height, width, 3]`` pictures."""
-    return ((values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -10,9 +10,10 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from branchgrpo.pretrain.common import Progress, StageClock, set_learning_rate
-from branchgrpo.pretrain.flow import FlowData, NoisyBatch
-from branchgrpo.pretrain.text import embed
+
+from tools.tiny_flux.common import Progress, StageClock, set_learning_rate
+from tools.tiny_flux.flow import FlowData, NoisyBatch
+from tools.tiny_flux.text import embed
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

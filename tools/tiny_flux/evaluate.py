@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from branchgrpo.pretrain.prompts import held_out_captions
-from branchgrpo.pretrain.render import BACKGROUNDS, COLOURS
 from PIL import Image, ImageDraw, ImageFont
 
 from branchgrpo.rewards.ocr import OcrReward
 from tools.tiny_flux.model import PIXELS
+from tools.tiny_flux.prompts import held_out_captions
+from tools.tiny_flux.render import BACKGROUNDS, COLOURS
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from branchgrpo.pretrain.common import Progress, StageClock, set_learning_rate
-from branchgrpo.pretrain.text import CaptionTokens, embed
+
+from tools.tiny_flux.common import Progress, StageClock, set_learning_rate
+from tools.tiny_flux.text import CaptionTokens, embed
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

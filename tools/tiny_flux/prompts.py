@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from branchgrpo.pretrain.render import colour_pairs, number_caption
+from tools.tiny_flux.render import colour_pairs, number_caption
 
 HELD_OUT_CAPTIONS = 256
 SHUFFLE_SEED = 0

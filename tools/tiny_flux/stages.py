@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from branchgrpo.pretrain.autoencoder import (
+
+from tools.tiny_flux.autoencoder import (
     encode_pictures,
     reconstruction_psnr,
     set_latent_scale,
     train_autoencoder,
 )
-from branchgrpo.pretrain.common import Progress
-from branchgrpo.pretrain.render import draw_set
-
+from tools.tiny_flux.common import Progress
 from tools.tiny_flux.model import TinyFluxSizes, make_tiny_flux, sizes_as_dict
+from tools.tiny_flux.render import draw_set
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -77,8 +77,8 @@ def run_stages(
 ) -> tuple[FluxPipeline, dict[str, Record]]:
     """Run the stages that ``work`` does not hold yet; return the trained pipeline and a record of
     each stage."""
-    from branchgrpo.pretrain.distil import distil_guidance
-    from branchgrpo.pretrain.flow import FlowData, train_flow
+    from tools.tiny_flux.distil import distil_guidance
+    from tools.tiny_flux.flow import FlowData, train_flow
 
     sizes = sizes or TinyFluxSizes()
     drawings = draw_set(DRAWINGS, plan.seed)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import F32, BranchPlan, Component
 
@@ -67,5 +68,12 @@ class MethodOptions(Component):
         return MethodRun(self, seed)
 
     def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
-        """The plan of one iteration, a pure function of its arguments."""
+        """The plan of one iteration with the tail that the options ask for, a pure function of its
+        arguments."""
+        plan = self.full_plan(iteration, schedule, seed)
+        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan
+
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
+        """The plan of one iteration with all steps of the schedule, a pure function of its
+        arguments: what a method is."""
         raise NotImplementedError

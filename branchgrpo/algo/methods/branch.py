@@ -8,7 +8,6 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from branchgrpo.algo.methods.base import MethodOptions, MethodRun
 from branchgrpo.algo.methods.window import Window
-from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
@@ -106,7 +105,7 @@ class BranchMethod(MethodOptions):
 
         return SplitChooser(self, steps, seed)
 
-    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         steps = schedule.steps
         fanout = tuple(self.fanout if step in self.splits else 1 for step in range(steps))
         random = set(self.splits)
@@ -114,16 +113,11 @@ class BranchMethod(MethodOptions):
             random |= set(range(steps - 1))
         elif self.stochastic == "window":
             random |= set(self.window.at(iteration, steps, seed))
-        if self.adapt_every and self.stochastic != "splits":
-            raise ValueError(
-                "adapt_every: expected stochastic: splits, where all noise is at the "
-                f"splits that are measured, got {self.stochastic}"
-            )
         if self.train_last_edge and steps - 2 in random:
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))
         scale = tuple(self.eta if step in random else 0.0 for step in range(steps))
-        plan = BranchPlan(
+        return BranchPlan(
             sigmas=schedule.levels,
             fanout=fanout,
             kernel=kernel,
@@ -132,4 +126,3 @@ class BranchMethod(MethodOptions):
             branch_scale=self.branch_scale,
             last_edge=self.train_last_edge,
         )
-        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

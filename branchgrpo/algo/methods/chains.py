@@ -9,7 +9,6 @@ from pydantic import Field
 
 from branchgrpo.algo.methods.base import MethodOptions, Shape
 from branchgrpo.algo.methods.window import Window
-from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
@@ -48,7 +47,7 @@ class ChainMethod(MethodOptions):
                 "train_last_edge: expected the kernel dance or flow, stochastic: all, and tail: ode"
             )
 
-    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         steps = schedule.steps
         random = (
             set(range(steps - 1))
@@ -59,7 +58,7 @@ class ChainMethod(MethodOptions):
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))
         scale = tuple(self.eta if step in random else 0.0 for step in range(steps))
-        plan = BranchPlan(
+        return BranchPlan(
             schedule.levels,
             (1,) * steps,
             kernel,
@@ -68,4 +67,3 @@ class ChainMethod(MethodOptions):
             shared_root=self.root == "shared",
             last_edge=self.train_last_edge,
         )
-        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.algo.methods.base import MethodOptions, Shape
-from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
@@ -36,7 +35,7 @@ class TempFlowMethod(MethodOptions):
         "steps alike",
     )
 
-    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         from branchgrpo.algo.kernels import stds
 
         del iteration, seed
@@ -61,4 +60,4 @@ class TempFlowMethod(MethodOptions):
                     for std, random in zip(stds(plan), plan.stochastic, strict=True)
                 ),
             )
-        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan
+        return plan

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from branchgrpo.algo.methods.base import MethodOptions
 from branchgrpo.algo.methods.window import Window
-from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
@@ -35,11 +34,10 @@ class TrunkMethod(MethodOptions):
                 "window.size: expected at least 1 random step, got 0: all leaves would be equal"
             )
 
-    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         steps = schedule.steps
         window = self.window.at(iteration, steps, seed)
         fanout = tuple(self.children if step == window[0] else 1 for step in range(steps))
         kernel = tuple(self.kernel if step in window else "ode" for step in range(steps))
         scale = tuple(self.eta if step in window else 0.0 for step in range(steps))
-        plan = BranchPlan(schedule.levels, fanout, kernel, scale, branch_noise="independent")
-        return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan
+        return BranchPlan(schedule.levels, fanout, kernel, scale, branch_noise="independent")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from support.small_trees import QUICKSTART, header
 
-from branchgrpo.algo.schedule import static
+from branchgrpo.algo.methods.base import MethodOptions
+from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.algo.tree import topology
 from branchgrpo.config import load as config
 from branchgrpo.config.shipped import presets
@@ -340,6 +341,26 @@ def test_best_of_n_trains_the_four_best_and_the_four_worst_of_24() -> None:
         )
     ]
     assert sorted(rewards[keep].tolist()) == [0, 1, 2, 3, 20, 21, 22, 23]
+
+
+class Alternating(MethodOptions):
+    """A user's own: noise in every other step of the first half."""
+
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
+        random = [step % 2 == 0 and step < schedule.steps // 2 for step in range(schedule.steps)]
+        return BranchPlan(
+            sigmas=schedule.levels,
+            fanout=(1,) * schedule.steps,
+            kernel=tuple("dance" if one else "ode" for one in random),
+            noise_scale=tuple(0.3 if one else 0.0 for one in random),
+        )
+
+
+def test_the_tail_that_is_asked_for_is_every_methods() -> None:
+    schedule = static(10, 3.0)  # random: 0, 2, 4; the 5 steps after them become 2
+    assert Alternating().plan(0, schedule).steps == 10
+    plan = Alternating(tail="dpm", tail_ratio=0.4).plan(0, schedule)
+    assert plan.kernel == ("dance", "ode", "dance", "ode", "dance", "dpm", "dpm")
 
 
 def test_flowgrpo_fast_splits_where_its_window_is() -> None:

@@ -230,7 +230,6 @@ def test_a_tree_is_the_walk_node_by_node(name: str) -> None:
         owner, node = kept[row]
         np.testing.assert_allclose(v.numpy(), walks[owner].velocity[node], rtol=0, atol=2e-5)
     pictures = np.concatenate([np.stack(walk.pictures) for walk in walks])  # by tree, then by leaf
-    assert segment.frontier_rows == topo.leaves
     np.testing.assert_allclose(segment.frontier.numpy(), pictures, rtol=0, atol=2e-5)
 
 
@@ -388,7 +387,9 @@ def test_kept_nodes_are_the_ends_of_stochastic_edges(stochastic: str, depth: int
                     expected |= {(owner, node.number), (owner, node.parent.number)}
         assert len(found) == len(set(found)) == len(segment.kept)
         assert set(found) == expected
-        assert segment.frontier_rows * len(subtrees) == len(segment.frontier)
+        assert len(segment.frontier) == sum(
+            node.level == stop for one in subtrees for node in nodes[one.node].subtree()
+        )
 
 
 def test_forwards_are_counted() -> None:
