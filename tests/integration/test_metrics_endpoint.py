@@ -141,7 +141,7 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(
             "counter": 2.5,
         }[metric.kind]
     other.set("branchgrpo_fence", 7.0)
-    others = {("ray_branchgrpo_epoch", frozenset({("run", "run-2")})): 7.0}
+    others = {("ray_branchgrpo_fence", frozenset({("run", "run-2")})): 7.0}
     wait_for(targets, lambda samples: samples == expected | others)
 
     time.sleep(4 * REPORT_SECONDS)  # gauges that are set but once are gone after 2, for good
