@@ -13,9 +13,7 @@ from typing import Any
 
 import ray
 
-# what Ray's own state commands ask; publicly only drivers can
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
+from cluster import ray_private
 from cluster.errors import PlacementError, one_line
 
 SPACE = b"branchgrpo"
@@ -30,7 +28,7 @@ class Board:
     gives no answer."""
 
     def __init__(self, client: Any, address: str, seconds: float = ANSWER_SECONDS):
-        """client: a GcsClient. seconds: how long to wait for an answer."""
+        """client: see ray_private.gcs_client. seconds: how long to wait for an answer."""
         self.client = client
         self.address = address
         self.seconds = seconds
@@ -39,7 +37,7 @@ class Board:
     def at(cls, address: str, seconds: float = ANSWER_SECONDS) -> Board:
         """Of the Ray at HOST:PORT, which must have been greeted: Ray ends a process that finds
         none."""
-        return cls(GcsClient(address=address), address, seconds)
+        return cls(ray_private.gcs_client(address), address, seconds)
 
     def runs(self) -> list[str]:
         """Names of runs whose driver lives."""

@@ -8,6 +8,7 @@ import os
 
 import ray
 
+from cluster import ray_private
 from cluster.board import Board
 from cluster.errors import PlacementError, one_line
 from cluster.local import joining
@@ -65,11 +66,8 @@ def _addresses(address: str) -> list[str]:
     is named."""
     target = os.environ.get("RAY_ADDRESS", "") if address in ("", "auto") else address
     if target in ("", "auto"):
-        # what ray.init(address="auto") asks, which takes any of several
-        from ray._private.services import find_gcs_addresses
-
-        if here := sorted(find_gcs_addresses()):
-            return [str(one) for one in here]
+        if here := ray_private.addresses_here():
+            return here
         raise PlacementError(
             "no Ray found: expected RAY_ADDRESS or --address, and none runs on this machine"
         )

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants
-from ray._private.services import get_node_ip_address
 
+from cluster import ray_private
 from cluster.errors import PlacementError, kind_and_line
 from cluster.reach import reachable
 
@@ -35,10 +33,6 @@ WAITS = {
 }
 """What Ray waits for while it starts, where the environment does not say."""
 
-CLUSTERS = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-"""Without clusters, as on Windows and macOS, every process of Ray takes 127.0.0.1 for its node's
-address and listens there alone."""
-
 
 def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) -> Any:
     """Ray's context. `told` hears of tries that failed. Raises PlacementError, in one line that
@@ -47,13 +41,13 @@ def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) ->
     for tries in range(1, TRIES + 1):
         try:
             with _settings():
-                return ray.init(
+                return ray_private.start(
+                    INLINE_BYTES,
                     address="local",
                     include_dashboard=dashboard,
                     object_store_memory=object_store_mb << 20,
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
-                    _system_config={"max_direct_call_object_size": INLINE_BYTES},
                 )
         # Ray raises plain Exception where a process of it did not come up
         except Exception as error:
@@ -76,56 +70,38 @@ def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) ->
 
 def logs() -> Path:
     """Of the Ray that this process started last."""
-    found = Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}")
-    return (
-        max(found, default=Path(get_default_ray_temp_dir()), key=lambda path: path.stat().st_mtime)
-        / "logs"
+    found = ray_private.session_folders(os.getpid())
+    newest = max(
+        found, default=ray_private.temporary_folder(), key=lambda path: path.stat().st_mtime
     )
+    return newest / "logs"
 
 
 @contextmanager
 def _settings() -> Iterator[None]:
     """The environment and constants that Ray's processes take over, while they start."""
-    kept, seconds = dict(os.environ), ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
+    kept = dict(os.environ)
     for name, value in WAITS.items():
         os.environ.setdefault(name, value)
-    ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = int(
-        os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"]
-    )
+    seconds = int(os.environ["RAY_DASHBOARD_STARTUP_TIMEOUT_S"])
     try:
-        with loopback():
+        with ray_private.dashboard_seconds(seconds), ray_private.loopback():
             yield
     finally:
-        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = seconds
         for name in WAITS:
             os.environ.pop(name, None)
             if name in kept:
                 os.environ[name] = kept[name]
 
 
-@contextmanager
-def loopback() -> Iterator[None]:
-    """Ray's processes that begin meanwhile take 127.0.0.1 for their address; nothing changes where
-    the environment says otherwise."""
-    if CLUSTERS in os.environ:
-        yield
-        return
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[CLUSTERS] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        del os.environ[CLUSTERS]
-
-
 def joining(address: str) -> AbstractContextManager[None]:
     """For ray.init at the address of a Ray that runs: it takes 127.0.0.1 for this host's address
     outside, where a Ray that was started here does not listen."""
     host, _, port = address.rpartition(":")
-    if host in ("127.0.0.1", "localhost") and not reachable(f"{get_node_ip_address()}:{port}"):
-        return loopback()
+    if host in ("127.0.0.1", "localhost") and not reachable(
+        f"{ray_private.node_ip_address()}:{port}"
+    ):
+        return ray_private.loopback()
     return nullcontext()
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 
 from ray.util.metrics import Counter, Gauge
 
+from cluster import ray_private
+
 REFRESH_SECONDS = 5.0
 """Ray 2.60 reports a gauge once and forgets it 20 s later (2 × metrics_report_interval_ms), less
 than an iteration takes; so gauges are set again this often. Those of a dead driver still go away,
@@ -377,7 +379,7 @@ class Monitor:
         """Export a counter at 0, so that `increase` sees its first event. Raises ValueError as
         `add` does."""
         self._check(name, "counter", labels)
-        self._writers[name]._record(0.0, tags=labels)  # what inc does, which refuses 0
+        ray_private.export_zero(self._writers[name], labels)
 
     def forget(self, **labels: str) -> None:
         """Stop reporting gauges that have all these labels, such as those of a worker that left;

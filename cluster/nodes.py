@@ -9,11 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-
-# Ray Train asks for draining nodes in the same way; there is no public call for either.
-from ray._private.state import available_resources_per_node, state
 from ray.actor import ActorHandle
 
+from cluster import ray_private
 from cluster.placement import bundle
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ PLACING_SECONDS = 600.0
 
 def draining() -> set[str]:
     """Ids of nodes that will end soon: preempted, or given back by an autoscaler."""
-    return set(state.get_draining_nodes())
+    return ray_private.draining_nodes()
 
 
 def alive() -> set[str]:
@@ -50,7 +48,7 @@ def address(node: str) -> str:
 def of(actor: ActorHandle[Any]) -> str:
     """Id of the node where an actor is, was, or was to be; empty while nobody knows. Dead actors
     are known, too."""
-    return str(state.actor_table(actor._actor_id.hex()).get("Address", {}).get("NodeID", ""))
+    return ray_private.node_of_actor(actor)
 
 
 def fits(resources: Mapping[str, float], without: Collection[str]) -> bool:
@@ -76,7 +74,9 @@ def room(pool: Pool, waiting: Sequence[Mapping[str, Any]] = ()) -> int | None:
     if not need:
         return None
     every = [
-        dict(free) for node, free in available_resources_per_node().items() if node not in leaving
+        free
+        for node, free in ray_private.available_resources_per_node().items()
+        if node not in leaving
     ]
     for other in map(bundle, waiting):
         taken = next(

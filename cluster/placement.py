@@ -13,6 +13,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from cluster import ray_private
 from cluster.errors import PlacementError
 
 Bundle = dict[str, float]
@@ -29,12 +30,7 @@ def bundle(options: Mapping[str, Any]) -> Bundle:
 def require_here(wanted: dict[str, list[Bundle]]) -> None:
     """Refuse what this machine can never hold, before a Ray is started on it, which takes long.
     Raises PlacementError."""
-    # what Ray counts when it starts
-    from ray._private.accelerators import get_accelerator_manager_for_resource
-    from ray._private.utils import get_num_cpus
-
-    gpus = get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators()
-    have = {"CPU": float(get_num_cpus(override_docker_cpu_warning=True)), "GPU": float(gpus)}
+    have = ray_private.resources_here()
     if any(amount > have.get(name, 0.0) for name, amount in _needed(wanted).items()):
         raise PlacementError(_lacking(wanted, have, "on this machine"))
 
@@ -65,7 +61,7 @@ def _needed(wanted: Mapping[str, Sequence[Bundle]]) -> Bundle:
     }
 
 
-def _lacking(wanted: Mapping[str, Sequence[Bundle]], have: Bundle, where: str) -> str:
+def _lacking(wanted: Mapping[str, Sequence[Bundle]], have: Mapping[str, float], where: str) -> str:
     """Says what is missing of what is wanted."""
     need = _needed(wanted)
     roles = ", ".join(
@@ -90,7 +86,7 @@ def placed(group: PlacementGroup) -> bool:
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
-def _text(resources: Bundle) -> str:
+def _text(resources: Mapping[str, float]) -> str:
     return (
         " + ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
     )

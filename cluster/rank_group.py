@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import nodes
+from cluster import nodes, ray_private
 from cluster.avoid import Avoided, group, labels
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import RankGroupError, died, ending, lost, never_began, reason, told
@@ -142,7 +142,7 @@ class RankGroup:
         been a rank group, RankGroupError for
         whatever a rank cannot start of: the next one is made elsewhere."""
         self.places = self.finish(
-            self._starting("place", [rank.__ray_call__.remote(place) for rank in self.ranks])
+            self._starting("place", [ray_private.call_in_actor(rank, place) for rank in self.ranks])
         )
         # where other nodes reach it
         host = next(

@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+from cluster import ray_private
 from cluster.errors import PlacementError
 
 SECONDS = 3.0
@@ -45,7 +46,7 @@ def authenticate(address: str) -> None:
     if code == "UNAUTHENTICATED" and not mode and token():
         code = _ask(address, token())
         os.environ["RAY_AUTH_MODE"] = "token"
-        _read_environment()
+        ray_private.read_environment()
     if code == "UNAUTHENTICATED":
         got = (
             f"RAY_AUTH_MODE={mode or '(not set)'} and {'another token' if token() else 'no token'}"
@@ -123,11 +124,3 @@ def _ask(address: str, bearer: str) -> str:
         except grpc.RpcError as error:
             return str(error.code().name)
     return ""
-
-
-def _read_environment() -> None:
-    """Ray read the variables when it was imported; this is how its own ray.init changes the
-    mode."""
-    from ray._raylet import Config  # type: ignore[attr-defined]
-
-    Config.initialize("")

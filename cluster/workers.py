@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from cluster import nodes
+from cluster import nodes, ray_private
 from cluster.avoid import Avoided, labels
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import WORDS, BudgetError, ending, reason, told
@@ -146,7 +146,9 @@ class Workers:
         avoiding = self._avoiding()
         options |= {"label_selector": labels(avoiding)} if avoiding else {}
         handle = self.actor.options(**options).remote(*self.arguments, self.made)
-        worker = Worker(self.made, handle, handle.__ray_call__.remote(place), avoiding=avoiding)
+        worker = Worker(
+            self.made, handle, ray_private.call_in_actor(handle, place), avoiding=avoiding
+        )
         self.made += 1
         if self.losses:
             gone, budget = self.losses.pop(0)

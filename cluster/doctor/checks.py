@@ -3,7 +3,6 @@ do."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -13,11 +12,8 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import ray
-from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
 
-# no public call tells what an upload takes
-from ray._private.runtime_env.packaging import _dir_travel
-
+from cluster import ray_private
 from cluster.doctor.machines import DRIVER, Answers, Machines, failures, leave, missing, remove
 from cluster.reach import lets_all_in, reachable, token_hint, token_path
 from cluster.session import Session
@@ -337,14 +333,7 @@ def working_dir(folder: Path, limit: int) -> Finding:
             raise _Enough
 
     try:
-        # honours .gitignore and .rayignore as the upload does
-        _dir_travel(
-            folder,
-            [],
-            add,
-            include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
-            logger=logging.Logger("silent", 100),
-        )
+        ray_private.walk_upload(folder, add)
     except _Enough:
         ((largest, size),) = sizes.most_common(1)
         text = (

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 
+from cluster import ray_private
 from cluster.connect import connect
 from cluster.doctor import checks
 from cluster.doctor.checks import Finding
@@ -106,7 +106,7 @@ def _checks(
         "gpus": partial(checks.gpus, counted, facts, needs.gpus),
         "shared memory": partial(checks.shared_memory, facts, stores, wanted),
         "files on nodes": partial(checks.files, facts),
-        "working dir": partial(checks.working_dir, Path.cwd(), GCS_STORAGE_MAX_SIZE),
+        "working dir": partial(checks.working_dir, Path.cwd(), ray_private.UPLOAD_BYTES),
         "job stop": partial(checks.job_stop, os.environ),
         "disk": partial(checks.disk, needs.checkpoints, needs.trained),
     }

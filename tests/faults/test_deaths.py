@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import ActorDiedError
 from support.small_actors import Rank, UnfitHere, UnmadeHere, Worker, pool, results, until
 
-from cluster import avoid, nodes, workers
+from cluster import avoid, local, nodes, ray_private, workers
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import RankGroupError
 from cluster.rank_group import RankGroup
@@ -70,6 +70,54 @@ def notes(rank_group: RankGroup) -> list[str]:
 def here() -> str:
     """How notes call the only node."""
     return nodes.address(ray.get_runtime_context().get_node_id())
+
+
+# what cluster/ray_private.py calls
+
+
+def test_private_calls_of_a_ray_that_runs(tmp_path: Path) -> None:
+    node, address = ray.get_runtime_context().get_node_id(), ray.get_runtime_context().gcs_address
+    assert ray_private.draining_nodes() == set()
+    assert ray_private.available_resources_per_node().keys() == {node}
+    assert address in ray_private.addresses_here()
+    (session,) = ray_private.session_folders(os.getpid())
+    assert (session / "logs" / "raylet.out").is_file() and local.logs() == session / "logs"
+
+    actor = ray.remote(Worker).options(num_cpus=0).remote(str(tmp_path), 7)
+    found = ray.get(ray_private.call_in_actor(actor, lambda worker: worker.index), timeout=30)
+    assert found == 7 and ray_private.node_of_actor(actor) == node
+    ray.kill(actor)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(ray_private.call_in_actor(actor, lambda worker: 0), timeout=30)
+    assert ray_private.node_of_actor(actor) == node  # of the dead, too
+
+    client, space = ray_private.gcs_client(address), b"test"
+    assert client.internal_kv_put(b"a1", b"x", False, space, timeout=5)
+    assert not client.internal_kv_put(b"a1", b"y", False, space, timeout=5)
+    assert client.internal_kv_put(b"a2", b"y", True, space, timeout=5)
+    assert client.internal_kv_multi_get([b"a1", b"no"], space, timeout=5) == {b"a1": b"x"}
+    client.internal_kv_del(b"a", True, space, timeout=5)
+    assert client.internal_kv_keys(b"a", space, timeout=5) == []
+    jobs = client.get_all_job_info(
+        skip_submission_job_info_field=True, skip_is_running_tasks_field=True, timeout=5
+    )
+    mine = ray.get_runtime_context().get_job_id()
+    assert {job.hex(): info.is_dead for job, info in jobs.items()}[mine] is False
+
+
+def test_large_results_stay_in_the_store_and_small_ones_travel(tmp_path: Path) -> None:
+    """As ray_private.start was told."""
+    made = pool(tmp_path, 1)
+    made.wait_ready()
+    actor, where = made.workers[0].handle, ray.experimental.get_object_locations
+    small, large = (
+        ray_private.call_in_actor(actor, lambda worker, size=size: b"x" * size)
+        for size in (local.INLINE_BYTES // 2, 4 * local.INLINE_BYTES)
+    )
+    ray.wait([small, large], num_returns=2, timeout=30, fetch_local=False)
+    found = where([small, large])
+    assert not found[small]["node_ids"] and found[large]["node_ids"]
+    made.stop()
 
 
 # the memory monitor

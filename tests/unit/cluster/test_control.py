@@ -313,7 +313,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS"):
         monkeypatch.setenv(name, "")  # not delenv, which would not undo what authenticate sets
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(reach, "_read_environment", lambda: None)
+    monkeypatch.setattr("cluster.ray_private.read_environment", lambda: None)
 
 
 Serve = Callable[[str], str]
@@ -426,7 +426,7 @@ def test_ray_address_counts_where_none_is_given(
 def test_without_an_address_the_only_ray_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, found: list[str], words: str
 ) -> None:
-    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset(found))
+    monkeypatch.setattr("cluster.ray_private.addresses_here", lambda: sorted(found))
     line = refusal(connect, "")
     assert "expected RAY_ADDRESS or --address" in line and words in line
 
@@ -437,10 +437,8 @@ def test_boards_of_all_rays_on_this_machine_that_let_us_in(
     open_one = serve("")
     locked = serve("secret")
     gone = f"127.0.0.1:{closed_port}"
-    monkeypatch.setattr("cluster.board.GcsClient", lambda address: address)
-    monkeypatch.setattr(
-        "ray._private.services.find_gcs_addresses", lambda: frozenset({open_one, locked, gone})
-    )
+    monkeypatch.setattr("cluster.ray_private.gcs_client", lambda address: address)
+    monkeypatch.setattr("cluster.ray_private.addresses_here", lambda: [open_one, locked, gone])
     assert [board.address for board in boards("")] == [open_one]
     assert "no token" in refusal(boards, locked) and "nothing answers" in refusal(boards, gone)
 
