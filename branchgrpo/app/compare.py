@@ -10,7 +10,7 @@ from branchgrpo.app.interruption import Interruption
 from branchgrpo.runs import folder as run_folder
 
 if TYPE_CHECKING:
-    from branchgrpo.compare.runs import Comparison
+    from branchgrpo.comparison.runs import Comparison
 
 
 def compare(
@@ -23,7 +23,7 @@ def compare(
     gain: float | None,
 ) -> int:
     """The command compare. Returns the exit code."""
-    from branchgrpo.compare.runs import Budget, Comparison
+    from branchgrpo.comparison.runs import Budget, Comparison
 
     comparison = Comparison(
         base=base,
@@ -83,6 +83,6 @@ def compared(
 
 
 def _table(comparison: Comparison) -> str:
-    from branchgrpo.compare.report import write
+    from branchgrpo.comparison.report import write
 
     return write(comparison, next(iter(comparison.configs.values())).metric)

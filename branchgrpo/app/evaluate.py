@@ -27,7 +27,7 @@ def evaluated(target: Target, quiet: bool = False) -> tuple[Path, dict[str, Any]
 
     from branchgrpo.report.terminal import Display
     from branchgrpo.runs.measured import prepared, write
-    from branchgrpo.train.carry_out import measure
+    from branchgrpo.training.carry_out import measure
 
     check(target.config)
     from branchgrpo.app.service import started

@@ -34,7 +34,7 @@ def trained(config: Config, resume: str = "", quiet: bool = False) -> tuple[Path
     from rich.console import Console
 
     from branchgrpo.report.terminal import Display
-    from branchgrpo.train.carry_out import carry_out
+    from branchgrpo.training.carry_out import carry_out
 
     check(config)
     from branchgrpo.app.service import started

@@ -28,7 +28,7 @@ from support.in_process import Service  # noqa: E402
 from branchgrpo.config import load as configs  # noqa: E402
 from branchgrpo.report.sinks import read  # noqa: E402
 from branchgrpo.report.terminal import Display  # noqa: E402
-from branchgrpo.train.carry_out import carry_out  # noqa: E402
+from branchgrpo.training.carry_out import carry_out  # noqa: E402
 
 RATE = 1e-4
 

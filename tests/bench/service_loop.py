@@ -19,10 +19,10 @@ from actors.learner import Learner
 from branchgrpo.app.service import TrainingService
 from branchgrpo.rollout.collect import RolloutBatch
 from branchgrpo.service import PublishedWeights, WeightSpec
-from branchgrpo.train.hooks import Record
-from branchgrpo.train.loop import step
-from branchgrpo.train.run import Run
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.hooks import Record
+from branchgrpo.training.loop import step
+from branchgrpo.training.run import Run
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import StepStats
 from cluster.byte_counter import DriverByteCounter
 from cluster.pool import Pool, RetryPolicy

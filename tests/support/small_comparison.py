@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from branchgrpo.compare.runs import Budget, Comparison
+from branchgrpo.comparison.runs import Budget, Comparison
 from support.small_trees import QUICKSTART
 
 METHODS = ["branchgrpo-splits", "dancegrpo"]

@@ -20,7 +20,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.models import weights as wire
 from branchgrpo.report.sinks import read
 from branchgrpo.service import UpdateRequest
-from branchgrpo.train.carry_out import carry_out
+from branchgrpo.training.carry_out import carry_out
 from cluster.ray_service import RayService
 from support.quiet_display import Quiet
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from branchgrpo.config.schema import Config
 from branchgrpo.service import Service
-from branchgrpo.train.hooks import HOOKS
-from branchgrpo.train.run import Run
+from branchgrpo.training.hooks import HOOKS
+from branchgrpo.training.run import Run
 from support.quiet_display import Quiet
 
 

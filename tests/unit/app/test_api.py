@@ -37,11 +37,10 @@ heavy = {"torch", "ray", "diffusers", "transformers"} & set(sys.modules)
 assert not heavy, heavy
 """
 ROOMS = """
-import branchgrpo.train.loop, branchgrpo.compare.runs
+import branchgrpo.training.loop, branchgrpo.comparison.runs
 from branchgrpo import train
 import branchgrpo as bg
 assert train is bg.train and callable(bg.train) and callable(bg.compare)
-assert bg.train.loop.__name__ == "branchgrpo.train.loop"
 """
 
 

@@ -12,7 +12,7 @@ from support.small_trees import quickstart
 from branchgrpo.app import checks, roles
 from branchgrpo.app.check import check
 from branchgrpo.app.main import main
-from branchgrpo.compare.runs import Budget, Comparison
+from branchgrpo.comparison.runs import Budget, Comparison
 from branchgrpo.config import load as config
 from branchgrpo.config import secrets
 from branchgrpo.errors import UserError

@@ -36,7 +36,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.models.wan import Wan
 from branchgrpo.report.terminal import Display
 from branchgrpo.rollout.sampler import Sampler
-from branchgrpo.train.carry_out import carry_out
+from branchgrpo.training.carry_out import carry_out
 from branchgrpo.types import EVALUATION, LeafMedia, Subtree, TreeKey
 
 

@@ -31,7 +31,7 @@ from branchgrpo.report.contact_sheet import evenly, kept
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
 from branchgrpo.runs.measured import chosen, prepared, write
-from branchgrpo.train.carry_out import carry_out, measure
+from branchgrpo.training.carry_out import carry_out, measure
 from branchgrpo.types import EVALUATION, TreeKey
 
 CONFIG = """

@@ -34,10 +34,10 @@ from branchgrpo.runs.identity import (
     require_same,
     shown,
 )
-from branchgrpo.train.carry_out import carry_out
-from branchgrpo.train.loop import step
-from branchgrpo.train.run import Run
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.carry_out import carry_out
+from branchgrpo.training.loop import step
+from branchgrpo.training.run import Run
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import EVALUATION
 
 SMALL = {

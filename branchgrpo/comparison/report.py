@@ -8,10 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from branchgrpo.compare import pictures as compare_pictures
-from branchgrpo.compare import tables as compare_tables
-from branchgrpo.compare.runs import Comparison
-from branchgrpo.compare.statistics import F64, Curve, curve, difference, level, over_seeds, time_to
+from branchgrpo.comparison import pictures as compare_pictures
+from branchgrpo.comparison import tables as compare_tables
+from branchgrpo.comparison.runs import Comparison
+from branchgrpo.comparison.statistics import (
+    F64,
+    Curve,
+    curve,
+    difference,
+    level,
+    over_seeds,
+    time_to,
+)
 from branchgrpo.files.whole import write_whole
 from branchgrpo.report.sinks import PHASES, read
 from branchgrpo.report.summary import Record, series

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from support.small_comparison import compared
 
-from branchgrpo.compare import pictures as compare_pictures
-from branchgrpo.compare import report as compare_report
-from branchgrpo.compare.runs import Comparison
-from branchgrpo.compare.tables import terminal
+from branchgrpo.comparison import pictures as compare_pictures
+from branchgrpo.comparison import report as compare_report
+from branchgrpo.comparison.runs import Comparison
+from branchgrpo.comparison.tables import terminal
 from branchgrpo.report import contact_sheet as sheet
 from branchgrpo.report.sinks import read
 

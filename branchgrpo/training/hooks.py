@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from branchgrpo.train.run import Hook, Run
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.run import Hook, Run
+from branchgrpo.training.state import TrainState
 
 
 class Workers:

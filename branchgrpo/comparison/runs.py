@@ -24,8 +24,8 @@ from branchgrpo.files.whole import write_whole
 from branchgrpo.report.terminal import Display
 from branchgrpo.runs.folder import root
 from branchgrpo.service import Service
-from branchgrpo.train.carry_out import carry_out, measure
-from branchgrpo.train.evaluate import Scores
+from branchgrpo.training.carry_out import carry_out, measure
+from branchgrpo.training.evaluate import Scores
 
 CHECKS = 12
 """Held-out checks on the way, over a run's budget."""

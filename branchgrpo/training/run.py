@@ -16,10 +16,10 @@ from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
 from branchgrpo.runs.lease import Lease
 from branchgrpo.service import CheckpointRequest, Display, Log, Service
-from branchgrpo.train.ahead import Ahead
-from branchgrpo.train.evaluate import Evaluator, Scores
-from branchgrpo.train.stages import Stages
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.ahead import Ahead
+from branchgrpo.training.evaluate import Evaluator, Scores
+from branchgrpo.training.stages import Stages
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import F32, U8
 
 

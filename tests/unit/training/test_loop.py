@@ -20,10 +20,10 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import StaleFence, UserError
 from branchgrpo.models import weights as wire
 from branchgrpo.report.sinks import read
-from branchgrpo.train.carry_out import carry_out
-from branchgrpo.train.loop import step, train
-from branchgrpo.train.run import Run
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.carry_out import carry_out
+from branchgrpo.training.loop import step, train
+from branchgrpo.training.run import Run
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import EVALUATION
 
 SMALL = {

@@ -21,10 +21,10 @@ from branchgrpo.runs.identity import checked_alike, saved_config
 from branchgrpo.runs.lease import Lease, read_object
 from branchgrpo.runs.model_card import write_card
 from branchgrpo.service import Display, Service
-from branchgrpo.train.evaluate import Evaluator, Scores
-from branchgrpo.train.hooks import HOOKS
-from branchgrpo.train.loop import train
-from branchgrpo.train.run import Run
+from branchgrpo.training.evaluate import Evaluator, Scores
+from branchgrpo.training.hooks import HOOKS
+from branchgrpo.training.loop import train
+from branchgrpo.training.run import Run
 from branchgrpo.types import U8
 
 
@@ -107,7 +107,7 @@ class RunFolder:
     def keep(
         self, when: str, scores: Scores, pixels: U8 | None, prompts: Sequence[str], title: str
     ) -> None:
-        """See branchgrpo.train.run.Keeper."""
+        """See branchgrpo.training.run.Keeper."""
         self._write(when, scores)
         if pixels is not None:
             path = self.folder / "samples" / f"{when}.png"

@@ -18,8 +18,8 @@ from support.small_comparison import METHODS, SMALL, compared
 from support.small_trees import QUICKSTART
 
 import branchgrpo as bg
-from branchgrpo.compare import report as compare_report
-from branchgrpo.compare.runs import Budget, Comparison
+from branchgrpo.comparison import report as compare_report
+from branchgrpo.comparison.runs import Budget, Comparison
 from branchgrpo.config import load as config
 from branchgrpo.errors import UserError
 from branchgrpo.report import contact_sheet as sheet

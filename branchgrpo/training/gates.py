@@ -10,8 +10,8 @@ from branchgrpo.errors import GateError
 from branchgrpo.types import F32, StepStats
 
 if TYPE_CHECKING:
-    from branchgrpo.train.run import Run
-    from branchgrpo.train.state import TrainState
+    from branchgrpo.training.run import Run
+    from branchgrpo.training.state import TrainState
 
 
 def publish(run: Run, state: TrainState, stats: StepStats) -> int:

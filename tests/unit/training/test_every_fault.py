@@ -12,7 +12,7 @@ from support.small_trees import quickstart
 from support.training import Memory, run_of
 
 from branchgrpo.config.schema import Config
-from branchgrpo.train.loop import train
+from branchgrpo.training.loop import train
 
 SMALL = {
     "run.iterations": "4",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from branchgrpo.train.run import Run
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.run import Run
+from branchgrpo.training.state import TrainState
 
 
 class Recovery:

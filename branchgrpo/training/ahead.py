@@ -15,7 +15,7 @@ from branchgrpo.data import prompts
 from branchgrpo.report.metrics import overlooked
 from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
 from branchgrpo.service import Display, UpdateRequest
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import BranchPlan
 
 

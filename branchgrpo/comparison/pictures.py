@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from branchgrpo.compare.runs import Comparison
-from branchgrpo.compare.statistics import F64
+from branchgrpo.comparison.runs import Comparison
+from branchgrpo.comparison.statistics import F64
 from branchgrpo.report import contact_sheet as sheet
 from branchgrpo.report.sinks import read
 from branchgrpo.report.summary import Record, series

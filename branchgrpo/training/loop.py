@@ -6,10 +6,10 @@ from __future__ import annotations
 from time import perf_counter
 
 from branchgrpo.report.metrics import of_iteration
-from branchgrpo.train.gates import publish
-from branchgrpo.train.recovery import Recovery
-from branchgrpo.train.run import Run
-from branchgrpo.train.state import TrainState
+from branchgrpo.training.gates import publish
+from branchgrpo.training.recovery import Recovery
+from branchgrpo.training.run import Run
+from branchgrpo.training.state import TrainState
 
 
 def train(run: Run) -> TrainState:

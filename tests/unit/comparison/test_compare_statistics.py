@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from branchgrpo.compare.statistics import (
+from branchgrpo.comparison.statistics import (
     F64,
     Curve,
     bootstrap,

@@ -20,9 +20,9 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
-from branchgrpo.train import evaluate as evaluation
-from branchgrpo.train import loop as trainer
-from branchgrpo.train.carry_out import carry_out, measure
+from branchgrpo.training import evaluate as evaluation
+from branchgrpo.training import loop as trainer
+from branchgrpo.training.carry_out import carry_out, measure
 from branchgrpo.types import EVALUATION
 
 TINY = {
