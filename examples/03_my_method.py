@@ -38,7 +38,7 @@ class Roving(MethodOptions):
         if self.splits > steps - 1:
             raise ValueError(f"splits: expected at most {steps - 1}, got {self.splits}")
 
-    def plan(self, iteration: int, schedule: Schedule, seed: int = 0) -> BranchPlan:
+    def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         """A pure function of its arguments: every process makes the same plan."""
         draw = np.random.default_rng((seed, iteration))
         # the last step is deterministic: its noise could not reach the picture
