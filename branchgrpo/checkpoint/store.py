@@ -94,6 +94,11 @@ class Store:
         self.damaged: list[tuple[str, str]] = []
         self.storage = storage_at(KEY, where)
         self.storage.prepare(KEY)
+        if "epochs" in self.storage.names():  # or a run would quietly begin again there
+            raise UserError(
+                f"{KEY}: expected checkpoints of this version in {where}, found those of an older "
+                "one (a folder `epochs`): go on with that version, or name another folder"
+            )
         self.fences = self.storage.child("fences")
 
     def claim(self) -> int:

@@ -246,7 +246,7 @@ def test_the_newest_two_stay(where: str) -> None:
     assert iterations(three) == [5, 6, 7] and len(three.storage.names()) == 3
 
 
-def test_a_newer_epoch_is_newer_whatever_its_iteration(where: str) -> None:
+def test_a_newer_fence_is_newer_whatever_its_iteration(where: str) -> None:
     """A run that went back to iteration 10 supersedes what lies at 20, in reading and in what is
     deleted."""
     store = Store(where)
@@ -283,7 +283,7 @@ def test_copies_of_one_iteration_are_one_checkpoint(where: str) -> None:
     assert iterations(store) == [1, 2] and store.all()[1] == copies[-1]
 
 
-def test_epochs(where: str) -> None:
+def test_fences(where: str) -> None:
     one, other = Store(where), Store(where)
     assert one.fence() == 0
     assert [one.claim(), other.claim(), one.claim()] == [1, 2, 3] and other.fence() == 3
@@ -293,7 +293,7 @@ def test_epochs(where: str) -> None:
     assert iterations(one) == [1]
 
 
-def test_checkpoints_copied_without_their_epochs(tmp_path: Path) -> None:
+def test_checkpoints_copied_without_their_fences(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for _ in range(3):
         store.claim()
@@ -301,6 +301,17 @@ def test_checkpoints_copied_without_their_epochs(tmp_path: Path) -> None:
     for path in (tmp_path / "fences").iterdir():
         path.unlink()
     assert store.fence() == 3 and store.claim() == 4
+
+
+def test_checkpoints_of_an_older_version_are_refused_and_stay(tmp_path: Path) -> None:
+    kept = tmp_path / "epoch-0001-iteration-00000002-1-0-1"
+    kept.mkdir()
+    (tmp_path / "epochs").mkdir()
+    with pytest.raises(
+        UserError, match=r"^checkpoint\.folder: expected checkpoints of this version"
+    ):
+        Store(tmp_path)
+    assert kept.is_dir() and not (tmp_path / "fences").exists()
 
 
 def test_file_urls_are_folders(tmp_path: Path) -> None:
