@@ -19,6 +19,6 @@ def check(config: Config, folder: Path | None = None) -> None:
     for index, reward in enumerate(config.rewards):
         reward.check()
         secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
-    check_sinks(config.run.wandb, config.run.mlflow)
+    check_sinks(config.all_sinks)
     prompt_check.check(config)
     run_folder.check_folders(config, folder)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from pydantic_core import PydanticKnownError, core_schema
 
-from branchgrpo import models, rewards
+from branchgrpo import models, rewards, sinks
 from branchgrpo.algo import advantage, loss, methods, pruning
 from branchgrpo.algo.advantage.base import AdvantageOptions
 from branchgrpo.algo.loss.base import LossOptions
@@ -35,6 +35,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.rewards.function import component_of
+from branchgrpo.sinks.base import SinkOptions
 from branchgrpo.types import Component
 
 
@@ -183,8 +184,11 @@ METHODS = Table("methods", MethodOptions, methods.REGISTRY, must="full_plan")
 ADVANTAGE = Table("advantage", AdvantageOptions, advantage.REGISTRY, must="credit")
 PRUNING = Table("pruning", PruningOptions, pruning.REGISTRY, must="keep")
 LOSS = Table("loss", LossOptions, loss.REGISTRY, must="__call__")
+SINKS = Table("sinks", SinkOptions, sinks.REGISTRY, must="open")
 
-TABLES = {table.kind: table for table in (REWARDS, MODELS, METHODS, ADVANTAGE, PRUNING, LOSS)}
+TABLES = {
+    table.kind: table for table in (REWARDS, MODELS, METHODS, ADVANTAGE, PRUNING, LOSS, SINKS)
+}
 
 _BY_BASE = {table.base: table for table in TABLES.values()}
 
@@ -207,9 +211,9 @@ def register(kind: str, name: str, target: Any) -> None:
     """Give a component of one's own a name in a table, in this process and the workers of its runs;
     the same name again replaces it.
 
-    kind: rewards, models, methods, advantage, pruning or loss. target: a class, for rewards also a
-    function f(images, samples) -> list[float]; or `./FILE.py:NAME`, `package.module:NAME`. Raises
-    UserError for what is no component, and for names that are taken or no words.
+    kind: rewards, models, methods, advantage, pruning, loss or sinks. target: a class, for rewards
+    also a function f(images, samples) -> list[float]; or `./FILE.py:NAME`, `package.module:NAME`.
+    Raises UserError for what is no component, and for names that are taken or no words.
     """
     if kind not in TABLES:
         raise UserError(f"register: expected one of {', '.join(TABLES)}, got {kind!r}")

@@ -27,6 +27,7 @@ from branchgrpo.config.sections import (
 )
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.sinks.base import SinkOptions
 
 Advantage = Annotated[AdvantageOptions, registry.ADVANTAGE]
 Loss = Annotated[LossOptions, registry.LOSS]
@@ -34,6 +35,7 @@ Method = Annotated[MethodOptions, registry.METHODS]
 Model = Annotated[ModelOptions, registry.MODELS]
 Pruning = Annotated[PruningOptions, registry.PRUNING]
 Reward = Annotated[RewardOptions, registry.REWARDS]
+Sink = Annotated[SinkOptions, registry.SINKS]
 
 
 class Config(Section):
@@ -72,6 +74,9 @@ class Config(Section):
     checkpoint: Checkpoint = Field(
         default_factory=Checkpoint, description="what a run can be resumed from"
     )
+    sinks: tuple[Sink, ...] = Field(
+        (), description="where metrics go beside metrics.jsonl and TensorBoard"
+    )
     gates: Gates = Field(default_factory=Gates, description="start-up checks")
     cluster: Cluster = Field(default_factory=Cluster, description="how to reach Ray")
 
@@ -104,6 +109,18 @@ class Config(Section):
         for index, reward in enumerate(self.rewards):
             groups.setdefault(repr(reward.runtime_env), []).append(index)
         return [tuple(group) for group in groups.values()]
+
+    @property
+    def all_sinks(self) -> dict[str, SinkOptions]:
+        """Sinks by the key that names them: those of `sinks`, and the short forms in `run`."""
+        found: dict[str, SinkOptions] = {
+            f"sinks.{index}": options for index, options in enumerate(self.sinks)
+        }
+        if self.run.wandb:
+            found["run.wandb"] = registry.SINKS.find("wandb")(project=self.run.wandb)
+        if self.run.mlflow:
+            found["run.mlflow"] = registry.SINKS.find("mlflow")(uri=self.run.mlflow)
+        return found
 
     @property
     def metric(self) -> str:

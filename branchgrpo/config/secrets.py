@@ -1,61 +1,18 @@
-"""Secrets in a config: how they are masked wherever it is written or sent, and given without being
-written.
-
-Secret are the values of a runtime_env's env_vars, passwords in URLs, and those of their query's
-parameters that look like keys.
-"""
+"""Secrets in a config: masked wherever it is written or sent (files/masks.py), and given without
+being written."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from branchgrpo.config.tree import Node
 from branchgrpo.errors import UserError
-
-MASK = "***masked***"
-"""Stands for a secret in what is written. A config that has it is refused: it is not the truth."""
-
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^\s\"<>]+")
-_USER = re.compile(r"(?<=://)([^/?#]*)(?=@)")
-_PARAMETER = re.compile(r"(?<=[?&;])([^=&;#]+)=([^&;#']+)")
-_SECRET = re.compile(
-    r"token|secret|passw|pwd|signature|^sig$|credential|auth|(^|[-_])key|api_?key|access_?key",
-    re.IGNORECASE,
-)
-_REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
-
-
-def masked(value: Any, keys: Sequence[str] = ()) -> Any:
-    """A plain value of a config, without its secrets. keys: where it is."""
-    if "env_vars" in keys and not isinstance(value, (Mapping, list, tuple)):
-        return value if _REFERENCE.fullmatch(str(value)) else MASK
-    if isinstance(value, Mapping):
-        return {key: masked(below, [*keys, str(key)]) for key, below in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(below, keys) for below in value]
-    return masked_text(value) if isinstance(value, str) else value
-
-
-def masked_text(text: str) -> str:
-    """A text without the secrets of the URLs in it."""
-    return _URL.sub(_masked_url, text)
-
-
-def _masked_url(match: re.Match[str]) -> str:
-    def user(found: re.Match[str]) -> str:
-        name, colon, password = found[1].partition(":")
-        if colon:
-            return f"{name}:{MASK}" if password else found[1]
-        # https://TOKEN@host, but ssh://git@host
-        return MASK if name and "http" in match[1].lower() else name
-
-    url = _USER.sub(user, match[0], count=1)
-    return _PARAMETER.sub(
-        lambda found: f"{found[1]}={MASK}" if _SECRET.search(found[1]) else found[0], url
-    )
+from branchgrpo.files.masks import MASK as MASK
+from branchgrpo.files.masks import REFERENCE
+from branchgrpo.files.masks import masked as masked
+from branchgrpo.files.masks import masked_text as masked_text
 
 
 def missing(tree: Node, keys: tuple[str, ...] = ()) -> Iterator[str]:
@@ -90,7 +47,7 @@ def given(runtime_env: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _given(text: str, key: str) -> str:
-    reference = _REFERENCE.fullmatch(text)
+    reference = REFERENCE.fullmatch(text)
     if not reference:
         return text
     if reference[1] not in os.environ:

@@ -40,10 +40,14 @@ class Run(Section):
         "LoRA adapters alone, or nothing",
     )
     wandb: str = Field(
-        "", description="project of Weights & Biases that gets the metrics as well; empty: none"
+        "",
+        description="project of Weights & Biases that gets the metrics as well, as sinks: "
+        "[{name: wandb, project: …}] has it; empty: none",
     )
     mlflow: str = Field(
-        "", description="tracking URI of MLflow that gets the metrics as well; empty: none"
+        "",
+        description="tracking URI of MLflow that gets the metrics as well, as sinks: "
+        "[{name: mlflow, uri: …}] has it; empty: none",
     )
 
 

@@ -1,50 +1,24 @@
-"""Metrics of a run: one JSON line an iteration, the same as TensorBoard events, and copies for W&B
-and MLflow."""
+"""Metrics of a run: one JSON line an iteration, the same as TensorBoard events, and copies for the
+sinks (branchgrpo/sinks)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import math
-import os
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from branchgrpo.config.secrets import masked_text
-from branchgrpo.errors import UserError
+from branchgrpo.sinks.base import Sink, SinkOptions
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PHASES = ("encode", "grow", "score", "update", "publish")
 """Parts of an iteration, in their order; time/PHASE is how long each took, in seconds."""
-
-
-FLUSH_SECONDS = 60
-"""How long the end of a run waits for a tracking server that does not answer."""
-
-PARAMETERS_AT_ONCE = 100
-"""MLflow's limit for one request."""
-
-
-class Sink(Protocol):
-    """Where copies of the metrics go."""
-
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Send an iteration's metrics; returns at once, and does not raise when the server is
-        away."""
-
-    def close(self, failed: bool) -> None:
-        """Send the rest and mark the run as finished or failed."""
 
 
 class MetricsLog:
@@ -119,162 +93,23 @@ class MetricsLog:
         self._begun = perf_counter() - (kept[-1]["elapsed"] if kept else 0.0)
 
 
-def check_sinks(wandb: str, mlflow: str) -> None:
-    """Raise UserError, naming the key, when the package behind run.wandb or run.mlflow is wanted
-    and not installed."""
-    for package, value in (("wandb", wandb), ("mlflow", mlflow)):
-        if value and find_spec(package) is None:
-            raise UserError(
-                f"run.{package}: expected the package {package}, which is not installed: "
-                f"pip install 'branchgrpo[{package}]'"
-            )
+def check_sinks(sinks: Mapping[str, SinkOptions]) -> None:
+    """Raise UserError, naming the key, when what is behind one is not installed. sinks: by key of
+    the config."""
+    for key, options in sinks.items():
+        options.check(key)
 
 
-def open_sinks(wandb: str, mlflow: str, folder: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """Sinks for a W&B project and an MLflow tracking URI; an empty string is no sink. A resumed
-    folder goes on with its run.
+def open_sinks(
+    sinks: Mapping[str, SinkOptions], folder: Path, config: Mapping[str, Any]
+) -> list[Sink]:
+    """Sinks for the run in this folder. A resumed folder goes on with its run.
 
-    config: nested. Raises UserError when a package is not installed or refuses to start.
+    sinks: by key of the config. config: nested. Raises UserError when a package is not installed or
+    refuses to start.
     """
-    check_sinks(wandb, mlflow)
-    sinks: list[Sink] = []
-    if wandb:
-        sinks.append(WandbSink(wandb, folder, config))
-    if mlflow:
-        sinks.append(MlflowSink(mlflow, folder, config))
-    return sinks
-
-
-def _identity(folder: Path) -> str:
-    """Names a run folder among all: comparisons have folders of equal names."""
-    return f"{folder.name}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
-
-
-class WandbSink:
-    """A W&B run. W&B sends in a process of its own; WANDB_MODE=offline keeps everything in
-    FOLDER/wandb for `wandb sync`."""
-
-    def __init__(self, project: str, folder: Path, config: Mapping[str, Any]):
-        import wandb
-
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._run = wandb.init(
-                project=project,
-                name=folder.name,
-                id=_identity(folder),
-                resume="allow",
-                dir=str(folder),
-                config=dict(config),
-                allow_val_change=True,
-                # the metadata hold the command line, with its secrets
-                settings={"finish_timeout": FLUSH_SECONDS, "x_disable_meta": True},
-            )
-        except wandb.Error as error:
-            raise UserError(
-                f"run.wandb: cannot start a run in project {project!r}: {_first_line(error)}"
-            ) from error
-        # W&B's own step never goes back, an iteration does after a resume
-        self._run.define_metric("*", step_metric="iteration")
-
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """See Sink."""
-        self._run.log({"iteration": iteration, **values})
-
-    def close(self, failed: bool) -> None:
-        """See Sink."""
-        self._run.finish(exit_code=int(failed))
-
-
-class MlflowSink:
-    """A run in MLflow's experiment MLFLOW_EXPERIMENT_NAME, by default "branchgrpo". A thread sends,
-    as the server may be slow or away."""
-
-    def __init__(self, uri: str, folder: Path, config: Mapping[str, Any]):
-        import mlflow
-        from mlflow.entities import Param
-
-        name, identity = os.environ.get("MLFLOW_EXPERIMENT_NAME", "branchgrpo"), _identity(folder)
-        try:
-            self._client = mlflow.MlflowClient(tracking_uri=uri)
-            experiment = self._client.get_experiment_by_name(name)
-            place = experiment.experiment_id if experiment else self._client.create_experiment(name)
-            found = self._client.search_runs(
-                [place], f"tags.`branchgrpo.run` = '{identity}'", max_results=1
-            )
-            if found:
-                self._run = found[0].info.run_id
-                self._client.update_run(self._run, status="RUNNING")
-            else:
-                self._run = self._client.create_run(
-                    place, run_name=folder.name, tags={"branchgrpo.run": identity}
-                ).info.run_id
-                parameters = [Param(key, str(value)) for key, value in _flat(config)]
-                for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
-                    self._client.log_batch(
-                        self._run, params=parameters[start : start + PARAMETERS_AT_ONCE]
-                    )
-        except mlflow.MlflowException as error:
-            raise UserError(
-                f"run.mlflow: cannot start a run at {uri}: {_first_line(error)}"
-            ) from error
-        self._lost, self._queue = 0, SimpleQueue[tuple[int, int, dict[str, float]] | None]()
-        self._sender = Thread(target=self._send, name="mlflow", daemon=True)
-        self._sender.start()
-
-    def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """See Sink."""
-        self._queue.put((iteration, round(1000 * time.time()), dict(values)))
-
-    def close(self, failed: bool) -> None:
-        """See Sink. Logs a warning when iterations were lost or are not sent after
-        FLUSH_SECONDS."""
-        from mlflow import MlflowException
-
-        self._queue.put(None)
-        self._sender.join(FLUSH_SECONDS)
-        if self._sender.is_alive() or self._lost:
-            logging.getLogger(__name__).warning(
-                "run.mlflow: %d iterations were not recorded; metrics.jsonl has them",
-                self._lost + self._queue.qsize(),
-            )
-        else:
-            try:
-                self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
-            except MlflowException as error:
-                logging.getLogger(__name__).warning(
-                    "run.mlflow: the run stays open: %s", _first_line(error)
-                )
-
-    def _send(self) -> None:
-        from mlflow import MlflowException
-        from mlflow.entities import Metric
-
-        while item := self._queue.get():
-            iteration, milliseconds, values = item
-            try:
-                self._client.log_batch(
-                    self._run,
-                    metrics=[
-                        Metric(name, value, milliseconds, iteration)
-                        for name, value in values.items()
-                    ],
-                )
-            except MlflowException:  # training goes on without its tracking server; close() tells
-                self._lost += 1
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Leaves of a nested config under dotted keys."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _first_line(error: Exception) -> str:
-    return masked_text(next(iter(str(error).splitlines()), type(error).__name__))
+    check_sinks(sinks)
+    return [options.open(key, folder, config) for key, options in sinks.items()]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

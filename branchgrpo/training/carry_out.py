@@ -52,7 +52,7 @@ def carry_out(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
     keeper = RunFolder(config, folder, before)
-    sinks = open_sinks(config.run.wandb, config.run.mlflow, folder, configs.plain(config))
+    sinks = open_sinks(config.all_sinks, folder, configs.plain(config))
     with MetricsLog(folder, sinks) as log:
         run = Run(
             config,

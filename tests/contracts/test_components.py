@@ -35,7 +35,9 @@ from branchgrpo.config import load as config
 from branchgrpo.config.registry import TABLES
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
+from branchgrpo.report.sinks import MetricsLog, check_sinks, open_sinks
 from branchgrpo.rewards.pickscore import PickScoreReward
+from branchgrpo.sinks import base
 from branchgrpo.types import BranchPlan, TreeHeader
 
 SECTIONS = {
@@ -45,6 +47,7 @@ SECTIONS = {
     "advantage": "advantage",
     "pruning": "pruning.0",
     "loss": "loss",
+    "sinks": "sinks.0",
 }
 """Where a config names a component of each table."""
 
@@ -54,6 +57,8 @@ EVERY = SHIPPED + [(kind, f"own:{name}") for kind, names in MEMBERS.items() for 
 NEEDED = {
     "remote": {"url": "http://127.0.0.1:1"},
     "trunk": {"children": "4"},
+    "wandb": {"project": "mine"},
+    "mlflow": {"uri": "http://127.0.0.1:9"},
     **{name: {"path": "embedded:tiny-flux"} for name in ("sd3", "qwen_image", "wan")},
     "flux": {"path": "embedded:tiny-flux", "height": "32", "width": "32"},
     "own:OwnFlux": {"path": "embedded:tiny-flux", "height": "32", "width": "32"},
@@ -377,3 +382,32 @@ def test_losses_pull_towards_what_earned_more(name: str, own: Path) -> None:
     value.sum().backward()
     assert torch.equal(-log_prob.grad.sign(), advantage.sign())  # type: ignore[union-attr]
     assert isinstance(loss.needs_behaviour_mean, bool) and loss.kl_beta == 0
+
+
+# Sinks. W&B and MLflow are opened in tests/unit/report/test_metrics.py, with the real packages.
+
+
+def test_a_sink_of_ones_own_gets_the_metrics(own: Path, tmp_path: Path) -> None:
+    found = loaded(own, "sinks", "own:Lines", file="mine.txt")
+    check_sinks(found.all_sinks)
+    with MetricsLog(tmp_path, open_sinks(found.all_sinks, tmp_path, config.plain(found))) as log:
+        log.write(1, {"b": 2.0, "a": 1.0})
+    assert (tmp_path / "mine.txt").read_text() == "1 a b\ndone\n"
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        MetricsLog(tmp_path, open_sinks(found.all_sinks, tmp_path, {})),
+    ):
+        raise RuntimeError("boom")
+    assert (tmp_path / "mine.txt").read_text().endswith("failed\n")
+
+
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "sinks"])
+def test_sinks_without_their_package_are_one_line(
+    name: str, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda package: None)
+    found = loaded(own, "sinks", name)
+    if not component(found, "sinks").package:
+        return check_sinks(found.all_sinks)
+    with pytest.raises(UserError, match=r"^sinks\.0: expected the package [^\n]+$"):
+        check_sinks(found.all_sinks)

@@ -19,7 +19,7 @@ MODULES = {target.partition(":")[0] for target in TARGETS}
 OWN = [
     ROOT / "branchgrpo" / folder
     for folder in ("algo/advantage", "algo/loss", "algo/methods", "algo/pruning")
-] + [ROOT / "branchgrpo" / "models", ROOT / "branchgrpo" / "rewards"]
+] + [ROOT / "branchgrpo" / folder for folder in ("models", "rewards", "sinks")]
 PARTS = ("model", "method", "advantage", "loss", "rule", "reward")
 
 

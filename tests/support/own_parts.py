@@ -16,6 +16,7 @@ from branchgrpo.algo.methods.base import MethodOptions
 from branchgrpo.algo.pruning.base import PruningOptions
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.sinks.base import SinkOptions
 from branchgrpo.types import BranchPlan
 
 def brightness(images, samples):
@@ -41,7 +42,7 @@ class LateSplit(MethodOptions):
     """One split in the middle, random before and after it."""
     fanout: int = Field(4, ge=2, description="children of that split")
 
-    def plan(self, iteration, schedule, seed=0):
+    def full_plan(self, iteration, schedule, seed):
         steps = schedule.steps
         return BranchPlan(
             sigmas=schedule.levels,
@@ -77,6 +78,25 @@ class Plain(LossOptions):
         cut = torch.zeros_like(ratio, dtype=torch.bool)
         return -self.factor * edges.advantage * ratio, ratio.detach(), cut
 
+class Lines(SinkOptions):
+    """A file with a line for each iteration."""
+    file: str = Field("lines.txt", min_length=1, description="its name in the run folder")
+
+    def open(self, key, folder, config):
+        return LinesFile(folder / self.file)
+
+class LinesFile:
+    def __init__(self, path):
+        self.path = path
+
+    def write(self, iteration, values):
+        with self.path.open("a") as file:
+            print(iteration, *sorted(values), file=file)
+
+    def close(self, failed):
+        with self.path.open("a") as file:
+            print("failed" if failed else "done", file=file)
+
 class OwnFlux(FluxModel):
     """FLUX, with a key more."""
     speed: float = Field(1.0, gt=0, description="factor on every velocity")
@@ -89,6 +109,7 @@ MEMBERS = {
     "advantage": ("Halved",),
     "pruning": ("EveryOther",),
     "loss": ("Plain",),
+    "sinks": ("Lines",),
 }
 """Components of the file, by table."""
 

@@ -20,8 +20,9 @@ APP = ROOT / "branchgrpo" / "app"
 BELOW: dict[str, set[str]] = {
     "algo": {"types"},
     "files": {"errors"},
-    "config": {"algo", "models", "rewards", "files", "errors", "types"},
+    "config": {"algo", "models", "rewards", "sinks", "files", "errors", "types"},
     "models": {"algo", "files", "errors", "types"},
+    "sinks": {"files", "errors", "types"},
     "rewards": {"files", "models", "errors", "types"},
 }
 """What a room of branchgrpo may import of it, beside itself."""

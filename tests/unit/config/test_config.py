@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 from support.small_trees import QUICKSTART, quickstart
 
-from branchgrpo import models, rewards
+from branchgrpo import models, rewards, sinks
 from branchgrpo.algo import advantage, loss, methods, pruning
 from branchgrpo.app.check import check
 from branchgrpo.app.main import main
@@ -39,7 +39,7 @@ def reachable(kind: Any) -> Iterator[type[BaseModel]]:
 def schema() -> list[type[BaseModel]]:
     """Every model that a config may hold."""
     found = dict.fromkeys(reachable(config.Config))
-    for package in (advantage, loss, methods, models, pruning, rewards):
+    for package in (advantage, loss, methods, models, pruning, rewards, sinks):
         found |= dict.fromkeys(table.load(target) for target in package.REGISTRY.values())
     return list(found)
 
@@ -482,6 +482,6 @@ def test_every_key_has_a_description_and_is_read(model: str, field: str) -> None
 
 
 def test_table_entries_are_told_apart_by_name() -> None:
-    for package in (advantage, loss, methods, models, pruning, rewards):
+    for package in (advantage, loss, methods, models, pruning, rewards, sinks):
         for key, target in package.REGISTRY.items():
             assert table.load(target).model_fields["name"].default == key

@@ -147,7 +147,11 @@ def test_sinks_are_sent_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setattr("sys.argv", ["run.py", "train", "--run.mlflow", KEYS["run.mlflow"]])
-    (sink,) = open_sinks("project", "", tmp_path / "run", config.plain(quickstart(KEYS)))
+    (sink,) = open_sinks(
+        quickstart({"run.wandb": "project"}).all_sinks,
+        tmp_path / "run",
+        config.plain(quickstart(KEYS)),
+    )
     sink.write(0, {"x": 1.0})
     sink.close(failed=False)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from support.small_trees import quickstart
 from tensorboard.backend.event_processing import event_accumulator
 
 from branchgrpo.errors import UserError
-from branchgrpo.report import sinks as metrics
 from branchgrpo.report.sinks import MetricsLog, check_sinks, open_sinks, read, smooth
+from branchgrpo.sinks import base
+from branchgrpo.sinks.base import SinkOptions
 
 
 def test_records_come_back_with_nulls_for_what_json_lacks(tmp_path: Path) -> None:
@@ -129,15 +131,20 @@ CONFIG = {"run": {"name": "quick", "seed": 1}, "rewards": [{"name": "ocr"}]} | {
 }
 
 
+def chosen(wandb: str = "", mlflow: str = "") -> dict[str, SinkOptions]:
+    """The sinks of run.wandb and run.mlflow."""
+    return quickstart({"run.wandb": wandb, "run.mlflow": mlflow}).all_sinks
+
+
 def log_and_resume(folder: Path, wandb: str, mlflow: str) -> None:
     """Two iterations; then, from an earlier checkpoint, the second one again and a third that
     fails."""
-    with MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log:
+    with MetricsLog(folder, open_sinks(chosen(wandb, mlflow), folder, CONFIG)) as log:
         log.write(1, {"reward/ocr/exact": 0.5, "update/loss": math.nan})
         log.write(2, {"reward/ocr/exact": 0.75})
     with (
         pytest.raises(RuntimeError, match="boom"),
-        MetricsLog(folder, open_sinks(wandb, mlflow, folder, CONFIG)) as log,
+        MetricsLog(folder, open_sinks(chosen(wandb, mlflow), folder, CONFIG)) as log,
     ):
         log.write(2, {"reward/ocr/exact": 1.0})
         log.write(3, {"reward/ocr/exact": 1.25})
@@ -159,7 +166,7 @@ def test_mlflow_gets_parameters_and_figures_and_a_resumed_folder_goes_on_with_it
     log_and_resume(tmp_path / "quick-1", "", mlflow_uri)
     with MetricsLog(
         tmp_path / "other" / "quick-1",
-        open_sinks("", mlflow_uri, tmp_path / "other" / "quick-1", {}),
+        open_sinks(chosen(mlflow=mlflow_uri), tmp_path / "other" / "quick-1", {}),
     ) as log:
         log.write(1, {"reward/ocr/exact": 0.0})
     client = MlflowClient(tracking_uri=mlflow_uri)
@@ -196,7 +203,9 @@ def test_training_goes_on_without_its_mlflow_server(
     def lost(*_: object, **__: object) -> None:
         raise MlflowException("connection refused")
 
-    with MetricsLog(tmp_path / "run", open_sinks("", mlflow_uri, tmp_path / "run", CONFIG)) as log:
+    with MetricsLog(
+        tmp_path / "run", open_sinks(chosen(mlflow=mlflow_uri), tmp_path / "run", CONFIG)
+    ) as log:
         log.write(1, {"reward/total": 0.5})
         client, deadline = MlflowClient(tracking_uri=mlflow_uri), time.monotonic() + 30
         place = client.get_experiment_by_name("branchgrpo").experiment_id
@@ -221,7 +230,7 @@ def test_a_tracking_server_that_refuses_is_one_line(
     with pytest.raises(
         UserError, match=r"^run\.mlflow: cannot start a run at http://127\.0\.0\.1:9: [^\n]+$"
     ):
-        open_sinks("", "http://127.0.0.1:9", tmp_path / "run", {})
+        open_sinks(chosen(mlflow="http://127.0.0.1:9"), tmp_path / "run", {})
 
 
 def test_wandb_gets_the_figures_offline_and_a_resumed_folder_goes_on_with_its_run(
@@ -252,18 +261,24 @@ def test_wandb_gets_the_figures_offline_and_a_resumed_folder_goes_on_with_its_ru
 def test_a_package_that_is_not_installed_is_one_line(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    wanted = {"wandb": "", "mlflow": "", package: "somewhere"}
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    wanted = chosen(**{package: "somewhere"})
     with pytest.raises(
         UserError,
         match=rf"^run\.{package}: expected the package {package}, which is not installed: pip "
         rf"install 'branchgrpo\[{package}\]'$",
     ):
-        check_sinks(**wanted)
+        check_sinks(wanted)
     with pytest.raises(UserError, match=package):
-        open_sinks(**wanted, folder=tmp_path, config={})
-    check_sinks("", "")
-    assert open_sinks("", "", tmp_path, {}) == []
+        open_sinks(wanted, tmp_path, {})
+    check_sinks({})
+    assert open_sinks(chosen(), tmp_path, {}) == []
+    # named in the list of sinks, the line says so
+    key = {"wandb": "project", "mlflow": "uri"}[package]
+    listed = quickstart({"sinks.0.name": package, f"sinks.0.{key}": "somewhere"}).all_sinks
+    assert list(listed.values()) == list(wanted.values())
+    with pytest.raises(UserError, match=rf"^sinks\.0: expected the package {package}, which"):
+        check_sinks(listed)
 
 
 def test_each_sink_is_closed_whatever_another_one_raises(tmp_path: Path) -> None:
