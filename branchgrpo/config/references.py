@@ -13,12 +13,14 @@ import re
 import sys
 import traceback
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from branchgrpo.errors import one_line
+from branchgrpo.errors import UserError, one_line
 
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 _MODULE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
@@ -134,6 +136,20 @@ def parse(name: str) -> Module | File:
     if found := _MODULE.fullmatch(name):
         return Module(found[1], found[2])
     raise Unusable(f"expected {FORMS}, got {name!r}")
+
+
+@cache
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Entry points of installed packages, by name. Raises UserError where two packages take one name."""
+    found = dict[str, EntryPoint]()
+    for point in entry_points(group=group):
+        if (other := found.get(point.name)) and other.value != point.value:
+            raise UserError(
+                f"{group}: expected different names of entry points, got {point.name} twice: "
+                f"{other.value} and {point.value}"
+            )
+        found[point.name] = point
+    return found
 
 
 def _member(module: ModuleType, name: str, where: str) -> Any:

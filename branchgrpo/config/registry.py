@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -84,7 +84,7 @@ class Table:
         """Entry points of installed packages; a shipped name stays ours."""
         return {
             name: point
-            for name, point in _entry_points(f"branchgrpo.{self.kind}").items()
+            for name, point in references.installed(f"branchgrpo.{self.kind}").items()
             if name not in self.shipped
         }
 
@@ -255,12 +255,30 @@ def _plugged(kind: str, name: str, source: Source) -> Any:
 
 
 def _blank(kind: str, name: str, source: Source) -> Any:
-    """An instance that pickle fills. Raises UserError where the component cannot be had here."""
+    """An instance that pickle fills: one that cannot be used, where its class cannot be had."""
     try:
-        made = _plugged(kind, name, source)
+        made = TABLES[kind].plugged(name, source)
     except Unusable as error:
-        raise UserError(f"{kind}: {name}: {error}") from error
+        made = _absent(TABLES[kind], f"{kind}: {error}: what it imports must be on every worker")
     return made.__new__(made)
+
+
+def _absent(table: Table, why: str) -> Any:
+    """A component whose values can be read and nothing else: a process that needs more of it ends
+    with one line that says why it is not there, and one that does not need it goes on."""
+
+    def read(self: Component, key: str) -> Any:
+        values = object.__getattribute__(self, "__dict__")
+        if key in values or key in ("called", "title") or key.startswith(("_", "model_")):
+            return object.__getattribute__(self, key)
+        raise UserError(why)
+
+    def use(self: Component, *arguments: Any, **keys: Any) -> Any:
+        raise UserError(why)
+
+    metaclass: Any = type(table.base)
+    members = {"__module__": __name__, "__getattribute__": read, table.must: use}
+    return metaclass(f"Absent{table.base.__name__}", (table.base,), members)
 
 
 def _place(source: Source) -> str:
@@ -272,17 +290,3 @@ def _place(source: Source) -> str:
 def _described(found: Any) -> str:
     what = "the class" if isinstance(found, type) else type(found).__name__
     return f"{what} {getattr(found, '__name__', repr(found)[:60])}"
-
-
-@cache
-def _entry_points(group: str) -> dict[str, EntryPoint]:
-    """By name. Raises UserError where two packages take one name."""
-    found = dict[str, EntryPoint]()
-    for point in entry_points(group=group):
-        if (other := found.get(point.name)) and other.value != point.value:
-            raise UserError(
-                f"{group}: expected different names of entry points, got {point.name} twice: "
-                f"{other.value} and {point.value}"
-            )
-        found[point.name] = point
-    return found

@@ -18,7 +18,7 @@ import yaml
 from support.small_trees import QUICKSTART, quickstart
 
 from branchgrpo.config import load as config
-from branchgrpo.config import registry
+from branchgrpo.config import references, registry
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import RewardOptions
@@ -166,6 +166,34 @@ def test_a_file_travels_to_processes_that_do_not_have_it(mine: Path) -> None:
     assert done.stdout.split()[0] == "4" and "5." in done.stdout and str(mine) in done.stdout
 
 
+def test_where_a_file_cannot_be_imported_only_its_use_fails(mine: Path) -> None:
+    """A rollout worker needs no reward, and need not have what it imports."""
+    mine.write_text(f"{MINE}import sys\nif 'pickle' in sys.argv:\n    import gone\n")
+    loaded = quickstart(
+        {"rewards.0.name": "./mine.py:Scaled", "rewards.0.weight": "3", "rewards.0.factor": "2"}
+    )
+    mine.with_name("config.pkl").write_bytes(pickle.dumps(loaded))
+    code = (
+        "import pickle; config = pickle.load(open('config.pkl', 'rb')); "
+        "reward = config.rewards[0]; print(reward.title, reward.factor, config.credit.weights)\n"
+        "for use in (lambda: reward.build(1, 'cpu'), lambda: reward.reported()):\n"
+        "    try: use()\n"
+        "    except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pickle"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    line = (
+        f"UserError rewards: {mine} cannot be imported: line {MINE.count(chr(10)) + 3}: "
+        "ModuleNotFoundError: No module named 'gone': what it imports must be on every worker"
+    )
+    assert done.stdout.splitlines() == ["Scaled 2 (3.0,)", line, line]
+
+
 def test_a_file_that_was_changed_is_read_again(mine: Path) -> None:
     texts = {"rewards.0.name": "./mine.py:Scaled"}
     before = quickstart(texts)
@@ -274,9 +302,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.syspath_prepend(str(site))
     invalidate_caches()
-    registry._entry_points.cache_clear()
+    references.installed.cache_clear()
     yield site
-    registry._entry_points.cache_clear()
+    references.installed.cache_clear()
 
 
 def test_entry_points_are_named_as_ours(installed: Path) -> None:
@@ -295,7 +323,7 @@ def test_the_schema_has_what_is_installed(installed: Path) -> None:
     with pytest.raises(UserError, match=r"^rewards: broken: expected Nothing in bright\.parts"):
         Config.model_json_schema()
     points.write_text(points.read_text().replace("broken = bright.parts:Nothing\n", ""))
-    registry._entry_points.cache_clear()
+    references.installed.cache_clear()
     schema = Config.model_json_schema()
     options = schema["properties"]["rewards"]["items"]
     assert options["discriminator"]["mapping"]["bright"] in json.dumps(options["oneOf"])
