@@ -120,6 +120,25 @@ class File:
         )
 
 
+class Object:
+    """A class or function that `register` was given; it travels as pickle sends it."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def load(self) -> Any:
+        return self.value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Object) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+Source = Module | File | Object
+
+
 def parse(name: str) -> Module | File:
     """What a reference names. Raises Unusable for other names, and for a file that cannot be
     read."""
@@ -140,7 +159,7 @@ def parse(name: str) -> Module | File:
 
 @cache
 def installed(group: str) -> dict[str, EntryPoint]:
-    """Entry points of installed packages, by name. Raises UserError where two packages take one name."""
+    """Entry points of installed packages, by name. Raises UserError where two take one name."""
     found = dict[str, EntryPoint]()
     for point in entry_points(group=group):
         if (other := found.get(point.name)) and other.value != point.value:

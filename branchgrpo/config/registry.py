@@ -14,6 +14,7 @@ it was asked for; its instances are pickled with what makes that class again els
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -30,32 +31,14 @@ from branchgrpo.algo.loss.base import LossOptions
 from branchgrpo.algo.methods.base import MethodOptions
 from branchgrpo.algo.pruning.base import PruningOptions
 from branchgrpo.config import references
-from branchgrpo.config.references import Unusable
+from branchgrpo.config.references import Object as Object
+from branchgrpo.config.references import Source, Unusable
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.rewards.function import component_of
 from branchgrpo.sinks.base import SinkOptions
 from branchgrpo.types import Component
-
-
-class Object:
-    """A class or function that `register` was given; it travels as pickle sends it."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def load(self) -> Any:
-        return self.value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Object) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-Source = references.Module | references.File | Object
 
 
 class Table:
@@ -238,7 +221,8 @@ def _plugged(kind: str, name: str, source: Source) -> Any:
     found = table.component(source.load(), references.attribute(name), _place(source))
 
     def reduced(self: Component) -> Any:
-        return _blank, (kind, name, source), self.__getstate__()
+        state = self.model_dump(), pickle.dumps(self.__getstate__())
+        return _blank, (kind, name, source), state, None, None, _fill
 
     described = f"the component: {name}"
     members = {
@@ -261,6 +245,15 @@ def _blank(kind: str, name: str, source: Source) -> Any:
     except Unusable as error:
         made = _absent(TABLES[kind], f"{kind}: {error}: what it imports must be on every worker")
     return made.__new__(made)
+
+
+def _fill(made: Any, state: tuple[dict[str, Any], bytes]) -> None:
+    """Its values: as they are, or as plain ones where their classes cannot be had either."""
+    plain, whole = state
+    if getattr(type(made), "plugin", False):
+        made.__setstate__(pickle.loads(whole))
+    else:
+        object.__setattr__(made, "__dict__", plain)
 
 
 def _absent(table: Table, why: str) -> Any:
