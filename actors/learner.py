@@ -111,11 +111,9 @@ class Learner:
         self.ranks = ranks
         if ranks > 1:
             options = self.config.learner
-            backend = (
-                options.backend
-                if options.backend != "auto"
-                else ("nccl" if options.gpus else "gloo")
-            )
+            backend = options.backend
+            if backend == "auto":
+                backend = "nccl" if options.gpus else "gloo"
             timeout = timedelta(seconds=options.timeout_seconds)
             use_interface(address)
             dist.init_process_group(

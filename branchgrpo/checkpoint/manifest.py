@@ -74,7 +74,7 @@ def unsealed(folder: Storage) -> Manifest:
     version = body.get("version") if isinstance(body, dict) else None
     if type(version) is not int or version != VERSION:
         raise Damaged(
-            f"{MANIFEST} has format version {_seen(version)}, this program reads {VERSION}"
+            f"{MANIFEST} has format version {shown(version)}, this program reads {VERSION}"
         )
     if body.keys() != set(KEYS):
         raise Damaged(f"{MANIFEST} has other keys than {', '.join(KEYS)}")
@@ -146,10 +146,10 @@ def _seal(body: dict[str, Any]) -> bytes:
 
 def _require(fits: bool, what: str, got: Any) -> None:
     if not fits:
-        raise Damaged(f"{MANIFEST} has a wrong {what}: {_seen(got)}")
+        raise Damaged(f"{MANIFEST} has a wrong {what}: {shown(got)}")
 
 
-def _seen(value: Any) -> str:
+def shown(value: Any) -> str:
     """A stranger's value in one short line."""
     if isinstance(value, list | dict):
         return f"a {type(value).__name__} of {len(value)}"

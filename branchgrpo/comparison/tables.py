@@ -209,7 +209,9 @@ def _range(values: list[float]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _digits(value: float | None, digits: int | None = None) -> str:

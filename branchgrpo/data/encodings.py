@@ -25,7 +25,8 @@ from branchgrpo.files.safetensors_header import BadHeader, header
 from branchgrpo.files.whole import write_whole, written_aside
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
-from branchgrpo.models.pipeline import PipelineModel, pair
+from branchgrpo.models.pipeline import pair
+from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.service import EncoderPool
 from branchgrpo.types import Conditioning
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from branchgrpo.checkpoint.files import Saved
-from branchgrpo.checkpoint.manifest import Damaged
+from branchgrpo.checkpoint.manifest import Damaged, shown
 from branchgrpo.errors import UserError
 from branchgrpo.learner.policy import PolicyUpdate
 from branchgrpo.learner.state import FILES, MOMENTS
@@ -131,9 +131,4 @@ def _numbers(value: Any) -> bool:
 
 def _require(fits: bool, key: str, wanted: str, got: Any) -> None:
     if not fits:
-        seen = (
-            f"a {type(got).__name__} of {len(got)}"
-            if isinstance(got, list | dict)
-            else repr(got[:60] if isinstance(got, str) else got)[:100]
-        )
-        raise Damaged(f"state.json: {key}: expected {wanted}, got {seen}")
+        raise Damaged(f"state.json: {key}: expected {wanted}, got {shown(got)}")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.models.base import ALL_PARTS, Part
-from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
+from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.pipeline_options import PipelineModel
 
 if TYPE_CHECKING:
     import torch

@@ -176,7 +176,8 @@ def _layer(name: str, flat: Mapping[str, str]) -> str:
 def _check_shape(
     path: Path, layer: str, part: str, got: tuple[int, ...], whole: tuple[int, ...], rank: int
 ) -> None:
-    found = got[0 if part == "A" else -1] if got else 0
+    side = 0 if part == "A" else -1
+    found = got[side] if got else 0
     if found != rank and len(got) == 2:
         raise UserError(
             f"model.lora_rank: expected {found}, the rank of {path} at {layer}, got {rank}"

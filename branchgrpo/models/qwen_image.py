@@ -10,7 +10,8 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.files import json_file
-from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
+from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.pipeline_options import PipelineModel
 
 if TYPE_CHECKING:
     import torch

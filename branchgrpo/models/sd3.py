@@ -11,7 +11,8 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Part
-from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
+from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.pipeline_options import PipelineModel
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,6 +30,8 @@ KEPT = 8
 """Prompts whose pictures a run keeps as they are, so that sheets of several runs can be drawn."""
 
 GAP, LINE = 18, 17  # between tiles, and from line to line of small text
+COLUMNS = ((160, 8), (384, 4), (math.inf, 2))
+"""Width of a tile in pixels, at most, and how many such tiles a line has."""
 
 
 def pictures(
@@ -145,7 +147,7 @@ def _sheet(
     from PIL import Image, ImageDraw
 
     width, height = tiles[0].size
-    columns = min(len(tiles), 8 if width <= 160 else 4 if width <= 384 else 2)
+    columns = min(len(tiles), next(most for widest, most in COLUMNS if width <= widest))
     rows = math.ceil(len(tiles) / columns)
     small = font(13)
     bold = font(13, bold=True)

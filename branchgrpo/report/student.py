@@ -19,9 +19,8 @@ def within(t: float, freedom: int) -> float:
     count = (freedom - odd) // 2
     places = 2.0 * np.arange(1, max(1, count)) + odd
     terms = np.cumprod(np.concatenate([[1.0], (places - 1) / places * math.cos(angle) ** 2]))
-    total = (
-        float(terms.sum()) * math.sin(angle) * (math.cos(angle) if odd else 1.0) if count else 0.0
-    )
+    factor = math.sin(angle) * (math.cos(angle) if odd else 1.0)
+    total = float(terms.sum()) * factor if count else 0.0
     return 2.0 / math.pi * (angle + total) if odd else total
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchgrpo.models import scheduler
 from branchgrpo.models.files import json_file
-from branchgrpo.models.pipeline import PipelineModel
+from branchgrpo.models.pipeline_options import PipelineModel
 
 if TYPE_CHECKING:
     from branchgrpo.config.schema import Config

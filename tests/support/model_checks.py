@@ -19,7 +19,8 @@ from torch import Tensor
 from branchgrpo.algo.plan import ode_plan
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ALL_PARTS
-from branchgrpo.models.pipeline import PipelineAdapter, PipelineModel
+from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import Subtree, TreeKey
 

@@ -125,11 +125,9 @@ def variance_components(
     for here in between:  # from the last split to the first
         own = here - left
         found.append(max(0.0, own))
-        left = (
-            0.0
-            if noise == "antithetic"
-            else here / fanout + (own / scale**2 if noise == "correlated" else 0.0)
-        )
+        left = 0.0 if noise == "antithetic" else here / fanout
+        if noise == "correlated":
+            left += own / scale**2
     return found[::-1]
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import RewardOptions, Scorer
 from branchgrpo.rewards.http import protocol
+from branchgrpo.rewards.http.exchange import Exchange, reason_of
 from branchgrpo.rewards.http.protocol import MB, Offer, ProtocolError
 from branchgrpo.types import F32, U8
 
@@ -184,7 +185,7 @@ class Remote(Scorer):
             try:
                 status, body = self._send("POST", "/score", request)
             except requests.RequestException as error:
-                cause = _reason(error)
+                cause = reason_of(error)
             else:
                 if status == 200:
                     return body
@@ -209,7 +210,8 @@ class Remote(Scorer):
                 return protocol.unpack_offer(body, self.limit)
         except requests.RequestException as error:
             raise UserError(
-                f"rewards.remote.url: expected a reward server at {self.url}, got {_reason(error)}"
+                f"rewards.remote.url: expected a reward server at {self.url}, got "
+                f"{reason_of(error)}"
             ) from error
         except (ProtocolError, RuntimeError) as error:
             raise UserError(
@@ -232,7 +234,7 @@ class Remote(Scorer):
         """
         import requests
 
-        exchange = _Exchange(
+        exchange = Exchange(
             session=self.session,
             method=method,
             url=self.url + path,
@@ -269,56 +271,3 @@ class Remote(Scorer):
         if self.token:
             request.headers["Authorization"] = f"Bearer {self.token}"
         return request
-
-
-class _Exchange:
-    """One request and its answer, in a thread of its own."""
-
-    def __init__(
-        self,
-        session: Session,
-        method: str,
-        url: str,
-        data: bytes | None,
-        silence: float,
-        limit: int,
-    ):
-        self.session = session
-        self.method = method
-        self.url = url
-        self.data = data
-        self.silence = silence
-        self.limit = limit
-        self.status = 0
-        self.body = bytearray()
-        self.abandoned = False
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        """Until the answer is there, is over the limit, or nobody waits for it any more."""
-        headers = {"Content-Type": protocol.MEDIA_TYPE}
-        try:
-            with self.session.request(
-                self.method,
-                self.url,
-                data=self.data,
-                headers=headers,
-                timeout=self.silence,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                self.status = response.status_code
-                for chunk in response.iter_content(1 << 14):
-                    self.body += chunk
-                    if self.abandoned or len(self.body) > self.limit:
-                        break
-        except BaseException as error:  # raised again where it was asked for
-            self.error = error
-
-
-def _reason(error: Exception) -> str:
-    """An error of requests in one line: the innermost cause is what happened."""
-    inner: BaseException = error
-    while (cause := inner.__cause__ or inner.__context__) is not None:
-        inner = cause
-    return f"{type(error).__name__}: {protocol.one_line(str(inner))}"

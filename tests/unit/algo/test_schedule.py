@@ -14,7 +14,7 @@ from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
-from branchgrpo.models.pipeline import PipelineModel
+from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
 from branchgrpo.models.wan import WanModel

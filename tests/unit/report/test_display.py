@@ -8,7 +8,9 @@ from io import BytesIO, StringIO, TextIOWrapper
 import pytest
 from rich.console import Console
 
-from branchgrpo.report.terminal import Display, Progress, clock, line, panel, sparkline
+from branchgrpo.report.panel import clock, line, panel, sparkline
+from branchgrpo.report.progress import Progress
+from branchgrpo.report.terminal import Display
 
 VALUES = {
     "reward/total": 0.412,

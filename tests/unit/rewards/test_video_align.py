@@ -28,14 +28,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import REGISTRY
-from branchgrpo.rewards.video_align import (
-    NORMAL,
-    TEMPLATE,
-    TOKENS,
-    VideoAlign,
-    VideoAlignReward,
-    sampled,
-)
+from branchgrpo.rewards.video_align import VideoAlign, VideoAlignReward, sampled
+from branchgrpo.rewards.video_align_files import NORMAL
+from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS
 
 TEXT = "\nvisual <|VQ_reward|>\nmotion <|MQ_reward|>\nprompt - {text_prompt} <|TA_reward|>\n"
 SPECIAL = [

@@ -1,0 +1,231 @@
+"""Options that all models of diffusers have: size, guidance, LoRA, memory, text, schedule."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from branchgrpo.algo.schedule import Schedule
+from branchgrpo.errors import UserError
+from branchgrpo.models import lora, scheduler
+from branchgrpo.models.base import ModelOptions
+from branchgrpo.models.files import check_pipeline, json_file
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+class PipelineModel(ModelOptions):
+    """Options of a model that one of diffusers' pipelines loads."""
+
+    computing: ClassVar[tuple[str, ...]] = (
+        "gradient_checkpointing",
+        "compile",
+        "attention",
+        "vae_tiling",
+        "decode_batch",
+        "encode",
+        "encodings",
+    )
+
+    pipeline: ClassVar[str]  # diffusers' class
+    transformer: ClassVar[str]  # diffusers' class of the denoiser
+    text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
+    # those of them that a folder may lack (null in model_index.json)
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
+    lora_alphas: ClassVar[bool] = False
+    # height and width must be multiples of this many pixels of a latent: the patch
+    unit: ClassVar[int]
+    # diffusers' classes whose schedules are known
+    schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)
+    guidance_key: ClassVar[str]  # what the stock pipeline calls true_cfg
+    output: ClassVar[str] = "images"  # the attribute of its result that holds what it drew
+    decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
+
+    height: int = Field(720, ge=16, description="picture height in pixels")
+    width: int = Field(720, ge=16, description="picture width in pixels")
+    true_cfg: float = Field(
+        1.0,
+        ge=1,
+        description="classifier-free guidance, away from negative_prompt, in rollouts and "
+        "training; 1 = none",
+    )
+    negative_prompt: str = Field("", description="what true_cfg guides away from")
+    lora_rank: int = Field(
+        0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights"
+    )
+    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
+    lora_targets: tuple[str, ...] = Field(
+        (),
+        description="names of the layers they go into; empty = the family's attention projections",
+    )
+    lora_path: str = Field(
+        "",
+        description="begin with this adapter: a safetensors file or a folder with one, of the "
+        "same rank, alpha and layers; empty: a new one",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="the learner keeps no activations inside a block and computes them again: "
+        "less memory, more time",
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the denoiser's repeated blocks; the first forward takes "
+        "minutes",
+    )
+    attention: str = Field(
+        "",
+        description="diffusers' attention backend, as flash or _native_cudnn; empty: diffusers' "
+        "default",
+    )
+    vae_tiling: bool = Field(False, description="decode in tiles: less memory, faint seams")
+    decode_batch: int = Field(
+        16, ge=1, description="pictures or videos the autoencoder decodes at once"
+    )
+    encode: Literal["inline", "precompute"] = Field(
+        "inline",
+        description="text encoders in every rollout worker, or all prompts once before training",
+    )
+    encodings: str = Field(
+        "encodings",
+        description="where precompute keeps them; one folder for each model and set of text keys "
+        "below it",
+    )
+
+    def check(self) -> None:
+        folder = self.folder()
+        index = check_pipeline("model.path", folder, self.pipeline)
+        for part in ("transformer", "vae", "scheduler", *self.text_parts):
+            if part not in self.optional_parts and not (index.get(part) or [None])[-1]:
+                raise UserError(
+                    f"model.path: expected a {part} in {folder / 'model_index.json'}, which "
+                    "names none"
+                )
+        wanted, found = self.transformer, self.denoiser_config().get("_class_name")
+        if found != wanted:
+            raise UserError(
+                f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}"
+            )
+        self.scheduler_config()
+        if self.lora_path:
+            self.lora_file()
+        unit = self.unit * self.scale()
+        if self.height % unit or self.width % unit:
+            raise UserError(
+                f"model.height, model.width: expected multiples of {unit}, got "
+                f"{self.height}×{self.width}"
+            )
+
+    def scheduler_config(self, shift: float | None = None) -> dict[str, Any]:
+        """scheduler_config.json; with a number, that static shift in place of the model's own.
+        Raises UserError for one that is not known."""
+        path = self.folder() / SCHEDULER
+        found = json_file("model.path", path)
+        scheduler.check(found, path, self.schedulers)
+        return (
+            found
+            if shift is None
+            else found | {"use_dynamic_shifting": False, scheduler.shift_key(found): shift}
+        )
+
+    def schedule(self, steps: int, shift: float | None = None) -> Schedule:
+        found = self.scheduler_config(shift)
+        return Schedule(
+            self.times(found, steps),
+            scheduler.shift(found, self.picture_tokens()),
+            float(found.get("shift_terminal") or 0.0),
+        )
+
+    def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
+        """[T] the schedule before its shift: what the family's pipeline gives its scheduler, or
+        leaves to it."""
+        del config
+        return scheduler.even_times(steps)
+
+    def picture_tokens(self) -> int:
+        """Tokens of a picture, by which a dynamic shift is chosen; 0 where the pipeline tells its
+        scheduler no size."""
+        unit = self.unit * self.scale()
+        return (self.height // unit) * (self.width // unit)
+
+    def denoiser_config(self) -> dict[str, Any]:
+        """config.json of the denoiser. Raises UserError where it cannot be read."""
+        return json_file("model.path", self.folder() / "transformer" / "config.json")
+
+    def scale(self) -> int:
+        """Pixels per latent, along each side. Raises UserError when the autoencoder's config is
+        missing."""
+        path = self.folder() / "vae" / "config.json"
+        if not path.is_file():
+            raise UserError(f"model.path: expected {path}, which is missing")
+        channels = json_file("model.path", path).get("block_out_channels")
+        if not isinstance(channels, list):
+            raise UserError(
+                f"model.path: expected a list block_out_channels in {path}, got {channels}"
+            )
+        return int(2 ** (len(channels) - 1))
+
+    @property
+    def adapted_layers(self) -> tuple[str, ...]:
+        """Names, or their ends, of the layers that LoRA adapts."""
+        return self.lora_targets or self.attention_layers
+
+    @property
+    def alpha(self) -> int:
+        """Of LoRA."""
+        return self.lora_alpha or 2 * self.lora_rank
+
+    def lora_file(self) -> lora.LoraFile:
+        """The adapter to begin with. Raises UserError where it is not one of this model, or of
+        another rank, alpha or layers."""
+        return lora.check(
+            self.lora_path,
+            lora.layers(self.folder() / "transformer", self.adapted_layers),
+            self.lora_rank,
+            self.alpha,
+        )
+
+    def stock_call(self) -> dict[str, Any]:
+        """Arguments of the stock pipeline's call, steps apart, that draws what evaluation draws."""
+        found = {
+            "height": self.height,
+            "width": self.width,
+            **self.family_call(),
+            self.guidance_key: self.true_cfg,
+        }
+        return found | ({"negative_prompt": self.negative_prompt} if self.guided else {})
+
+    def family_call(self) -> dict[str, Any]:
+        """Those of them that the family has beside size and guidance."""
+        return {"max_sequence_length": getattr(self, "max_sequence_length", 0)}
+
+    def text_keys(self) -> dict[str, Any]:
+        """The options that text encodings depend on, beside the model's own files."""
+        return {"max_sequence_length": getattr(self, "max_sequence_length", 0), "dtype": self.dtype}
+
+    @property
+    def precomputed(self) -> bool:
+        return self.encode == "precompute"
+
+    @property
+    def adapter_rank(self) -> int:
+        return self.lora_rank
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def needed_files(self) -> list[str]:
+        return [*super().needed_files(), *([self.lora_path] if self.lora_path else [])]
+
+    def shared_folders(self) -> dict[str, str]:
+        return {"model.encodings": self.encodings} if self.precomputed else {}
+
+    @property
+    def guided(self) -> bool:
+        """Every forward of the denoiser is two, one of them for the negative prompt."""
+        return self.true_cfg > 1
