@@ -20,9 +20,10 @@ from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import GateError, UserError, kind_and_line
 from branchgrpo.learner import shard
+from branchgrpo.learner.batches import MicroBatch, micro_batches
 from branchgrpo.learner.fsdp import gathered, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
-from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally, micro_batches
+from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.learner.saved_state import loaded
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.models import weights as wire

@@ -141,7 +141,7 @@ def compare(
     default of the request's digest, in run.folder. gain: of the held-out reward, whose time counts.
     Raises as `train` does.
     """
-    from branchgrpo.comparison.runs import Budget
+    from branchgrpo.comparison.budget import Budget
     from branchgrpo.comparison.runs import Comparison as Runs
 
     if isinstance(methods, str | Path) or not methods or seeds < 1:

@@ -8,7 +8,7 @@ from branchgrpo.config import secrets
 from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
 from branchgrpo.report.sinks import check_sinks
-from branchgrpo.runs import folder as run_folder
+from branchgrpo.runs import places
 
 
 def check(config: Config, folder: Path | None = None) -> None:
@@ -21,4 +21,4 @@ def check(config: Config, folder: Path | None = None) -> None:
         secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
     check_sinks(config.all_sinks)
     prompt_check.check(config)
-    run_folder.check_folders(config, folder)
+    places.check_folders(config, folder)

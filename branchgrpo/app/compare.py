@@ -23,7 +23,8 @@ def compare(
     gain: float | None,
 ) -> int:
     """The command compare. Returns the exit code."""
-    from branchgrpo.comparison.runs import Budget, Comparison
+    from branchgrpo.comparison.budget import Budget
+    from branchgrpo.comparison.runs import Comparison
 
     comparison = Comparison(
         base=base,

@@ -6,9 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from shutil import rmtree
@@ -16,57 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from branchgrpo.compare.budget import Budget
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
 from branchgrpo.errors import UserError
 from branchgrpo.files.whole import write_whole
 from branchgrpo.report.terminal import Display
-from branchgrpo.runs.folder import root
+from branchgrpo.runs.places import root
 from branchgrpo.service import Service
 from branchgrpo.training.carry_out import carry_out, measure
 from branchgrpo.training.evaluate import Scores
-
-CHECKS = 12
-"""Held-out checks on the way, over a run's budget."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long each run trains: iterations, or seconds of training (held-out checks not
-    counted)."""
-
-    iterations: int = 0
-    seconds: float = 0.0
-
-    @staticmethod
-    def parse(text: str) -> Budget:
-        """`50` is iterations, `240s` seconds, `4m` minutes. Raises UserError for anything else."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", text.strip())
-        if not match or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
-            raise UserError(
-                f"--budget: expected iterations (50), seconds (240s) or minutes (4m), got {text!r}"
-            )
-        if match[2]:
-            return Budget(seconds=float(match[1]) * (60 if match[2] == "m" else 1))
-        return Budget(iterations=int(match[1]))
-
-    def overrides(self) -> dict[str, str]:
-        """Config keys of a run of this length."""
-        if self.iterations:
-            return {
-                "run.iterations": str(self.iterations),
-                "run.max_minutes": "0",
-                "evaluation.every": str(math.ceil(self.iterations / CHECKS)),
-            }
-        keys = {
-            "run.iterations": "0",
-            "run.max_minutes": str(self.seconds / 60),
-            "evaluation.every": "0",
-        }
-        # others need to know how many iterations there will be
-        keys["learner.schedule"] = "constant"
-        return keys | {"evaluation.every_seconds": str(self.seconds / CHECKS)}
 
 
 def _shared(config: Config) -> dict[str, Any]:

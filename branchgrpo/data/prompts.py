@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from branchgrpo.data.files import LineFile, Listed, Prompts, identity
 from branchgrpo.data.json_files import JsonLineFile, json_file
 from branchgrpo.data.tables import CsvFile, ParquetFile, TsvFile
+from branchgrpo.data.views import Indices, Rest, Taken
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models.base import EMBEDDED
 
@@ -33,7 +33,6 @@ PART = 1 << 20
 STYLES = ("anime", "concept-art", "paintings", "photo")
 """Of HPSv2's benchmark, in the package's order."""
 
-Indices = NDArray[np.integer[Any]]
 
 LINES = ("", ".txt", ".text", ".prompts")
 """Suffixes of files with a prompt a line."""
@@ -125,7 +124,7 @@ def distinct(source: Prompts) -> Prompts:
     ordered = np.sort(source.digests)
     if not (ordered[1:] == ordered[:-1]).any():
         return source
-    found = _Taken(source, np.sort(np.unique(source.digests, return_index=True)[1]))
+    found = Taken(source, np.sort(np.unique(source.digests, return_index=True)[1]))
     found.repeated = len(source) - len(found)
     return found
 
@@ -159,7 +158,7 @@ def split(prompts: Sequence[str], count: int, seed: int) -> tuple[Prompts, Promp
         )
     # 3 numbers: no epoch of `deal` is shuffled alike
     taken = _shuffled(len(found), (seed, 0, 1))[:count].copy()
-    return _Rest(found, taken), _Taken(found, taken)
+    return Rest(found, taken), Taken(found, taken)
 
 
 def deal(count: int, batch: int, iteration: int, seed: int) -> list[int]:
@@ -179,65 +178,6 @@ def deal(count: int, batch: int, iteration: int, seed: int) -> list[int]:
     epoch, place = divmod(iteration, per_epoch)
     dealt: list[int] = _epoch(count, seed, epoch)[place * batch : (place + 1) * batch].tolist()
     return dealt
-
-
-class _View(Prompts):
-    """Some prompts of others."""
-
-    def __init__(self, source: Prompts):
-        self._whole = source
-        self.format = source.format
-        self.unit = source.unit
-        self.source = source.source
-        self.blank = source.blank
-        self.repeated = source.repeated
-
-    @abstractmethod
-    def _place(self, place: int) -> int:
-        """Where the others have the prompt at a place."""
-
-    def _at(self, place: int) -> str:
-        return self._whole[self._place(place)]
-
-    def number(self, place: int) -> int:
-        return self._whole.number(self._place(place))
-
-
-class _Taken(_View):
-    """The prompts at some places of others."""
-
-    def __init__(self, source: Prompts, places: Indices):
-        super().__init__(source)
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _place(self, place: int) -> int:
-        return int(self._places[place])
-
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        return self._whole.digests[self._places]
-
-
-class _Rest(_View):
-    """The prompts at all other places, in their order."""
-
-    def __init__(self, source: Prompts, without: Indices):
-        super().__init__(source)
-        # how many stay before each that is left out
-        self._before: Indices = np.sort(without) - np.arange(len(without))
-
-    def __len__(self) -> int:
-        return len(self._whole) - len(self._before)
-
-    def _place(self, place: int) -> int:
-        return place + int(np.searchsorted(self._before, place, side="right"))
-
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        return np.delete(self._whole.digests, self._before + np.arange(len(self._before)))
 
 
 def _shuffled(count: int, seed: tuple[int, ...]) -> Indices:

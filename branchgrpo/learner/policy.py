@@ -13,18 +13,15 @@ from torch import Tensor
 
 from branchgrpo.algo import kernels
 from branchgrpo.algo.loss.base import Edges
-from branchgrpo.algo.tree import topology
 from branchgrpo.config.roles import Learner
 from branchgrpo.config.schema import Config
+from branchgrpo.learner.batches import MicroBatch
 from branchgrpo.learner.fsdp import full
 from branchgrpo.models.base import Adapter
-from branchgrpo.types import BranchPlan, LearnerShard, TreeHeader
+from branchgrpo.types import BranchPlan
 
 Sum = Callable[[Tensor], Tensor]
 """All-reduce by sum over the learner ranks; the identity for one rank."""
-
-Latents = Callable[[int, int], Tensor]
-"""(tree, node) → its stored latents, or velocity, [*S]."""
 
 
 @dataclass
@@ -214,78 +211,3 @@ class PolicyUpdate:
 def _distance(mean: Tensor, other: Tensor) -> Tensor:
     """[n, 1] mean over dimensions of the squared difference."""
     return (mean - other).square().flatten(1).mean(1, keepdim=True)
-
-
-@dataclass
-class MicroBatch:
-    """A micro-batch of n parents with up to K children each, on the device."""
-
-    x: Tensor  # [n, *S] parents
-    y: Tensor  # [n, K, *S] children
-    sigma: Tensor  # [n]
-    steps: Tensor  # [n] long
-    cond: dict[str, Tensor]  # [n, …]
-    old: Tensor  # [n, K] behaviour log-prob
-    advantage: Tensor  # [n, K]
-    weight: Tensor  # [n, K]
-    present: Tensor  # [n, K] bool: there is such a child
-    velocity: Tensor | None = None  # [n, *S] of the behaviour policy at x, where the loss needs it
-
-
-def micro_batches(
-    plan: BranchPlan,
-    shard: LearnerShard,
-    trees: list[TreeHeader],
-    latents: Latents,
-    cond: dict[str, Tensor],
-    size: int,
-    device: torch.device,
-    velocities: Latents | None = None,
-) -> list[MicroBatch]:
-    """A shard as micro-batches of at most `size` parents; with the behaviour policy's velocities,
-    if they are given."""
-    topo, batches = topology(plan), []
-    for first in range(0, len(shard.parents), size):
-        part = slice(first, first + size)
-        parents, edges = shard.parents[part], shard.edges[part]
-        steps = torch.from_numpy(topo.step[edges[:, 0]].astype(np.int64)).to(device)
-        x = torch.stack([latents(tree, node) for tree, node in parents.tolist()]).to(device)
-        y = torch.stack(
-            [
-                torch.stack([latents(tree, child if child >= 0 else node) for child in row])
-                for (tree, node), row in zip(parents.tolist(), edges.tolist(), strict=True)
-            ]
-        ).to(device)
-        behaviour = np.array(
-            [
-                trees[tree].log_prob[row]
-                for (tree, _), row in zip(parents.tolist(), edges, strict=True)
-            ],
-            np.float32,
-        )
-        prompt = torch.tensor([trees[tree].prompt for tree in parents[:, 0]], device=device)
-        old, advantage, weight, present = (
-            torch.from_numpy(array).to(device)
-            for array in (behaviour, shard.advantage[part], shard.weight[part], edges >= 0)
-        )
-        levels = torch.from_numpy(plan.sigmas).to(device)
-        velocity = (
-            torch.stack([velocities(tree, node) for tree, node in parents.tolist()]).to(device)
-            if velocities
-            else None
-        )
-        batches.append(
-            MicroBatch(
-                x=x,
-                y=y,
-                sigma=levels[steps],
-                steps=steps,
-                cond={name: array[prompt] for name, array in cond.items()},
-                old=old,
-                advantage=advantage,
-                weight=weight,
-                present=present,
-                velocity=velocity,
-            )
-        )
-    return batches

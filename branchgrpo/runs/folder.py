@@ -4,17 +4,14 @@ driven by one process at a time."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from branchgrpo.checkpoint.storage import storage_at
 from branchgrpo.checkpoint.store import KEY, open_saved
@@ -25,12 +22,10 @@ from branchgrpo.files.whole import write_whole
 from branchgrpo.runs import lease as leases
 from branchgrpo.runs.identity import changes, identity, identity_of, require_same, saved_config
 from branchgrpo.runs.lease import Lease, read_object
+from branchgrpo.runs.places import checkpoints, claimed_elsewhere, elsewhere, named, root
 
 RECORD = "run.json"
 VERSION = 1
-TAKEN = "taken"
-"""Claimed in a run's place under checkpoint.folder: runs of other run folders may have the same
-name."""
 
 Say = Callable[[str], None]
 
@@ -61,7 +56,7 @@ def driving(config: Config, resume: str, say: Say = print) -> Iterator[Driver]:
         driver.lease.close(driver.ended)
         if not driver.resumed and not (driver.folder / "config.yaml").exists():
             shutil.rmtree(driver.folder, ignore_errors=True)
-            if place := _elsewhere(config, driver.folder.name):
+            if place := elsewhere(config, driver.folder.name):
                 shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # another run is in them by now
                 for folder in made:
@@ -108,70 +103,6 @@ def _chosen(config: Config, resume: str, say: Say) -> tuple[Driver, list[Path]]:
 # a new run
 
 
-def root(config: Config) -> Path:
-    """Where run folders are made."""
-    return Path(config.run.folder).expanduser()
-
-
-def checkpoints(config: Config, folder: Path) -> str:
-    """Where the checkpoints of a run folder are: an absolute path, since actors may work elsewhere,
-    or a URL."""
-    place = config.checkpoint.folder.rstrip("/")
-    if not place:
-        return str((folder / "checkpoints").resolve())
-    return (
-        f"{place}/{folder.name}"
-        if "://" in place or "::" in place
-        else str(Path(place).expanduser().resolve() / folder.name)
-    )
-
-
-def check_folders(config: Config, folder: Path | None = None) -> None:
-    """Raise UserError, naming the key, where a run could not write; leaves nothing behind. folder:
-    instead of run.folder."""
-    if folder:
-        _check_writable("--folder", folder)
-    elif "://" in config.run.folder:
-        raise UserError(
-            f"run.folder: expected a folder, got the URL {config.run.folder}; "
-            "checkpoint.folder takes URLs"
-        )
-    else:
-        _check_writable("run.folder", root(config))
-    if config.checkpoint.kept and config.checkpoint.folder:
-        storage_at(KEY, config.checkpoint.folder).prepare(KEY)
-
-
-def _check_writable(key: str, folder: Path) -> None:
-    """Raise UserError where the folder cannot be written, or made. Asks by writing: no bits of a
-    mode tell of a read-only disk."""
-    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
-    trial = there / f".trial-{uuid4().hex}"
-    try:
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        what = f"got {folder}" + ("" if there == folder else f", where {there} cannot be")
-        raise UserError(
-            f"{key}: expected a folder that can be written, {what}: {error.strerror}"
-        ) from error
-
-
-def named(parent: Path, stem: str, free: Callable[[str], bool] = lambda name: True) -> Path:
-    """A new folder STEM, STEM-2, … that no other process has made, of a name that is `free`
-    elsewhere too."""
-    for number in count(1):
-        folder = parent / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        if free(folder.name):
-            return folder
-        folder.rmdir()
-    raise AssertionError
-
-
 def _begun(config: Config, origin: str) -> tuple[Driver, list[Path]]:
     what = identity(config)
     place = root(config)
@@ -180,7 +111,7 @@ def _begun(config: Config, origin: str) -> tuple[Driver, list[Path]]:
     folder = named(
         place,
         f"{config.run.name}-{started.astimezone():%Y%m%d-%H%M%S}",
-        lambda name: _claimed_elsewhere(config, name),
+        lambda name: claimed_elsewhere(config, name),
     )
     driver = Driver(folder, Lease(folder, 1), origin=origin)
     _record(config, folder, started.isoformat(timespec="microseconds"), what)
@@ -196,35 +127,6 @@ def _record(config: Config, folder: Path, started: str, what: dict[str, Any]) ->
     }
     record["checkpoints"] = masked_text(checkpoints(config, folder))  # an URL may hold a password
     write_whole(folder / RECORD, json.dumps(record | {"is": what}, indent=1) + "\n")
-
-
-def _elsewhere(config: Config, name: str) -> str:
-    """The local folder of a run's checkpoints outside of its own; empty where there is none."""
-    place = checkpoints(config, Path(name))
-    return (
-        place
-        if config.checkpoint.kept
-        and config.checkpoint.folder
-        and "://" not in place
-        and "::" not in place
-        else ""
-    )
-
-
-def _claimed_elsewhere(config: Config, name: str) -> bool:
-    """A name that is free in run.folder may be taken in checkpoint.folder, by a run of another
-    run.folder."""
-    if not (config.checkpoint.kept and config.checkpoint.folder):
-        return True
-    storage = storage_at(KEY, checkpoints(config, Path(name)))
-    storage.prepare(KEY)
-    if "fences" in storage.names():
-        return False
-    try:
-        storage.claim(TAKEN)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _origin(config: Config, where: str, say: Say) -> str:

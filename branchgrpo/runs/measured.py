@@ -19,7 +19,8 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora
 from branchgrpo.models.files import json_file
-from branchgrpo.runs.folder import checkpoints, is_run, named, root
+from branchgrpo.runs.folder import is_run
+from branchgrpo.runs.places import checkpoints, named, root
 
 DIVERSITY = 32
 """Prompts whose pictures' distances are measured, unless the config says otherwise."""

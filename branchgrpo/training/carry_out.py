@@ -16,10 +16,10 @@ from branchgrpo.report import contact_sheet
 from branchgrpo.report import summary as report
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.rollout.collect import RolloutCollector
-from branchgrpo.runs.folder import checkpoints
 from branchgrpo.runs.identity import checked_alike, saved_config
 from branchgrpo.runs.lease import Lease, read_object
 from branchgrpo.runs.model_card import write_card
+from branchgrpo.runs.places import checkpoints
 from branchgrpo.service import Display, Service
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.hooks import HOOKS

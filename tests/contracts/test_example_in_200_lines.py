@@ -26,7 +26,8 @@ from branchgrpo.algo.tree import topology
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.learner import shard
-from branchgrpo.learner.policy import PolicyUpdate, Tally, micro_batches
+from branchgrpo.learner.batches import micro_batches
+from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.models.flux import Flux
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import BranchPlan, Subtree, TreeCredit, TreeHeader, TreeKey

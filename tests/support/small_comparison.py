@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from branchgrpo.comparison.runs import Budget, Comparison
+from branchgrpo.comparison.budget import Budget
+from branchgrpo.comparison.runs import Comparison
 from support.small_trees import QUICKSTART
 
 METHODS = ["branchgrpo-splits", "dancegrpo"]

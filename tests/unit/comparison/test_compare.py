@@ -19,7 +19,8 @@ from support.small_trees import QUICKSTART
 
 import branchgrpo as bg
 from branchgrpo.comparison import report as compare_report
-from branchgrpo.comparison.runs import Budget, Comparison
+from branchgrpo.comparison.budget import Budget
+from branchgrpo.comparison.runs import Comparison
 from branchgrpo.config import load as config
 from branchgrpo.errors import UserError
 from branchgrpo.report import contact_sheet as sheet

@@ -12,7 +12,8 @@ from support.small_trees import quickstart
 from branchgrpo.app import checks, roles
 from branchgrpo.app.check import check
 from branchgrpo.app.main import main
-from branchgrpo.comparison.runs import Budget, Comparison
+from branchgrpo.comparison.budget import Budget
+from branchgrpo.comparison.runs import Comparison
 from branchgrpo.config import load as config
 from branchgrpo.config import secrets
 from branchgrpo.errors import UserError

@@ -20,7 +20,8 @@ from branchgrpo.algo.loss.base import Edges
 from branchgrpo.algo.methods.tempflow import TempFlowMethod
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
-from branchgrpo.learner.policy import Latents, Tally, ema_decay, rate_factor
+from branchgrpo.learner.batches import Latents
+from branchgrpo.learner.policy import Tally, ema_decay, rate_factor
 from branchgrpo.types import BranchPlan
 
 COMB = TempFlowMethod(children=3, seeds=1, kernel="dance", eta=0.3).plan(0, static(4, 3.0))

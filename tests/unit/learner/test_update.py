@@ -10,7 +10,8 @@ from support.small_trees import plan_of, quickstart
 
 from branchgrpo.algo.tree import topology
 from branchgrpo.learner import shard
-from branchgrpo.learner.policy import Latents, MicroBatch, PolicyUpdate, Tally, micro_batches
+from branchgrpo.learner.batches import Latents, MicroBatch, micro_batches
+from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.types import BranchPlan, LearnerShard
 
 PLAN = plan_of(2, 1, 2, 1, 1)  # 4 random steps, parents with one and with two children

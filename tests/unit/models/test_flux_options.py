@@ -21,8 +21,9 @@ from branchgrpo.algo.plan import ode_plan
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.learner import shard
+from branchgrpo.learner.batches import MicroBatch
 from branchgrpo.learner.payloads import PayloadStore
-from branchgrpo.learner.policy import MicroBatch, PolicyUpdate, Tally
+from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.models import weights as wire
 from branchgrpo.models.flux import Flux, FluxModel
 from branchgrpo.rollout.sampler import Sampler

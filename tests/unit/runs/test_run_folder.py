@@ -23,8 +23,9 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.runs import lease as leases
-from branchgrpo.runs.folder import alone, check_folders, checkpoints, driving, named, unfinished
+from branchgrpo.runs.folder import alone, driving, unfinished
 from branchgrpo.runs.lease import Lease
+from branchgrpo.runs.places import check_folders, checkpoints, named
 
 STAMP = r"-\d{8}-\d{6}"
 

@@ -1,0 +1,133 @@
+"""Trees: their names, what they are grown from, and what is grown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from branchgrpo.types.arrays import F32, I32, U8, check_shapes
+
+EVALUATION = -1
+"""The iteration number of evaluation trees: their noise never depends on how far training is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a picture or video was drawn for, as a reward sees it."""
+
+    prompt: str
+
+
+@dataclass(frozen=True, order=True)
+class TreeKey:
+    """Names one tree of one run. All but the run's name determine, with the seed, every noise of
+    that tree."""
+
+    run: str
+    iteration: int
+    prompt: int  # index in the prompt list
+    tree: int  # several trees of a prompt form one group
+
+
+@dataclass(frozen=True)
+class Subtree:
+    """A piece of work for a rollout worker: the part of a tree below (and with) `node`."""
+
+    key: TreeKey
+    prompt: int  # row in the iteration's Conditioning
+    node: int
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: arrays of P rows each, under the names that the model adapter gives them."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    rows: int
+
+    def __post_init__(self) -> None:
+        for name, array in self.arrays.items():
+            if array.shape[0] != self.rows:
+                raise ValueError(
+                    f"Conditioning.{name}: expected {self.rows} rows, got {array.shape[0]}"
+                )
+
+
+@dataclass(frozen=True)
+class SegmentHeader:
+    """The small part of a grown segment, which the driver sees: M subtrees, E stochastic edges
+    each.
+
+    Node numbers are not sent: the plan and (start, stop, node) determine them (tree.Topology).
+    """
+
+    subtrees: tuple[Subtree, ...]
+    start: int  # level of the subtrees' roots
+    stop: int  # level grown to; T means leaves
+    policy_version: int
+    log_prob: F32  # [M, E] mean log density of each stochastic edge, edges by rising node number
+    forwards: int  # rows sent through the model, counted
+    payload_bytes: int  # of latents kept for training
+    halved: int = 0  # how often rollout.max_batch was halved on the way, for want of memory
+
+    def __post_init__(self) -> None:
+        check_shapes(self, log_prob=(self.log_prob, (len(self.subtrees), None)))
+
+
+@dataclass(frozen=True)
+class TreePayload:
+    """Latents that the learner may need of one segment: parents and children of its stochastic
+    edges."""
+
+    subtree: I32  # [m] which of the segment's subtrees
+    node: I32  # [m] node number in its tree
+    latents: NDArray[Any]  # [m, *S] as wire.to_numpy gives it
+    dtype: str  # torch name of the storage dtype
+    # [p] rows of the parents of stochastic edges, where the loss needs the behaviour policy's
+    # velocity
+    parent: I32
+    velocity: F32  # [p, *S] that velocity; p = 0 where it does not
+
+    def __post_init__(self) -> None:
+        check_shapes(
+            self,
+            subtree=(self.subtree, (len(self.latents),)),
+            node=(self.node, (len(self.latents),)),
+            parent=(self.parent, (len(self.velocity),)),
+        )
+
+
+@dataclass(frozen=True)
+class LeafMedia:
+    """Decoded leaves of a segment's M subtrees, subtree by subtree, leaves by rising node
+    number."""
+
+    pixels: U8  # [M*l, F, H, W, 3]; F = 1 for images
+    subtrees: tuple[Subtree, ...]
+
+    def __post_init__(self) -> None:
+        check_shapes(self, pixels=(self.pixels, (None, None, None, None, 3)))
+        if not self.subtrees or len(self.pixels) % len(self.subtrees):
+            raise ValueError(
+                f"LeafMedia: {len(self.pixels)} pictures cannot belong to "
+                f"{len(self.subtrees)} subtrees alike"
+            )
+
+
+@dataclass(frozen=True)
+class TreeHeader:
+    """One whole tree as the credit functions see it, assembled from its segments' headers."""
+
+    key: TreeKey
+    prompt: int  # row in the iteration's Conditioning
+    policy_version: int
+    log_prob: F32  # [N] 0 for deterministic edges
+    leaf_reward: F32  # [L]
+
+    def __post_init__(self) -> None:
+        check_shapes(
+            self, log_prob=(self.log_prob, (None,)), leaf_reward=(self.leaf_reward, (None,))
+        )
