@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from actors.meeting import free_address, use_interface
+from actors.collectives import form_group, largest, same_on_all, summed
+from actors.deadlines import storage_bound
+from actors.meeting import free_address
 from actors.rollout import fingerprint
 from branchgrpo.algo import credit
-from branchgrpo.algo.tree import assemble, topology
-from branchgrpo.checkpoint.store import Store, open_saved
+from branchgrpo.algo.tree import assemble
+from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import GateError, UserError, kind_and_line
 from branchgrpo.learner import shard
@@ -24,8 +23,9 @@ from branchgrpo.learner.batches import MicroBatch, micro_batches
 from branchgrpo.learner.fsdp import gathered, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
 from branchgrpo.learner.policy import PolicyUpdate, Tally
-from branchgrpo.learner.saved_state import loaded
+from branchgrpo.learner.saved_state import loaded, to_go_on_from
 from branchgrpo.learner.state import capture, restore
+from branchgrpo.learner.statistics import step_stats
 from branchgrpo.models import weights as wire
 from branchgrpo.service import (
     CheckpointRequest,
@@ -39,19 +39,11 @@ from branchgrpo.types import (
     F32,
     BranchPlan,
     Conditioning,
+    LearnerShard,
     StepStats,
     TreeCredit,
     TreeHeader,
 )
-
-M = TypeVar("M", bound=Callable[..., Any])
-
-
-def storage_bound(method: M) -> M:
-    """Marks a method that waits for files, perhaps of a slow or stalled storage: how long it took
-    says little of the next time, so only the longest deadline holds for it."""
-    method.storage_bound = True  # type: ignore[attr-defined]
-    return method
 
 
 class Learner:
@@ -111,54 +103,82 @@ class Learner:
         shard it."""
         self.ranks = ranks
         if ranks > 1:
-            options = self.config.learner
-            backend = options.backend
-            if backend == "auto":
-                backend = "nccl" if options.gpus else "gloo"
-            timeout = timedelta(seconds=options.timeout_seconds)
-            use_interface(address)
-            dist.init_process_group(
-                backend, init_method=address, world_size=ranks, rank=self.rank, timeout=timeout
-            )
+            form_group(self.config.learner, self.rank, ranks, address)
         self.configure(self.config)
 
     def update(self, request: UpdateRequest, conditioning: Conditioning) -> StepStats:
         """One iteration's training. Raises GateError when a start-up gate fails, RuntimeError after
         too many skips."""
-        plan, scores = request.plan, request.scores
-        headers = [header for header, _ in request.segments]
-        trees = assemble(plan, headers, self.config.credit.leaf_rewards(scores))
-        if not 0 <= self.version - trees[0].policy_version <= self.config.async_.max_staleness:
-            raise RuntimeError(
-                f"{self!r} has weights v{self.version}: trees were grown with weights "
-                f"v{trees[0].policy_version}"
-            )
-        credits = self.config.credit.assign(plan, trees, request.iteration, scores)
-        self._same_on_all_ranks("credit", credit.digest(credits))
-        options = self.config.learner
-        every, seed = self.config.loss.kl_beta > 0, self.config.run.seed + request.iteration
-        steps = [
-            ranks[self.rank]
-            for ranks in shard.split(
-                plan,
-                credits=credits,
-                ranks=self.ranks,
-                optimiser_steps=options.optimiser_steps,
-                seed=seed,
-                every=every,
-            )
-        ]
+        plan, trees = request.plan, self._trees(request)
+        credits = self.config.credit.assign(plan, trees, request.iteration, request.scores)
+        same_on_all(self.ranks, "credit", credit.digest(credits))
+        shards = self._shards(plan, credits, request.iteration)
         store = PayloadStore(
-            fetch=self.fetch, plan=plan, trees=trees, segments=request.segments, shards=steps
+            fetch=self.fetch, plan=plan, trees=trees, segments=request.segments, shards=shards
         )
-        cond = self.model.conditioning(conditioning)
-        size = (
-            min(options.micro_batch, max(1, options.token_budget // self.model.tokens(cond)))
-            if options.token_budget
-            else options.micro_batch
+        batches = self._micro_batches(plan, shards, trees, store, conditioning=conditioning)
+        first = self.version == 0 and self.config.gates.enabled
+        on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
+        tally = Tally()
+        norms = [self.policy.step(plan, step, tally) for step in batches if step]
+        self._count_skips(norms)
+        self.version += 1
+        if first and not self.sharded:
+            weights = wire.digest_of(self.model.trainable())
+            same_on_all(self.ranks, "parameters after the first update", weights)
+        return step_stats(
+            plan,
+            credits,
+            tally=tally.reduced(lambda sums: summed(self.ranks, sums, self.model.device)),
+            norms=norms,
+            version=self.version,
+            learning_rate=self.policy.learning_rate,
+            on_policy=on_policy,
+            fetched_bytes=store.bytes,
         )
+
+    def _trees(self, request: UpdateRequest) -> list[TreeHeader]:
+        """The trees that are trained on. Raises RuntimeError for those of an over-stale policy."""
+        headers = [header for header, _ in request.segments]
+        rewards = self.config.credit.leaf_rewards(request.scores)
+        trees = assemble(request.plan, headers, rewards)
+        grown_with = trees[0].policy_version
+        if not 0 <= self.version - grown_with <= self.config.async_.max_staleness:
+            raise RuntimeError(
+                f"{self!r} has weights v{self.version}: trees were grown with weights v{grown_with}"
+            )
+        return trees
+
+    def _shards(
+        self, plan: BranchPlan, credits: list[TreeCredit], iteration: int
+    ) -> list[LearnerShard]:
+        """This rank's part of each optimiser step."""
+        steps = shard.split(
+            plan,
+            credits=credits,
+            ranks=self.ranks,
+            optimiser_steps=self.config.learner.optimiser_steps,
+            seed=self.config.run.seed + iteration,
+            every=self.config.loss.kl_beta > 0,
+        )
+        return [ranks[self.rank] for ranks in steps]
+
+    def _micro_batches(
+        self,
+        plan: BranchPlan,
+        shards: list[LearnerShard],
+        trees: list[TreeHeader],
+        store: PayloadStore,
+        *,
+        conditioning: Conditioning,
+    ) -> list[list[MicroBatch]]:
+        """Each shard in portions that fit a forward."""
+        options, cond = self.config.learner, self.model.conditioning(conditioning)
+        size = options.micro_batch
+        if options.token_budget:
+            size = min(size, max(1, options.token_budget // self.model.tokens(cond)))
         velocities = store.behaviour if self.config.loss.needs_behaviour_mean else None
-        batches = [
+        return [
             micro_batches(
                 plan,
                 shard=one,
@@ -169,34 +189,8 @@ class Learner:
                 device=self.model.device,
                 velocities=velocities,
             )
-            for one in steps
+            for one in shards
         ]
-        first = self.version == 0 and self.config.gates.enabled
-        on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
-        norms = []
-        skipped = 0
-        tally = Tally()
-        for step in batches:
-            if not step:
-                continue
-            norms.append(self.policy.step(plan, step, tally))
-            skipped += not np.isfinite(norms[-1])
-        self._count_skips(norms)
-        self.version += 1
-        if first and not self.sharded:
-            self._same_on_all_ranks(
-                "parameters after the first update", wire.digest_of(self.model.trainable())
-            )
-        return self._stats(
-            trees,
-            credits=credits,
-            tally=tally.reduced(self._sum),
-            norms=norms,
-            skipped=skipped,
-            on_policy=on_policy,
-            read=store.bytes,
-            mask=topology(plan).stochastic,
-        )
 
     def publish(self, weights: str = "policy") -> list[Any]:
         """[PublishedWeights, WeightUpdate, chunk, …] of the present weights, or of their
@@ -243,8 +237,7 @@ class Learner:
         try:
             saved = store.save(request.iteration, request.fence, state, files)
         except OSError as error:
-            why = kind_and_line(error)
-            return SavedCheckpoint(failed=why)
+            return SavedCheckpoint(failed=kind_and_line(error))
         return SavedCheckpoint(path=str(saved.path))
 
     @storage_bound
@@ -252,17 +245,8 @@ class Learner:
         """Go back to the newest valid checkpoint at `where`, or to the beginning when there is
         none: the checkpoint `origin`, or the untrained model. Raises UserError for a checkpoint
         that does not fit the policy, which then stays as it begins."""
-        store = Store(where, self.config.checkpoint.keep)
-        saved = store.newest()
         self.configure(self.config)
-        damaged = tuple(f"{name}: {reason}" for name, reason in store.damaged)
-        if saved is None and damaged:  # beginning again would in the end delete what may be mended
-            raise UserError(
-                f"checkpoints: expected a valid one in {where}, every one is damaged: "
-                f"{'; '.join(damaged)}"
-            )
-        if saved is None and origin:
-            saved = open_saved(origin)
+        saved, damaged = to_go_on_from(where, self.config.checkpoint.keep, origin)
         if saved is None:
             return RestoredState(driver=None, damaged=damaged)
         state, tensors = loaded(saved, self.policy)
@@ -291,7 +275,8 @@ class Learner:
     def _on_policy_gate(self, plan: BranchPlan, batches: list[MicroBatch]) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner
         disagree."""
-        found = self._max(self.policy.deviation(plan, batches))
+        worst = self.policy.deviation(plan, batches)
+        found = largest(self.ranks, worst, self.model.device)
         bound = self.config.gates.on_policy_tolerance
         if not found <= bound:
             raise GateError(
@@ -308,59 +293,3 @@ class Learner:
                     f"{self!r}: {self.skips} optimiser steps in a row had a gradient that "
                     "is not finite"
                 )
-
-    def _same_on_all_ranks(self, what: str, digest: str) -> None:
-        if self.ranks == 1:
-            return
-        found: list[str | None] = [None] * self.ranks
-        dist.all_gather_object(found, digest)
-        if len(set(found)) > 1:
-            raise GateError(
-                f"gate equal ranks: {what} differ between learner ranks: "
-                f"{[str(one)[:12] for one in found]}"
-            )
-
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        if self.ranks > 1:
-            values = values.to(self.model.device)
-            dist.all_reduce(values)
-        return values.cpu()
-
-    def _max(self, value: float) -> float:
-        tensor = torch.tensor(value, device=self.model.device, dtype=torch.float64)
-        if self.ranks > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return float(tensor)
-
-    def _stats(
-        self,
-        trees: list[TreeHeader],
-        credits: list[TreeCredit],
-        tally: Tally,
-        norms: list[float],
-        skipped: int,
-        on_policy: float,
-        read: int,
-        mask: np.ndarray,
-    ) -> StepStats:
-        kept = np.concatenate([one.advantage[one.keep] for one in credits])
-        finite = [norm for norm in norms if np.isfinite(norm)]
-        return StepStats(
-            version=self.version,
-            loss=tally.loss / max(1, len(norms)),
-            ratio_deviation=tally.deviation / max(1.0, tally.edges),
-            on_policy_deviation=on_policy,
-            clip_fraction=tally.clipped / max(1.0, tally.edges),
-            kl=tally.kl / max(1.0, tally.edges),
-            learning_rate=self.policy.learning_rate,
-            gradient_norm=float(np.mean(finite)) if finite else 0.0,
-            optimiser_steps=len(norms) - skipped,
-            skipped_steps=skipped,
-            forwards=int(tally.forwards),
-            edges=len(kept),
-            edges_stochastic=int(mask.sum()) * len(trees),
-            edges_all=(len(mask) - 1) * len(trees),
-            weight_entropy=float(np.mean([one.weight_entropy for one in credits])),
-            advantage_abs=float(np.abs(kept).mean()) if len(kept) else 0.0,
-            fetched_bytes=read,
-        )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from branchgrpo.compare.budget import Budget
+from branchgrpo.comparison.budget import Budget
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts

@@ -15,11 +15,28 @@ from torch import Tensor
 
 from branchgrpo.checkpoint.files import Saved
 from branchgrpo.checkpoint.manifest import Damaged, shown
+from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.errors import UserError
 from branchgrpo.learner.policy import PolicyUpdate
 from branchgrpo.learner.state import FILES, MOMENTS
 
 Tensors = dict[str, dict[str, Tensor]]
+
+
+def to_go_on_from(where: str, keep: int, origin: str) -> tuple[Saved | None, tuple[str, ...]]:
+    """The newest valid checkpoint at `where`, or `origin` where there is none; and the damaged
+    ones, with why. Raises UserError where all are damaged."""
+    store = Store(where, keep)
+    saved = store.newest()
+    damaged = tuple(f"{name}: {reason}" for name, reason in store.damaged)
+    if saved is None and damaged:  # beginning again would in the end delete what may be mended
+        raise UserError(
+            f"checkpoints: expected a valid one in {where}, every one is damaged: "
+            f"{'; '.join(damaged)}"
+        )
+    if saved is None and origin:
+        saved = open_saved(origin)
+    return saved, damaged
 
 
 def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]:

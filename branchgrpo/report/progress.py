@@ -92,6 +92,6 @@ class Progress:
         centre = sum(self.rewards) / len(self.rewards)
         spread = (sum((reward - centre) ** 2 for reward in self.rewards) / len(self.rewards)) ** 0.5
         change = means[-1] - means[max(0, len(means) - 11)]
-        if abs(change) <= 0.1 * spread:
-            return "→"
-        return "↑" if change > 0 else "↓"
+        if change > 0.1 * spread:
+            return "↑"
+        return "↓" if change < -0.1 * spread else "→"

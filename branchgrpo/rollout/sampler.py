@@ -82,17 +82,8 @@ class Sampler:
         """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`."""
         topo, device = topology(plan), self.model.device
         state = _State(topo, subtrees, x.to(device), start)
-        # encodings are large: only those of this task go to the device
-        used = sorted({subtree.prompt for subtree in subtrees})
-        cond = self.model.conditioning(
-            Conditioning(
-                {name: array[used] for name, array in conditioning.arrays.items()}, len(used)
-            )
-        )
-        prompt = torch.tensor([used.index(subtree.prompt) for subtree in subtrees], device=device)
-        log_probs: list[np.ndarray] = []
-        kept, velocities = _Kept(), _Kept()
-        forwards = 0
+        cond, prompt = self._conditioning(subtrees, conditioning)
+        record = _Record(self.keep_velocity)
         clean = None
         halved = self.halved
         for step in range(start, stop):
@@ -102,7 +93,7 @@ class Sampler:
                 float(plan.sigmas[step]),
                 {name: array[rows] for name, array in cond.items()},
             )
-            forwards += len(state.x)
+            record.forwards += len(state.x)
             children, counts = topo.children(state.node)
             above, random = np.repeat(np.arange(len(counts)), counts), topo.stochastic[children]
             going, clean = kernels.deterministic(plan, step=step, x=state.x, v=v, previous=clean)
@@ -110,53 +101,38 @@ class Sampler:
             below = going.to(self.storage)[parents]
             clean = clean[parents] if "dpm" in plan.kernel else None
             if random.any():
-                mean, std = kernels.transition(
-                    plan, torch.full((len(v),), step, device=device), state.x, v
-                )
-                noisy = torch.from_numpy(np.flatnonzero(random)).to(device)
-                mean, std = mean[parents[noisy]], std[parents[noisy]]
-                xi = self._noise(
+                drawn, log_prob = self._random_children(
                     plan,
+                    step=step,
                     subtrees=subtrees,
                     state=state,
+                    v=v,
                     above=above[random],
                     children=children[random],
                 )
-                below[noisy] = (mean + std * xi).to(self.storage)
-                log_probs.append(
-                    kernels.log_prob(below[noisy], mean, std)
-                    .cpu()
-                    .numpy()
-                    .reshape(len(subtrees), -1)
-                )
-                trained = np.unique(above[random])
-                kept.add(state.x, state.owner, state.node, trained)
-                if self.keep_velocity:
-                    velocities.add(v.float(), state.owner, state.node, trained)
-                state.advance(below, above, children)
-                kept.add(state.x, state.owner, state.node, np.flatnonzero(random))
-            else:
-                state.advance(below, above, children)
+                below[torch.from_numpy(np.flatnonzero(random)).to(device)] = drawn
+                record.add_edges(log_prob, state, v, np.unique(above[random]))
+            state.advance(below, above, children)
+            if random.any():
+                record.add_children(state, np.flatnonzero(random))
         # noise on the last edge is trained on, but not shown
         if stop == plan.steps and plan.stochastic[-1]:
             state.x = going.to(self.storage)[parents]
-        edges = (
-            np.concatenate(log_probs, 1) if log_probs else np.zeros((len(subtrees), 0), np.float32)
+        return record.segment(len(subtrees), x, state.x, self.halved - halved)
+
+    def _conditioning(
+        self, subtrees: tuple[Subtree, ...], conditioning: Conditioning
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Encodings of the subtrees' prompts, and each subtree's row among them [M], on the device.
+        Encodings are large: only those of this task go there."""
+        used = sorted({subtree.prompt for subtree in subtrees})
+        cond = self.model.conditioning(
+            Conditioning(
+                {name: array[used] for name, array in conditioning.arrays.items()}, len(used)
+            )
         )
-        owner, node, latents = kept.arrays(state.x)
-        parent_row = np.array([kept.seen[name] for name in velocities.seen], np.int32)
-        velocity = velocities.arrays(x.float())[2]
-        return Segment(
-            log_prob=edges,
-            kept_subtree=owner,
-            kept_node=node,
-            kept=latents,
-            parent_row=parent_row,
-            velocity=velocity,
-            frontier=state.x,
-            forwards=forwards,
-            halved=self.halved - halved,
-        )
+        rows = [used.index(subtree.prompt) for subtree in subtrees]
+        return cond, torch.tensor(rows, device=self.model.device)
 
     def _velocity(self, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:
         out: list[Tensor] = []
@@ -185,6 +161,28 @@ class Sampler:
                 f"forward on {x.device}: {line}"
             ) from error
         self.max_batch, self.halved = len(x) // 2, self.halved + 1
+
+    def _random_children(
+        self,
+        plan: BranchPlan,
+        *,
+        step: int,
+        subtrees: tuple[Subtree, ...],
+        state: _State,
+        v: Tensor,
+        above: np.ndarray,
+        children: I32,
+    ) -> tuple[Tensor, F32]:
+        """Random children [c, *S] in the storage dtype, and the log-probs [M, c / M] of what is
+        stored; `above` [c] are rows of their parents, rising."""
+        steps = torch.full((len(v),), step, device=v.device)
+        mean, std = kernels.transition(plan, steps, state.x, v)
+        parents = torch.from_numpy(above).to(v.device)
+        mean, std = mean[parents], std[parents]
+        xi = self._noise(plan, subtrees=subtrees, state=state, above=above, children=children)
+        drawn = (mean + std * xi).to(self.storage)
+        log_prob = kernels.log_prob(drawn, mean, std).cpu().numpy()
+        return drawn, log_prob.reshape(len(subtrees), -1)
 
     def _noise(
         self,
@@ -257,3 +255,42 @@ class _Kept:
     def arrays(self, like: Tensor) -> tuple[I32, I32, Tensor]:
         names = np.array(list(self.seen), np.int32).reshape(-1, 2)
         return names[:, 0], names[:, 1], torch.cat(self.latents) if self.latents else like[:0]
+
+
+class _Record:
+    """What training needs of a segment, taken down on the way."""
+
+    def __init__(self, keep_velocity: bool):
+        self.keep_velocity = keep_velocity
+        self.log_probs: list[F32] = []  # [M, ·] of each random step
+        self.kept = _Kept()
+        self.velocities = _Kept()
+        self.forwards = 0
+
+    def add_edges(self, log_prob: F32, state: _State, v: Tensor, rows: np.ndarray) -> None:
+        """Random edges below some rows of the level that `state` is at."""
+        self.log_probs.append(log_prob)
+        self.kept.add(state.x, state.owner, state.node, rows)
+        if self.keep_velocity:
+            self.velocities.add(v.float(), state.owner, state.node, rows)
+
+    def add_children(self, state: _State, rows: np.ndarray) -> None:
+        """The rows that these edges lead to, on the level that `state` is at now."""
+        self.kept.add(state.x, state.owner, state.node, rows)
+
+    def segment(self, subtrees: int, roots: Tensor, frontier: Tensor, halved: int) -> Segment:
+        """All of it, for so many subtrees."""
+        owner, node, latents = self.kept.arrays(frontier)
+        return Segment(
+            log_prob=np.concatenate(self.log_probs, 1)
+            if self.log_probs
+            else np.zeros((subtrees, 0), np.float32),
+            kept_subtree=owner,
+            kept_node=node,
+            kept=latents,
+            parent_row=np.array([self.kept.seen[name] for name in self.velocities.seen], np.int32),
+            velocity=self.velocities.arrays(roots.float())[2],
+            frontier=frontier,
+            forwards=self.forwards,
+            halved=halved,
+        )

@@ -25,6 +25,7 @@ from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.hooks import HOOKS
 from branchgrpo.training.loop import train
 from branchgrpo.training.run import Run
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import U8
 
 
@@ -73,13 +74,22 @@ def carry_out(
         run.stages.add("start_up", start_up)
         state = train(run)
     display.phase("drawing the curve")
+    summary = _summarised(run, state, folder, keeper.scores["before"])
+    write_card(folder, config, summary, display.note)
+    display.note(f"run folder: {folder}")
+    return summary
+
+
+def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> dict[str, Any]:
+    """Draw curve.png and write summary.json, which it returns."""
+    config = run.config
     records = read(folder / "metrics.jsonl")
     title = f"{config.run.name}, seed {config.run.seed}"
     report.curve(folder / "curve.png", records, config.metric, title)
     summary = report.summary(
         config.run.name,
         seed=config.run.seed,
-        before=keeper.scores["before"],
+        before=before,
         after=run.after,
         metric=config.metric,
         records=records,
@@ -89,8 +99,6 @@ def carry_out(
     summary["gates"] = state.gates
     summary["diversity"] = None if run.diversity is None else report.interval(run.diversity)
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    write_card(folder, config, summary, display.note)
-    display.note(f"run folder: {folder}")
     return summary
 
 
