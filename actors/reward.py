@@ -11,7 +11,7 @@ import torch
 
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, kind_and_line
-from branchgrpo.rewards.base import Scorer
+from branchgrpo.rewards.base import Resources, Scorer
 from branchgrpo.rewards.http import limits
 from branchgrpo.types import F32, LeafMedia, RewardScores
 
@@ -39,10 +39,9 @@ class RewardWorker:
         """Score by this config from now on; resources stay as they were."""
         self.config, role = config, config.reward_workers
         torch.set_num_threads(role.compute_threads)
+        resources = Resources(threads=role.compute_threads, device=role.device)
         chosen = [config.rewards[index] for index in self.rewards]
-        self.scorers = [
-            (options.title, options.build(role.compute_threads, role.device)) for options in chosen
-        ]
+        self.scorers = [(options.title, options.build(resources)) for options in chosen]
 
     def __repr__(self) -> str:
         return f"reward-{self.index}"

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 import branchgrpo as bg
-from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +59,7 @@ class Ink(RewardOptions):
     def reported(self) -> tuple[str, ...]:
         return "score", "ink"
 
-    def build(self, threads: int, device: str) -> InkScorer:
+    def build(self, resources: Resources) -> InkScorer:
         """Load what scoring needs: networks, for example, on this device."""
         return InkScorer(self)
 

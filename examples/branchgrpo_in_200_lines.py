@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from branchgrpo.models.flux import Flux, FluxModel
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import OcrReward
 
 PROMPTS = files("branchgrpo") / "assets" / "prompts" / "train.txt"
@@ -178,7 +179,7 @@ def main() -> None:
     options, s = parser.parse_args(), Settings()
     call = {"height": 32, "width": 32, "guidance": 1.0, "max_sequence_length": 16}
     model = FluxModel(path="embedded:tiny-flux", **call).build("cpu")
-    judge = OcrReward(target=r"number (\d+)").build(2, "cpu")  # how surely the number is read
+    judge = OcrReward(target=r"number (\d+)").build(Resources(threads=2))  # how surely it is read
     adam = torch.optim.AdamW(model.trainable().values(), s.learning_rate, weight_decay=1e-4)
     noise, dice = torch.Generator().manual_seed(s.seed), random.Random(s.seed)
     texts, shape = PROMPTS.read_text().splitlines(), (s.prompts, *model.latent_shape)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import PictureOptions, PictureScorer
+from branchgrpo.rewards.base import PictureOptions, PictureScorer, Resources
 from branchgrpo.rewards.common.checkpoints import (
     check_checkpoint,
     check_processor,
@@ -48,10 +48,8 @@ class AestheticReward(PictureOptions):
         check_processor(PATH, self.path, tokenizer=False)
         check_checkpoint(HEAD, given(HEAD, self.head, "a checkpoint of the aesthetic head"))
 
-    def build(self, threads: int, device: str) -> Aesthetic:
-        """torch's threads are the process's, so `threads` is the worker's to set."""
-        del threads
-        return Aesthetic(self, device)
+    def build(self, resources: Resources) -> Aesthetic:
+        return Aesthetic(self, resources.device)
 
 
 class Aesthetic(PictureScorer):

@@ -24,6 +24,15 @@ class Refusal:
     detail: str  # what it is in this prompt
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a reward worker lets a reward compute with."""
+
+    # of libraries that are told; torch and OpenMP have as many already
+    threads: int = 1
+    device: str = "cpu"
+
+
 class RuntimeEnv(TypedDict, total=False):
     """A Ray runtime_env; Ray checks its other keys."""
 
@@ -69,7 +78,7 @@ class RewardOptions(Component):
         del prompt, height, width
         return None
 
-    def build(self, threads: int, device: str) -> Scorer:
+    def build(self, resources: Resources) -> Scorer:
         """Load what scoring needs."""
         raise NotImplementedError
 

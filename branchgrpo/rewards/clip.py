@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.rewards.base import PictureOptions
+from branchgrpo.rewards.base import PictureOptions, Resources
 from branchgrpo.rewards.common.checkpoints import check_checkpoint, given
 from branchgrpo.rewards.common.clip import OpenClipScorer, architecture
 from branchgrpo.types import U8
@@ -35,10 +35,8 @@ class ClipReward(PictureOptions):
         architecture(MODEL, self.model)
         check_checkpoint(PATH, given(PATH, self.path, "an open_clip checkpoint"))
 
-    def build(self, threads: int, device: str) -> Clip:
-        """torch's threads are the process's, so `threads` is the worker's to set."""
-        del threads
-        return Clip(self, device)
+    def build(self, resources: Resources) -> Clip:
+        return Clip(self, resources.device)
 
 
 class Clip(OpenClipScorer):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.types import F32, U8, Sample
 
 Scoring = Callable[[list[Any], list[Sample]], Iterable[float]]
@@ -20,9 +20,8 @@ class FunctionReward(RewardOptions):
 
     function: ClassVar[Scoring]
 
-    def build(self, threads: int, device: str) -> FunctionScorer:
+    def build(self, resources: Resources) -> FunctionScorer:
         """The function gets what it needs by itself."""
-        del threads, device
         return FunctionScorer(type(self).function, self.title)
 
 

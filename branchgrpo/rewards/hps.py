@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import PictureOptions
+from branchgrpo.rewards.base import PictureOptions, Resources
 from branchgrpo.rewards.common.checkpoints import check_checkpoint, given
 from branchgrpo.rewards.common.clip import OpenClipScorer, architecture
 from branchgrpo.types import U8
@@ -64,10 +64,8 @@ class HpsReward(PictureOptions):
         architecture("rewards.hps.model", self.model)
         check_checkpoint("rewards.hps.path", self.checkpoint())
 
-    def build(self, threads: int, device: str) -> Hps:
-        """torch's threads are the process's, so `threads` is the worker's to set."""
-        del threads
-        return Hps(self, device)
+    def build(self, resources: Resources) -> Hps:
+        return Hps(self, resources.device)
 
 
 class Hps(OpenClipScorer):

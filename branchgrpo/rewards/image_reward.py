@@ -19,7 +19,7 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import json_file
-from branchgrpo.rewards.base import PictureOptions, PictureScorer
+from branchgrpo.rewards.base import PictureOptions, PictureScorer, Resources
 from branchgrpo.rewards.common.checkpoints import check_checkpoint, given, network, read_state
 from branchgrpo.types import F32, U8
 
@@ -88,9 +88,8 @@ class ImageRewardReward(PictureOptions):
         check_checkpoint(f"{KEY}.path", path)
         text_sizes(config)
 
-    def build(self, threads: int, device: str) -> ImageReward:
-        del threads  # torch's, which the worker sets
-        return ImageReward(self, device)
+    def build(self, resources: Resources) -> ImageReward:
+        return ImageReward(self, resources.device)
 
 
 def text_sizes(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from branchgrpo.rewards.base import RewardOptions, Scorer, evenly
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer, evenly
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ class JpegReward(RewardOptions):
         description="frames of a video that are scored, evenly spaced; more than it has: all",
     )
 
-    def build(self, threads: int, device: str) -> Jpeg:
-        """Pillow knows neither threads nor devices."""
-        del threads, device
+    def build(self, resources: Resources) -> Jpeg:
         return Jpeg(self)
 
 

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import ocr_network as network
-from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, evenly
+from branchgrpo.rewards.base import Refusal, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.ocr_targets import QUOTED, find, unlikely
 from branchgrpo.types import F32, U8
@@ -112,10 +112,13 @@ class OcrReward(RewardOptions):
             return refused
         return unlikely(text, self.width or (network.line_width(height, width) if height else 0))
 
-    def build(self, threads: int, device: str) -> Reader:
+    def build(self, resources: Resources) -> Reader:
         """The recogniser runs on the CPU whatever the device: 5 ms a picture."""
-        del device
-        return OcrPage(self, threads) if self.read == "page" else Ocr(self, threads)
+        return (
+            OcrPage(self, resources.threads)
+            if self.read == "page"
+            else Ocr(self, resources.threads)
+        )
 
 
 class Reader(Scorer):

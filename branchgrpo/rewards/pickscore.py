@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.rewards.base import PictureOptions
+from branchgrpo.rewards.base import PictureOptions, Resources
 from branchgrpo.rewards.common.checkpoints import check_processor
 from branchgrpo.rewards.common.clip import CosineScorer, check_clip, load_clip
 from branchgrpo.types import U8
@@ -41,10 +41,8 @@ class PickScoreReward(PictureOptions):
         check_clip(PATH, self.path)
         check_processor(PROCESSOR, self.processor or self.path, tokenizer=True)
 
-    def build(self, threads: int, device: str) -> PickScore:
-        """torch's threads are the process's, so `threads` is the worker's to set."""
-        del threads
-        return PickScore(self, device)
+    def build(self, resources: Resources) -> PickScore:
+        return PickScore(self, resources.device)
 
 
 class PickScore(CosineScorer):

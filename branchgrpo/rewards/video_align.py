@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import Refusal, RewardOptions, Scorer, existing
+from branchgrpo.rewards.base import Refusal, Resources, RewardOptions, Scorer, existing
 from branchgrpo.rewards.common.checkpoints import given, network
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.video_align_files import (
@@ -126,9 +126,8 @@ class VideoAlignReward(RewardOptions):
                 )
         return text
 
-    def build(self, threads: int, device: str) -> VideoAlign:
-        del threads  # torch's, which the worker sets
-        return VideoAlign(self, device)
+    def build(self, resources: Resources) -> VideoAlign:
+        return VideoAlign(self, resources.device)
 
 
 class VideoAlign(Scorer):

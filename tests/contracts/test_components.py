@@ -36,6 +36,7 @@ from branchgrpo.config.registry import TABLES
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.report.sinks import MetricsLog, check_sinks, open_sinks
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.pickscore import PickScoreReward
 from branchgrpo.sinks import base
 from branchgrpo.types import BranchPlan, TreeHeader
@@ -202,7 +203,7 @@ def test_every_reward_is_built_somewhere(clips: dict[str, Any]) -> None:
 def scored(options: Any) -> None:
     """Three pictures and two videos: what the scorer promises, finite, the same twice."""
     options.check()
-    scorer = options.build(1, "cpu")
+    scorer = options.build(Resources())
     assert set(scorer.reports) == set(options.reported()) or not options.reported()
     for frames in (1, 3):
         draw = np.random.default_rng(frames)

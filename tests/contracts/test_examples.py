@@ -16,6 +16,7 @@ from branchgrpo.algo.tree import topology
 from branchgrpo.config import references
 from branchgrpo.errors import UserError
 from branchgrpo.models import weights as wire
+from branchgrpo.rewards.base import Resources
 from branchgrpo.types import Sample
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -41,7 +42,7 @@ def test_the_function_scores_backgrounds() -> None:
     prompts = [f"the number 1 in red on {colour}" for colour in ("white", "black", "white")]
     pixels = solid((245, 245, 245), (245, 245, 245), (245, 245, 245))
     pixels[2, 0, :3] = 0  # a number, not the background
-    scores = reward.build(1, "cpu").score(pixels, prompts)["score"]
+    scores = reward.build(Resources()).score(pixels, prompts)["score"]
     np.testing.assert_allclose(scores, [1, 1 - 225 / 255, 1], rtol=1e-6)
 
 
@@ -60,7 +61,7 @@ def test_the_class_has_keys_and_two_scores() -> None:
     (reward,) = quickstart({"rewards": keys}).rewards
     pixels = solid((9, 9, 9), (9, 9, 9))
     pixels[0, 0, :2] = 200  # a quarter of the pixels
-    found = reward.build(1, "cpu").score(pixels, ["", ""])
+    found = reward.build(Resources()).score(pixels, ["", ""])
     np.testing.assert_allclose(found["ink"], [0.25, 0])
     np.testing.assert_allclose(found["score"], [1, 0.75])
     assert (reward.title, reward.reported()) == ("Ink", ("score", "ink"))

@@ -27,7 +27,7 @@ class Bright(RewardOptions):
     """Mean of the picture, times a factor."""
     factor: float = Field(1.0, gt=0, description="the factor")
 
-    def build(self, threads, device):
+    def build(self, resources):
         return Brightness(self)
 
 class Brightness(Scorer):

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from branchgrpo.rewards.base import Scorer
+from branchgrpo.rewards.base import Resources, Scorer
 from branchgrpo.rewards.http import client as remote
 from branchgrpo.rewards.http import server
 from branchgrpo.rewards.http.client import Remote, RemoteReward
@@ -222,7 +222,7 @@ def trickling(where: str) -> Iterator[str]:
 
 
 def client(url: str, **options: Any) -> Remote:
-    return RemoteReward(url=url, **options).build(1, "cpu")
+    return RemoteReward(url=url, **options).build(Resources())
 
 
 def plain(url: str, **options: Any) -> Remote:

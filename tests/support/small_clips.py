@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.aesthetic import AestheticReward
-from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.rewards.base import Resources, RewardOptions
 from branchgrpo.rewards.clip import ClipReward
 from branchgrpo.rewards.hps import HpsReward
 
@@ -142,7 +142,7 @@ def refused(options: RewardOptions, build: bool = False) -> str:
     if build:
         options.check()
     with pytest.raises(UserError) as caught:
-        options.build(1, "cpu") if build else options.check()
+        options.build(Resources()) if build else options.check()
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"rewards.{options.name}.")
     return str(caught.value)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import OcrReward
 from tools.tiny_flux.model import PIXELS
 from tools.tiny_flux.prompts import held_out_captions
@@ -59,7 +60,7 @@ def guidance_table(pipe: FluxPipeline, *, seed: int) -> dict[str, dict[str, floa
     """Return the mean OCR scores and the share of right backgrounds on the held-out captions, by
     guidance."""
     captions = held_out_captions()
-    ocr = OcrReward(target=NUMBER_IN_CAPTION).build(threads=torch.get_num_threads(), device="cpu")
+    ocr = OcrReward(target=NUMBER_IN_CAPTION).build(Resources(threads=torch.get_num_threads()))
     table = {}
     for guidance in GUIDANCES:
         pictures = draw(pipe, captions, guidance=guidance, seed=seed)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import protocol
 from branchgrpo.rewards.http.exchange import Exchange, reason_of
 from branchgrpo.rewards.http.protocol import MB, Offer, ProtocolError
@@ -107,10 +107,9 @@ class RemoteReward(RewardOptions):
         if not fits or parts.query or parts.fragment or set(self.url) & set(" \t\r\n"):
             raise UserError(f"rewards.remote.url: expected http(s)://HOST:PORT, got {self.url!r}")
 
-    def build(self, threads: int, device: str) -> Remote:
+    def build(self, resources: Resources) -> Remote:
         """Asks the server once what it offers. Raises UserError where that is not what is
         wanted."""
-        del threads, device
         self.check()
         return Remote(self)
 

@@ -20,7 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import limits, protocol
 from branchgrpo.rewards.http.connections import IDLE_SECONDS, Connections
 from branchgrpo.rewards.http.protocol import MB, Offer, ProtocolError
@@ -218,7 +218,7 @@ def serve(
     with bound(host, port, bool(token)) as listener:
         # read by torch when the reward imports it, for every thread
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        scorer = options.build(threads, device)
+        scorer = options.build(Resources(threads=threads, device=device))
         server = RewardServer(scorer, options.title, max_mb * MB, token)
         asyncio.run(_until_asked(server, listener, ready))
 

@@ -23,7 +23,7 @@ from branchgrpo.app.rewards import check_sendable, with_rewards
 from branchgrpo.config.load import load
 from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART
-from branchgrpo.rewards.base import RewardOptions, Scorer
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.jpeg import JpegReward
 from branchgrpo.types import F32, U8
 
@@ -61,7 +61,7 @@ class Constant(RewardOptions):
 
     value: float = 1.0
 
-    def build(self, threads: int, device: str) -> Scorer:
+    def build(self, resources: Resources) -> Scorer:
         return ConstantScorer(self.value)
 
 
@@ -159,7 +159,7 @@ def test_rewards_of_every_form(quick: Config) -> None:
     pixels = np.zeros((2, 1, 4, 4, 3), np.uint8)
     pixels[1, ..., 0] = 9
     scores = [
-        found[place].build(1, "cpu").score(pixels, ["one", "three"])
+        found[place].build(Resources()).score(pixels, ["one", "three"])
         for place in range(8)
         if place != 1
     ]

@@ -21,7 +21,7 @@ from branchgrpo.config import load as config
 from branchgrpo.config import references, registry
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.rewards.base import Resources, RewardOptions
 
 MINE = '''
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Scaled(RewardOptions):
     factor: int = Field(1, ge=0, description="the factor")
     inner: Inner = Field(Inner(), description="a section of its own")
 
-    def build(self, threads, device):
+    def build(self, resources):
         return Scales(self)
 
 class Scales(Scorer):
@@ -91,7 +91,7 @@ def message(*arguments: Any) -> str:
 
 def scores(loaded: Config, value: int = 9) -> list[float]:
     pixels = np.full((2, 1, 4, 4, 3), value, np.uint8)
-    found = loaded.rewards[0].build(1, "cpu").score(pixels, ["light", "dark"])
+    found = loaded.rewards[0].build(Resources()).score(pixels, ["light", "dark"])
     return [float(score) for score in found["score"]]
 
 
@@ -155,9 +155,10 @@ def test_a_file_travels_to_processes_that_do_not_have_it(mine: Path) -> None:
     mine.with_name("config.pkl").write_bytes(pickle.dumps(loaded))
     mine.unlink()
     code = (
-        "import pickle, sys, numpy as np; config = pickle.load(open('config.pkl', 'rb')); "
+        "import pickle, sys, numpy as np; from branchgrpo.rewards.base import Resources; "
+        "config = pickle.load(open('config.pkl', 'rb')); "
         "reward = config.rewards[0]; pixels = np.full((1, 1, 2, 2, 3), 5, np.uint8); "
-        "print(reward.inner.depth, reward.build(1, 'cpu').score(pixels, ['']), reward.name); "
+        "print(reward.inner.depth, reward.build(Resources()).score(pixels, ['']), reward.name); "
         "assert pickle.loads(pickle.dumps(config)) == config"
     )
     done = subprocess.run(
@@ -415,7 +416,7 @@ def test_a_function_sees_videos_as_lists_of_frames(mine: Path) -> None:
         "    return [len(v) * v[0].width + v[1].getpixel((0, 0))[2] for v in images]\n",
         encoding="utf-8",
     )
-    scorer = quickstart({"rewards.0.name": "./mine.py:f"}).rewards[0].build(1, "cpu")
+    scorer = quickstart({"rewards.0.name": "./mine.py:f"}).rewards[0].build(Resources())
     pixels = np.zeros((1, 3, 4, 5, 3), np.uint8)
     pixels[0, 1, 0, 0, 2] = 7
     assert scorer.score(pixels, [""])["score"].tolist() == [3 * 5 + 7]
@@ -436,5 +437,5 @@ def test_the_rewards_of_the_documents_work(mine: Path) -> None:
         ("Warmth", {"rewards.0.channel": "2"}, [0, 200]),
     ):
         loaded = quickstart({"rewards.0.name": f"./warmth.py:{name}", **keys})
-        found = loaded.rewards[0].build(1, "cpu").score(pixels, ["", ""])
+        found = loaded.rewards[0].build(Resources()).score(pixels, ["", ""])
         assert found["score"].tolist() == expected

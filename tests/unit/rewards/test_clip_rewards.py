@@ -30,7 +30,7 @@ from support.small_clips import (
 from transformers import CLIPModel, CLIPProcessor
 
 from branchgrpo.rewards.aesthetic import AestheticReward
-from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.rewards.base import Resources, RewardOptions
 from branchgrpo.rewards.clip import ClipReward
 from branchgrpo.rewards.hps import HpsReward
 from branchgrpo.rewards.pickscore import PickScoreReward
@@ -67,7 +67,7 @@ SAME_SIZE = np.stack([picture(40, 56, seed) for seed in range(8)])[:, None]  # [
 def one_by_one(
     options: RewardOptions, pictures: list[np.ndarray], prompts: list[str], device: str = "cpu"
 ) -> np.ndarray:
-    scorer = options.build(1, device)
+    scorer = options.build(Resources(device=device))
     return np.concatenate(
         [
             scorer.score(image[None, None], [prompt])["score"]
@@ -285,18 +285,18 @@ def test_neither_batches_nor_neighbours_change_a_score(reward: Any) -> None:
     reward.check()
     whole, single = (
         reward.model_copy(update={"batch": batch})
-        .build(1, "cpu")
+        .build(Resources())
         .score(SAME_SIZE, PROMPTS)["score"]
         for batch in (8, 1)
     )
     close(single, whole, 1e-5)
     order = [3, 0, 3, 7, 5]
-    again = reward.build(1, "cpu").score(SAME_SIZE[order], [PROMPTS[i] for i in order])["score"]
+    again = reward.build(Resources()).score(SAME_SIZE[order], [PROMPTS[i] for i in order])["score"]
     np.testing.assert_allclose(again, whole[order], atol=1e-5)
 
 
 def test_a_video_scores_the_mean_of_its_frames(reward: Any) -> None:
-    scorer = reward.model_copy(update={"frames": 2, "batch": 3}).build(1, "cpu")
+    scorer = reward.model_copy(update={"frames": 2, "batch": 3}).build(Resources())
     single = scorer.score(SAME_SIZE, [PROMPTS[i // 4] for i in range(8)])["score"].reshape(2, 4)
     found = scorer.score(SAME_SIZE.reshape(2, 4, 40, 56, 3), PROMPTS[:2])["score"]
     np.testing.assert_allclose(found, single[:, [1, 3]].mean(1), atol=1e-5)
@@ -305,7 +305,9 @@ def test_a_video_scores_the_mean_of_its_frames(reward: Any) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_dtype_is_that_of_the_network(reward: Any, dtype: str) -> None:
     exact, rounded = (
-        reward.model_copy(update={"dtype": kind}).build(1, "cpu").score(SAME_SIZE, PROMPTS)["score"]
+        reward.model_copy(update={"dtype": kind})
+        .build(Resources())
+        .score(SAME_SIZE, PROMPTS)["score"]
         for kind in ("float32", dtype)
     )
     assert rounded.dtype == np.float32

@@ -20,6 +20,7 @@ from torchvision import transforms
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import REGISTRY
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.image_reward import ImageReward, ImageRewardReward, prepared
 
 SIDE = 64  # of the small ViT's pictures: 16 patches
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scorer(folder: Path) -> ImageReward:
-    return options(folder).build(1, "cpu")
+    return options(folder).build(Resources())
 
 
 def drawn(height: int, width: int, seed: int) -> np.ndarray:
@@ -215,7 +216,7 @@ def test_neither_batches_nor_neighbours_change_scores(folder: Path, scorer: Imag
     prompts = [*PROMPTS, "the snow"]
     together = scorer.score(pixels, prompts)["score"]
     assert together.shape == (5,) and together.dtype == np.float32
-    small = options(folder, batch=2).build(1, "cpu")
+    small = options(folder, batch=2).build(Resources())
     assert np.abs(small.score(pixels, prompts)["score"] - together).max() <= 1e-5
     order = [3, 0, 4, 1, 2]
     mixed = scorer.score(pixels[order], [prompts[index] for index in order])["score"]
@@ -224,7 +225,7 @@ def test_neither_batches_nor_neighbours_change_scores(folder: Path, scorer: Imag
 
 def test_a_video_scores_the_mean_of_its_frames(folder: Path) -> None:
     frames = [drawn(64, 64, seed) for seed in range(3)]
-    scorer = options(folder, frames=3).build(1, "cpu")
+    scorer = options(folder, frames=3).build(Resources())
     each = scorer.score(np.stack(frames), ["a fox"] * 3)["score"]
     assert scorer.score(np.concatenate(frames)[None], ["a fox"])["score"][0] == pytest.approx(
         each.mean(), abs=1e-5
@@ -233,7 +234,7 @@ def test_a_video_scores_the_mean_of_its_frames(folder: Path) -> None:
 
 def test_half_precision_comes_close(folder: Path, scorer: ImageReward) -> None:
     pixels = np.stack([drawn(64, 64, seed) for seed in range(4)])
-    half = options(folder, dtype="bfloat16").build(1, "cpu").score(pixels, PROMPTS)["score"]
+    half = options(folder, dtype="bfloat16").build(Resources()).score(pixels, PROMPTS)["score"]
     assert 0 < np.abs(half - scorer.score(pixels, PROMPTS)["score"]).max() < 0.1
 
 
@@ -259,7 +260,7 @@ def test_scores_are_those_of_the_package(tmp_path: Path) -> None:
     wanted = json.loads(
         subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     )
-    scorer = options(tmp_path).build(1, "cpu")
+    scorer = options(tmp_path).build(Resources())
     found = [
         float(scorer.score(picture[None], [prompt])["score"][0])
         for picture, prompt in zip(pictures, prompts, strict=True)
@@ -368,7 +369,7 @@ def test_bad_files_give_one_line(case: str, tmp_path: Path) -> None:
     spoil(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         options(tmp_path).check()
-        options(tmp_path).build(1, "cpu")
+        options(tmp_path).build(Resources())
     assert "\n" not in str(caught.value)
 
 

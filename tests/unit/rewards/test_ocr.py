@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import ocr, ocr_targets
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import Ocr, OcrReward, Reader, edit_distance
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
@@ -31,7 +32,7 @@ def picture(text: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def numbers() -> Ocr:
-    return OcrReward(target=TARGET).build(1, "cpu")
+    return OcrReward(target=TARGET).build(Resources())
 
 
 def bare() -> Ocr:
@@ -63,7 +64,7 @@ def test_batches_do_not_change_scores() -> None:
     pixels = np.stack([picture(number) for number in NUMBERS])
     prompts = [f"number {number}" for number in NUMBERS]
     one, all_ = (
-        OcrReward(target=TARGET, batch=size).build(1, "cpu").score(pixels, prompts)
+        OcrReward(target=TARGET, batch=size).build(Resources()).score(pixels, prompts)
         for size in (2, 64)
     )
     for name in all_:
@@ -211,14 +212,16 @@ def test_characters_are_asked_for_only_where_likelihood_is() -> None:
 
 def test_scores_that_nobody_asked_for_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.stack([picture("38")])
-    scorer = OcrReward(train_on="edit", report=("edit",)).build(1, "cpu")
+    scorer = OcrReward(train_on="edit", report=("edit",)).build(Resources())
     # no likelihood, which it has not
     assert scorer.score(pixels, ['a menu with "naïve" on it']).keys() == {"edit"}
     monkeypatch.setattr(ocr, "edit_distance", None)
-    scorer = OcrReward(train_on="likelihood", report=("exact",), target=TARGET).build(1, "cpu")
+    scorer = OcrReward(train_on="likelihood", report=("exact",), target=TARGET).build(Resources())
     assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood", "exact"}
     monkeypatch.setattr(Ocr, "decode", None)
-    scorer = OcrReward(train_on="likelihood", report=("likelihood",), target=TARGET).build(1, "cpu")
+    scorer = OcrReward(train_on="likelihood", report=("likelihood",), target=TARGET).build(
+        Resources()
+    )
     assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood"}
 
 
@@ -227,7 +230,7 @@ def test_text_is_too_long_where_its_likelihood_is_0_and_only_there(
     size: tuple[int, int], width: int
 ) -> None:
     options = OcrReward(target="(.+)", width=width)
-    scorer = options.build(1, "cpu")
+    scorer = options.build(Resources())
     frames = scorer._read(np.full((1, *size, 3), 255, np.uint8))
     # whatever the picture shows: any text that fits is possible
     even = np.full_like(frames, 1 / frames.shape[2])
@@ -276,7 +279,7 @@ def page(lines: list[str], size: tuple[int, int] = (384, 288)) -> np.ndarray:
 def reader() -> Reader:
     found: Reader = OcrReward(
         read="page", train_on="edit", report=("exact", "edit"), fold=True, frames=2
-    ).build(1, "cpu")
+    ).build(Resources())
     return found
 
 
@@ -317,7 +320,7 @@ def test_a_long_line_needs_a_wide_picture() -> None:
     )
     scores = (
         OcrReward(fold=True)
-        .build(1, "cpu")
+        .build(Resources())
         .score(np.asarray(image)[None, None], ['"reinforcement learning"'])
     )
     assert scores["exact"].tolist() == [1.0] and scores["likelihood"][0] > 0.5

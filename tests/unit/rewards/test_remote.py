@@ -29,6 +29,7 @@ from support.remote_peers import (
 )
 
 from branchgrpo.errors import UserError
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.http import client as remote
 from branchgrpo.rewards.http import protocol
 from branchgrpo.rewards.http.protocol import MB
@@ -46,7 +47,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_ocr_behind_http_scores_bit_for_bit_as_here() -> None:
     from test_ocr import NUMBERS, TARGET, picture
 
-    local = OcrReward(target=TARGET, train_on="edit").build(1, "cpu")
+    local = OcrReward(target=TARGET, train_on="edit").build(Resources())
     pixels = np.stack([picture(number) for number in NUMBERS])
     prompts = [f"number {number}" for number in NUMBERS[1:] + NUMBERS[:1]]
     with running(local) as url:

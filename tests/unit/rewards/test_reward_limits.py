@@ -33,6 +33,7 @@ from support.small_trees import quickstart
 from actors.reward import RewardWorker
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import ocr
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.http import limits, server
 from branchgrpo.rewards.http.connections import Connections
 from branchgrpo.rewards.http.protocol import MB, pack_request
@@ -64,7 +65,7 @@ class Mean(Scorer):
         return {"score": pixels.mean((1, 2, 3, 4))}
 
 class Options(RewardOptions):
-    def build(self, threads, device):
+    def build(self, resources):
         return Mean()
 
 options, ready = Options(label="mean"), lambda url: print(url, flush=True)
@@ -233,7 +234,7 @@ def test_batches() -> None:
 
 def test_wide_lines_are_read_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same scores, with at most so many columns at once."""
-    scorer = ocr.OcrReward(fold=True).build(1, "cpu")
+    scorer = ocr.OcrReward(fold=True).build(Resources())
     pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 64, 3), np.uint8)
     prompts = ['"ab"'] * 5
     widths: list[int] = []
@@ -252,6 +253,7 @@ def test_wide_lines_are_read_in_smaller_batches(monkeypatch: pytest.MonkeyPatch)
 MEMORY = """
 import re
 import numpy as np
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.http.protocol import MB, pack_request
 from branchgrpo.rewards.ocr import OcrReward
 from branchgrpo.rewards.http.server import RewardServer
@@ -263,7 +265,7 @@ def ask(*shape, prompt='"ab"'):
     pixels = np.zeros(shape, np.uint8)
     return made.answer(pack_request(pixels, [prompt] * shape[0]))[0]
 
-made = RewardServer(OcrReward().build(1, "cpu"), "ocr", 8 * MB)
+made = RewardServer(OcrReward().build(Resources()), "ocr", 8 * MB)
 assert ask(4, 1, 32, 64, 3) == 200
 before = peak()
 shapes = [(1, 1, 1, 300_000), (1, 1, 300_000, 1), (1, 1, 1, 500)]

@@ -343,7 +343,7 @@ class Last(Scorer):
         return {"score": pixels.mean((1, 2, 3, 4))}
 
 class Options(RewardOptions):
-    def build(self, threads, device):
+    def build(self, resources):
         assert (threads, device, os.environ["OMP_NUM_THREADS"]) == (3, "cpu", "3")
         return Last()
 

@@ -28,6 +28,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import REGISTRY
+from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.video_align import VideoAlign, VideoAlignReward, sampled
 from branchgrpo.rewards.video_align_files import NORMAL
 from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS
@@ -144,7 +145,7 @@ def options(folder: Path, name: str = "one", **more: object) -> VideoAlignReward
 
 @pytest.fixture(scope="module")
 def scorer(folder: Path) -> VideoAlign:
-    return options(folder).build(1, "cpu")
+    return options(folder).build(Resources())
 
 
 def film(frames: int, height: int, width: int, seed: int) -> np.ndarray:
@@ -217,7 +218,7 @@ def test_scores_are_those_of_a_straight_forward(folder: Path, name: str) -> None
     model = RewardModel.from_pretrained(folder / name, outputs=1 if name == "one" else 3).eval()
     made = processor()
     pixels = np.stack([film(9, 60, 90, seed) for seed in range(3)])
-    found = options(folder, name, batch=2).build(1, "cpu").score(pixels, PROMPTS)
+    found = options(folder, name, batch=2).build(Resources()).score(pixels, PROMPTS)
     wanted = [
         normalised(
             straight(model, made=made, frames=video[[0, 3, 5, 8]], size=(280, 392), prompt=prompt)
@@ -254,7 +255,7 @@ def test_our_own_template_is_scored_too(folder: Path) -> None:
     wanted = normalised(
         straight(model, made=made, frames=video, size=(336, 336), prompt="a fox", text=TEMPLATE)
     )
-    found = options(folder, "three", template="").build(1, "cpu").score(video[None], ["a fox"])
+    found = options(folder, "three", template="").build(Resources()).score(video[None], ["a fox"])
     assert all(abs(float(found[score][0]) - wanted[score]) <= 1e-4 for score in wanted)
 
 
@@ -262,7 +263,7 @@ def test_neither_batches_nor_neighbours_change_scores(folder: Path, scorer: Vide
     pixels = np.stack([film(1, 60, 60, seed) for seed in range(5)])
     prompts = [*PROMPTS, "a", "the same again, in many more words"]
     together = scorer.score(pixels, prompts)
-    alone = options(folder, batch=1).build(1, "cpu").score(pixels, prompts)
+    alone = options(folder, batch=1).build(Resources()).score(pixels, prompts)
     order = [4, 2, 0, 3, 1]
     mixed = scorer.score(pixels[order], [prompts[index] for index in order])
     for score, values in together.items():
@@ -272,7 +273,7 @@ def test_neither_batches_nor_neighbours_change_scores(folder: Path, scorer: Vide
 
 def test_the_options_choose_what_trains_and_what_is_reported(folder: Path) -> None:
     chosen = options(folder, train_on="mq", report=("ta", "mq"))
-    scorer = chosen.build(1, "cpu")
+    scorer = chosen.build(Resources())
     assert (scorer.trains_on, scorer.reports, chosen.reported()) == (
         "mq",
         ("ta", "mq"),
@@ -347,7 +348,7 @@ def test_the_published_layout_is_merged(
     )
     found = (
         options(folder, path=str(tmp_path if root else place))
-        .build(1, "cpu")
+        .build(Resources())
         .score(video[None], ["a fox"])
     )
     wanted = {
@@ -360,7 +361,7 @@ def test_the_published_layout_is_merged(
 
 def test_half_precision_comes_close(folder: Path, scorer: VideoAlign) -> None:
     pixels = np.stack([film(1, 60, 60, seed) for seed in range(2)])
-    half = options(folder, dtype="bfloat16").build(1, "cpu").score(pixels, PROMPTS[:2])
+    half = options(folder, dtype="bfloat16").build(Resources()).score(pixels, PROMPTS[:2])
     assert 0 < np.abs(half["overall"] - scorer.score(pixels, PROMPTS[:2])["overall"]).max() < 0.2
 
 
@@ -478,5 +479,5 @@ def test_bad_files_give_one_line(case: str, folder: Path, tmp_path: Path) -> Non
     spoil(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         options(tmp_path).check()
-        options(tmp_path).build(1, "cpu")
+        options(tmp_path).build(Resources())
     assert "\n" not in str(caught.value)
