@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Event, Lock, Thread
 from typing import Literal
@@ -17,7 +17,8 @@ REFRESH_SECONDS = 5.0
 than an iteration takes; so gauges are set again this often. Those of a dead driver still go away,
 as they should."""
 
-PHASES = ("encode", "grow", "score", "update", "publish")
+PHASE_SECONDS = "branchgrpo_phase_seconds"
+"""What time/PHASE goes to; those who make a Monitor name the phases."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,12 @@ METRICS = (
         sources={"tree/forwards": {"phase": "rollout"}, "update/forwards": {"phase": "training"}},
     ),
     Metric(
-        name="branchgrpo_phase_seconds",
+        name=PHASE_SECONDS,
         kind="counter",
         panel="Time by phase",
         unit="percentunit",
         description="seconds spent in a phase of an iteration",
         labels=("phase",),
-        sources={f"time/{phase}": {"phase": phase} for phase in PHASES},
     ),
     Metric(
         name="branchgrpo_driver_bytes",
@@ -323,7 +323,8 @@ class Monitor:
     """Writes the metrics of one run; needs a connection to Ray. Ray sends them to the node's agent,
     at once or later."""
 
-    def __init__(self, run: str):
+    def __init__(self, run: str, phases: Iterable[str]):
+        """phases: parts of an iteration; time/PHASE says how long each took, in seconds."""
         self._metrics = {metric.name: metric for metric in METRICS}
         self._writers = {
             metric.name: (Gauge if metric.kind == "gauge" else Counter)(
@@ -336,12 +337,15 @@ class Monitor:
             for metric in METRICS
             for source, labels in metric.sources.items()
         }
+        self._sources |= {f"time/{phase}": (PHASE_SECONDS, {"phase": phase}) for phase in phases}
         self._held: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self._lock, self._closed = Lock(), Event()
         for metric in METRICS:
-            if metric.kind == "counter":
-                for labels in metric.sources.values() if metric.labels else [{}]:
-                    self.begin(metric.name, **labels)
+            if metric.kind == "counter" and not metric.labels:
+                self.begin(metric.name)
+        for name, labels in self._sources.values():
+            if labels and self._metrics[name].kind == "counter":
+                self.begin(name, **labels)
         self._refresher = Thread(target=self._refresh, name="metrics", daemon=True)
         self._refresher.start()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,13 +45,13 @@ class RayService:
         limits: Limits,
         max_failures: int,
         run: str,
+        phases: Sequence[str],
         auto: bool = False,
         request: int = 0,
     ):
         """max_failures: how often the rank group may be lost. run: in whose name others find it;
-        empty:
-        nobody does. auto: as many rollout workers as the cluster has room for. request: for how
-        many an autoscaler is asked."""
+        empty: nobody does. auto: as many rollout workers as the cluster has room for. request: for
+        how many an autoscaler is asked. phases: see `Reporter`."""
         self.rollout_pool = rollouts
         self.reward_pools = rewards
         self.rank_groups = rank_groups
@@ -76,7 +76,12 @@ class RayService:
         self.checkpointed_for: set[str] = set()  # those of them for which a checkpoint was asked
         self.reporter = (
             Reporter(
-                run=run, rollouts=rollouts, rewards=rewards, rank_groups=rank_groups, limits=limits
+                run=run,
+                rollouts=rollouts,
+                rewards=rewards,
+                rank_groups=rank_groups,
+                limits=limits,
+                phases=phases,
             )
             if run
             else None

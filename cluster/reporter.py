@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, cast
@@ -37,7 +37,9 @@ class Reporter:
         rewards: list[Pool],
         rank_groups: list[RankGroup],
         limits: Mapping[str, tuple[int, int]],
+        phases: Sequence[str],
     ):
+        """phases: parts of an iteration, whose seconds its metrics have."""
         self.rollouts = rollouts
         self.rewards = rewards
         self.rank_groups = rank_groups
@@ -59,7 +61,7 @@ class Reporter:
             "limits": {role: list(pair) for role, pair in limits.items()},
         }
         self.board = Board.at(ray.get_runtime_context().gcs_address, BOARD_SECONDS)
-        self.monitor = Monitor(run)
+        self.monitor = Monitor(run, phases)
         self.board.claim(run, self._notice())
         for one in self.everyone:
             for cause in CAUSES:

@@ -19,6 +19,7 @@ from branchgrpo.app.roles import actor_options, retry_policy
 from branchgrpo.config import secrets
 from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
+from branchgrpo.report.sinks import PHASES
 from branchgrpo.report.terminal import Display
 from cluster import placement, session
 from cluster.byte_counter import DriverByteCounter
@@ -122,6 +123,7 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> Trainin
         run=run,
         auto=auto,
         request=rollout.request_workers,
+        phases=PHASES,
     )
 
 

@@ -12,6 +12,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from branchgrpo.files.whole import write_whole
 from branchgrpo.sinks.base import Sink, SinkOptions
 
 if TYPE_CHECKING:
@@ -84,11 +85,7 @@ class MetricsLog:
         self._file.close()
         path = Path(self._file.name)
         kept = [record for record in read(path) if record["iteration"] <= iteration]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(
-            "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept), encoding="utf-8"
-        )
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._begun = perf_counter() - (kept[-1]["elapsed"] if kept else 0.0)
 

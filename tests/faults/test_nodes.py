@@ -249,6 +249,7 @@ def test_auto_follows_nodes_that_come_and_go(
         limits={"rollout": (1, 4)},
         max_failures=0,
         run="",
+        phases=(),
         auto=True,
         request=6,
     )

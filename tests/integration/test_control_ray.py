@@ -159,6 +159,7 @@ def reporter(run: str) -> Reporter:
             )
         ],
         limits=LIMITS,
+        phases=(),
     )
 
 

@@ -114,7 +114,7 @@ def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(
     targets: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "REFRESH_SECONDS", REPORT_SECONDS / 4)
-    one, other = Monitor("run-1"), Monitor("run-2")
+    one, other = Monitor("run-1", ()), Monitor("run-2", ())
     one.begin("branchgrpo_restarts", role="rollout", cause="died")
     zeros = {
         (metric.exported, frozenset({"run": run, **labels}.items())): 0.0
