@@ -65,7 +65,7 @@ class Ranks(AdvantageOptions):
         advantage = np.zeros_like(reward)
         groups: dict[int, list[int]] = defaultdict(list)
         for index, tree in enumerate(trees):
-            groups[tree.prompt].append(index)
+            groups[tree.prompt_index].append(index)
         for members in groups.values():
             for level in range(1, plan.steps + 1):
                 rows = np.ix_(members, topo.level(level))

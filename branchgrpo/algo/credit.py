@@ -106,7 +106,7 @@ class Credit:
         advantage = np.zeros((len(trees), len(credits[0].advantage)), np.float32)
         for index, weight in enumerate(self.weights):
             alone = [
-                replace(tree, leaf_reward=scores[tree.prompt, tree.key.tree][index])
+                replace(tree, leaf_reward=scores[tree.prompt_index, tree.key.tree][index])
                 for tree in trees
             ]
             advantage += np.float32(weight) * np.stack(

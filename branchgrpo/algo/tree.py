@@ -162,7 +162,7 @@ def assemble(
         raise ValueError(f"a batch must come from one policy version, got {sorted(versions)}")
     for segment in segments:
         for subtree, values in zip(segment.subtrees, segment.log_prob, strict=True):
-            name = (subtree.prompt, subtree.key.tree)
+            name = (subtree.prompt_index, subtree.key.tree)
             key[name] = subtree.key
             tree = log_prob.setdefault(name, np.full(topo.nodes, np.nan, np.float32))
             tree[topo.segment_edges(subtree.node, segment.start, segment.stop)] = values
@@ -182,7 +182,7 @@ def assemble(
         headers.append(
             TreeHeader(
                 key=key[name],
-                prompt=name[0],
+                prompt_index=name[0],
                 policy_version=next(iter(versions)),
                 log_prob=values,
                 leaf_reward=rewards[name],

@@ -63,7 +63,7 @@ def micro_batches(
             ],
             np.float32,
         )
-        prompt = torch.tensor([trees[tree].prompt for tree in parents[:, 0]], device=device)
+        prompt = torch.tensor([trees[tree].prompt_index for tree in parents[:, 0]], device=device)
         old, advantage, weight, present = (
             torch.from_numpy(array).to(device)
             for array in (behaviour, shard.advantage[part], shard.weight[part], edges >= 0)

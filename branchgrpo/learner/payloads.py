@@ -30,7 +30,7 @@ class PayloadStore:
         shards: list[LearnerShard],
     ):
         topo = topology(plan)
-        index = {(tree.prompt, tree.key.tree): i for i, tree in enumerate(trees)}
+        index = {(tree.prompt_index, tree.key.tree): i for i, tree in enumerate(trees)}
         wanted = {
             (int(tree), int(child))
             for one in shards
@@ -42,7 +42,7 @@ class PayloadStore:
         needed = []
         for header, reference in segments:
             owners = [
-                index.get((subtree.prompt, subtree.key.tree), DROPPED)
+                index.get((subtree.prompt_index, subtree.key.tree), DROPPED)
                 for subtree in header.subtrees
             ]
             edges: set[tuple[int, int]] = set()

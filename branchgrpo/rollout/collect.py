@@ -203,7 +203,7 @@ class _Collection:
         self.batch.segments.append((header, segment.payload))
         if header.stop < self.plan.steps:
             below = [
-                Subtree(tree.key, tree.prompt, node)
+                Subtree(tree.key, tree.prompt_index, node)
                 for tree in header.subtrees
                 for node in self.frontier
             ]
@@ -211,7 +211,7 @@ class _Collection:
             return
         subtrees = header.subtrees
         self.batch.media.append((subtrees, segment.media))
-        texts = [self.texts[subtree.prompt] for subtree in subtrees]
+        texts = [self.texts[subtree.prompt_index] for subtree in subtrees]
         leaves = topology(self.plan).leaf_count
         pictures = sum(int(leaves[subtree.node]) for subtree in subtrees)
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
@@ -225,14 +225,15 @@ class _Collection:
         self.batch.retries += scores.retries
         topo, each = topology(self.plan), len(scores.ok) // len(subtrees)
         for index, subtree in enumerate(subtrees):
-            rows, key = slice(index * each, (index + 1) * each), (subtree.prompt, subtree.key.tree)
+            rows = slice(index * each, (index + 1) * each)
+            key = (subtree.prompt_index, subtree.key.tree)
             if not scores.ok[rows].all():
                 if not self.may_drop:
                     raise RuntimeError(
                         f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} leaves "
                         f"have no reward: {scores.reason}"
                     )
-                self.batch.dropped[subtree.prompt] = scores.reason
+                self.batch.dropped[subtree.prompt_index] = scores.reason
             first = int(topo.leaf_first[subtree.node])
             leaves = slice(first, first + each)
             trained = self.batch.scores.setdefault(

@@ -125,13 +125,13 @@ class Sampler:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Encodings of the subtrees' prompts, and each subtree's row among them [M], on the device.
         Encodings are large: only those of this task go there."""
-        used = sorted({subtree.prompt for subtree in subtrees})
+        used = sorted({subtree.prompt_index for subtree in subtrees})
         cond = self.model.conditioning(
             Conditioning(
                 {name: array[used] for name, array in conditioning.arrays.items()}, len(used)
             )
         )
-        rows = [used.index(subtree.prompt) for subtree in subtrees]
+        rows = [used.index(subtree.prompt_index) for subtree in subtrees]
         return cond, torch.tensor(rows, device=self.model.device)
 
     def _velocity(self, x: Tensor, sigma: float, cond: dict[str, Tensor]) -> Tensor:

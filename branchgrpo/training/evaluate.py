@@ -73,10 +73,10 @@ class Evaluator:
         )
         found: dict[tuple[int, int], U8] = {}
         for subtrees, reference in batch.media:
-            if any(subtree.prompt < pictures for subtree in subtrees):
+            if any(subtree.prompt_index < pictures for subtree in subtrees):
                 pixels = self.service.rollouts.pixels(reference)
                 found |= {
-                    (subtree.prompt, subtree.key.tree): picture
+                    (subtree.prompt_index, subtree.key.tree): picture
                     for subtree, picture in zip(subtrees, pixels, strict=True)
                 }
         if averaged:

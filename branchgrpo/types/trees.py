@@ -37,7 +37,7 @@ class Subtree:
     """A piece of work for a rollout worker: the part of a tree below (and with) `node`."""
 
     key: TreeKey
-    prompt: int  # row in the iteration's Conditioning
+    prompt_index: int  # row in the iteration's Conditioning
     node: int
 
 
@@ -122,7 +122,7 @@ class TreeHeader:
     """One whole tree as the credit functions see it, assembled from its segments' headers."""
 
     key: TreeKey
-    prompt: int  # row in the iteration's Conditioning
+    prompt_index: int  # row in the iteration's Conditioning
     policy_version: int
     log_prob: F32  # [N] 0 for deterministic edges
     leaf_reward: F32  # [L]

@@ -150,7 +150,7 @@ def by_the_engine(config: Config) -> Iteration:
     trees = [
         TreeHeader(
             key=key,
-            prompt=row,
+            prompt_index=row,
             policy_version=0,
             log_prob=log_prob[row].numpy(),
             leaf_reward=rewards[row].numpy(),

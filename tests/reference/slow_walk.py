@@ -20,7 +20,7 @@ class SlowWalk:
 
     def __init__(self, plan: BranchPlan, subtree: Subtree, cond: Conditioning, seed: int):
         model = LinearModel()
-        prompt = torch.from_numpy(cond.arrays["prompt"][[subtree.prompt]])
+        prompt = torch.from_numpy(cond.arrays["prompt"][[subtree.prompt_index]])
         self.nodes = build_comb(plan.fanout, plan.stochastic) if plan.comb else build(plan.fanout)
         first = (
             subtree.key.tree // plan.chains * plan.chains if plan.shared_root else subtree.key.tree

@@ -125,7 +125,7 @@ def grow(
         headers.append(
             TreeHeader(
                 key=TreeKey("test", 0, tree, 0),
-                prompt=tree,
+                prompt_index=tree,
                 policy_version=0,
                 log_prob=log_prob,
                 leaf_reward=rewards,

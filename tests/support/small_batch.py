@@ -57,7 +57,7 @@ def batch() -> tuple[UpdateRequest, Conditioning]:
     trunk, payload, *frontier = worker.grow(
         plan, SegmentRequest(version=0, subtrees=trees, start=0, stop=1), conditioning
     )
-    halves = tuple(Subtree(tree.key, tree.prompt, node) for tree in trees for node in (1, 2))
+    halves = tuple(Subtree(tree.key, tree.prompt_index, node) for tree in trees for node in (1, 2))
     segments = [(trunk, payload)]
     for part in (slice(0, 3), slice(3, 6)):
         request = SegmentRequest(version=0, subtrees=halves[part], start=1, stop=plan.steps)

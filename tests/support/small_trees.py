@@ -48,7 +48,7 @@ def header(
     values[1 : 1 + len(log_prob or [])] = log_prob or []
     return TreeHeader(
         key=TreeKey("test", 0, prompt, tree),
-        prompt=prompt,
+        prompt_index=prompt,
         policy_version=0,
         log_prob=values,
         leaf_reward=np.array(rewards, np.float32),

@@ -162,7 +162,7 @@ def drawn(pipe: Any, model: Wan, roots: Tensor, steps: int = STEPS) -> tuple[Ten
 
     frames = (roots.shape[2] - 1) * 4 + 1
     made = pipe(
-        prompt=[PROMPTS[tree.prompt] for tree in TREES],
+        prompt=[PROMPTS[tree.prompt_index] for tree in TREES],
         negative_prompt=model.options.negative_prompt,
         height=model.options.height,
         width=model.options.width,

@@ -52,7 +52,7 @@ class DepthWise(AdvantageOptions):
         advantage = np.zeros_like(reward)
         groups: dict[int, list[int]] = defaultdict(list)
         for index, tree in enumerate(trees):
-            groups[tree.prompt if self.group == "prompt" else index].append(index)
+            groups[tree.prompt_index if self.group == "prompt" else index].append(index)
         every_leaf = np.concatenate([tree.leaf_reward for tree in trees])
         for members in groups.values():
             for level in range(1, plan.steps + 1):

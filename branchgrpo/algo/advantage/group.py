@@ -41,7 +41,7 @@ class GroupRelative(AdvantageOptions):
         topo = topology(plan)
         groups: dict[int, list[int]] = defaultdict(list)
         for index, tree in enumerate(trees):
-            groups[tree.prompt].append(index)
+            groups[tree.prompt_index].append(index)
         every = np.concatenate([tree.leaf_reward for tree in trees]).astype(np.float64)
         found: dict[int, TreeCredit] = {}
         for members in groups.values():

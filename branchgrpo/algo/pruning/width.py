@@ -68,7 +68,7 @@ class WidthPruning(PruningOptions):
         chosen = [np.zeros(len(tree.leaf_reward), bool) for tree in trees]
         groups: dict[int, list[int]] = defaultdict(list)
         for index, tree in enumerate(trees):
-            groups[tree.prompt].append(index)
+            groups[tree.prompt_index].append(index)
         for members in groups.values():
             rewards = np.concatenate([trees[index].leaf_reward for index in members])
             keep = max(2, round(self.ratio * len(rewards)))

@@ -273,15 +273,15 @@ def test_assemble_does_not_depend_on_the_order_of_segments(form) -> None:
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(segments))
         headers = assemble(plan, [segments[index] for index in order], rewards)
-        assert [(header.prompt, header.key.tree) for header in headers] == [
+        assert [(header.prompt_index, header.key.tree) for header in headers] == [
             (0, 0),
             (0, 1),
             (1, 0),
             (1, 1),
         ]
         for header in headers:
-            name = header.prompt, header.key.tree
-            assert header.key.prompt == 10 + header.prompt
+            name = header.prompt_index, header.key.tree
+            assert header.key.prompt == 10 + header.prompt_index
             assert header.policy_version == 7
             np.testing.assert_array_equal(header.log_prob, truth[name])
             np.testing.assert_array_equal(header.leaf_reward, rewards[name])

@@ -99,7 +99,7 @@ def test_the_guided_ode_path_is_diffusers_pipeline(scale: float, negative: str) 
     pipe = FluxPipeline.from_pretrained(model.options.folder())
     pipe.set_progress_bar_config(disable=True)
     calls: dict[str, Any] = {
-        "prompt": [PROMPTS[tree.prompt] for tree in trees],
+        "prompt": [PROMPTS[tree.prompt_index] for tree in trees],
         "height": 32,
         "width": 32,
         "num_inference_steps": steps,

@@ -144,7 +144,9 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     both = grow(config, whole)
     assert not both.dropped
     kept = [
-        (header, payload) for header, payload in both.segments if header.subtrees[0].prompt != 1
+        (header, payload)
+        for header, payload in both.segments
+        if header.subtrees[0].prompt_index != 1
     ]
     assert len(kept) == 2
     request = UpdateRequest(plan=plan, iteration=0, segments=kept, scores=scores)

@@ -44,7 +44,7 @@ def small_plan(form: str = "correlated") -> BranchPlan:
 
 
 def named(subtree: Subtree, node: int) -> Name:
-    return subtree.prompt, subtree.key.tree, int(node)
+    return subtree.prompt_index, subtree.key.tree, int(node)
 
 
 class Grown:
@@ -68,7 +68,7 @@ class Grown:
                 for edge, value in zip(edges, values, strict=True)
             }
             below += [
-                Subtree(subtree.key, subtree.prompt, int(node))
+                Subtree(subtree.key, subtree.prompt_index, int(node))
                 for node in topo.below(subtree.node, stop)
             ]
         for owner, node, latent in zip(
@@ -372,7 +372,9 @@ def test_kept_nodes_are_the_ends_of_stochastic_edges(stochastic: str, depth: int
     if depth:
         first = sampler.grow(plan, subtrees=TREES, x=roots, start=0, stop=fork, conditioning=cond)
         below = tuple(
-            Subtree(tree.key, tree.prompt, int(node)) for tree in TREES for node in topo.level(fork)
+            Subtree(tree.key, tree.prompt_index, int(node))
+            for tree in TREES
+            for node in topo.level(fork)
         )
         pieces = [(TREES, roots, 0, fork), (below, first.frontier, fork, plan.steps)]
     for subtrees, x, start, stop in pieces:
@@ -486,7 +488,7 @@ def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
     pipe = FluxPipeline.from_pretrained(options.folder())
     pipe.set_progress_bar_config(disable=True)
     calls = {
-        "prompt": [PROMPTS[subtree.prompt] for subtree in TREES],
+        "prompt": [PROMPTS[subtree.prompt_index] for subtree in TREES],
         "height": options.height,
         "width": options.width,
         "num_inference_steps": steps,
