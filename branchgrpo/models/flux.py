@@ -9,7 +9,7 @@ from pydantic import Field
 
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.pipeline import PipelineAdapter
-from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.models.pipeline_options import JOINT_ATTENTION, PipelineModel
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +27,7 @@ class FluxModel(PipelineModel):
         "tokenizer",
         "tokenizer_2",
     )
-    attention_layers: ClassVar[tuple[str, ...]] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    attention_layers: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     guidance_key: ClassVar[str] = "true_cfg_scale"
     lora_alphas: ClassVar[bool] = True
     unit: ClassVar[int] = 2

@@ -16,6 +16,18 @@ from branchgrpo.models.files import check_pipeline, json_file
 
 SCHEDULER = "scheduler/scheduler_config.json"
 
+JOINT_ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
+"""diffusers' names of the projections where pictures and text attend to one another."""
+
 
 class PipelineModel(ModelOptions):
     """Options of a model that one of diffusers' pipelines loads."""

@@ -11,7 +11,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import PipelineAdapter
-from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.models.pipeline_options import JOINT_ATTENTION, PipelineModel
 
 if TYPE_CHECKING:
     import torch
@@ -35,16 +35,7 @@ class QwenImageModel(PipelineModel):
     pipeline: ClassVar[str] = "QwenImagePipeline"
     transformer: ClassVar[str] = "QwenImageTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    attention_layers: ClassVar[tuple[str, ...]] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    attention_layers: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     guidance_key: ClassVar[str] = "true_cfg_scale"
     unit: ClassVar[int] = 2
 

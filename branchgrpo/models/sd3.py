@@ -12,7 +12,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.pipeline import PipelineAdapter
-from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.models.pipeline_options import JOINT_ATTENTION, PipelineModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,16 +39,7 @@ class SD3Model(PipelineModel):
     optional_parts: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")
     # Of `attn` and, in 3.5 medium, of the pictures' second attention `attn2`, which has the first
     # four.
-    attention_layers: ClassVar[tuple[str, ...]] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    attention_layers: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
 
