@@ -15,7 +15,7 @@ from branchgrpo.config import kinds, references
 from branchgrpo.config.references import Unusable
 from branchgrpo.config.registry import REWARDS, Object
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import UserError
+from branchgrpo.errors import UserError, kind_and_line
 from branchgrpo.rewards.base import RewardOptions
 
 Given = str | RewardOptions | type[RewardOptions] | Callable[..., Any]
@@ -68,7 +68,7 @@ def check_sendable(config: Config) -> None:
         except Exception as error:  # whatever somebody else's object does
             raise UserError(
                 f"rewards.{index} ({reward.title}): expected what can be pickled for workers: "
-                f"{type(error).__name__}: {' '.join(str(error).split())}"
+                f"{kind_and_line(error)}"
             ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from branchgrpo.errors import kind_and_line
 from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
 
@@ -40,7 +41,7 @@ class Recovery:
         run, state = self.run, self.state
         state.recoveries += 1
         run.ahead.clear()
-        run.display.note(f"recovering: {type(fault).__name__}: {fault}")
+        run.display.note(f"recovering: {kind_and_line(fault)}")
         lost = run.service.recover(fault)
         state.updating |= lost and state.begun
         if state.updating:  # an update that was begun must not be made twice
