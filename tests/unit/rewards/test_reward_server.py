@@ -344,7 +344,8 @@ class Last(Scorer):
 
 class Options(RewardOptions):
     def build(self, resources):
-        assert (threads, device, os.environ["OMP_NUM_THREADS"]) == (3, "cpu", "3")
+        got = resources.threads, resources.device, os.environ["OMP_NUM_THREADS"]
+        assert got == (3, "cpu", "3"), got
         return Last()
 
 options, ready = Options(label="last"), lambda url: print(url, flush=True)
