@@ -60,7 +60,7 @@ class Ink(RewardOptions):
         return "score", "ink"
 
     def build(self, resources: Resources) -> InkScorer:
-        """Load what scoring needs: networks, for example, on this device."""
+        """Load what scoring needs: networks, for example, on resources.device."""
         return InkScorer(self)
 
 
