@@ -1,11 +1,9 @@
 """Lists of prompts, and text files of them that are read on access: of 10 million lines, 16 bytes
 each are kept in memory.
 
-Why an index of our own and not Arrow: a prompt may stand once only, so every text is compared.
-Measured on 2 million lines of 70 bytes on two busy cores, added memory at its highest: this index
-54 MB in 7.5 s (on an idle machine 10 million lines in 8.6 s); `pyarrow.csv` 333 MB in 3.3 s, and
-736 MB in 19 s with `unique`; an Arrow file that is mapped 73 MB, but it is a second copy of the
-list on disk, and with `unique` 716 MB. Arrow reads parquet, whose rows it finds itself (tables.py).
+Why not Arrow: a prompt may stand once only, so all are compared. Of 2 million lines of 70 bytes
+on two busy cores, added memory at its highest: this index 54 MB in 7.5 s (idle, 10 million lines in
+8.6 s); `pyarrow.csv` with `unique` 736 MB in 19 s; a mapped Arrow file, a second copy on disk, 716.
 """
 
 from __future__ import annotations
