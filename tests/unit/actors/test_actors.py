@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from actors.learner import Learner
-from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.errors import GateError
@@ -26,56 +25,6 @@ ONE = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
 def whole(plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> SegmentRequest:
     """Whole trees, with untrained weights."""
     return SegmentRequest(version=0, subtrees=subtrees, start=0, stop=plan.steps)
-
-
-def test_full_tree_iteration_counts_and_gates() -> None:
-    config = configs.load(
-        QUICKSTART,
-        {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all", "learner.threads": "1"},
-    )
-    rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
-    rollout.ready(), learner.join(1, "")
-    plan = config.method.plan(0, config.schedule())
-    subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
-    cut, conditioning = rollout.encode([PROMPT])
-    assert cut == 0
-    header, payload, media = rollout.grow(plan, whole(plan, subtrees), conditioning)
-    worker = RewardWorker(config, (0,), 0)
-    worker.ready()
-    scores = worker.score(media, [PROMPT])
-    assert media.pixels.shape == (16, 1, 32, 32, 3) and scores.ok.all()
-    assert header.forwards / 16 == 12.6875  # METHODS: 203 forwards a tree
-    before = rollout.fingerprint()
-
-    stats = learner.update(
-        UpdateRequest(
-            plan=plan,
-            iteration=0,
-            segments=[(header, payload)],
-            scores={(0, 0): scores.trained},
-        ),
-        conditioning,
-    )
-    assert stats.forwards / 16 <= 11.7  # distinct parents, last step dropped
-    assert stats.edges == stats.edges_stochastic == 202  # 218 less the last step's 16
-    assert stats.on_policy_deviation <= 1e-5
-    _, update, *chunks = learner.publish()
-    assert rollout.load_weights(update, *chunks) == update.digest
-    assert np.array_equal(rollout.fingerprint(), learner.fingerprint()) and not np.array_equal(
-        rollout.fingerprint(), before
-    )
-    with pytest.raises(RuntimeError, match="asked to grow with weights v0"):
-        rollout.grow(plan, whole(plan, subtrees), conditioning)
-    with pytest.raises(RuntimeError, match="trees were grown with weights v0"):
-        learner.update(
-            UpdateRequest(
-                plan=plan,
-                iteration=1,
-                segments=[(header, payload)],
-                scores={(0, 0): scores.trained},
-            ),
-            conditioning,
-        )
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "other names", "missing chunk"])

@@ -4,6 +4,7 @@ pipeline."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -476,7 +477,7 @@ def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
         options = FluxModel(
             path=str(folder), height=24, width=40, guidance=4.0, max_sequence_length=16
         )
-    model, steps = options.build("cpu"), 20
+    model, steps = options.build("cpu"), 10
     sampler, plan = Sampler(model, SEED, torch.float32, 2), ode_plan(static(steps, 3.0))
     roots = sampler.roots(plan, TREES)
     segment = sampler.grow(
@@ -487,24 +488,27 @@ def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
 
     pipe = FluxPipeline.from_pretrained(options.folder())
     pipe.set_progress_bar_config(disable=True)
-    calls = {
-        "prompt": [PROMPTS[subtree.prompt_index] for subtree in TREES],
-        "height": options.height,
-        "width": options.width,
-        "num_inference_steps": steps,
-        "guidance_scale": options.guidance,
-        "max_sequence_length": 16,
-    }
-    latents = pipe(**calls, latents=roots.clone(), output_type="latent").images
-    torch.testing.assert_close(segment.frontier, latents, rtol=0, atol=1e-4)
-    pictures = np.stack(
-        [
-            np.asarray(picture)
-            for picture in pipe(**calls, latents=roots.clone(), output_type="pil").images
-        ]
+    latents: list[torch.Tensor] = []
+
+    def keep(_: Any, step: int, time: Any, values: dict[str, torch.Tensor]) -> dict[str, Any]:
+        latents.append(values["latents"])
+        return {}
+
+    drawn = pipe(
+        prompt=[PROMPTS[subtree.prompt_index] for subtree in TREES],
+        height=options.height,
+        width=options.width,
+        num_inference_steps=steps,
+        guidance_scale=options.guidance,
+        max_sequence_length=16,
+        latents=roots.clone(),
+        output_type="pil",
+        callback_on_step_end=keep,
     )
+    assert len(latents) == steps
+    torch.testing.assert_close(segment.frontier, latents[-1], rtol=0, atol=1e-4)
+    pictures = np.stack([np.asarray(picture) for picture in drawn.images])
     pixels = model.decode(segment.frontier)
     assert pixels.shape == (3, 1, options.height, options.width, 3)
     assert pictures.shape == pixels[:, 0].shape
     assert np.abs(pixels[:, 0].astype(int) - pictures.astype(int)).max() <= 1
-    assert pictures.std() > 1  # not an empty picture

@@ -1,10 +1,12 @@
-"""The driver's loop in one process: growing ahead, trees that are too old, checkpoints, and going
+"""Whole runs in one process: growing ahead, trees that are too old, checkpoints, and going
 on from one exactly."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,47 +52,75 @@ def config(**options: str) -> Config:
     return quickstart(SMALL | options)
 
 
-def trained(loaded: Config, folder: Path) -> tuple[Run, Service, Memory]:
-    """A run that went through: its service and log."""
-    service, log = Service(loaded), Memory()
-    run = run_of(loaded, service, folder / "store", log=log)
-    assert train(run).complete
-    return run, service, log
-
-
 def weights(service: Service) -> str:
     learner = service.learner
     return wire.digest_of(learner.model.trainable()) + wire.digest_of(learner.policy.ema)
 
 
-def test_trees_are_grown_ahead_as_far_as_they_may_be_old(tmp_path: Path) -> None:
+@dataclass
+class Whole:
+    """A run that nothing disturbed."""
+
+    store: Path  # its checkpoints
+    run: Run
+    service: Service
+    log: Memory
+    weights: str
+
+    def copy(self, folder: Path) -> Path:
+        """A store to change."""
+        return Path(shutil.copytree(self.store, folder / "store"))
+
+
+Made = Callable[..., Whole]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Runs by what their config changes, each carried out once. Tests may look at them and not
+    change them."""
+    runs: dict[str, Whole] = {}
+
+    def made(**options: str) -> Whole:
+        key = repr(options)
+        if key not in runs:
+            loaded, log, store = config(**options), Memory(), tmp_path_factory.mktemp("whole")
+            service = Service(loaded)
+            run = run_of(loaded, service, store, log=log)
+            assert train(run).complete
+            runs[key] = Whole(
+                store=store, run=run, service=service, log=log, weights=weights(service)
+            )
+        return runs[key]
+
+    return made
+
+
+def test_trees_are_grown_ahead_as_far_as_they_may_be_old(made: Made) -> None:
     for staleness, expected in ((0, [0, 0, 0, 0]), (1, [0, 1, 1, 1]), (2, [0, 1, 2, 2])):
-        loaded = config(**{"async.max_staleness": str(staleness)})
-        run, service, log = trained(loaded, tmp_path / str(staleness))
-        assert [record["tree/staleness"] for record in log.updates] == expected
-        assert not run.ahead.pending and run.ahead.dropped == 0
+        found = made(**{"async.max_staleness": str(staleness)})
+        assert [record["tree/staleness"] for record in found.log.updates] == expected
+        assert not found.run.ahead.pending and found.run.ahead.dropped == 0
         grown = {
             arguments[1].subtrees[0].key.iteration
-            for method, arguments in service.rollout_pool.calls
+            for method, arguments in found.service.rollout_pool.calls
             if method == "grow"
         }
         assert grown == {EVALUATION, 0, 1, 2, 3}
 
 
-def test_without_staleness_it_is_the_synchronous_loop(tmp_path: Path) -> None:
-    _, one, _ = trained(config(), tmp_path / "one")
-    _, other, _ = trained(config(**{"async.max_staleness": "1"}), tmp_path / "other")
-    _, again, _ = trained(config(**{"async.max_staleness": "0"}), tmp_path / "again")
-    assert weights(one) == weights(again) != weights(other)
+def test_without_staleness_it_is_the_synchronous_loop(made: Made) -> None:
+    one, again = made(), made(**{"async.max_staleness": "0"})
+    assert one is not again
+    assert one.weights == again.weights != made(**{"async.max_staleness": "1"}).weights
 
 
-def test_ratios_of_older_trees_are_against_the_policy_that_grew_them(tmp_path: Path) -> None:
-    _, _, fresh = trained(config(), tmp_path / "fresh")
-    _, _, old = trained(config(**{"async.max_staleness": "1"}), tmp_path / "old")
+def test_ratios_of_older_trees_are_against_the_policy_that_grew_them(made: Made) -> None:
+    fresh, old = made().log.updates, made(**{"async.max_staleness": "1"}).log.updates
     # one optimiser step: on policy
-    assert all(record["update/ratio_deviation"] < 1e-6 for record in fresh.updates)
-    assert old.updates[0]["update/ratio_deviation"] < 1e-6
-    assert all(record["update/ratio_deviation"] > 1e-5 for record in old.updates[1:])
+    assert all(record["update/ratio_deviation"] < 1e-6 for record in fresh)
+    assert old[0]["update/ratio_deviation"] < 1e-6
+    assert all(record["update/ratio_deviation"] > 1e-5 for record in old[1:])
 
 
 def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -109,8 +139,8 @@ def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
     [{}, {"method.adapt_every": "1"}, {"model.lora_rank": "2", "loss.kl_beta": "0.1"}],
     ids=["plain", "adaptive", "lora"],
 )
-def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
-    _, whole, log = trained(config(**preset), tmp_path / "whole")
+def test_a_run_goes_on_exactly(made: Made, tmp_path: Path, preset: dict[str, str]) -> None:
+    whole = made(**preset)
     loaded, first, asked = config(**preset), Memory(), [False, True]
     cut = run_of(
         loaded, Service(loaded), tmp_path / "cut", log=first, interrupted=lambda: asked.pop(0)
@@ -121,7 +151,7 @@ def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
     rest = run_of(loaded, service, tmp_path / "cut", log=first, display=display, resumed=True)
     assert train(rest).complete and rest.fence == 2
     assert display.notes == ["going on from the checkpoint of iteration 2"]
-    assert weights(service) == weights(whole)
+    assert weights(service) == whole.weights
     names = (
         "iteration",
         "reward/total",
@@ -131,7 +161,7 @@ def test_a_run_goes_on_exactly(tmp_path: Path, preset: dict[str, str]) -> None:
         "splits/0",
     )
     assert [[record.get(name) for name in names] for record in first.updates] == [
-        [record.get(name) for name in names] for record in log.updates
+        [record.get(name) for name in names] for record in whole.log.updates
     ]
 
 
@@ -170,23 +200,27 @@ def test_a_run_that_was_taken_over_ends_and_counts_it(tmp_path: Path) -> None:
     assert not Store(str(tmp_path)).all()
 
 
-def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(tmp_path: Path) -> None:
-    trained(config(), tmp_path)
-    for file in (tmp_path / "store").glob("fence-*/state.json"):
+def test_every_checkpoint_damaged_is_an_error_and_no_new_beginning(
+    made: Made, tmp_path: Path
+) -> None:
+    store = made().copy(tmp_path)
+    for file in store.glob("fence-*/state.json"):
         file.write_text("{")
     service = Service(config())
     with pytest.raises(
         UserError,
         match=r"^checkpoints: expected a valid one in .*, every one is damaged: fence-[^\n]+$",
     ):
-        train(run_of(config(), service, tmp_path / "store", resumed=True))
-    assert len(list((tmp_path / "store").glob("fence-*/state.json"))) == 2
+        train(run_of(config(), service, store, resumed=True))
+    assert len(list(store.glob("fence-*/state.json"))) == 2
 
 
-def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(tmp_path: Path) -> None:
-    _, whole, log = trained(config(), tmp_path / "whole")
-    trained(config(), tmp_path / "cut")
-    newest = max((tmp_path / "cut" / "store").glob("fence-*-iteration-00000004-*"))
+def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(
+    made: Made, tmp_path: Path
+) -> None:
+    whole = made()
+    store = whole.copy(tmp_path)
+    newest = max(store.glob("fence-*-iteration-00000004-*"))
     with max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size).open(
         "r+b"
     ) as file:
@@ -197,43 +231,41 @@ def test_the_newest_checkpoint_damaged_costs_iterations_and_nothing_else(tmp_pat
     service = Service(config())
     display = Quiet()
     again = Memory()
-    store = tmp_path / "cut" / "store"
     train(run_of(config(), service, store, log=again, display=display, resumed=True))
     assert display.notes[0].startswith(f"checkpoint passed over: {newest.name}: ")
     assert display.notes[1:] == ["going on from the checkpoint of iteration 2"]
-    assert weights(service) == weights(whole)
+    assert weights(service) == whole.weights
     assert [record["reward/total"] for record in again.updates] == [
-        record["reward/total"] for record in log.updates[2:]
+        record["reward/total"] for record in whole.log.updates[2:]
     ]
 
 
-def test_a_run_that_has_finished_trains_no_further(tmp_path: Path) -> None:
+def test_a_run_that_has_finished_trains_no_further(made: Made, tmp_path: Path) -> None:
     """Its driver died in the last check: there is no summary yet."""
-    _, whole, _ = trained(config(), tmp_path / "whole")
     service, log = Service(config()), Memory()
-    state = train(run_of(config(), service, tmp_path / "whole" / "store", log=log, resumed=True))
+    state = train(run_of(config(), service, made().copy(tmp_path), log=log, resumed=True))
     assert state.iteration == 4 and state.stopped_by == "iterations" and not log.updates
-    assert weights(service) == weights(whole)
+    assert weights(service) == made().weights
 
 
-def test_a_new_run_begins_at_a_checkpoint(tmp_path: Path) -> None:
-    _, whole, _ = trained(config(), tmp_path / "whole")
-    (origin,) = (tmp_path / "whole" / "store").glob("fence-*-iteration-00000002-*")
+def test_a_new_run_begins_at_a_checkpoint(made: Made, tmp_path: Path) -> None:
+    whole = made()
+    (origin,) = whole.store.glob("fence-*-iteration-00000002-*")
     service, log = Service(config()), Memory()
     train(run_of(config(), service, tmp_path / "new", log=log, origin=str(origin)))
-    assert weights(service) == weights(whole)
+    assert weights(service) == whole.weights
     assert [record["iteration"] for record in log.updates] == [3, 4]
 
 
-def test_a_methods_state_of_another_kind_is_refused_in_one_line(tmp_path: Path) -> None:
-    trained(config(**{"method.adapt_every": "1"}), tmp_path)
+def test_a_methods_state_of_another_kind_is_refused_in_one_line(made: Made, tmp_path: Path) -> None:
+    store = made(**{"method.adapt_every": "1"}).copy(tmp_path)
     loaded = config(**{"method.adapt_every": "1", "sampling.steps": "5"})
     with pytest.raises(
         UserError,
         match=r"^checkpoint: state\.json: driver\.method: "
         "expected splits, and what was measured at 4 steps$",
     ):
-        train(run_of(loaded, Service(loaded), tmp_path / "store", resumed=True))
+        train(run_of(loaded, Service(loaded), store, resumed=True))
 
 
 class Lost(Exception):
@@ -356,44 +388,26 @@ def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> N
     )
 
 
-def test_a_resumed_run_folder_is_that_of_one_run(tmp_path: Path) -> None:
-    carry_out(
-        config(),
-        service=Service(config()),
-        folder=tmp_path / "whole",
-        display=Quiet(),
-        interrupted=lambda: False,
-    )
+def test_a_resumed_run_folder_is_that_of_one_run(whole: tuple[Path, str], tmp_path: Path) -> None:
     asked = [False, True, False, False, False]
     carry_out(
-        config(),
-        service=Service(config()),
-        folder=tmp_path / "cut",
+        config(**EXPORTED),
+        service=Service(config(**EXPORTED)),
+        folder=tmp_path,
         display=Quiet(),
         interrupted=lambda: asked.pop(0),
     )
-    assert (
-        json.loads((tmp_path / "cut" / "summary.json").read_text())["stopped_by"] == "interrupted"
-    )
+    assert json.loads((tmp_path / "summary.json").read_text())["stopped_by"] == "interrupted"
     carry_out(
-        config(),
-        service=Service(config()),
-        folder=tmp_path / "cut",
+        config(**EXPORTED),
+        service=Service(config(**EXPORTED)),
+        folder=tmp_path,
         display=Quiet(),
         interrupted=lambda: False,
         resumed=True,
     )
-    one, other = (
-        json.loads((tmp_path / name / "held_out.json").read_text()) for name in ("whole", "cut")
-    )
+    one, other = (json.loads((path / "held_out.json").read_text()) for path in (whole[0], tmp_path))
     assert one == other
     # 2: the check at the end of the first part
-    assert [record["iteration"] for record in read(tmp_path / "cut" / "metrics.jsonl")] == [
-        0,
-        1,
-        2,
-        2,
-        3,
-        4,
-        4,
-    ]
+    iterations = [record["iteration"] for record in read(tmp_path / "metrics.jsonl")]
+    assert iterations == [0, 1, 2, 2, 3, 4, 4]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import StringIO
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
-from branchgrpo.training import evaluate as evaluation
-from branchgrpo.training import loop as trainer
 from branchgrpo.training.carry_out import carry_out, measure
 from branchgrpo.types import EVALUATION
 
@@ -50,19 +47,31 @@ def display() -> Display:
     return Display("test", 1, "ocr/exact", Console(file=StringIO()))
 
 
-def run(
-    folder: Path, interrupted: Callable[[], bool] = lambda: False, **keys: str
-) -> tuple[Config, Service, dict[str, Any]]:
+def run(folder: Path, **keys: str) -> tuple[Config, Service, dict[str, Any]]:
     """carry_out on the tiny config; keys have __ for dots."""
     config = quickstart(TINY | {key.replace("__", "."): value for key, value in keys.items()})
     service = Service(config)
-    return (
-        config,
-        service,
-        carry_out(
-            config, service=service, folder=folder, display=display(), interrupted=interrupted
-        ),
+    summary = carry_out(
+        config, service=service, folder=folder, display=display(), interrupted=lambda: False
     )
+    return config, service, summary
+
+
+@dataclass
+class Whole:
+    """A run without anything special, which tests may look at and not change."""
+
+    folder: Path
+    config: Config
+    service: Service
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    config, service, summary = run(folder)
+    return Whole(folder=folder, config=config, service=service, summary=summary)
 
 
 def checks(folder: Path) -> list[int]:
@@ -74,18 +83,8 @@ def checks(folder: Path) -> list[int]:
     ]
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A second passes whenever the trainer looks: every iteration takes 3 s (it looks at both ends
-    and twice between)."""
-    ticks = count()
-    monkeypatch.setattr(trainer, "perf_counter", lambda: float(next(ticks)))
-    yield
-
-
-def test_run_folder_is_complete(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    config, service, summary = run(folder)
+def test_run_folder_is_complete(whole: Whole) -> None:
+    folder, config, summary = whole.folder, whole.config, whole.summary
     for name in ("curve.png", "samples/before.png", "samples/after.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
     assert configs.load(folder / "config.yaml") == config
@@ -138,15 +137,15 @@ def test_run_folder_is_complete(tmp_path: Path) -> None:
     # 1 and 3
     assert summary["forwards_per_leaf"] == {"rollout": 14 / 4, "training": 3 / 4}
     assert summary["edges_per_leaf"] == {"all": 17 / 4, "stochastic": 6 / 4, "trained": 6 / 4}
-    assert [(weights, version) for weights, version, _ in service.published] == [
+    assert [(weights, version) for weights, version, _ in whole.service.published] == [
         ("policy", 1),
         ("policy", 2),
     ]
 
 
-def test_scores_known_before_are_not_measured_again(tmp_path: Path) -> None:
-    config, *_ = run(tmp_path / "measured")
-    known = json.loads((tmp_path / "measured" / "held_out.json").read_text())
+def test_scores_known_before_are_not_measured_again(whole: Whole, tmp_path: Path) -> None:
+    config = whole.config
+    known = json.loads((whole.folder / "held_out.json").read_text())
     before = {name: np.array(values, np.float32) for name, values in known["before"].items()}
     summary = carry_out(
         config,
@@ -198,89 +197,6 @@ def test_the_policy_is_evaluated_unless_the_mean_is_asked_for(tmp_path: Path) ->
     assert {weights for weights, *_ in service.published} == {"policy"}
 
 
-@pytest.mark.parametrize(("every", "expected"), [("0", [0, 5]), ("2", [0, 2, 4, 5]), ("5", [0, 5])])
-def test_checks_by_iterations(tmp_path: Path, every: str, expected: list[int]) -> None:
-    run(
-        tmp_path / "run",
-        run__iterations="5",
-        evaluation__every=every,
-        evaluation__diversity="0",
-        rollout__prompts="1",
-    )
-    assert checks(tmp_path / "run") == expected
-
-
-@pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [("0", [0, 5]), ("6", [0, 2, 4, 5]), ("7", [0, 3, 5]), ("0.1", [0, 1, 2, 3, 4, 5])],
-)
-def test_checks_by_seconds(tmp_path: Path, seconds: str, expected: list[int]) -> None:
-    # iterations end at 3, 6, 9, 12, 15 s
-    run(
-        tmp_path / "run",
-        run__iterations="5",
-        evaluation__every="0",
-        evaluation__every_seconds=seconds,
-        evaluation__diversity="0",
-        rollout__prompts="1",
-    )
-    assert checks(tmp_path / "run") == expected
-
-
-@pytest.mark.usefixtures("clock")
-def test_without_iterations_the_time_limit_ends_training(tmp_path: Path) -> None:
-    _, _, summary = run(
-        tmp_path / "run",
-        run__iterations="0",
-        run__max_minutes="0.125",
-        evaluation__every="0",
-        learner__schedule="constant",
-    )  # 7.5 s: 3 iterations of 3 s
-    assert (summary["stopped_by"], summary["iterations"]) == ("max_minutes", 3)
-    assert read(tmp_path / "run" / "metrics.jsonl")[-1]["time/training"] == 9.0 and checks(
-        tmp_path / "run"
-    ) == [0, 3]
-
-
-@pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize("ending", ["max_minutes", "interrupted"])
-def test_the_last_iteration_is_checked_once(tmp_path: Path, ending: str) -> None:
-    """A check on the way that falls on the end is left to the check after training, however
-    training ends."""
-    asked = count(1)
-    keys = {
-        "max_minutes": {
-            "run__iterations": "0",
-            "run__max_minutes": "0.08",
-            "learner__schedule": "constant",
-        },
-        "interrupted": {"run__iterations": "9"},
-    }[ending]  # 4.8 s: 2 iterations of 3 s
-    _, _, summary = run(
-        tmp_path / "run",
-        lambda: ending == "interrupted" and next(asked) == 2,
-        evaluation__diversity="0",
-        **keys,
-    )
-    assert (summary["stopped_by"], summary["iterations"]) == (ending, 2)
-    assert checks(tmp_path / "run") == [0, 1, 2]
-
-
-def test_checks_on_the_way_see_no_other_prompts(tmp_path: Path) -> None:
-    """Else the curve would begin and end with other prompts than it has between."""
-    keys = {
-        "evaluation__prompts": "4",
-        "evaluation__prompts_between": "9",
-        "evaluation__diversity": "0",
-    }
-    _, service, _ = run(tmp_path / "run", **keys)
-    encoded = [
-        len(arguments[0]) for method, arguments in service.rollout_pool.calls if method == "encode"
-    ]
-    assert encoded == [4, 2, 4, 2, 4]  # before, iteration 1, its check, iteration 2, after
-
-
 def test_adaptive_splits_move_during_training(tmp_path: Path) -> None:
     config, service, _ = run(tmp_path / "run", method__adapt_every="1", run__iterations="3")
     records = [
@@ -308,20 +224,10 @@ def test_adaptive_splits_move_during_training(tmp_path: Path) -> None:
         )
 
 
-def test_evaluation_has_steps_of_its_own(tmp_path: Path) -> None:
-    _, service, _ = run(tmp_path / "run", evaluation__steps="3")
+def test_evaluation_has_steps_of_its_own(whole: Whole) -> None:
     grown = {
         (arguments[1].subtrees[0].key.iteration, arguments[0].steps)
-        for method, arguments in service.rollout_pool.calls
+        for method, arguments in whole.service.rollout_pool.calls
         if method == "grow"
     }
-    assert grown == {(EVALUATION, 3), (0, 6), (1, 6)}
-
-
-def test_pairwise_distance() -> None:
-    even = np.stack([np.full((2, 1, 3), value, np.uint8) for value in (0, 51, 255)])
-    assert evaluation.pairwise_distance(even) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
-    one_of_four = np.zeros((2, 4), np.uint8)
-    one_of_four[1, 2] = 255
-    assert evaluation.pairwise_distance(one_of_four) == 0.5
-    assert evaluation.pairwise_distance(np.zeros((4, 8), np.uint8)) == 0.0
+    assert grown == {(EVALUATION, 4), (0, 6), (1, 6)}
