@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from branchgrpo.app.environment import prepare
@@ -22,62 +23,102 @@ def main() -> int:
 
 def _command() -> int:
     found, overrides = parse(sys.argv[1:])
+    if found.command in ALONE:
+        return ALONE[found.command](found, overrides)
     if found.command == "config" and found.schema:
         print(json.dumps(Config.model_json_schema(), indent=1))
         return 0
-    if found.command == "compare":
-        from branchgrpo.app.compare import compare
-
-        return compare(
-            config_file(found.config),
-            methods=found.methods,
-            seeds=found.seeds,
-            budget=found.budget,
-            overrides=overrides,
-            folder=found.folder,
-            gain=found.gain,
-        )
-    if found.command == "eval":
-        from branchgrpo.app.evaluate import evaluate
-        from branchgrpo.runs.measured import chosen
-
-        return evaluate(
-            chosen(
-                found.folder,
-                config=config_file(found.config) if found.config else None,
-                texts=overrides,
-                checkpoint=found.checkpoint,
-                default=QUICKSTART,
-            )
-        )
-    if found.command == "serve-reward":
-        from branchgrpo.app.serve_reward import serve_reward
-
-        return serve_reward(found, overrides)
-    if found.command == "new":
-        from branchgrpo.app.new import new
-
-        return new(found.kind, found.name, Path())
-    if found.command in WATCHING:
-        from branchgrpo.app.watch import watch
-
-        return watch(found)
     config = configs.load(config_file(found.config), overrides, found.preset)
-    if found.command == "doctor":
-        from branchgrpo.app.doctor import doctor
+    return CONFIGURED[found.command](found, config)
 
-        return doctor(config, found.address, found.json)
-    if found.command == "prompts":
-        from branchgrpo.data.report import report
 
-        return report(config, found.json)
-    if found.command == "encode":
-        from branchgrpo.app.train import encode_alone
+Overrides = dict[str, str]
 
-        return encode_alone(config)
-    if found.command == "config":
-        print(configs.dump(config), end="")
-        return 0
+
+def _compare(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.compare import compare
+
+    return compare(
+        config_file(found.config),
+        methods=found.methods,
+        seeds=found.seeds,
+        budget=found.budget,
+        overrides=overrides,
+        folder=found.folder,
+        gain=found.gain,
+    )
+
+
+def _eval(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.evaluate import evaluate
+    from branchgrpo.runs.measured import chosen
+
+    target = chosen(
+        found.folder,
+        config=config_file(found.config) if found.config else None,
+        texts=overrides,
+        checkpoint=found.checkpoint,
+        default=QUICKSTART,
+    )
+    return evaluate(target)
+
+
+def _serve_reward(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.serve_reward import serve_reward
+
+    return serve_reward(found, overrides)
+
+
+def _new(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.new import new
+
+    return new(found.kind, found.name, Path())
+
+
+def _watch(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.watch import watch
+
+    return watch(found)
+
+
+def _train(found: Namespace, config: Config) -> int:
     from branchgrpo.app.train import train
 
     return train(config, found.resume)
+
+
+def _encode(found: Namespace, config: Config) -> int:
+    from branchgrpo.app.train import encode_alone
+
+    return encode_alone(config)
+
+
+def _prompts(found: Namespace, config: Config) -> int:
+    from branchgrpo.data.report import report
+
+    return report(config, found.json)
+
+
+def _doctor(found: Namespace, config: Config) -> int:
+    from branchgrpo.app.doctor import doctor
+
+    return doctor(config, found.address, found.json)
+
+
+def _config(found: Namespace, config: Config) -> int:
+    print(configs.dump(config), end="")
+    return 0
+
+
+ALONE = {"compare": _compare, "eval": _eval, "serve-reward": _serve_reward, "new": _new}
+ALONE |= dict.fromkeys(WATCHING, _watch)
+"""Commands that load no config, or several. Each imports what it needs: `--help` is quick."""
+
+CONFIGURED = {
+    "train": _train,
+    "encode": _encode,
+    "prompts": _prompts,
+    "doctor": _doctor,
+    "config": _config,
+}
+"""Commands of one config."""

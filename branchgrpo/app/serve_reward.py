@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from branchgrpo.app.parser import REWARD_KEYS
+from branchgrpo.app.overrides import REWARD_KEYS
 from branchgrpo.config import load as configs
 from branchgrpo.errors import UserError
 

@@ -55,75 +55,72 @@ class TrainingService(RayService):
 def ray_service(config: Config, learning: bool = True, run: str = "") -> TrainingService:
     """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody
     does."""
-
     byte_counter = DriverByteCounter()
-    rollout = config.rollout
-    scorer = config.reward_workers
-    learner = config.learner
-    rollouts = Pool(
+    rollout, scorer, learner = config.rollout, config.reward_workers, config.learner
+    # the number of ranks changes at checkpoints
+    ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)
+    return TrainingService(
+        rollouts=_rollouts(config, byte_counter, run),
+        rewards=_rewards(config, byte_counter, run),
+        rank_groups=[_learners(config, byte_counter, run)] if learning else [],
+        byte_counter=byte_counter,
+        limits={
+            "rollout": (rollout.min_workers, rollout.max_workers),
+            "reward": (scorer.min_workers, scorer.max_workers),
+            "learner": ranks,
+        },
+        max_failures=config.cluster.max_restarts,
+        run=run,
+        auto=rollout.workers == "auto",
+        request=rollout.request_workers,
+        phases=PHASES,
+    )
+
+
+def _rollouts(config: Config, byte_counter: DriverByteCounter, run: str) -> Pool:
+    return Pool(
         cls=RolloutWorker,
         role="rollout",
         count=roles.rollouts(config),
-        resources=actor_options(rollout),
+        resources=actor_options(config.rollout),
         arguments=(config,),
         byte_counter=byte_counter,
         retry_policy=retry_policy(config),
         run=run,
     )
-    rewards = []
+
+
+def _rewards(config: Config, byte_counter: DriverByteCounter, run: str) -> list[Pool]:
+    """One for each environment."""
+    pools = []
     for index, group in enumerate(config.reward_groups):
-        resources = actor_options(
-            scorer,
-            secrets.given(config.rewards[group[0]].runtime_env, f"rewards.{group[0]}.runtime_env"),
-        )
-        rewards.append(
+        key = f"rewards.{group[0]}.runtime_env"
+        environment = secrets.given(config.rewards[group[0]].runtime_env, key)
+        pools.append(
             Pool(
                 cls=RewardWorker,
                 role=f"reward{index or ''}",
-                count=scorer.workers,
-                resources=resources,
+                count=config.reward_workers.workers,
+                resources=actor_options(config.reward_workers, environment),
                 arguments=(config, group),
                 byte_counter=byte_counter,
                 retry_policy=retry_policy(config),
                 run=run,
             )
         )
-    make = partial(_learner_arguments, config, ray.get)
-    rank_groups = (
-        [
-            RankGroup(
-                cls=Learner,
-                role="learner",
-                ranks=learner.ranks,
-                resources=actor_options(learner),
-                make=make,
-                byte_counter=byte_counter,
-                deadlines=learner.deadlines,
-                run=run,
-            )
-        ]
-        if learning
-        else []
-    )
-    # their number changes at checkpoints
-    ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)
-    limits = {
-        "rollout": (rollout.min_workers, rollout.max_workers),
-        "reward": (scorer.min_workers, scorer.max_workers),
-        "learner": ranks,
-    }
-    auto = rollout.workers == "auto"
-    return TrainingService(
-        rollouts=rollouts,
-        rewards=rewards,
-        rank_groups=rank_groups,
+    return pools
+
+
+def _learners(config: Config, byte_counter: DriverByteCounter, run: str) -> RankGroup:
+    return RankGroup(
+        cls=Learner,
+        role="learner",
+        ranks=config.learner.ranks,
+        resources=actor_options(config.learner),
+        make=partial(_learner_arguments, config, ray.get),
         byte_counter=byte_counter,
-        limits=limits,
-        max_failures=config.cluster.max_restarts,
+        deadlines=config.learner.deadlines,
         run=run,
-        auto=auto,
-        request=rollout.request_workers,
-        phases=PHASES,
     )
 
 

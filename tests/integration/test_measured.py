@@ -21,10 +21,10 @@ from support.small_models import small_qwen_image, small_sd3
 from support.small_wan import save_small_wan
 
 from branchgrpo.algo import noise
-from branchgrpo.app.parser import QUICKSTART
 from branchgrpo.app.results import Result
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
+from branchgrpo.config.shipped import QUICKSTART
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.report.contact_sheet import evenly, kept

@@ -286,6 +286,10 @@ def below(place: dict[str, Any], key: str, schema: dict[str, Any]) -> list[dict[
     return [*found, own] if own else found
 
 
+OF_PLUGINS = {"rewards.0.channel"}
+"""Keys of the examples' own components."""
+
+
 @pytest.mark.parametrize(
     "path",
     [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.glob("*.yaml"))],
@@ -303,6 +307,8 @@ def test_commands_and_keys_that_are_named_exist(
     sections = "|".join(schema["properties"])
     dotted = re.findall(rf"(?:--|`)((?:{sections})\.[a-z_0-9.]+)", text)
     for key in {key for key in dotted if not key.endswith((".py", ".jsonl", ".json", ".md"))}:
+        if key in OF_PLUGINS and path.name == "plugins.md":
+            continue
         places = [schema]
         for part in key.rstrip(".").split("."):
             places = [one for place in places for one in below(place, part, schema)]
