@@ -18,12 +18,12 @@ import ray
 
 from cluster import placement
 from cluster.board import Board
+from cluster.capacity import PLACING_SECONDS
 from cluster.errors import PlacementError
-from cluster.nodes import PLACING_SECONDS
 from cluster.placement import Bundle
-from cluster.pool import Pool
 from cluster.rank_group import RankGroup
-from cluster.work import wait
+from cluster.tasks import wait
+from cluster.worker_pool import WorkerPool
 
 TRY_SECONDS = 10.0
 """How long one run asks before others may: an autoscaler looks every 5 s for what is asked."""
@@ -34,11 +34,11 @@ SAY_SECONDS = 300.0
 
 @contextmanager
 def admitted(
-    wanted: Mapping[str, Sequence[Bundle]], seconds: float, run: str, told: Callable[[str], None]
+    wanted: Mapping[str, Sequence[Bundle]], seconds: float, run: str, note: Callable[[str], None]
 ) -> Iterator[None]:
     """Room for all actors of all roles; the block makes them, and waits `until_placed`.
 
-    seconds: how long to wait for it; while another run starts, time stands still. told: hears what
+    seconds: how long to wait for it; while another run starts, time stands still. note: hears what
     is waited for, seldom. Raises PlacementError, saying what is missing.
     """
     context = ray.get_runtime_context()
@@ -66,12 +66,14 @@ def admitted(
         why = f"waiting for {other}, which is starting" if other else f"waiting for room: {lack}"
         if (why.partition(",")[0] != said) or time.monotonic() - spoken > SAY_SECONDS:
             said, spoken = why.partition(",")[0], time.monotonic()
-            told(why)
+            note(why)
         time.sleep(PAUSE_SECONDS)
 
 
 def until_placed(
-    pools: Sequence[Pool], rank_groups: Sequence[RankGroup] = (), seconds: float = PLACING_SECONDS
+    pools: Sequence[WorkerPool],
+    rank_groups: Sequence[RankGroup] = (),
+    seconds: float = PLACING_SECONDS,
 ) -> None:
     """Until every wanted worker's process runs, and ranks have their room. Raises PlacementError
     when that takes too long."""
@@ -83,13 +85,9 @@ def until_placed(
             f"{pool.role}-{worker.index}"
             for pool in pools
             for worker in pool.workers
-            if not worker.look()
+            if not worker.find_place()
         ]
-        waiting += [
-            rank_group.role
-            for rank_group in rank_groups
-            if rank_group.group and not placement.placed(rank_group.group)
-        ]
+        waiting += [rank_group.role for rank_group in rank_groups if rank_group.room.waiting]
         if not waiting:
             return
         if time.monotonic() > deadline:
@@ -100,9 +98,9 @@ def until_placed(
         wait(*pools)
 
 
-def place_alone(pool: Pool, seconds: float, told: Callable[[str], None]) -> None:
+def place_alone(pool: WorkerPool, seconds: float, note: Callable[[str], None]) -> None:
     """Room for the workers of one pool, see `admitted`."""
     with admitted(
-        {pool.role: [placement.bundle(pool.resources)] * pool.desired}, seconds, "", told
+        {pool.role: [placement.bundle(pool.resources)] * pool.desired}, seconds, "", note
     ):
         until_placed([pool])

@@ -20,7 +20,7 @@ SPACE = b"branchgrpo"
 ANSWER_SECONDS = 10.0
 TURN = b"turn"
 STOP = "stop"
-"""Stands among the roles for a wish that the run ends."""
+"""Stands among the roles for a request that the run ends."""
 
 
 class Board:
@@ -59,34 +59,34 @@ class Board:
             raise PlacementError(
                 f"run.name: expected one that no run of this cluster has, got {run}"
             )
-        self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
+        self._ask("internal_kv_del", _request(run, ""), True, SPACE)
 
-    def tell(self, run: str, notice: Mapping[str, Any]) -> None:
+    def post(self, run: str, notice: Mapping[str, Any]) -> None:
         """How the run is."""
         self._ask("internal_kv_put", _notice(run), _bytes(notice), True, SPACE)
 
     def read(self, run: str) -> dict[str, Any]:
-        """What the run told last. Raises PlacementError when it has ended."""
+        """What the run posted last. Raises PlacementError when it has ended."""
         found = self._notices([run]).get(run)
         if found is None or found["job"] not in self._jobs():
             raise PlacementError(f"--run: expected a run that goes on, {run} has ended")
         return found
 
-    def wish(self, run: str, counts: Mapping[str, int]) -> None:
+    def request(self, run: str, counts: Mapping[str, int]) -> None:
         """What somebody wants, by role, or of STOP. Twice is as good as once."""
         for role, count in counts.items():
-            self._ask("internal_kv_put", _wish(run, role), _bytes(count), True, SPACE)
+            self._ask("internal_kv_put", _request(run, role), _bytes(count), True, SPACE)
 
-    def wishes(self, run: str, roles: Iterable[str]) -> dict[str, int]:
-        """What was wished for, by role; those that nobody spoke of are missing."""
-        keys = {_wish(run, role): role for role in roles}
+    def requests(self, run: str, roles: Iterable[str]) -> dict[str, int]:
+        """What was requested, by role; roles that nobody spoke of are missing."""
+        keys = {_request(run, role): role for role in roles}
         found = self._ask("internal_kv_multi_get", list(keys), SPACE)
         return {keys[key]: int(json.loads(value)) for key, value in found.items()}
 
     def forget(self, run: str) -> None:
         """The run has ended."""
         self._ask("internal_kv_del", _notice(run), False, SPACE)
-        self._ask("internal_kv_del", _wish(run, ""), True, SPACE)
+        self._ask("internal_kv_del", _request(run, ""), True, SPACE)
 
     def take_turn(self, mine: Mapping[str, str]) -> str:
         """One run at a time may take its room; the name of another one that does, or nothing when
@@ -137,8 +137,8 @@ def _notice(run: str) -> bytes:
     return f"run:{run}".encode()
 
 
-def _wish(run: str, role: str) -> bytes:
-    return f"wish:{run}:{role}".encode()
+def _request(run: str, role: str) -> bytes:
+    return f"request:{run}:{role}".encode()
 
 
 def _bytes(value: Any) -> bytes:

@@ -9,10 +9,10 @@ import os
 import ray
 
 from cluster import ray_private
+from cluster.actor import NAMESPACE
 from cluster.board import Board
 from cluster.errors import PlacementError, one_line
 from cluster.local import joining
-from cluster.pool import NAMESPACE
 from cluster.reach import authenticate
 from cluster.session import Session
 

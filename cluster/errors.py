@@ -60,20 +60,24 @@ def cause(error: BaseException) -> BaseException:
     return inner if isinstance(inner, BaseException) else error
 
 
-def lost(error: BaseException) -> bool:
+def objects_lost(error: BaseException) -> bool:
     """An argument or result is gone with the node that held it."""
     return isinstance(error, ray.exceptions.ObjectLostError) or isinstance(
         cause(error), ray.exceptions.ObjectLostError
     )
 
 
-def told(error: BaseException, what: str) -> BaseException:
+def original(error: BaseException, what: str) -> BaseException:
     """What to raise when a remote call has failed: LostObjects, or what it really failed of. what:
     the call, in words."""
-    return LostObjects(f"{what}: {str(error).splitlines()[0]}") if lost(error) else cause(error)
+    return (
+        LostObjects(f"{what}: {str(error).splitlines()[0]}")
+        if objects_lost(error)
+        else cause(error)
+    )
 
 
-def ending(error: BaseException) -> str:
+def loss_cause(error: BaseException) -> str:
     """Why a worker is gone, in one word that restarts are counted by: preempted, memory, node,
     unavailable or died."""
     if getattr(error, "preempted", False):
@@ -98,7 +102,7 @@ def kind_and_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-WORDS = {
+CAUSE_WORDS = {
     "preempted": "its node was preempted",
     "memory": "out of memory: ended by Ray's memory monitor",
     "node": "its node is gone",
@@ -120,9 +124,9 @@ def reason(error: BaseException) -> str:
         return kind_and_line(inner)
     if never_began(error):
         return lines[-1]
-    why, text = ending(error), str(error)
-    if why in WORDS:
-        return WORDS[why]
+    why, text = loss_cause(error), str(error)
+    if why in CAUSE_WORDS:
+        return CAUSE_WORDS[why]
     if "receives a SIGTERM" in text:
         return "told to end by SIGTERM"
     if found := re.search(r"exit code (\d+)", text):

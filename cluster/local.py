@@ -34,8 +34,8 @@ WAITS = {
 """What Ray waits for while it starts, where the environment does not say."""
 
 
-def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) -> Any:
-    """Ray's context. `told` hears of tries that failed. Raises PlacementError, in one line that
+def start(object_store_mb: int, dashboard: bool, note: Callable[[str], None]) -> Any:
+    """Ray's context. `note` hears of tries that failed. Raises PlacementError, in one line that
     names the logs."""
     begun, here = time.monotonic(), _children()
     for tries in range(1, TRIES + 1):
@@ -64,7 +64,7 @@ def start(object_store_mb: int, dashboard: bool, told: Callable[[str], None]) ->
                     f"Ray did not start in {took} and {tries} tries; its logs are in "
                     f"{logs()}: {why}"
                 ) from error
-            told(f"Ray did not start in {took}, as happens on a busy machine: trying again ({why})")
+            note(f"Ray did not start in {took}, as happens on a busy machine: trying again ({why})")
     raise AssertionError("unreachable")
 
 

@@ -1,24 +1,14 @@
-"""What the cluster's nodes have room for, and which of them will go."""
+"""The cluster's nodes: which there are, which of them will go, and what each could hold."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
 from cluster import ray_private
-from cluster.placement import bundle
-
-if TYPE_CHECKING:
-    from cluster.pool import Pool
-
-PLACING_SECONDS = 600.0
-"""In which a new worker gets its place and its process has come up, if there is room for it."""
 
 
 def draining() -> set[str]:
@@ -59,47 +49,3 @@ def fits(resources: Mapping[str, float], without: Collection[str]) -> bool:
     return any(
         all(one.get(name, 0.0) >= amount for name, amount in resources.items()) for one in there
     )
-
-
-def room(pool: Pool, waiting: Sequence[Mapping[str, Any]] = ()) -> int | None:
-    """Workers of this pool that the cluster has room for: those that have a place, and as many as
-    fit beside everything else. None when the workers need nothing that Ray counts.
-
-    waiting: options of other actors that have no place yet, and go first.
-
-    A worker whose place is not known yet may or may not hold its resources: while there are such, a
-    number as near to the present one as is possible, so that it does not swing.
-    """
-    need, leaving = bundle(pool.resources), draining() | pool.avoided.nodes()
-    if not need:
-        return None
-    every = [
-        free
-        for node, free in ray_private.available_resources_per_node().items()
-        if node not in leaving
-    ]
-    for other in map(bundle, waiting):
-        taken = next(
-            (
-                free
-                for free in every
-                if all(free.get(name, 0.0) >= amount for name, amount in other.items())
-            ),
-            {},
-        )
-        for name in taken.keys() & other.keys():
-            taken[name] -= other[name]
-    fits: int = sum(
-        min(math.floor(free.get(name, 0.0) / amount + 1e-6) for name, amount in need.items())
-        for free in every
-    )
-    staying = [worker for worker in pool.workers if worker.state != "draining"]
-    placed = Counter(
-        worker.look() and worker.place is not None and worker.place.node not in leaving
-        for worker in staying
-    )[True]
-    coming = sum(
-        worker.place is None and time.monotonic() - worker.made < PLACING_SECONDS
-        for worker in staying
-    )
-    return min(max(fits + placed, pool.desired), fits + placed + coming)

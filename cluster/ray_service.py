@@ -9,23 +9,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ray.autoscaler.sdk import request_resources
-from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-from cluster import avoid, nodes, placement
+from cluster import placement
+from cluster.actor import Place
 from cluster.admission import admitted, until_placed
 from cluster.byte_counter import DriverByteCounter
+from cluster.capacity import ask_autoscaler, capacity
 from cluster.errors import LostObjects, RankGroupError
-from cluster.pool import Pool
+from cluster.node_watch import NodeWatch
 from cluster.rank_group import RankGroup
-from cluster.reporter import TELL_SECONDS, Reporter
-from cluster.work import Place
+from cluster.rank_scaling import RankScaling
+from cluster.reporter import POST_SECONDS, Reporter
+from cluster.worker_pool import WorkerPool
 
-LOOK_SECONDS = 1.0
-"""How often wishes, and nodes that come and go, are looked for."""
-RESERVE_SECONDS = 2.0
-"""How long a checkpoint waits for room that is free to be reserved."""
-
+CLUSTER_SECONDS = 1.0
+"""How often requests of people, and nodes that come and go, are looked for."""
 Limits = Mapping[str, tuple[int, int]]
 """Fewest and most workers by role."""
 
@@ -38,8 +35,8 @@ class RayService:
 
     def __init__(
         self,
-        rollouts: Pool,
-        rewards: list[Pool],
+        rollouts: WorkerPool,
+        rewards: list[WorkerPool],
         rank_groups: list[RankGroup],
         byte_counter: DriverByteCounter,
         limits: Limits,
@@ -65,17 +62,13 @@ class RayService:
         self.formed = False
         # actors replaced under drivers before this one, by cause; no budget counts them
         self.earlier = Counter[str]()
-        self.looked = 0.0
-        self.ending = False  # somebody asked for it
-        self.wanted_ranks = rank_groups[0].count if rank_groups else 0
-        self.reserve: PlacementGroup | None = None  # room for ranks that are to be added or to move
-        self.reserved = 0  # how many
-        self.draining_nodes: set[str] = set()  # nodes that will go
-        # those of them, present and past, that had actors of this run
-        self.warned: set[str] = set()
-        self.checkpointed_for: set[str] = set()  # those of them for which a checkpoint was asked
-        self.reporter = (
-            Reporter(
+        self.last_look = 0.0
+        self.stop_requested = False  # somebody asked for it
+        self.nodes = NodeWatch()
+        self.rank_scaling = [RankScaling(rank_group, self.nodes) for rank_group in rank_groups]
+        self.reporter = None
+        if run:
+            self.reporter = Reporter(
                 run=run,
                 rollouts=rollouts,
                 rewards=rewards,
@@ -83,25 +76,27 @@ class RayService:
                 limits=limits,
                 phases=phases,
             )
-            if run
-            else None
-        )
         for pool in self.pools:
-            pool.tick = self.look
+            pool.on_poll = self.follow_cluster
         for rank_group in rank_groups:
-            rank_group.allowed = max_failures
+            rank_group.max_failures = max_failures
         if request:
             self._ask_autoscaler(request)
 
     @property
-    def pools(self) -> list[Pool]:
+    def pools(self) -> list[WorkerPool]:
         """All pools."""
         return [self.rollout_pool, *self.reward_pools]
 
     @property
-    def everyone(self) -> list[Pool | RankGroup]:
+    def everyone(self) -> list[WorkerPool | RankGroup]:
         """All pools and rank groups."""
         return [*self.pools, *self.rank_groups]
+
+    @property
+    def scaling(self) -> RankScaling:
+        """How many learners there are to be."""
+        return self.rank_scaling[0]
 
     @property
     def learner_group(self) -> RankGroup:
@@ -115,7 +110,7 @@ class RayService:
         note: hears of what is waited for, and as in `form`. Raises PlacementError.
         """
 
-        def told(text: str) -> None:
+        def waiting_for(text: str) -> None:
             note(text)
             self.report({"phase": text})
 
@@ -127,7 +122,7 @@ class RayService:
             for rank_group in self.rank_groups
         }
         self.report({"phase": "placing actors"})
-        with admitted(wanted, seconds, self.run, told):
+        with admitted(wanted, seconds, self.run, waiting_for):
             self._take_places(note)
 
     def _take_places(self, note: Callable[[str], None]) -> None:
@@ -177,34 +172,31 @@ class RayService:
         if self.learner_group.spent > self.max_failures:
             raise error
         self._make_room()
-        self.learner_group.form(elsewhere=bool(self.draining_nodes))
+        self.learner_group.form(elsewhere=bool(self.nodes.draining))
         return True
 
     def _make_room(self) -> None:
         """A rank group goes before workers that wait for room, and before those that took what
         there was."""
-        for pool in self.pools:
-            pool.release_unplaced()
-        if self.auto and not (
-            self.learner_group.group and placement.placed(self.learner_group.group)
-        ):
-            self.rollout_pool.desired, self.looked = self.limits["rollout"][0], time.monotonic()
+        self._release_unplaced()
+        if self.auto and not self.learner_group.room.placed:
+            self.rollout_pool.desired, self.last_look = self.limits["rollout"][0], time.monotonic()
             self.rollout_pool.poll()
 
-    # wishes
+    # the cluster, and requests of people
 
-    def look(self) -> None:
-        """Follow the cluster, and wishes of people, at most once in a while; waits for nobody."""
+    def follow_cluster(self) -> None:
+        """Follow nodes that come and go, and requests of people, at most every CLUSTER_SECONDS.
+        Waits for nobody."""
         now = time.monotonic()
-        if now - self.looked < LOOK_SECONDS:
+        if now - self.last_look < CLUSTER_SECONDS:
             return
-        self.looked = now
-        self.draining_nodes, alive = nodes.draining(), nodes.alive()
-        # before those who can leave at once are gone
-        self.warned |= self.draining_nodes & {place.node for place in self._places()}
+        self.last_look = now
+        self.nodes.update(self._places())
         for pool in self.pools:
-            pool.on_nodes_changed(alive, self.draining_nodes)
-        self._reserve()
+            pool.workers.on_nodes_changed(self.nodes.alive, self.nodes.draining)
+        for scaling in self.rank_scaling:
+            scaling.reserve()
         # before that, the fewest rollout workers must leave room for all others
         if self.auto and self.formed:
             fewest, most = self.limits["rollout"]
@@ -212,19 +204,21 @@ class RayService:
                 pool.resources
                 for pool in self.reward_pools
                 for worker in pool.workers
-                if not worker.look()
+                if not worker.find_place()
             ]
-            waiting += [self.learner_group.resources] * self.reserved if self._waiting() else []
-            room = nodes.room(self.rollout_pool, waiting)
+            for scaling in self.rank_scaling:
+                waiting += [scaling.rank_group.resources] * scaling.reserved * scaling.waiting
+            room = capacity(self.rollout_pool, waiting)
             self.rollout_pool.desired = most if room is None else max(fewest, min(most, room))
         if self.reporter:
-            self._apply_requests(self.reporter.wishes())
-            if now - self.reporter.told > TELL_SECONDS:
-                self.reporter.tell(self._standing())
+            self._apply_requests(self.reporter.requests())
+            if now - self.reporter.last_post > POST_SECONDS:
+                self.reporter.post(self._status())
 
-    def _apply_requests(self, wishes: tuple[bool, dict[str, int]]) -> None:
-        self.ending, wanted = wishes
-        self.wanted_ranks = wanted["learner"]
+    def _apply_requests(self, requests: tuple[bool, dict[str, int]]) -> None:
+        self.stop_requested, wanted = requests
+        for scaling in self.rank_scaling:
+            scaling.desired = wanted["learner"]
         if not self.auto:
             self.rollout_pool.desired = wanted["rollout"]
         for pool in self.reward_pools:
@@ -232,104 +226,38 @@ class RayService:
 
     def stopping(self) -> bool:
         """Did somebody ask for the run to end after the present iteration?"""
-        return self.ending
+        return self.stop_requested
 
     def leaving(self) -> bool:
-        """Will nodes go with actors of this run on them? Each is told once; again and again while
+        """Will nodes go with actors of this run on them? Each counts once; again and again while
         ranks are on them."""
-        new = self.warned - self.checkpointed_for
-        self.checkpointed_for |= new
-        return bool(new) or any(
-            place.node in self.draining_nodes
-            for rank_group in self.rank_groups
-            for place in rank_group.places
-        )
+        return self.nodes.take_new() or any(one.leaving() for one in self.rank_scaling)
 
     def _places(self) -> list[Place]:
         places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
         return places + [place for rank_group in self.rank_groups for place in rank_group.places]
 
     def regroup(self) -> str:
-        """Form the rank group anew, in the number that is wanted now and on nodes that stay.
-        Returns why, or nothing when it stays
-        as it is: since nothing asks for it, or since there is no room."""
-        rank_group, going = self.learner_group, self._going()
-        if not going and self.wanted_ranks == rank_group.count:
-            return ""
-        self._reserve()
-        if self.reserve and not self.reserve.wait(RESERVE_SECONDS):
-            return ""
-        why = (
-            f"{going} of {rank_group.count} ranks are on nodes that will go"
-            if going
-            else f"{rank_group.count} → {self.wanted_ranks} ranks"
-        )
-        rank_group.restarts["preempted" if going else "scaled"] += 1
-        before, rank_group.count = rank_group.count, self.wanted_ranks
+        """Form the learners anew, see RankScaling.regroup. What workers that have no place yet wait
+        for is for the ranks."""
+        return self.scaling.regroup(self._release_unplaced)
+
+    def _release_unplaced(self) -> None:
         for pool in self.pools:
-            pool.release_unplaced()  # what is released is for the rank group
-        self._release()
-        try:
-            rank_group.form(elsewhere=bool(going))
-        except RankGroupError:
-            rank_group.count = before  # as many as are known to work
-            raise
-        return why
-
-    def _going(self) -> int:
-        """Ranks on nodes that will go."""
-        return sum(
-            place.node in self.draining_nodes
-            for rank_group in self.rank_groups
-            for place in rank_group.places
-        )
-
-    def _reserve(self) -> None:
-        """Hold room for ranks that are to be added or to move, which also asks an autoscaler for
-        it; they take it after the next checkpoint."""
-        wanted = (
-            max(0, self._going() + self.wanted_ranks - self.learner_group.count)
-            if self.rank_groups and self.learner_group.places
-            else 0
-        )
-        if wanted == self.reserved:
-            return
-        self._release()
-        if bundle := placement.bundle(self.learner_group.resources):
-            avoided = self.learner_group.avoided.nodes()
-            self.reserve, self.reserved = (
-                (avoid.group(bundle, wanted, avoided), wanted) if wanted else (None, 0)
-            )
-
-    def _waiting(self) -> bool:
-        """Is there no room yet for what is reserved?"""
-        return self.reserve is not None and not placement.placed(self.reserve)
-
-    def _release(self) -> None:
-        if self.reserve:
-            remove_placement_group(self.reserve)
-        self.reserve, self.reserved = None, 0
+            pool.workers.release_unplaced()
 
     def _ask_autoscaler(self, workers: int) -> None:
         """For room for so many rollout workers beside all others; 0 takes the request back."""
-        wanted = [
-            (self.rollout_pool.resources, workers),
-            *((pool.resources, pool.desired) for pool in self.reward_pools),
-        ]
+        wanted = [(self.rollout_pool.resources, workers)]
+        wanted += [(pool.resources, pool.desired) for pool in self.reward_pools]
         wanted += [(rank_group.resources, rank_group.count) for rank_group in self.rank_groups]
-        bundles = [
-            bundle
-            for resources, count in wanted
-            for bundle in [placement.bundle(resources)] * count
-            if bundle
-        ]
-        request_resources(bundles=bundles if workers else [])
+        ask_autoscaler(wanted if workers else [])
 
     def follow(self) -> dict[str, int]:
         """Poll all pools between iterations; returns counts for the metrics."""
         for pool in self.pools:
             pool.poll()
-        self.look()
+        self.follow_cluster()
         restarts = self.earlier.total() + sum(self.restarts().values())
         counts = {
             "rollout_workers": len(self.rollout_pool.workers),
@@ -344,28 +272,32 @@ class RayService:
         """Actors replaced under this driver, by cause."""
         return dict(sum((one.restarts for one in self.everyone), Counter[str]()))
 
-    # telling
+    # what others see
 
     def report(self, values: Mapping[str, Any]) -> None:
         """Tell whoever watches: `values` as the trainer gives them, and what the actors do."""
         if self.reporter:
-            self.reporter.report(values, self._standing())
+            self.reporter.report(values, self._status())
 
-    def _standing(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
+        refused = {
+            scaling.rank_group.role: f"waits for room for {scaling.reserved} ranks"
+            for scaling in self.rank_scaling
+            if scaling.waiting
+        }
         following = {self.rollout_pool.role: self.rollout_pool.desired} if self.auto else {}
         return {
             "following": following,
             "restarts": dict(self.earlier + Counter(self.restarts())),
-            "refused": {"learner": f"waits for room for {self.reserved} ranks"}
-            if self._waiting()
-            else {},
+            "refused": refused,
         }
 
     def stop(self) -> None:
         """End all actors."""
         if self.request:
             self._ask_autoscaler(0)
-        self._release()
+        for scaling in self.rank_scaling:
+            scaling.release()
         for one in self.everyone:
             one.stop()
         if self.reporter:

@@ -11,15 +11,17 @@ from typing import Any, cast
 
 import ray
 
-from cluster import control, nodes
+from cluster import nodes
 from cluster.board import STOP, Board
 from cluster.errors import PlacementError
-from cluster.monitor import CAUSES, Monitor
-from cluster.pool import Pool
+from cluster.metric_table import CAUSES
 from cluster.rank_group import RankGroup
+from cluster.ray_metrics import RunMetrics
+from cluster.status import plain
+from cluster.worker_pool import WorkerPool
 
-TELL_SECONDS = 5.0
-"""How often workers and queues are told between reports."""
+POST_SECONDS = 5.0
+"""How often workers and queues are posted between reports."""
 BOARD_SECONDS = 2.0
 """The longest that a run waits for the board; it takes about a millisecond."""
 TRAINED = "time/training"
@@ -27,14 +29,14 @@ TRAINED = "time/training"
 
 
 class Reporter:
-    """Holds the newest report of each kind, and adds what the actors do. Wishes that were heard
+    """Holds the newest report of each kind, and adds what the actors do. Requests that were read
     stay here, whatever becomes of the board in the cluster's head."""
 
     def __init__(
         self,
         run: str,
-        rollouts: Pool,
-        rewards: list[Pool],
+        rollouts: WorkerPool,
+        rewards: list[WorkerPool],
         rank_groups: list[RankGroup],
         limits: Mapping[str, tuple[int, int]],
         phases: Sequence[str],
@@ -43,13 +45,13 @@ class Reporter:
         self.rollouts = rollouts
         self.rewards = rewards
         self.rank_groups = rank_groups
-        self.everyone: list[Pool | RankGroup] = [rollouts, *rewards, *rank_groups]
+        self.everyone: list[WorkerPool | RankGroup] = [rollouts, *rewards, *rank_groups]
         self.last: dict[str, Any] = {"started": time.time()}
-        self.told = 0.0
+        self.last_post = 0.0
         # what the metrics know of
         self.counted: Counter[tuple[str, frozenset[tuple[str, str]]]] = Counter()
         self.versions: set[str] = set()  # workers whose weights they know of
-        self.ending = False  # somebody asked for it
+        self.stop_requested = False  # somebody asked for it
         self.wanted = {
             "rollout": rollouts.desired,
             "reward": rewards[0].desired,
@@ -61,35 +63,35 @@ class Reporter:
             "limits": {role: list(pair) for role, pair in limits.items()},
         }
         self.board = Board.at(ray.get_runtime_context().gcs_address, BOARD_SECONDS)
-        self.monitor = Monitor(run, phases)
+        self.metrics = RunMetrics(run, phases)
         self.board.claim(run, self._notice())
         for one in self.everyone:
             for cause in CAUSES:
-                self.monitor.begin("branchgrpo_restarts", role=one.role, cause=cause)
+                self.metrics.begin("branchgrpo_restarts", role=one.role, cause=cause)
         for pool in (rollouts, *rewards):
-            self.monitor.begin("branchgrpo_retries", role=pool.role)
+            self.metrics.begin("branchgrpo_retries", role=pool.role)
 
-    def wishes(self) -> tuple[bool, dict[str, int]]:
+    def requests(self) -> tuple[bool, dict[str, int]]:
         """What people want: shall the run end, and actors by role. Where the head gives no answer:
         as before."""
         with suppress(PlacementError):
-            found = self.board.wishes(self.known["run"], (*self.wanted, STOP))
-            self.ending |= STOP in found
+            found = self.board.requests(self.known["run"], (*self.wanted, STOP))
+            self.stop_requested |= STOP in found
             self.wanted |= {role: count for role, count in found.items() if role != STOP}
-        return self.ending, dict(self.wanted)
+        return self.stop_requested, dict(self.wanted)
 
     def _notice(self) -> dict[str, Any]:
         notice = {
             **self.last,
             **self.known,
             "wanted": self.wanted,
-            "stopping": self.ending,
+            "stopping": self.stop_requested,
             "updated": time.time(),
         }
-        return cast(dict[str, Any], control.plain(notice))
+        return cast(dict[str, Any], plain(notice))
 
-    def report(self, values: Mapping[str, Any], standing: Mapping[str, Any]) -> None:
-        """`values` as the trainer gives them. standing: see `tell`."""
+    def report(self, values: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        """`values` as the trainer gives them. status: see `post`."""
         metrics: Mapping[str, float] = values.get("metrics", {})
         self.last |= {key: value for key, value in values.items() if key != "metrics"}
         self.last |= {
@@ -104,25 +106,22 @@ class Reporter:
                 if name.startswith(prefix) and name != TRAINED
             }:
                 self.last[key] = found
-        self.monitor.iteration(metrics)
+        self.metrics.iteration(metrics)
         if "service/recoveries" in metrics:
             self._count("branchgrpo_recoveries", int(metrics["service/recoveries"]))
-        self.tell(standing)
+        self.post(status)
 
-    def tell(self, standing: Mapping[str, Any]) -> None:
-        """What is known now. standing: further entries of cluster.control.Snapshot."""
-        self.told = time.monotonic()
-        self.last |= {**standing, "workers": self._states(), "ready": self._ready()}
+    def post(self, status: Mapping[str, Any]) -> None:
+        """What is known now. status: further entries of cluster.status.Snapshot."""
+        self.last_post = time.monotonic()
+        self.last |= {**status, "workers": self._states(), "ready": self._ready()}
         with suppress(PlacementError):  # the run goes on; the next report comes soon
-            self.board.tell(self.known["run"], self._notice())
+            self.board.post(self.known["run"], self._notice())
         self._measure()
 
     def _ready(self) -> dict[str, int]:
         """Ready actors by role; of rewards, in that environment which has fewest."""
-        ready = [
-            sum(worker.state == "ready" for worker in pool.workers)
-            for pool in (self.rollouts, *self.rewards)
-        ]
+        ready = [len(pool.workers.ready) for pool in (self.rollouts, *self.rewards)]
         return {
             "rollout": ready[0],
             "reward": min(ready[1:], default=0),
@@ -153,56 +152,55 @@ class Reporter:
         return states
 
     def _measure(self) -> None:
-        monitor = self.monitor
-        monitor.set("branchgrpo_fence", int(self.last.get("fence", 0)))
+        exported = self.metrics
+        exported.set("branchgrpo_fence", int(self.last.get("fence", 0)))
         for pool in (self.rollouts, *self.rewards):
-            monitor.set("branchgrpo_workers_desired", pool.desired, role=pool.role)
-            monitor.set(
+            exported.set("branchgrpo_workers_desired", pool.desired, role=pool.role)
+            exported.set(
                 "branchgrpo_workers_ready",
-                sum(worker.state == "ready" for worker in pool.workers),
+                len(pool.workers.ready),
                 role=pool.role,
             )
-            monitor.set(
-                "branchgrpo_queue_length", len(pool.queue) + len(pool.attempts), role=pool.role
-            )
+            tasks = len(pool.dispatcher.queue) + len(pool.dispatcher.attempts)
+            exported.set("branchgrpo_queue_length", tasks, role=pool.role)
             self._count("branchgrpo_retries", pool.reissued, role=pool.role)
         for one in self.everyone:
             for cause, count in one.restarts.items():
                 self._count("branchgrpo_restarts", count, role=one.role, cause=cause)
         for rank_group in self.rank_groups:
-            monitor.set("branchgrpo_workers_desired", self.wanted["learner"], role=rank_group.role)
-            monitor.set("branchgrpo_workers_ready", len(rank_group.places), role=rank_group.role)
+            exported.set("branchgrpo_workers_desired", self.wanted["learner"], role=rank_group.role)
+            exported.set("branchgrpo_workers_ready", len(rank_group.places), role=rank_group.role)
         for name, key in (
             ("branchgrpo_iteration", "iteration"),
             ("branchgrpo_iterations_planned", "planned"),
         ):
             if key in self.last:
-                monitor.set(name, self.last[key])
+                exported.set(name, self.last[key])
         checkpoint = self.last.get("checkpoint", {})
         if made := checkpoint.get("time"):
-            monitor.set("branchgrpo_checkpoint_timestamp_seconds", made)
-            monitor.set("branchgrpo_checkpoint_iteration", checkpoint["iteration"])
+            exported.set("branchgrpo_checkpoint_timestamp_seconds", made)
+            exported.set("branchgrpo_checkpoint_iteration", checkpoint["iteration"])
         held = {
             state["name"]: state["version"]
             for state in self.rollouts.states()
             if state["version"] >= 0
         }
         for worker in self.versions - held.keys():
-            monitor.forget(role=self.rollouts.role, worker=worker)
+            exported.forget(role=self.rollouts.role, worker=worker)
         self.versions = set(held)
         for worker, version in held.items():
-            monitor.set(
+            exported.set(
                 "branchgrpo_weight_version", version, role=self.rollouts.role, worker=worker
             )
 
     def _count(self, name: str, count: int, **labels: str) -> None:
         """Bring a counter up to `count`."""
         key = name, frozenset(labels.items())
-        self.monitor.add(name, count - self.counted[key], **labels)
+        self.metrics.add(name, count - self.counted[key], **labels)
         self.counted[key] = count
 
     def close(self) -> None:
         """Stop the metrics; the run is no longer known."""
-        self.monitor.close()
+        self.metrics.close()
         with suppress(PlacementError):
             self.board.forget(self.known["run"])

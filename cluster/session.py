@@ -46,9 +46,9 @@ def start(
     address: str,
     object_store_mb: int,
     dashboard: bool,
-    told: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Session:
-    """Connect to the Ray at `address`, or start one, see `target`. `told` hears of starts that
+    """Connect to the Ray at `address`, or start one, see `target`. `note` hears of starts that
     failed and are tried again.
 
     Raises PlacementError, in one line.
@@ -62,7 +62,7 @@ def start(
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if own:
         require_home()
-        context = local.start(object_store_mb, dashboard, told)
+        context = local.start(object_store_mb, dashboard, note)
         if (secret := token_path()).is_file() and secret.stat().st_uid == os.getuid():
             secret.chmod(0o600)  # Ray writes it readable for all
     else:

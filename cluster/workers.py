@@ -1,280 +1,256 @@
-"""The workers of a pool: they are started, brought up to the others, lost and replaced, and
-leave."""
+"""The workers of a pool: they are started, brought up to the others, drained, lost and replaced."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import ray
-from ray import ObjectRef
 
-from cluster import nodes, ray_private
+from cluster import nodes, pings, ray_private
+from cluster.actor import Method, WorkerClass, named, place
 from cluster.avoid import Avoided, labels
-from cluster.byte_counter import DriverByteCounter
-from cluster.errors import WORDS, BudgetError, ending, reason, told
+from cluster.deadlines import Deadlines
+from cluster.dispatcher import Dispatcher
+from cluster.errors import CAUSE_WORDS, original, reason
 from cluster.placement import bundle
-from cluster.work import Attempt, Method, RetryPolicy, Task, Worker, place
+from cluster.restart_budget import NOT_COUNTED, RestartBudget
+from cluster.retry_policy import RetryPolicy
+from cluster.worker import Attempt, State, Worker
 
-NAMESPACE = "branchgrpo"
-NOT_COUNTED = ("preempted", "scaled")
-"""Causes that no budget counts."""
-PING_SECONDS = 10.0
-"""A worker that has had nothing to do for so long is asked whether it lives …"""
-PING_TIMEOUT = 30.0
-"""… and must answer in this time."""
 VERBS = {"start": "could not start", "unresponsive": "was ended"}
 """What became of a worker, by cause; of all others: it died."""
 
 
 class Workers:
-    """Actors of one class; `desired` may be changed at any time."""
+    """Actors of one class, in the order in which they were made. `desired` may be changed at any
+    time: `poll` follows it. Tasks of those that are gone go back to the dispatcher."""
 
     def __init__(
         self,
-        cls: type,
+        cls: type[WorkerClass],
         role: str,
         count: int,
         resources: dict[str, Any],
         arguments: tuple[Any, ...],
-        byte_counter: DriverByteCounter,
+        dispatcher: Dispatcher,
         retry_policy: RetryPolicy,
-        run: str = "",
+        run: str,
+        note: Callable[[str], None],
     ):
-        """resources: options of the actors, as Ray takes them. run: in whose name the actors are
-        named; empty: not named."""
+        """See WorkerPool."""
+        self.actor = ray.remote(cls)
         self.role = role
-        self.byte_counter = byte_counter
+        self.desired = count
+        self.resources = resources
+        self.arguments = arguments
+        self.dispatcher = dispatcher
         self.retry_policy = retry_policy
         self.run = run
-        self.desired, self.arguments = count, arguments
-        self.actor, self.resources = ray.remote(cls), resources
-        self.workers: list[Worker] = []
-        self.made = 0
-        self.queue: deque[Task] = deque()
-        # behind `ready`: what brings a newcomer up to the others
+        self.note = note
+        self.created = 0  # those that are gone too
+        # after `ready`: what brings a newcomer up to the others
         self.sync_calls: list[tuple[str, tuple[Any, ...]]] = []
-        self.sync_round, self.version = 0, 0
-        self.attempts: dict[ObjectRef[Any], Attempt] = {}
-        # of finished tasks for each of their size, by method
-        self.seconds: dict[str, deque[float]] = {}
-        self.broadcasts: dict[str, deque[float]] = {}  # seconds until all had answered, by method
-        self.restarts: Counter[str] = Counter()  # by cause
-        self.nodes = set[str]()  # lost with workers on them
-        self.reissued = 0
-        self.formed = False  # all were ready once: who cannot start later is a newcomer
+        self.sync_round = 0
+        self.version = 0
+        self.deadlines = Deadlines(retry_policy)
+        self.budget = RestartBudget(role, retry_policy)
         self.avoided = Avoided()  # nodes where newcomers could not start
+        self.formed = False  # all were ready once: who cannot start later is a newcomer
         self.unfit = 0  # newcomers in a row that could not start, while nobody else was there
-        self.note: Callable[[str], None] = lambda text: None  # hears of losses, in one line each
-        # not told yet: who is gone, and how the budget stands
-        self.losses: list[tuple[str, str]] = []
-        self.polled = 0.0
-        self.tick: Callable[[], None] = lambda: None  # called every TICK, to change what is desired
+        self._workers: list[Worker] = []
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._workers))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __getitem__(self, place: int) -> Worker:
+        return self._workers[place]
+
+    @property
+    def ready(self) -> list[Worker]:
+        """Those that are ready."""
+        return [worker for worker in self if worker.state is State.READY]
+
+    @property
+    def available(self) -> list[Worker]:
+        """Those that may take tasks: they are ready, and brought up to the others."""
+        return [worker for worker in self.ready if worker.sync_round == self.sync_round]
+
+    def look_after(self, now: float) -> None:
+        """End and replace those that don't answer or wait where nothing is to be had; give what
+        takes too long to others as well."""
+        self._end_overdue(now)
+        for worker, why, words in list(pings.unanswered(self, now)):
+            self.remove(worker, why, words)
+        self._look_elsewhere()
+
+    def scale(self) -> None:
+        """Start and end workers as desired."""
+        active = [worker for worker in self if worker.state is not State.DRAINING]
+        # those that would be missed least: not ready, then the least busy, then the newest
+        active.sort(key=lambda one: (one.state is State.READY, len(one.pending), -one.index))
+        for worker in active[: max(0, len(active) - self.desired)]:
+            worker.drain()
+        for worker in self:
+            if worker.state is State.DRAINING and not worker.tasks:
+                self.remove(worker, "scaled")
+        for _ in range(self.desired - len(active)):
+            self._start()
+        for line in self.budget.unreplaced():
+            self.note(line)
+
+    def _start(self) -> None:
+        name = f"{self.role}-{self.created}"
+        avoiding = self._avoiding()
+        options = self.resources | named(self.run, name)
+        options |= {"label_selector": labels(avoiding)} if avoiding else {}
+        handle = self.actor.options(**options).remote(*self.arguments, self.created)
+        placed = ray_private.call_in_actor(handle, place)
+        worker = Worker(index=self.created, handle=handle, placed=placed, avoiding=avoiding)
+        self.created += 1
+        if line := self.budget.replaced(by=name):
+            self.note(line)
+        self._workers.append(worker)
+        self._sync(worker, [("ready", ()), *self.sync_calls])
+
+    def _sync(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
+        worker.begin_sync(self.sync_round)
+        references = [
+            getattr(worker.handle, method).remote(*arguments) for method, arguments in calls
+        ]
+        attempt = Attempt(worker, references, None, time.monotonic())
+        self.dispatcher.watch(attempt, references[-1])
+
+    def bring_up(self) -> None:
+        """Let idle ones that are behind run what `sync` was given."""
+        for worker in self:
+            if worker.idle and worker.sync_round != self.sync_round:
+                if self.sync_calls:
+                    self._sync(worker, self.sync_calls)
+                worker.sync_round, worker.version = self.sync_round, self.version
 
     def sync(self, calls: Iterable[tuple[Method, tuple[Any, ...]]], version: int = 0) -> None:
-        """From now on, newcomers run these methods before any work; they then hold this version of
-        what the methods bring."""
+        """From now on, newcomers and those that are busy run these methods before any work; they
+        then hold this version of what the methods bring."""
         self.sync_calls = [(method.__name__, arguments) for method, arguments in calls]
-        self.sync_round = self.sync_round + 1
+        self.sync_round += 1
         self.version = version
-        for worker in self.workers:
-            # a broadcast brought these up already
-            if worker.state == "ready" and not worker.pending:
+        for worker in self:
+            if worker.idle:  # a broadcast brought these up already
                 worker.sync_round, worker.version = self.sync_round, version
 
-    def on_nodes_changed(self, alive: Container[str], leaving: Container[str]) -> None:
+    def became_ready(self, worker: Worker, now: float) -> None:
+        """It has loaded what it needs."""
+        worker.become_ready()
+        worker.began, self.unfit = now, 0
+        if worker.sync_round == self.sync_round:
+            worker.version = self.version
+
+    def on_nodes_changed(self, alive: Container[str], draining: Container[str]) -> None:
         """Nodes that are not alive took their workers with them, idle ones too. On those that will
         go, workers finish what they have, and others take their place elsewhere; no budget counts
         that."""
-        for worker in [worker for worker in self.workers if worker.place]:
-            assert worker.place
+        for worker in self:
+            if worker.place is None:
+                continue
             if worker.place.node not in alive:
-                self._remove(worker, "node")
-            elif worker.state != "draining" and worker.place.node in leaving:
-                worker.state, worker.leaving = "draining", "preempted"
+                self.remove(worker, "node")
+            elif worker.state is not State.DRAINING and worker.place.node in draining:
+                worker.drain("preempted")
                 self.note(
                     f"{self._name(worker)}: that node will go; another worker takes its "
                     "place when it has done its work"
                 )
 
-    def ping(self, now: float) -> None:
-        """Ask idle workers whether they live, so that one that died or hangs is replaced before
-        work waits for it."""
-        for worker in list(self.workers):
-            if worker.state != "ready" or worker.pending:  # what it works on has its own deadline
-                worker.ping = None
-            elif worker.ping is None:
-                if now - worker.heard > PING_SECONDS:
-                    worker.ping, worker.pinged = worker.handle.ping.remote(), now
-            elif ray.wait([worker.ping], timeout=0)[0]:
-                try:
-                    ray.get(worker.ping)
-                    worker.ping, worker.heard = None, now
-                except ray.exceptions.RayError as error:
-                    self._remove(worker, ending(error), reason(error))
-            elif now - worker.pinged > PING_TIMEOUT:
-                self._remove(
-                    worker,
-                    "unresponsive",
-                    f"no answer in {PING_TIMEOUT:g} s, while it had nothing to do",
-                )
-
     def release_unplaced(self) -> None:
         """End workers that have no place yet: others are to get the room that comes free now."""
-        for worker in [worker for worker in self.workers if not worker.look()]:
-            self._remove(worker, "scaled")
+        for worker in [worker for worker in self if not worker.find_place()]:
+            self.remove(worker, "scaled")
 
     def reset(self, *arguments: Any) -> None:
-        """What workers are made with is another from now on; end those that cannot be told now, as
-        they start or are busy."""
+        """What workers are made with is another from now on. Those that start or are busy end:
+        they cannot be given it. The others must be, by a broadcast."""
         self.arguments = arguments
-        self.broadcasts.clear()
-        for worker in [
-            worker for worker in self.workers if worker.state != "ready" or worker.pending
-        ]:
-            self._remove(worker, "scaled")
+        self.deadlines.broadcasts.clear()
+        for worker in [worker for worker in self if not worker.idle]:
+            self.remove(worker, "scaled")
         self.sync([])
-
-    def _start(self) -> None:
-        options = self.resources | (
-            {"name": f"{self.run}/{self.role}-{self.made}", "namespace": NAMESPACE}
-            if self.run
-            else {}
-        )
-        avoiding = self._avoiding()
-        options |= {"label_selector": labels(avoiding)} if avoiding else {}
-        handle = self.actor.options(**options).remote(*self.arguments, self.made)
-        worker = Worker(
-            self.made, handle, ray_private.call_in_actor(handle, place), avoiding=avoiding
-        )
-        self.made += 1
-        if self.losses:
-            gone, budget = self.losses.pop(0)
-            self.note(f"{gone}; {self.role}-{worker.index} replaces it, {budget}")
-        self.workers.append(worker)
-        self._sync(worker, [("ready", ()), *self.sync_calls])
-
-    def _sync(self, worker: Worker, calls: list[tuple[str, tuple[Any, ...]]]) -> None:
-        worker.state, worker.sync_round = "starting", self.sync_round
-        references = [
-            getattr(worker.handle, method).remote(*arguments) for method, arguments in calls
-        ]
-        self._watch(Attempt(worker, references, None, time.monotonic()), references[-1])
-
-    def _watch(self, attempt: Attempt, reference: ObjectRef[Any]) -> None:
-        attempt.worker.pending.append(attempt)
-        self.attempts[reference] = attempt
 
     def _avoiding(self) -> frozenset[str]:
         """Nodes where newcomers are not to be; none when nobody is there and no other node could
         hold one."""
         found = frozenset(self.avoided.nodes())
-        alone = bool(found) and all(worker.new for worker in self.workers)
+        alone = bool(found) and all(worker.new for worker in self)
         return frozenset() if alone and not nodes.fits(bundle(self.resources), found) else found
 
     def _look_elsewhere(self) -> None:
         """Workers that wait for room are made again when the nodes that they must avoid are others
         by now."""
-        if self.avoided.until:
-            now = self._avoiding()
-            for worker in [
-                one for one in self.workers if one.new and one.avoiding != now and not one.look()
-            ]:
-                self._remove(worker, "scaled")
+        if not self.avoided.until:
+            return
+        avoiding = self._avoiding()
+        for worker in self:
+            if worker.new and worker.avoiding != avoiding and not worker.find_place():
+                self.remove(worker, "scaled")
 
-    def _unfit(self, worker: Worker, error: ray.exceptions.RayError) -> None:
-        """It could not start. Raises why, while the pool is formed; later only when nobody is left
-        and several in a row could not: until then others are started, elsewhere."""
-        alone = all(one.new for one in self.workers)
+    def _end_overdue(self, now: float) -> None:
+        """Issue again what takes too long; end workers that don't answer."""
+        for worker in self:
+            late = self.deadlines.overdue(worker, now)
+            if late and late.hung:
+                self.remove(worker, "unresponsive", late.words)
+            elif late:
+                others = [one for one in self.available if one is not worker]
+                for line in self.dispatcher.reissue(worker, others, late.words):
+                    self.note(line)
+
+    def could_not_start(self, worker: Worker, error: ray.exceptions.RayError) -> None:
+        """It failed before it was ever ready. Raises why, while the pool is formed; later only
+        when nobody is left and several in a row could not: until then others are started,
+        elsewhere."""
+        alone = all(one.new for one in self)
         self.unfit = self.unfit + 1 if alone else 0
         if not self.formed or self.unfit >= self.retry_policy.max_attempts:
-            raise told(error, f"{self.role}.ready") from error
-        if worker.state != "draining" and (
-            node := worker.place.node if worker.place else nodes.of(worker.handle)
-        ):
+            raise original(error, f"{self.role}.ready") from error
+        if worker.state is not State.DRAINING and (node := self._node(worker)):
             self.avoided.add(node)
-        self._remove(worker, "start", reason(error))
+        self.remove(worker, "start", reason(error))
+
+    def _node(self, worker: Worker) -> str:
+        return worker.place.node if worker.place else nodes.of(worker.handle)
 
     def _name(self, worker: Worker) -> str:
-        return (
-            f"{self.role}-{worker.index} on "
-            f"{nodes.address(worker.place.node if worker.place else nodes.of(worker.handle))}"
-        )
+        return f"{self.role}-{worker.index} on {nodes.address(self._node(worker))}"
 
-    def _remove(self, worker: Worker, why: str, words: str = "") -> None:
+    def remove(self, worker: Worker, why: str, words: str = "") -> None:
         """The worker is gone: its tasks go to others. words: why, for people. Raises BudgetError
-        when that was once too often; workers that go with their node count once."""
-        if worker not in self.workers:
+        when that was once too often."""
+        if worker.state is State.GONE:
             return
-        lost = worker.state != "draining" and why != "scaled"
-        why = worker.leaving if worker.state == "draining" else why
-        gone = (
-            f"{self._name(worker)} {VERBS.get(why, 'died')} ({words or WORDS.get(why, why)})"
-            if lost
-            else why
-        )
-        if why == "node" and worker.place:
-            self.nodes.add(worker.place.node)
-        self.workers.remove(worker)
-        self.attempts = {
-            reference: attempt
-            for reference, attempt in self.attempts.items()
-            if attempt.worker is not worker
-        }
+        draining = worker.state is State.DRAINING
+        failed = not draining and why != "scaled"
+        why = worker.leaving if draining else why
+        gone = why
+        if failed:
+            words = words or CAUSE_WORDS.get(why, why)
+            gone = f"{self._name(worker)} {VERBS.get(why, 'died')} ({words})"
+        worker.leave()
+        self._workers.remove(worker)
         ray.kill(worker.handle)
-        self.restarts[why] += 1
-        # what it worked on; the rest waited after
-        at = worker.pending[0].task if worker.pending else None
-        if at and not at.done:
-            at.failures += why not in NOT_COUNTED
-        for attempt in reversed(worker.pending):  # so that the one at fault is repeated first
-            if attempt.task and not attempt.task.done:
-                attempt.task.attempts.remove(attempt)
-                if not attempt.task.attempts and attempt.task not in self.queue:
-                    self.queue.appendleft(attempt.task)
-        spent = len(self.nodes) + sum(
-            count for cause, count in self.restarts.items() if cause not in (*NOT_COUNTED, "node")
-        )
-        if spent > self.retry_policy.max_restarts:
-            counts = ", ".join(f"{count} {cause}" for cause, count in sorted(self.restarts.items()))
-            raise BudgetError(
-                f"{self.role}: {spent} losses of workers, {self.retry_policy.max_restarts} are "
-                f"allowed: {counts}; last: {gone}"
-            )
-        if at and at.failures >= self.retry_policy.max_attempts:
-            raise BudgetError(
-                f"{self.role}.{at.method}: {at.failures} workers were lost with this task "
-                f"({why}): {gone}"
-            )
-        if lost:
-            self.losses.append(
-                (
-                    gone,
-                    "which no budget counts"
-                    if why in NOT_COUNTED
-                    else f"restart {spent} of {self.retry_policy.max_restarts}",
-                )
-            )
+        self.budget.count(why, worker.place.node if worker.place else "")
+        task = self.dispatcher.withdraw(worker, blame=why not in NOT_COUNTED)
+        self.budget.check(gone, why, task)
+        if failed:
+            self.budget.announce(gone, why)
 
-    def states(self) -> list[dict[str, Any]]:
-        """What each worker is and does, see cluster.control.WorkerState; `node` is its id."""
-        found = []
-        for one in self.workers:
-            state, node = (
-                ("waiting" if one.state == "starting" else one.state, "")
-                if one.place is None
-                else (one.state, one.place.node)
-            )
-            busy = sum(attempt.task is not None for attempt in one.pending)
-            found.append(
-                {
-                    "name": f"{self.role}-{one.index}",
-                    "state": state,
-                    "version": one.version,
-                    "node": node,
-                    "busy": busy,
-                }
-            )
-        return found
+    def stop(self) -> None:
+        """End all."""
+        for worker in self:
+            worker.leave()
+            ray.kill(worker.handle)
+        self._workers = []
+        self.desired = 0

@@ -14,7 +14,7 @@ from branchgrpo.data.encodings import Encodings, encode_missing
 from branchgrpo.report.terminal import Display
 from cluster.admission import place_alone
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import Pool
+from cluster.worker_pool import WorkerPool
 
 
 def encode(config: Config, display: Display) -> int:
@@ -26,7 +26,7 @@ def encode(config: Config, display: Display) -> int:
     texts = list(store.missing(chain(train, held_out, [store.model.negative_prompt])))
     if texts:
         display.phase(f"encoding {len(texts)} prompts into {store.folder}")
-        pool = Pool(
+        pool = WorkerPool(
             cls=Encoder,
             role="encoder",
             count=roles.rollouts(config),

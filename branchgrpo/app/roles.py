@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from branchgrpo.config.schema import Config
-
-if TYPE_CHECKING:
-    from cluster.pool import RetryPolicy
+from cluster.retry_policy import RetryPolicy
 
 
 def begun(config: Config, learning: bool = True) -> dict[str, tuple[Any, int]]:
@@ -54,8 +52,6 @@ def actor_options(role: Any, runtime_env: Mapping[str, Any] | None = None) -> di
 
 def retry_policy(config: Config) -> RetryPolicy:
     """How long pools wait, and how often they try again."""
-    from cluster.pool import RetryPolicy  # which imports Ray
-
     options = config.cluster
     return RetryPolicy(
         task_timeout_seconds=options.task_timeout_seconds,

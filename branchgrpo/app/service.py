@@ -23,9 +23,9 @@ from branchgrpo.report.sinks import PHASES
 from branchgrpo.report.terminal import Display
 from cluster import placement, session
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import Pool
 from cluster.rank_group import RankGroup
 from cluster.ray_service import RayService
+from cluster.worker_pool import WorkerPool
 
 
 class TrainingService(RayService):
@@ -77,8 +77,8 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> Trainin
     )
 
 
-def _rollouts(config: Config, byte_counter: DriverByteCounter, run: str) -> Pool:
-    return Pool(
+def _rollouts(config: Config, byte_counter: DriverByteCounter, run: str) -> WorkerPool:
+    return WorkerPool(
         cls=RolloutWorker,
         role="rollout",
         count=roles.rollouts(config),
@@ -90,14 +90,14 @@ def _rollouts(config: Config, byte_counter: DriverByteCounter, run: str) -> Pool
     )
 
 
-def _rewards(config: Config, byte_counter: DriverByteCounter, run: str) -> list[Pool]:
+def _rewards(config: Config, byte_counter: DriverByteCounter, run: str) -> list[WorkerPool]:
     """One for each environment."""
     pools = []
     for index, group in enumerate(config.reward_groups):
         key = f"rewards.{group[0]}.runtime_env"
         environment = secrets.given(config.rewards[group[0]].runtime_env, key)
         pools.append(
-            Pool(
+            WorkerPool(
                 cls=RewardWorker,
                 role=f"reward{index or ''}",
                 count=config.reward_workers.workers,
@@ -128,7 +128,7 @@ def configure(made: TrainingService, config: Config) -> TrainingService:
     """All actors begin again with the untrained model, for a config of the same roles."""
 
     for pool in made.pools:
-        pool.reset(config, *pool.arguments[1:])
+        pool.reset(config, *pool.workers.arguments[1:])
     made.rollout_pool.broadcast(RolloutWorker.configure, config)
     for pool in made.reward_pools:
         pool.broadcast(RewardWorker.configure, config)
@@ -148,7 +148,7 @@ def connected(config: Config, display: Display) -> Iterator[None]:
     display.phase("starting Ray")
     options = config.cluster
     found = session.start(
-        options.address, options.object_store_mb, options.dashboard, told=display.note
+        options.address, options.object_store_mb, options.dashboard, note=display.note
     )
     try:
         for line in found.notes():

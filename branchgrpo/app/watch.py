@@ -8,18 +8,17 @@ import sys
 
 from rich.console import Console
 
-from cluster import control
+from cluster import controller
 from cluster.connect import boards
+from cluster.status import render
 
 
 def watch(found: argparse.Namespace) -> int:
     """status, scale and stop: of a run that goes on. Returns the exit code."""
-    watched = control.find(boards(found.address), found.run)
+    watched = controller.find(boards(found.address), found.run)
     if found.command == "status":
         status = watched.status()
-        print(json.dumps(status, indent=1)) if found.json else Console().print(
-            control.render(status)
-        )
+        print(json.dumps(status, indent=1)) if found.json else Console().print(render(status))
         return 0
     if found.command == "stop":
         watched.stop()
@@ -45,10 +44,10 @@ def watch(found: argparse.Namespace) -> int:
             )
         )
     if found.wait:
-        control.wait(
+        controller.wait(
             watched,
             counts,
             found.timeout,
-            told=lambda text: print(text, file=sys.stderr, flush=True),
+            note=lambda text: print(text, file=sys.stderr, flush=True),
         )
     return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cluster.monitor import METRICS, Metric
+from cluster.metric_table import METRICS, Metric
 
 FOLDER = Path(__file__).parent
 

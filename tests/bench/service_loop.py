@@ -25,9 +25,10 @@ from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
 from branchgrpo.types import StepStats
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import Pool, RetryPolicy
 from cluster.rank_group import RankGroup
 from cluster.ray_service import RayService
+from cluster.retry_policy import RetryPolicy
+from cluster.worker_pool import WorkerPool
 
 GROW = 0.5
 UPDATE = 0.3
@@ -68,7 +69,7 @@ class SleepingLearner:
 class SleepingCollector:
     """Trees that cost the pool's time and hold nothing."""
 
-    def __init__(self, pool: Pool):
+    def __init__(self, pool: WorkerPool):
         self.pool = pool
 
     def collect(self, *arguments: Any, **options: Any) -> RolloutBatch:
@@ -104,7 +105,7 @@ def hidden() -> dict[str, Any]:
     Medians leave out the first iteration, which grows twice, and the last one, which grows
     nothing."""
     byte_counter = DriverByteCounter()
-    pool = Pool(
+    pool = WorkerPool(
         cls=Sleeper,
         role="rollout",
         count=2,

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Any
 
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import Pool, RetryPolicy
+from cluster.retry_policy import RetryPolicy
+from cluster.worker_pool import WorkerPool
 
 REPEATS = 5
 TASK = 0.1
@@ -34,9 +35,9 @@ class Sleeper:
         return ""
 
 
-def sleepers(count: int) -> Pool:
+def sleepers(count: int) -> WorkerPool:
     """A pool whose workers are ready."""
-    pool = Pool(
+    pool = WorkerPool(
         cls=Sleeper,
         role="sleeper",
         count=count,
@@ -49,7 +50,9 @@ def sleepers(count: int) -> Pool:
     return pool
 
 
-def took(pool: Pool, count: int, seconds: float, kill_every: int = 0, kills: int = 0) -> float:
+def took(
+    pool: WorkerPool, count: int, seconds: float, kill_every: int = 0, kills: int = 0
+) -> float:
     """Seconds until `count` tasks are done. The process of the worker that took one task of
     `kill_every` is
     killed, `kills` times."""

@@ -19,8 +19,9 @@ from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.models import weights as wire
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import Pool, RetryPolicy
 from cluster.rank_group import RankGroup
+from cluster.retry_policy import RetryPolicy
+from cluster.worker_pool import WorkerPool
 
 WORKERS, TENSORS, SIDE, REPEATS = 4, 125, 1000, 7  # 500 MB
 
@@ -92,7 +93,7 @@ def publish() -> dict[str, Any]:
     into memory that was used before."""
     config = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.yaml", {})
     byte_counter = DriverByteCounter()
-    pool = Pool(
+    pool = WorkerPool(
         cls=Receiver,
         role="rollout",
         count=WORKERS,
@@ -133,7 +134,7 @@ def publish() -> dict[str, Any]:
     pairs = [(copies(), published()) for _ in range(REPEATS)]
     limit, measured = median(one for one, _ in pairs), median(one for _, one in pairs)
     fresh = timed(lambda: source.copy())
-    held = list(pool.sync_calls[0][1])
+    held = list(pool.workers.sync_calls[0][1])
     alone = rank_group.call(Sender.parts)[0] | ray.get(pool.workers[0].handle.parts.remote(held))
     pool.stop()
     rank_group.stop()

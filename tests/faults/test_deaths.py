@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import ActorDiedError
 from support.small_actors import Rank, UnfitHere, UnmadeHere, Worker, pool, results, until
 
-from cluster import avoid, local, nodes, ray_private, workers
+from cluster import avoid, local, nodes, pings, ray_private
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import RankGroupError
 from cluster.rank_group import RankGroup
@@ -54,7 +54,7 @@ def rank_group(tmp_path: Path) -> Iterator[RankGroup]:
         byte_counter=DriverByteCounter(),
         deadlines=(60.0, 4.0, 1.0),
     )
-    made.allowed = 20
+    made.max_failures = 20
     made.form()
     yield made
     made.stop()
@@ -80,8 +80,9 @@ def test_private_calls_of_a_ray_that_runs(tmp_path: Path) -> None:
     assert ray_private.draining_nodes() == set()
     assert ray_private.available_resources_per_node().keys() == {node}
     assert address in ray_private.addresses_here()
-    (session,) = ray_private.session_folders(os.getpid())
-    assert (session / "logs" / "raylet.out").is_file() and local.logs() == session / "logs"
+    session = Path(ray.get_runtime_context().get_session_name())
+    assert session.name in [path.name for path in ray_private.session_folders(os.getpid())]
+    assert local.logs().parent.name == session.name and (local.logs() / "raylet.out").is_file()
 
     actor = ray.remote(Worker).options(num_cpus=0).remote(str(tmp_path), 7)
     found = ray.get(ray_private.call_in_actor(actor, lambda worker: worker.index), timeout=30)
@@ -147,14 +148,14 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
 def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "PING_SECONDS", 0.0)
+    monkeypatch.setattr(pings, "PING_SECONDS", 0.0)
     made = pool(tmp_path, 1)
     made.wait_ready()
     swelling = made.workers[0].handle.swell.remote()
     deadline = time.monotonic() + 60
     while not made.restarts:
         assert time.monotonic() < deadline
-        made.ping(time.monotonic())
+        made.workers.look_after(time.monotonic())
         time.sleep(0.05)
     assert made.restarts == {"memory": 1}
     del swelling
@@ -207,7 +208,7 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     results(made, [(Worker.task, key, 0.1) for key in range(4)])
     results(made, [(Worker.once, 9, "dawdle")])
     assert told == []  # its like was never measured
-    made.seconds["once"] = deque([0.1])
+    made.workers.deadlines.seconds["once"] = deque([0.1])
     results(made, [(Worker.once, 10, "dawdle")])
     (line,) = told
     assert re.fullmatch(
@@ -261,7 +262,7 @@ def test_a_newcomer_that_cannot_start_ends_no_run(
     ]
     assert [state["state"] for state in made.states()] == ["ready", "waiting"]
     (tmp_path / "unfit").unlink()
-    monkeypatch.setattr(made.avoided, "nodes", set)  # it was left alone long enough
+    monkeypatch.setattr(made.workers.avoided, "nodes", set)  # it was left alone long enough
     until(made, lambda: [worker.state for worker in made.workers] == ["ready"] * 2)
     assert {why: count for why, count in made.restarts.items() if why != "scaled"} == {"start": 1}
     made.stop()
@@ -342,7 +343,9 @@ def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(
     first, second, third = (rank_group.begin(Rank.update, 1.5) for _ in range(3))
     assert rank_group.finish(third) == [0, 1]  # 4.5 s: each has its own time
     assert first.alone and not second.alone and not rank_group.running and not rank_group.restarts
-    assert sorted(rank_group.seconds["update", False])[-1] < 4.0  # what waited is no measure
+    assert (
+        sorted(rank_group.deadlines.seconds["update", False])[-1] < 4.0
+    )  # what waited is no measure
 
 
 def test_first_calls_of_new_ranks_are_measured_apart(rank_group: RankGroup) -> None:
@@ -377,7 +380,7 @@ def test_a_new_gang_that_cannot_start_is_made_again(
         r"'broken'$",
     ):
         rank_group.form()
-    assert rank_group.restarts == {"start": 1} and len(rank_group.avoided.nodes()) == 1
+    assert rank_group.restarts == {"start": 1} and len(rank_group.room.avoided.nodes()) == 1
     assert notes == [
         f"learner-1 on {here()} could not start (ModuleNotFoundError: No module named "
         "'broken'): learners begin again from the checkpoint, restart 1 of 20"

@@ -90,7 +90,7 @@ def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> N
     same(found, plain)
     assert (
         found.service.rollout_pool.restarts == {"died": 2}
-        and found.service.rollout_pool.made == first[-1] + 3
+        and found.service.rollout_pool.workers.created == first[-1] + 3
     )
     assert not set(first) & {worker.index for worker in found.service.rollout_pool.workers}
 
@@ -172,7 +172,7 @@ def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: 
             made.learner_group.begin = begin  # type: ignore[method-assign]
 
     def damaged(made: RayService, method: Any, *arguments: Any) -> Any:
-        from cluster.rank_group import Call
+        from cluster.rank_calls import Call
 
         calls = []
         for rank, actor in enumerate(made.learner_group.ranks):
@@ -181,7 +181,7 @@ def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: 
                 turned = {key: values[:, ::-1].copy() for key, values in request.scores.items()}
                 request = replace(request, scores=turned)
             calls.append(getattr(actor, method.__name__).remote(request, *rest))
-        return Call(method.__name__, calls, time.monotonic() + 60)
+        return Call(method=method.__name__, references=calls, deadline=time.monotonic() + 60)
 
     with pytest.raises(GateError, match="credit differ between learner ranks"):
         stage.played(tmp_path / "run", config(**TWO), sabotage)

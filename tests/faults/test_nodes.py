@@ -19,13 +19,14 @@ from ray.experimental.internal_kv import _internal_kv_get
 from support.small_actors import Rank, UnfitHere, Worker, until
 from support.small_runs import Run, Stage, busy, carried, config, same
 
-from cluster import local, nodes, session
+from cluster import capacity, local, nodes, session
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import RankGroupError
-from cluster.pool import Pool, RetryPolicy
 from cluster.rank_group import RankGroup
 from cluster.ray_service import RayService
-from cluster.work import wait
+from cluster.retry_policy import RetryPolicy
+from cluster.tasks import wait
+from cluster.worker_pool import WorkerPool
 
 GROW = "grow"
 """Marks the nodes of rollout workers."""
@@ -129,7 +130,7 @@ def test_learners_change_their_number_behind_a_checkpoint(
     places: list[int] = []
 
     def sabotage(made: RayService, iteration: int) -> None:
-        made.wanted_ranks, made.looked = 2, 0.0
+        made.scaling.desired, made.last_look = 2, 0.0
         places.append(len(made.learner_group.places))
 
     found = ground.played(
@@ -140,7 +141,7 @@ def test_learners_change_their_number_behind_a_checkpoint(
         "learners formed anew: 1 → 2 ranks" in found.notes
         and found.service.learner_group.restarts == {"scaled": 1}
     )
-    assert found.service.reserve is None
+    assert found.service.scaling.reservation is None
     one, other = found.records[3], undisturbed.records[3]
     assert (
         one["reward/total"] == other["reward/total"]
@@ -172,7 +173,7 @@ def test_a_drained_node_is_left_in_good_order(
         if iteration == 2 and ground.node is leaving:
             ground.node = node(cluster, **{GROW: 1})
             drain(leaving, 300)
-            made.looked = 0.0
+            made.last_look = 0.0
 
     found = carried(tmp_path / "run", config(**options), sabotage)
     same(found, undisturbed)
@@ -200,12 +201,12 @@ def test_ranks_without_room_wait_for_it_and_training_goes_on(
     options = STAYING | {"learner.resource": "", "learner.cpus": "1", "checkpoint.every": "1"}
 
     def sabotage(made: RayService, iteration: int) -> None:
-        made.wanted_ranks, made.looked = 2, 0.0
+        made.scaling.desired, made.last_look = 2, 0.0
         places.append(len(made.learner_group.places))
         if iteration == 2:
-            assert made._standing()["refused"] == {"learner": "waits for room for 1 ranks"}
+            assert made._status()["refused"] == {"learner": "waits for room for 1 ranks"}
             second.append(node(cluster, 1))
-            assert made.reserve and made.reserve.wait(30)
+            assert made.scaling.reservation and made.scaling.reservation.wait(30)
 
     found = carried(tmp_path / "run", config(**options), sabotage)
     assert places == [1, 1, 1, 2] and len(found.records) == 6
@@ -232,7 +233,7 @@ def test_auto_follows_nodes_that_come_and_go(
 ) -> None:
     first = node(cluster, 2, **{GROW: 1})
     resources = {"num_cpus": 1, "resources": {GROW: 0.001}}
-    pool = Pool(
+    pool = WorkerPool(
         cls=Worker,
         role="rollout",
         count=1,
@@ -262,7 +263,7 @@ def test_auto_follows_nodes_that_come_and_go(
         third = node(cluster, 8, **{GROW: 1})
         following(cluster, service, 4)  # the most that it may have
         # those who stay have their places by now
-        monkeypatch.setattr(nodes, "PLACING_SECONDS", 2.0)
+        monkeypatch.setattr(capacity, "PLACING_SECONDS", 2.0)
         cluster.remove_node(third)
         cluster.remove_node(second)
         following(cluster, service, 2)
@@ -277,7 +278,7 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     first, bad = node(cluster, **{"slot": 1}), None
-    pool = Pool(
+    pool = WorkerPool(
         cls=UnfitHere,
         role="rollout",
         count=1,
@@ -300,7 +301,7 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
             first.node_id,
             good.node_id,
         }
-        assert pool.restarts == {"start": 1} and pool.avoided.nodes() == {bad.node_id}
+        assert pool.restarts == {"start": 1} and pool.workers.avoided.nodes() == {bad.node_id}
         (line,) = told
         said = (
             "could not start (ModuleNotFoundError: No module named 'broken'); rollout-2 "
@@ -334,7 +335,9 @@ def test_a_gang_starts_on_another_node_than_one_where_it_could_not(
         (tmp_path / "unfit-0-a").touch()
         with pytest.raises(RankGroupError, match="rank 0 could not start: ModuleNotFoundError"):
             rank_group.form()
-        assert rank_group.avoided.nodes() == {first.node_id} and rank_group.restarts == {"start": 1}
+        assert rank_group.room.avoided.nodes() == {first.node_id} and rank_group.restarts == {
+            "start": 1
+        }
         rank_group.form()
         assert rank_group.places[0].node == other.node_id
     finally:

@@ -17,8 +17,8 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError
 from support.small_actors import Unfit, Worker, logs, pool, results, until
 
-from cluster import workers
-from cluster.errors import BudgetError, ending
+from cluster import pings
+from cluster.errors import BudgetError, loss_cause
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -76,7 +76,7 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
             lambda: (
                 len(made.workers) == 2
                 and all(one.state == "ready" for one in made.workers)
-                and made.made == 3
+                and made.workers.created == 3
             ),
         )
         assert made.restarts == {"unresponsive": 1} and other not in [
@@ -84,8 +84,8 @@ def test_a_straggler_loses_against_its_duplicate(tmp_path: Path, act: str) -> No
         ]
         os.kill(processes[other], signal.SIGKILL)
     else:
-        until(made, lambda: not made.attempts)
-        assert made.restarts == {} and made.made == 2
+        until(made, lambda: not made.dispatcher.attempts)
+        assert made.restarts == {} and made.workers.created == 2
     assert len(results(made, [(Worker.task, key) for key in range(6)])) == 6
     made.stop()
 
@@ -94,7 +94,7 @@ def test_a_task_that_hangs_everywhere_ends_named(tmp_path: Path) -> None:
     """It is issued again, its workers are ended, and each time it gets twice as long."""
     made = pool(tmp_path, 2, straggler_seconds=0.3, max_attempts=2)
     made.wait_ready()
-    made.seconds["hangs"] = deque([0.001])
+    made.workers.deadlines.seconds["hangs"] = deque([0.001])
     with pytest.raises(
         BudgetError, match=r"^rollout\.hangs: 2 workers were lost with this task \(unresponsive\)"
     ):
@@ -123,7 +123,7 @@ def test_what_has_finished_while_nobody_looked_is_not_overdue(tmp_path: Path) ->
     tasks, found = made.tasks(), list[Any]()
     made.submit(tasks, Worker.task, 9, 0.3, then=found.append)
     time.sleep(4.0)  # as while the learner updates
-    made.polled = 0.0
+    made.last_poll = 0.0
     made.poll()
     tasks.run()
     assert len(found) == 1 and not made.restarts and not made.reissued
@@ -163,8 +163,8 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
 def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
     made = pool(tmp_path, 1)
     made.wait_ready()
-    made.retry_policy = replace(made.retry_policy, task_timeout_seconds=3.0)
-    large, made.resources = dict(made.resources), made.resources | {"num_cpus": 1000}
+    made.workers.deadlines.policy = replace(made.retry_policy, task_timeout_seconds=3.0)
+    usual, made.workers.resources = made.resources, made.resources | {"num_cpus": 1000}
     made.desired = 2
     until = time.monotonic() + 5.0
     while time.monotonic() < until:
@@ -174,7 +174,7 @@ def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
         ("rollout-1", "waiting"),
     ]
     assert not made.restarts
-    made.resources, made.desired = large, 1
+    made.workers.resources, made.desired = usual, 1
     results(made, [(Worker.task, 0)])
     assert made.restarts == {"scaled": 1} and [worker.index for worker in made.workers] == [0]
     made.stop()
@@ -195,7 +195,7 @@ def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
         ],
     )
     assert sorted(key for key, _, _ in found) == list(range(8))
-    assert made.restarts == {"died": 2} and made.made == 4
+    assert made.restarts == {"died": 2} and made.workers.created == 4
     made.stop()
 
 
@@ -205,14 +205,14 @@ def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
 def test_an_idle_worker_that_hangs_or_dies_is_replaced_before_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, why: str
 ) -> None:
-    monkeypatch.setattr(workers, "PING_SECONDS", 0.5)
+    monkeypatch.setattr(pings, "PING_SECONDS", 0.5)
     made = pool(tmp_path, 2)
     made.wait_ready()
     first, second = made.workers
     until(made, lambda: first.ping is not None or first.pinged > 0)  # those who answer stay
     assert first.place
     os.kill(first.place.process, number)
-    monkeypatch.setattr(workers, "PING_TIMEOUT", 6.0)
+    monkeypatch.setattr(pings, "PING_TIMEOUT", 6.0)
     until(
         made,
         lambda: (
@@ -271,7 +271,7 @@ def died(preempted: bool) -> ActorDiedError:
 def test_preemption_is_not_counted_against_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (ending(died(True)), ending(died(False))) == ("preempted", "died")
+    assert (loss_cause(died(True)), loss_cause(died(False))) == ("preempted", "died")
     made = pool(tmp_path, 1, max_restarts=0, max_attempts=1)
     made.wait_ready()
     tasks, found = made.tasks(), list[Any]()
@@ -279,16 +279,19 @@ def test_preemption_is_not_counted_against_a_budget(
 
     def fail(preempted: bool) -> None:
         ((reference, attempt),) = [
-            (one, attempt) for one, attempt in made.attempts.items() if attempt.task
+            (one, attempt) for one, attempt in made.dispatcher.attempts.items() if attempt.task
         ]
         with monkeypatch.context() as patched:
             patched.setattr(ray, "get", lambda *_: (_ for _ in ()).throw(died(preempted)))
-            made.answered(reference)
-        assert attempt.task and (attempt.task.failures, list(made.queue)) == (0, [attempt.task])
+            made.on_result(reference)
+        assert attempt.task and (attempt.task.failures, list(made.dispatcher.queue)) == (
+            0,
+            [attempt.task],
+        )
 
     for _ in range(2):
         fail(preempted=True)
-        until(made, lambda: any(attempt.task for attempt in made.attempts.values()))
+        until(made, lambda: any(attempt.task for attempt in made.dispatcher.attempts.values()))
     assert made.restarts == {"preempted": 2}
     with pytest.raises(
         BudgetError, match=r"^rollout: 1 losses of workers, 0 are allowed: 1 died, 2 preempted"
@@ -377,7 +380,7 @@ def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     tasks.run(between)
     until(made, lambda: len(made.workers) == 1)
     assert phases == [6, 1] and sorted(found) == list(range(issued[0]))
-    assert made.restarts == {"scaled": 5} and made.made == 6
+    assert made.restarts == {"scaled": 5} and made.workers.created == 6
     noted = logs(tmp_path)
     assert len(noted) == 6
     for lines in noted.values():

@@ -19,7 +19,7 @@ session.start("local", 128, dashboard=False)
 from support.small_actors import pool, results, Worker
 made = pool(Path(sys.argv[1]), 2, max_attempts=9, max_restarts=99)
 found = results(made, [(Worker.task, key) for key in range(40)])
-print(json.dumps([found, made.restarts, made.made]))
+print(json.dumps([found, made.restarts, made.workers.created]))
 made.stop()
 session.stop()
 """

@@ -14,28 +14,31 @@ from typing import Any
 
 import pytest
 
-from cluster import control
+from cluster import controller
 from cluster.board import Board
 from cluster.byte_counter import DriverByteCounter
 from cluster.errors import PlacementError
-from cluster.pool import Pool, RetryPolicy
 from cluster.rank_group import RankGroup
 from cluster.reporter import Reporter
+from cluster.retry_policy import RetryPolicy
 from cluster.session import Session
+from cluster.status import WorkerState
+from cluster.worker_pool import WorkerPool
 
 ROOT = Path(__file__).parents[2]
 LIMITS = {"rollout": (1, 8), "reward": (1, 4), "learner": (1, 2)}
 
 COMMAND = """
 import json, sys
-from cluster import control
+from cluster import controller
 from cluster.connect import boards
 from cluster.errors import PlacementError
 for name, arguments in json.loads(sys.argv[1]):
     try:
-        watched = control.find(boards(""), arguments.pop(0))
+        watched = controller.find(boards(""), arguments.pop(0))
         if name == "wait":
-            control.wait(watched, *arguments, told=lambda text: print(json.dumps(text), flush=True))
+            note = lambda text: print(json.dumps(text), flush=True)
+            controller.wait(watched, *arguments, note=note)
         else:
             print(json.dumps(getattr(watched, name)(*arguments)), flush=True)
     except PlacementError as error:
@@ -69,7 +72,8 @@ from cluster import session
 from cluster.admission import admitted, until_placed
 from cluster.errors import PlacementError
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import RetryPolicy, Pool
+from cluster.retry_policy import RetryPolicy
+from cluster.worker_pool import WorkerPool
 class Worker:
     def __init__(self, index):
         pass
@@ -80,7 +84,7 @@ session.start(address, 128, dashboard=False)
 say = lambda what, text="": print(json.dumps([what, text, time.time()]), flush=True)
 retry_policy = RetryPolicy(task_timeout_seconds=60.0)
 pools = [
-    Pool(Worker, role, 1, {"num_cpus": cpus}, (), DriverByteCounter(), retry_policy)
+    WorkerPool(Worker, role, 1, {"num_cpus": cpus}, (), DriverByteCounter(), retry_policy)
     for role in ("rollout", "reward")
 ]
 try:
@@ -130,7 +134,7 @@ def reporter(run: str) -> Reporter:
     """Of a driver that has no actors yet."""
     retry_policy = RetryPolicy()
     rollouts, rewards = (
-        Pool(
+        WorkerPool(
             cls=object,
             role=role,
             count=count,
@@ -163,7 +167,7 @@ def reporter(run: str) -> Reporter:
     )
 
 
-def workers(role: str, ready: int, starting: int = 0) -> list[control.WorkerState]:
+def workers(role: str, ready: int, starting: int = 0) -> list[WorkerState]:
     states = ["ready"] * ready + ["starting"] * starting
     return [
         {"name": f"demo/{role}-{index}", "state": state, "version": 4, "node": "here", "busy": 0}
@@ -189,7 +193,7 @@ def test_a_run_is_found_watched_scaled_and_waited_for_and_no_job_appears(
             "workers": found,
             "ready": dict(present),
         }
-        made.board.tell("demo-1", made._notice())
+        made.board.post("demo-1", made._notice())
 
     report()
     before = made.board._jobs()
@@ -202,9 +206,9 @@ def test_a_run_is_found_watched_scaled_and_waited_for_and_no_job_appears(
     process = begin(ray_session.address, COMMAND, json.dumps(steps))
     deadline = time.monotonic() + 100
     while present["rollout"] < 4 and time.monotonic() < deadline:  # as a driver reconciles
-        if made.wishes()[1]["rollout"] > present["rollout"]:
+        if made.requests()[1]["rollout"] > present["rollout"]:
             report(starting=1)
-            time.sleep(2 * control.POLL_SECONDS)
+            time.sleep(2 * controller.POLL_SECONDS)
             present["rollout"] += 1
             report()
         time.sleep(0.1)
@@ -222,7 +226,7 @@ def test_a_run_is_found_watched_scaled_and_waited_for_and_no_job_appears(
         and "rollout 3/4 ready" in " ".join(progress)
         and "1 starting" in " ".join(progress)
     )
-    assert stopped is None and made.wishes() == (True, {"rollout": 4, "reward": 1, "learner": 1})
+    assert stopped is None and made.requests() == (True, {"rollout": 4, "reward": 1, "learner": 1})
     jobs = made.board.client.get_all_job_info()
     assert {job.hex() for job in jobs} == before  # people who ask are no drivers
     made.close()
@@ -231,18 +235,18 @@ def test_a_run_is_found_watched_scaled_and_waited_for_and_no_job_appears(
 
 def test_a_board_that_is_lost_comes_back_with_what_was_wished_for(ray_session: Session) -> None:
     made = reporter("demo-2")
-    watched = control.find([Board.at(ray_session.address)], "demo")
+    watched = controller.find([Board.at(ray_session.address)], "demo")
     watched.scale({"rollout": 5, "learner": 2})
-    assert made.wishes() == (False, {"rollout": 5, "reward": 1, "learner": 2})
+    assert made.requests() == (False, {"rollout": 5, "reward": 1, "learner": 2})
     made.board.forget("demo-2")  # as when the head comes back without its memory
-    assert made.wishes() == (False, {"rollout": 5, "reward": 1, "learner": 2})
+    assert made.requests() == (False, {"rollout": 5, "reward": 1, "learner": 2})
     with pytest.raises(PlacementError, match="demo-2 has ended"):
         watched.status()
-    made.tell({})
+    made.post({})
     status = watched.status()
     assert status["desired"] == {"rollout": 5, "reward": 1, "learner": 2} and not status["stopping"]
     watched.stop()
-    assert made.wishes()[0]
+    assert made.requests()[0]
     made.board.forget("demo-2")
     made.report(
         {
@@ -299,7 +303,7 @@ def test_what_cannot_be_is_said_in_one_line(ray_session: Session) -> None:
     one.close()
     two.close()
     with pytest.raises(PlacementError, match=f"on the Ray at {ray_session.address}, there is none"):
-        control.find([Board.at(ray_session.address)], "")
+        controller.find([Board.at(ray_session.address)], "")
 
 
 def test_jobs_that_start_together_take_turns_and_each_has_all_its_room_or_none(

@@ -15,9 +15,10 @@ import psutil
 import pytest
 import yaml
 
-from cluster import monitor
+from cluster import ray_metrics
 from cluster.deploy.generate import FOLDER
-from cluster.monitor import METRICS, Monitor
+from cluster.metric_table import METRICS
+from cluster.ray_metrics import RunMetrics
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 SAMPLE = re.compile(r"^(ray_branchgrpo_\w+)\{(.*)\} (\S+)$")
@@ -113,8 +114,8 @@ def test_a_ray_that_is_started_here_listens_on_loopback_alone() -> None:
 def test_metrics_reach_the_endpoint_stay_there_and_go_with_their_run(
     targets: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "REFRESH_SECONDS", REPORT_SECONDS / 4)
-    one, other = Monitor("run-1", ()), Monitor("run-2", ())
+    monkeypatch.setattr(ray_metrics, "REFRESH_SECONDS", REPORT_SECONDS / 4)
+    one, other = RunMetrics("run-1", ()), RunMetrics("run-2", ())
     one.begin("branchgrpo_restarts", role="rollout", cause="died")
     zeros = {
         (metric.exported, frozenset({"run": run, **labels}.items())): 0.0

@@ -24,7 +24,7 @@ if any(part.endswith("dashboard/agent.py") for part in sys.orig_argv) and os.env
 START = """
 import ray
 from cluster import session
-session.start("local", 128, dashboard=False, told=lambda text: print("told:", text))
+session.start("local", 128, dashboard=False, note=lambda text: print("told:", text))
 print("resources", ray.cluster_resources()["object_store_memory"])
 session.stop()
 """

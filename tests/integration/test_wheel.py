@@ -49,8 +49,8 @@ cluster.session.start("local", 80, False)
 @ray.remote(num_cpus=0)
 class Worker:
     def files(self):
-        import actors.rollout, branchgrpo, branchgrpo.config.shipped, cluster.pool
-        here = actors.rollout, branchgrpo, branchgrpo.config.shipped, cluster.pool
+        import actors.rollout, branchgrpo, branchgrpo.config.shipped, cluster.worker_pool
+        here = actors.rollout, branchgrpo, branchgrpo.config.shipped, cluster.worker_pool
         return [module.__file__ for module in here]
 
 print(json.dumps(ray.get(Worker.remote().files.remote())))

@@ -14,8 +14,9 @@ from typing import Any
 from ray import cloudpickle
 
 from cluster.byte_counter import DriverByteCounter
-from cluster.pool import Pool, RetryPolicy
-from cluster.work import wait
+from cluster.retry_policy import RetryPolicy
+from cluster.tasks import wait
+from cluster.worker_pool import WorkerPool
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors have no path to this folder
 
@@ -163,9 +164,9 @@ class Unfit(Worker):
 
 def pool(
     folder: Path, count: int, cls: type = Worker, cpus: float = 0, **retry_policy: Any
-) -> Pool:
+) -> WorkerPool:
     """A pool of so many workers, whose logs go to `folder`."""
-    return Pool(
+    return WorkerPool(
         cls=cls,
         role="rollout",
         count=count,
@@ -176,7 +177,7 @@ def pool(
     )
 
 
-def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
+def results(made: WorkerPool, calls: list[tuple[Any, ...]]) -> list[Any]:
     """What these calls, of a method and its arguments, gave, in the order in which it came."""
     tasks, found = made.tasks(), list[Any]()
     for method, *arguments in calls:
@@ -190,7 +191,7 @@ def results(made: Pool, calls: list[tuple[Any, ...]]) -> list[Any]:
     return found
 
 
-def until(made: Pool, condition: Callable[[], bool]) -> None:
+def until(made: WorkerPool, condition: Callable[[], bool]) -> None:
     """Poll the pool until it is so."""
     deadline = time.monotonic() + 30
     while not condition():

@@ -133,7 +133,7 @@ def played(
         one.restarts.clear()
         one.note = display.note
     for pool in made.pools:
-        pool.reissued = 0
+        pool.dispatcher.reissued = 0
 
     def spy(method: Any, *arguments: Any, **options: Any) -> Any:
         if method is Learner.update:

@@ -101,5 +101,24 @@ def test_rooms_import_one_another_in_no_circle() -> None:
     }
 
 
+@pytest.mark.parametrize("package", ["actors", "cluster"])
+def test_modules_import_one_another_in_no_circle(package: str) -> None:
+    """Anywhere: in functions and for types alone, too."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    below = {
+        module: {name for depth in (2, 3) for name in imported(path, depth)} & set(modules)
+        for module, path in modules.items()
+    }
+    assert len(below) > 4 and any(below.values())
+    done = set[str]()
+    while free := [module for module in below if module not in done and not below[module] - done]:
+        done |= set(free)
+    assert not set(below) - done, {module: below[module] - done for module in set(below) - done}
+
+
 def test_few_files_lie_outside_the_rooms() -> None:
     assert len([path for path in (ROOT / "branchgrpo").iterdir() if path.is_file()]) <= 6

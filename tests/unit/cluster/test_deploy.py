@@ -22,7 +22,7 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from cluster.deploy import generate
 from cluster.deploy.generate import FILES, FOLDER
-from cluster.monitor import METRICS
+from cluster.metric_table import METRICS
 from cluster.placement import bundle
 
 ROOT = Path(__file__).resolve().parents[3]

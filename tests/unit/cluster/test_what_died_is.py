@@ -6,7 +6,7 @@ import pytest
 from ray import exceptions
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 
-from cluster.errors import died, ending, never_began, reason
+from cluster.errors import died, loss_cause, never_began, reason
 
 
 def context(message: str, **info: int) -> exceptions.ActorDiedError:
@@ -77,7 +77,9 @@ DEATHS = [
 @pytest.mark.parametrize(("error", "why", "words"), DEATHS)
 def test_deaths(error: exceptions.RayError, why: str, words: str) -> None:
     assert died(error) and not never_began(error)
-    assert ending(error) == why and reason(error).startswith(words) and "\n" not in reason(error)
+    assert (
+        loss_cause(error) == why and reason(error).startswith(words) and "\n" not in reason(error)
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ import grpc
 import pytest
 from rich.console import Console
 
-from cluster import control, reach
+from cluster import controller, reach
 from cluster.board import Board
 from cluster.connect import boards, connect
-from cluster.control import Snapshot, Watched, plain, render
+from cluster.controller import RunController
 from cluster.errors import PlacementError
 from cluster.session import Session
+from cluster.status import Snapshot, WorkerState, plain, render
 
 DESIRED = {"rollout": 2, "reward": 1, "learner": 1}
 LIMITS = {"rollout": [1, 8], "reward": [1, 4], "learner": [1, 2]}
@@ -80,17 +81,17 @@ def notice(**told: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def watched(head: Head) -> Watched:
+def watched(head: Head) -> RunController:
     board = Board(head, "127.0.0.1:1")
     board.claim("demo", notice())
-    return Watched(board, "demo")
+    return RunController(board, "demo")
 
 
-def report(watched: Watched, told: Snapshot, **changed: Any) -> None:
-    watched.board.tell("demo", notice(**{**told, "updated": time.time()} | changed))
+def report(watched: RunController, told: Snapshot, **changed: Any) -> None:
+    watched.board.post("demo", notice(**{**told, "updated": time.time()} | changed))
 
 
-def worker(name: str, state: str = "ready", version: int = 3) -> control.WorkerState:
+def worker(name: str, state: str = "ready", version: int = 3) -> WorkerState:
     return {"name": name, "state": state, "version": version, "node": "node-a", "busy": 1}
 
 
@@ -116,7 +117,7 @@ SNAPSHOT: Snapshot = {
 }
 
 
-def test_scaling_sets_what_is_wanted_and_says_when(watched: Watched) -> None:
+def test_scaling_sets_what_is_wanted_and_says_when(watched: RunController) -> None:
     changed = watched.scale({"rollout": 6, "learner": 2})
     assert changed == {
         "rollout": {"from": 2, "to": 6, "when": "now"},
@@ -128,7 +129,7 @@ def test_scaling_sets_what_is_wanted_and_says_when(watched: Watched) -> None:
         "rollout": (6, 6),
         "learner": (2, 2),
     }
-    assert watched.board.wishes("demo", ROLES) == {"rollout": 6, "learner": 2}
+    assert watched.board.requests("demo", ROLES) == {"rollout": 6, "learner": 2}
 
 
 @pytest.mark.parametrize(
@@ -140,14 +141,14 @@ def test_scaling_sets_what_is_wanted_and_says_when(watched: Watched) -> None:
     ],
 )
 def test_a_refusal_is_one_line_and_changes_nothing(
-    watched: Watched, counts: dict[str, int], words: list[str]
+    watched: RunController, counts: dict[str, int], words: list[str]
 ) -> None:
     line = refusal(watched.scale, counts)
     assert all(word in line for word in words)
-    assert watched.status()["desired"] == DESIRED and not watched.board.wishes("demo", ROLES)
+    assert watched.status()["desired"] == DESIRED and not watched.board.requests("demo", ROLES)
 
 
-def test_status_counts_ready_workers_and_what_is_to_come(watched: Watched) -> None:
+def test_status_counts_ready_workers_and_what_is_to_come(watched: RunController) -> None:
     report(watched, SNAPSHOT, updated=time.time() - 5)
     status = watched.status()
     assert 5 <= status["age"] < 8 and status["iteration"] == 7
@@ -160,13 +161,13 @@ def test_status_counts_ready_workers_and_what_is_to_come(watched: Watched) -> No
     assert watched.status()["age"] == 0
 
 
-def test_stopping_is_asked_once_and_for_all(watched: Watched) -> None:
+def test_stopping_is_asked_once_and_for_all(watched: RunController) -> None:
     assert not watched.status()["stopping"]
     watched.stop()
-    assert watched.board.wishes("demo", ROLES) == {"stop": 1} and watched.status()["stopping"]
+    assert watched.board.requests("demo", ROLES) == {"stop": 1} and watched.status()["stopping"]
 
 
-def test_a_role_that_follows_the_cluster_is_not_scaled(watched: Watched) -> None:
+def test_a_role_that_follows_the_cluster_is_not_scaled(watched: RunController) -> None:
     report(watched, {"following": {"rollout": 5}})
     line = refusal(watched.scale, {"rollout": 3, "reward": 1})
     assert (
@@ -176,7 +177,7 @@ def test_a_role_that_follows_the_cluster_is_not_scaled(watched: Watched) -> None
     assert watched.status()["desired"] == {"rollout": 5, "reward": 1, "learner": 1}
 
 
-def test_a_number_that_cannot_be_had_says_why(watched: Watched) -> None:
+def test_a_number_that_cannot_be_had_says_why(watched: RunController) -> None:
     watched.scale({"learner": 2})
     report(watched, SNAPSHOT, refused={"learner": "cluster: expected room"})
     assert watched.status()["pending"]["learner"] == "cluster: expected room"
@@ -184,7 +185,7 @@ def test_a_number_that_cannot_be_had_says_why(watched: Watched) -> None:
 
 
 def test_a_run_whose_driver_is_gone_is_no_run_and_its_name_is_free(
-    head: Head, watched: Watched
+    head: Head, watched: RunController
 ) -> None:
     watched.stop()
     assert "run.name: expected one that no run" in refusal(watched.board.claim, "demo", notice())
@@ -201,36 +202,36 @@ def test_a_run_whose_driver_is_gone_is_no_run_and_its_name_is_free(
     assert watched.board.runs() == ["demo"]
 
 
-def test_runs_of_several_rays_are_told_apart(head: Head, watched: Watched) -> None:
+def test_runs_of_several_rays_are_told_apart(head: Head, watched: RunController) -> None:
     second = Head()
     far = Board(second, "127.0.0.1:2")
     both = [watched.board, far]
-    assert control.find(both, "") == watched  # the only run, whatever else is there
+    assert controller.find(both, "") == watched  # the only run, whatever else is there
     for name in ("far-1", "far-2", "demo-2"):
         far.claim(name, notice())
     assert (
-        control.find(both, "far-1").board is far
-        and control.find(both, "/some/runs/far-2").run == "far-2"
+        controller.find(both, "far-1").board is far
+        and controller.find(both, "/some/runs/far-2").run == "far-2"
     )
-    assert control.find(both, "demo") == watched and control.find(both, "demo-") == Watched(
-        far, "demo-2"
-    )
+    assert controller.find(both, "demo") == watched and controller.find(
+        both, "demo-"
+    ) == RunController(far, "demo-2")
     places = (
         "demo (--address 127.0.0.1:1), demo-2 (--address 127.0.0.1:2), far-1 (--address "
         "127.0.0.1:2), far-2 (--address 127.0.0.1:2)"
     )
-    assert refusal(control.find, both, "") == f"--run: expected one of {places}, got none"
+    assert refusal(controller.find, both, "") == f"--run: expected one of {places}, got none"
     assert (
-        refusal(control.find, both, "far")
+        refusal(controller.find, both, "far")
         == f"--run: expected one of {places}, got 'far', which begins several"
     )
     assert (
-        refusal(control.find, [far], "nobody")
+        refusal(controller.find, [far], "nobody")
         == "--run: expected one of demo-2, far-1, far-2, got 'nobody'"
     )
     second.jobs[b"\1"] = True
     assert (
-        refusal(control.find, [far], "")
+        refusal(controller.find, [far], "")
         == "--run: expected a run on the Ray at 127.0.0.1:2, there is none"
     )
 
@@ -247,7 +248,7 @@ def line_of(text: str, begin: str) -> str:
     return " ".join(found.removeprefix(begin).split())
 
 
-def test_a_status_on_a_terminal(watched: Watched) -> None:
+def test_a_status_on_a_terminal(watched: RunController) -> None:
     report(watched, SNAPSHOT, started=time.time() - 120)
     watched.scale({"learner": 2})
     text = text_of(watched.status())
@@ -268,14 +269,14 @@ def test_a_status_on_a_terminal(watched: Watched) -> None:
     )
 
 
-def test_a_status_before_the_first_checkpoint(watched: Watched) -> None:
+def test_a_status_before_the_first_checkpoint(watched: RunController) -> None:
     report(watched, SNAPSHOT, checkpoint={"iteration": 0, "path": "/runs/demo"})
     assert (
         line_of(text_of(watched.status()), "checkpoint") == "none yet, they will be in /runs/demo"
     )
 
 
-def test_a_status_before_the_first_report(watched: Watched) -> None:
+def test_a_status_before_the_first_report(watched: RunController) -> None:
     watched.stop()
     text = text_of(watched.status())
     assert line_of(text, "run ") == "demo, ends after this iteration"

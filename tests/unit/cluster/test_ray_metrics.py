@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from branchgrpo.report import sinks as metrics
-from cluster import errors, monitor
-from cluster.monitor import METRICS, Monitor
-from cluster.pool import NOT_COUNTED
+from cluster import errors, metric_table, ray_metrics
+from cluster.metric_table import METRICS
+from cluster.ray_metrics import RunMetrics
+from cluster.restart_budget import NOT_COUNTED
 
 Sent = list[tuple[str, float, dict[str, str]]]
 
@@ -45,14 +46,14 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
             assert value == 0.0
             self.set(value, tags)
 
-    monkeypatch.setattr(monitor, "Gauge", Writer)
-    monkeypatch.setattr(monitor, "Counter", Writer)
+    monkeypatch.setattr(ray_metrics, "Gauge", Writer)
+    monkeypatch.setattr(ray_metrics, "Counter", Writer)
     return found
 
 
 @pytest.fixture
-def made(sent: Sent) -> Iterator[Monitor]:
-    one = Monitor("run-1", metrics.PHASES)
+def made(sent: Sent) -> Iterator[RunMetrics]:
+    one = RunMetrics("run-1", metrics.PHASES)
     sent.clear()  # counters at 0
     yield one
     one.close()
@@ -87,7 +88,7 @@ def test_each_figure_of_the_table_is_one_that_the_method_writes() -> None:
             assert f'"{source}"' in text or (kind == "update" and f'"{rest}"' in text), source
 
 
-def test_figures_become_metrics_with_their_labels(made: Monitor, sent: Sent) -> None:
+def test_figures_become_metrics_with_their_labels(made: RunMetrics, sent: Sent) -> None:
     made.iteration(
         {
             "reward/total": 0.5,
@@ -143,7 +144,7 @@ def test_figures_become_metrics_with_their_labels(made: Monitor, sent: Sent) -> 
     ],
 )
 def test_what_the_table_lacks_is_an_error(
-    made: Monitor,
+    made: RunMetrics,
     sent: Sent,
     method: str,
     name: str,
@@ -156,14 +157,14 @@ def test_what_the_table_lacks_is_an_error(
     assert sent == []
 
 
-def test_nothing_added_is_nothing_sent(made: Monitor, sent: Sent) -> None:
+def test_nothing_added_is_nothing_sent(made: RunMetrics, sent: Sent) -> None:
     made.add("branchgrpo_restarts", 0, role="rollout", cause="killed")
     made.add("branchgrpo_restarts", role="rollout", cause="killed")
     assert sent == [("restarts", 1.0, {"run": "run-1", "role": "rollout", "cause": "killed"})]
 
 
 def test_counters_begin_at_0_with_all_labels_that_are_known(sent: Sent) -> None:
-    one = Monitor("run-1", metrics.PHASES)
+    one = RunMetrics("run-1", metrics.PHASES)
     one.close()
     begun = {
         (name, *sorted((key, text) for key, text in labels.items() if key != "run"))
@@ -188,15 +189,17 @@ def test_counters_begin_at_0_with_all_labels_that_are_known(sent: Sent) -> None:
 
 def test_every_cause_of_a_loss_is_known() -> None:
     """Of those that are written in the code, and those that errors are told by."""
-    folder = Path(monitor.__file__).parent
+    folder = Path(metric_table.__file__).parent
     source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     written = set(
         re.findall(
-            r'(?:_remove\(\s*\w+,\s*|\.fail\(\s*|leaving = .*|leaving: str = )"(\w+)"', source
+            r'(?:\bremove\(\s*\w+,\s*|\.fail\(\s*|leaving = .*|leaving: str = )"(\w+)"', source
         )
     )
-    assert {"scaled", "unresponsive", "lost", "start", "node"} <= written <= set(monitor.CAUSES)
-    assert {*errors.WORDS, *NOT_COUNTED, "died", "error"} <= set(monitor.CAUSES)
+    assert (
+        {"scaled", "unresponsive", "lost", "start", "node"} <= written <= set(metric_table.CAUSES)
+    )
+    assert {*errors.CAUSE_WORDS, *NOT_COUNTED, "died", "error"} <= set(metric_table.CAUSES)
 
 
 def wait_for(sent: Sent, count: int) -> None:
@@ -209,8 +212,8 @@ def wait_for(sent: Sent, count: int) -> None:
 def test_gauges_are_sent_again_until_forgotten_and_counters_are_not(
     sent: Sent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "REFRESH_SECONDS", 0.01)
-    one = Monitor("run-1", metrics.PHASES)
+    monkeypatch.setattr(ray_metrics, "REFRESH_SECONDS", 0.01)
+    one = RunMetrics("run-1", metrics.PHASES)
     sent.clear()
     kept: dict[str, Any] = {"role": "rollout", "worker": "rollout-0"}
     one.set("branchgrpo_weight_version", 1.0, **kept)
