@@ -1,41 +1,25 @@
-"""What `branchgrpo doctor` looks at: each check takes what was found, judges it, and says what to
-do."""
+"""What `branchgrpo doctor` looks at of Ray and its machines: each check takes what was found,
+judges it, and says what to do. For memory, disks and files see cluster.doctor.storage."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any
 
 import ray
 
-from cluster import ray_private
-from cluster.doctor.machines import DRIVER, Answers, Machines, failures, leave, missing, remove
+from cluster.doctor.finding import Finding, State, node_count
+from cluster.doctor.machines import DRIVER, Answers, Machines, failures
 from cluster.reach import lets_all_in, reachable, token_hint, token_path
 from cluster.session import Session
 
-State = Literal["ok", "warn", "fail"]
 CLIENT_PORT = 10001
 SKEW_SECONDS = 2.0
-STATE_BYTES = 12
-"""Bytes of a checkpoint for each trained number: itself and two moments of AdamW, float32."""
 GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 GRACE_SECONDS = 60
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it in the environment of a submitted job."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check saw."""
-
-    state: State
-    text: str  # one line
-    advice: str = ""  # what to do
 
 
 def nodes(address: str, machines: Machines) -> Finding:
@@ -45,7 +29,7 @@ def nodes(address: str, machines: Machines) -> Finding:
     gone = f", {dead} more have gone" if dead else ""
     size = f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU"
     return Finding(
-        "ok", f"Ray {ray.__version__} at {address}: {_nodes(len(machines.nodes))}{gone}, {size}"
+        "ok", f"Ray {ray.__version__} at {address}: {node_count(len(machines.nodes))}{gone}, {size}"
     )
 
 
@@ -150,7 +134,7 @@ def versions(facts: Answers) -> Finding:
             "--working-dir .",
         )
     return Finding(
-        "ok", f"{text}, on {_nodes(len(facts) - 1)} and here" if len(facts) > 1 else text
+        "ok", f"{text}, on {node_count(len(facts) - 1)} and here" if len(facts) > 1 else text
     )
 
 
@@ -174,7 +158,7 @@ def gpus(
     }
     have = sum(counted.values()) if counted else seen.get(DRIVER) or 0
     need = sum(count * each for count, each in wanted.values())
-    where = f"on {_nodes(len(counted))}" if counted else "here"
+    where = f"on {node_count(len(counted))}" if counted else "here"
     if have < need:
         roles = ", ".join(f"{count} {role} × {each:g}" for role, (count, each) in wanted.items())
         advice = (
@@ -213,78 +197,10 @@ def gpus(
     if unused:
         return Finding("warn", "; ".join(unused), "start Ray on that node with --num-gpus")
     told = (
-        f"{have} on {sum(map(bool, counted.values()))} of {_nodes(len(counted))}, torch sees "
+        f"{have} on {sum(map(bool, counted.values()))} of {node_count(len(counted))}, torch sees "
         f"all; the config wants {need:g}"
     )
     return Finding("ok", told)
-
-
-def object_store(stores: Mapping[str, int], wanted: int, published: int) -> Finding:
-    """Room for two versions of the weights, and for what the config would start here. Sizes in
-    bytes; stores: by node."""
-    smallest, size = min(stores.items(), key=lambda entry: entry[1])
-    text = f"{_size(size)} on {smallest}, the smallest"
-    text += f"; published weights {_size(published)}" if published else ""
-    if size < 2 * published:
-        return Finding(
-            "fail",
-            f"{text}: expected room for two versions of them",
-            f"ray start --object-store-memory {2 * published}",
-        )
-    if size < wanted:
-        return Finding(
-            "warn",
-            f"{text}: expected cluster.object_store_mb, {_size(wanted)}",
-            f"ray start --object-store-memory {wanted}",
-        )
-    return Finding("ok", text)
-
-
-def shared_memory(facts: Answers, stores: Mapping[str, int], wanted: int) -> Finding:
-    """/dev/shm holds the object store. In bytes; wanted: of a Ray that is started here."""
-    have = {
-        name: answer["shm"] for name, answer in facts.items() if not isinstance(answer, Exception)
-    }
-    if none := [name for name, shm in have.items() if shm is None]:
-        return Finding(
-            "warn",
-            f"no /dev/shm on {', '.join(none)}: the object store goes to the disk",
-            "mount a tmpfs there",
-        )
-    small = [
-        f"{name}: {_size(shm[0])} for an object store of {_size(need)}"
-        for name, shm in have.items()
-        if shm[0] < (need := stores.get(name, wanted))
-    ]
-    if small:
-        return Finding(
-            "warn", "; ".join(small), "in a container: --shm-size, or a memory emptyDir at /dev/shm"
-        )
-    return Finding(
-        "ok",
-        ", ".join(f"{name}: {_size(shm[1])} of {_size(shm[0])} free" for name, shm in have.items()),
-    )
-
-
-def files(facts: Answers) -> Finding:
-    """What the model and the rewards are loaded from, on every node."""
-    lacking = [
-        f"{name}: {file}"
-        for name, answer in facts.items()
-        if not isinstance(answer, Exception)
-        for file, there in answer["files"].items()
-        if not there
-    ]
-    if lacking:
-        return Finding(
-            "fail",
-            f"expected these files, found none: {'; '.join(lacking)}",
-            "put models and rewards on storage that all nodes mount at the same place, or "
-            "copy them",
-        )
-    return Finding(
-        "ok", "on all machines" if facts[DRIVER]["files"] else "all are shipped with the package"
-    )
 
 
 def clocks(found: Mapping[str, tuple[float, float]]) -> Finding:
@@ -319,103 +235,3 @@ def job_stop(environment: Mapping[str, str]) -> Finding:
         "checkpoint is written",
         advice,
     )
-
-
-def working_dir(folder: Path, limit: int) -> Finding:
-    """Does what `ray job submit --working-dir` would upload of the folder fit Ray's limit, in
-    bytes? Ray packs without compressing."""
-    sizes = Counter[str]()
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            sizes[path.relative_to(folder).parts[0]] += path.stat().st_size
-        if sizes.total() > limit:
-            raise _Enough
-
-    try:
-        ray_private.walk_upload(folder, add)
-    except _Enough:
-        ((largest, size),) = sizes.most_common(1)
-        text = (
-            f"{folder}: more than {_size(limit)}, Ray's limit for ray job submit "
-            f"--working-dir; {_size(size)} or more of it in {largest}"
-        )
-        return Finding(
-            "warn",
-            text,
-            "name what the run does not need in .gitignore or .rayignore, and keep data on "
-            "shared storage",
-        )
-    return Finding(
-        "ok",
-        f"{folder}: {_size(sizes.total())} to upload with ray job submit, of {_size(limit)} "
-        "at most",
-    )
-
-
-class _Enough(Exception):
-    """Counted beyond the limit."""
-
-
-def disk(folder: str, trained: int) -> Finding:
-    """Room for checkpoints. trained: numbers, 0 = not known."""
-    if not folder or "://" in folder:
-        return Finding("ok", f"{folder or 'no folder for checkpoints'}: free space is not known")
-    path = Path(folder)
-    while not path.exists():
-        path = path.parent
-    status = os.statvfs(path)
-    free, need = status.f_bavail * status.f_frsize, trained * STATE_BYTES
-    text = (
-        f"{_size(free)} free at {path}; a checkpoint needs "
-        f"{f'about {_size(need)}' if trained else 'three times the trained weights'}"
-    )
-    return (
-        Finding("fail", text, "free space, or another checkpoint.folder")
-        if free < need
-        else Finding("ok", text)
-    )
-
-
-def storage(machines: Machines, folder: str) -> Finding:
-    """Every machine writes a file there, and every machine must see all of them."""
-    written = machines.call(leave, folder, uuid4().hex[:8])
-    left = [answer for answer in written.values() if not isinstance(answer, Exception)]
-    try:
-        if broken := failures(written):
-            return Finding(
-                "fail",
-                f"{folder} cannot be written: {broken}",
-                "expected a folder that the user of every node's Ray may write",
-            )
-        seen = machines.call(missing, folder, left)
-    finally:
-        machines.call(remove, folder, left)
-    if broken := failures(seen):
-        return Finding(
-            "fail",
-            f"{folder} cannot be read: {broken}",
-            "expected a folder that the user of every node's Ray may read",
-        )
-    blind = [name for name, absent in seen.items() if absent]
-    if blind:
-        return Finding(
-            "fail",
-            f"{folder} is not the same folder everywhere: {', '.join(blind)} see files that "
-            "others wrote there not",
-            "mount the same storage at the same place on all nodes, or name a URL",
-        )
-    return Finding(
-        "ok",
-        f"{folder}: written and seen by {len(written)} machines"
-        if len(written) > 1
-        else f"{folder}: writable",
-    )
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node{'s' if count != 1 else ''}"
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -13,8 +13,8 @@ import ray
 
 from cluster import ray_private
 from cluster.connect import connect
-from cluster.doctor import checks
-from cluster.doctor.checks import Finding
+from cluster.doctor import checks, storage
+from cluster.doctor.finding import Finding
 from cluster.doctor.machines import Machines
 from cluster.errors import PlacementError, kind_and_line
 from cluster.session import Session
@@ -104,19 +104,19 @@ def _checks(
         "token file": lambda: checks.token_file(machines.call(checks.token_mode)),
         "versions": partial(checks.versions, facts),
         "gpus": partial(checks.gpus, counted, facts, needs.gpus),
-        "shared memory": partial(checks.shared_memory, facts, stores, wanted),
-        "files on nodes": partial(checks.files, facts),
-        "working dir": partial(checks.working_dir, Path.cwd(), ray_private.UPLOAD_BYTES),
+        "shared memory": partial(storage.shared_memory, facts, stores, wanted),
+        "files on nodes": partial(storage.files, facts),
+        "working dir": partial(storage.working_dir, Path.cwd(), ray_private.UPLOAD_BYTES),
         "job stop": partial(checks.job_stop, os.environ),
-        "disk": partial(checks.disk, needs.checkpoints, needs.trained),
+        "disk": partial(storage.disk, needs.checkpoints, needs.trained),
     }
     if session:
         every |= {
-            "object store": partial(checks.object_store, stores, wanted, needs.published_bytes),
+            "object store": partial(storage.object_store, stores, wanted, needs.published_bytes),
             "clocks": lambda: checks.clocks(machines.clocks()),
         }
     every |= {
-        f"storage {key}": partial(checks.storage, machines, folder)
+        f"storage {key}": partial(storage.shared_folder, machines, folder)
         for key, folder in needs.folders.items()
     }
     return every | dict(needs.own)

@@ -20,7 +20,7 @@ from branchgrpo.app import roles
 from branchgrpo.app.parser import parse
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
-from cluster.deploy import generate
+from cluster.deploy import generate, grafana
 from cluster.deploy.generate import FILES, FOLDER
 from cluster.metric_table import METRICS
 from cluster.placement import bundle
@@ -380,7 +380,7 @@ def test_the_board_shows_every_metric_once_and_only_what_there_is() -> None:
 
 def test_expressions() -> None:
     found = {
-        metric.name.removeprefix("branchgrpo_"): generate.expression(metric) for metric in METRICS
+        metric.name.removeprefix("branchgrpo_"): grafana.expression(metric) for metric in METRICS
     }
     assert found["kl"] == 'max by (run) (ray_branchgrpo_kl{run=~"$run"})'
     assert (

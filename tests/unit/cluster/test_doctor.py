@@ -21,10 +21,10 @@ from branchgrpo.app import roles
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from cluster.doctor import checks
+from cluster.doctor import checks, storage
 from cluster.doctor import diagnosis as doctor
-from cluster.doctor.checks import Finding
 from cluster.doctor.diagnosis import Needs, diagnose, examine
+from cluster.doctor.finding import Finding
 from cluster.doctor.machines import DRIVER, Answers, Machines
 from cluster.session import Session
 
@@ -235,10 +235,10 @@ def test_gpus_that_the_config_wants() -> None:
 
 
 def test_the_object_store_holds_two_versions_of_the_weights() -> None:
-    assert state(checks.object_store({"a": 4 * GB, "b": 3 * GB}, GB, GB), "3.0 GiB on b") == "ok"
+    assert state(storage.object_store({"a": 4 * GB, "b": 3 * GB}, GB, GB), "3.0 GiB on b") == "ok"
     assert (
         state(
-            checks.object_store({"a": 4 * GB, "b": 2 * GB - 1}, GB, GB),
+            storage.object_store({"a": 4 * GB, "b": 2 * GB - 1}, GB, GB),
             "on b",
             "two versions",
             str(2 * GB),
@@ -246,16 +246,18 @@ def test_the_object_store_holds_two_versions_of_the_weights() -> None:
         == "fail"
     )
     assert (
-        state(checks.object_store({"a": GB}, 2 * GB, 0), "cluster.object_store_mb, 2.0 GiB")
+        state(storage.object_store({"a": GB}, 2 * GB, 0), "cluster.object_store_mb, 2.0 GiB")
         == "warn"
     )
 
 
 def test_shared_memory_holds_the_object_store() -> None:
-    assert state(checks.shared_memory({DRIVER: facts()}, {}, GB), "7.0 GiB of 8.0 GiB free") == "ok"
+    assert (
+        state(storage.shared_memory({DRIVER: facts()}, {}, GB), "7.0 GiB of 8.0 GiB free") == "ok"
+    )
     assert (
         state(
-            checks.shared_memory({DRIVER: facts(shm=[64 << 20, 64 << 20])}, {}, GB),
+            storage.shared_memory({DRIVER: facts(shm=[64 << 20, 64 << 20])}, {}, GB),
             "64.0 MiB",
             "--shm-size",
         )
@@ -263,13 +265,13 @@ def test_shared_memory_holds_the_object_store() -> None:
     )
     assert (
         state(
-            checks.shared_memory({DRIVER: facts(), "a": facts()}, {"a": 9 * GB}, GB),
+            storage.shared_memory({DRIVER: facts(), "a": facts()}, {"a": 9 * GB}, GB),
             "a: 8.0 GiB for an object store of 9.0 GiB",
         )
         == "warn"
     )
     assert (
-        state(checks.shared_memory({DRIVER: facts(shm=None)}, {}, GB), "no /dev/shm on driver")
+        state(storage.shared_memory({DRIVER: facts(shm=None)}, {}, GB), "no /dev/shm on driver")
         == "warn"
     )
 
@@ -278,13 +280,13 @@ def test_disk_for_a_checkpoint(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     assert (
         state(
-            checks.disk(str(tmp_path / "not" / "yet"), 1 << 20), f"free at {tmp_path};", "12.0 MiB"
+            storage.disk(str(tmp_path / "not" / "yet"), 1 << 20), f"free at {tmp_path};", "12.0 MiB"
         )
         == "ok"
     )
-    assert state(checks.disk(str(tmp_path), free), "about") == "fail"  # twelve bytes for each
-    assert state(checks.disk(str(tmp_path), 0), "three times the trained weights") == "ok"
-    assert state(checks.disk("s3://bucket/runs", 10), "not known") == "ok"
+    assert state(storage.disk(str(tmp_path), free), "about") == "fail"  # twelve bytes for each
+    assert state(storage.disk(str(tmp_path), 0), "three times the trained weights") == "ok"
+    assert state(storage.disk("s3://bucket/runs", 10), "not known") == "ok"
 
 
 def test_what_a_submitted_job_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,15 +295,15 @@ def test_what_a_submitted_job_uploads(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).write_bytes(bytes(size))
     monkeypatch.delenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", raising=False)
     # all of it, and not more
-    assert state(checks.working_dir(tmp_path, 1500), f"{tmp_path}: 0.0 MiB to upload") == "ok"
-    assert state(checks.working_dir(tmp_path, 1050), "in data", ".rayignore") == "warn"
+    assert state(storage.working_dir(tmp_path, 1500), f"{tmp_path}: 0.0 MiB to upload") == "ok"
+    assert state(storage.working_dir(tmp_path, 1050), "in data", ".rayignore") == "warn"
     (tmp_path / ".gitignore").write_text("data/\n")
-    assert state(checks.working_dir(tmp_path, 450)) == "ok"
+    assert state(storage.working_dir(tmp_path, 450)) == "ok"
     monkeypatch.setenv("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")  # then Ray uploads what git ignores
-    assert state(checks.working_dir(tmp_path, 450), "in data") == "warn"
+    assert state(storage.working_dir(tmp_path, 450), "in data") == "warn"
     (tmp_path / ".rayignore").write_text("one\ndeep/\n.gitignore\n.rayignore\n")
-    assert state(checks.working_dir(tmp_path, 400)) == "ok"
-    assert state(checks.working_dir(tmp_path, 399), "in notes") == "warn"
+    assert state(storage.working_dir(tmp_path, 400)) == "ok"
+    assert state(storage.working_dir(tmp_path, 399), "in notes") == "warn"
 
 
 def test_clocks_that_differ_more_than_the_question_took() -> None:
@@ -365,12 +367,12 @@ def test_every_node_has_the_model(tmp_path: Path) -> None:
     assert found == {str(there): True, str(gone): False}
     path = str(there)
     assert (
-        state(checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: True})}))
+        state(storage.files({DRIVER: facts(files={path: True}), "a": facts(files={path: True})}))
         == "ok"
     )
     assert (
         state(
-            checks.files({DRIVER: facts(files={path: True}), "a": facts(files={path: False})}),
+            storage.files({DRIVER: facts(files={path: True}), "a": facts(files={path: False})}),
             f"a: {path}",
             "mount",
         )
@@ -408,7 +410,7 @@ def test_storage_that_only_looks_shared(tmp_path: Path) -> None:
         (tmp_path / name / "mnt" / "runs").mkdir(parents=True)
     assert (
         state(
-            checks.storage(Apart(tmp_path), "/mnt/runs"),
+            storage.shared_folder(Apart(tmp_path), "/mnt/runs"),
             "/mnt/runs is not the same folder everywhere: a, b",
             "mount",
         )
@@ -419,13 +421,16 @@ def test_storage_that_only_looks_shared(tmp_path: Path) -> None:
 
 def test_storage_that_can_be_written(tmp_path: Path) -> None:
     with Machines() as machines:
-        assert state(checks.storage(machines, str(tmp_path / "not" / "yet")), "writable") == "ok"
+        assert (
+            state(storage.shared_folder(machines, str(tmp_path / "not" / "yet")), "writable")
+            == "ok"
+        )
         assert not list(tmp_path.iterdir())  # nothing is left, and nothing was made
-        assert state(checks.storage(machines, "memory://runs"), "writable") == "ok"
+        assert state(storage.shared_folder(machines, "memory://runs"), "writable") == "ok"
         (tmp_path / "file").write_text("x")
         assert (
             state(
-                checks.storage(machines, str(tmp_path / "file")),
+                storage.shared_folder(machines, str(tmp_path / "file")),
                 "cannot be written",
                 "NotADirectoryError",
             )
@@ -445,7 +450,7 @@ def test_storage_that_is_read_only(tmp_path: Path) -> None:
     with Machines() as machines:
         assert (
             state(
-                checks.storage(machines, folder),
+                storage.shared_folder(machines, folder),
                 f"{folder} cannot be written",
                 "driver: PermissionError",
             )
