@@ -10,10 +10,10 @@ import ray
 
 from cluster import ray_private
 from cluster.actor import NAMESPACE
+from cluster.address import authenticate
 from cluster.board import Board
 from cluster.errors import PlacementError, one_line
 from cluster.local import joining
-from cluster.reach import authenticate
 from cluster.session import Session
 
 

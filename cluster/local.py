@@ -14,8 +14,8 @@ from typing import Any
 import ray
 
 from cluster import ray_private
+from cluster.address import reachable
 from cluster.errors import PlacementError, kind_and_line
-from cluster.reach import reachable
 
 INLINE_BYTES = 1024
 """Task results up to this size travel inside Ray's messages, through the driver; larger ones stay

@@ -12,7 +12,7 @@ from threading import current_thread, main_thread
 import ray
 
 from cluster import local
-from cluster.reach import authenticate, require_home, token_hint, token_path
+from cluster.address import authenticate, require_home, token_hint, token_path
 
 HEAD_SECONDS = 20
 """How long a driver tries to reach a head that is gone before Ray ends it with exit code 1, if the

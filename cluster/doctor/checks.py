@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 
+from cluster.address import lets_all_in, reachable, token_hint, token_path
 from cluster.doctor.finding import Finding, State, node_count
 from cluster.doctor.machines import DRIVER, Answers, Machines, failures
-from cluster.reach import lets_all_in, reachable, token_hint, token_path
 from cluster.session import Session
 
 CLIENT_PORT = 10001

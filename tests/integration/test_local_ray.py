@@ -164,10 +164,10 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
         service.stop()
     topo = topology(configs.load(QUICKSTART).method.plan(0, static(20, 3.0)))
     assert whole["segments"] == [(0, 20, 2)]
-    segments: list[tuple[int, int, int]] = cut["segments"]  # type: ignore[assignment]
+    pieces: list[tuple[int, int, int]] = cut["segments"]  # type: ignore[assignment]
     # after the split at step 6
-    assert {(start, stop) for start, stop, _ in segments} == {(0, 7), (7, 20)}
-    assert sum(count for start, _, count in segments if start == 7) == 2 * 4
+    assert {(start, stop) for start, stop, _ in pieces} == {(0, 7), (7, 20)}
+    assert sum(count for start, _, count in pieces if start == 7) == 2 * 4
     assert (
         whole["forwards"]
         == cut["forwards"]

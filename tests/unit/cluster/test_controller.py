@@ -17,7 +17,8 @@ import grpc
 import pytest
 from rich.console import Console
 
-from cluster import controller, reach
+from cluster import address as address_module
+from cluster import controller
 from cluster.board import Board
 from cluster.connect import boards, connect
 from cluster.controller import RunController
@@ -363,32 +364,32 @@ def refusal(function: Callable[..., object], *arguments: object) -> str:
 
 def test_an_open_ray_is_greeted_without_a_token(serve: Serve) -> None:
     address = serve("")
-    reach.authenticate(address)
-    assert not reach.os.environ["RAY_AUTH_MODE"] and reach.lets_all_in(address)
+    address_module.authenticate(address)
+    assert not address_module.os.environ["RAY_AUTH_MODE"] and address_module.lets_all_in(address)
 
 
 def test_a_ray_that_asks_for_a_token_gets_the_one_in_the_file(serve: Serve, tmp_path: Path) -> None:
     address = serve("secret")
-    assert not reach.lets_all_in(address)
-    assert "no token" in refusal(reach.authenticate, address)
+    assert not address_module.lets_all_in(address)
+    assert "no token" in refusal(address_module.authenticate, address)
     (tmp_path / "token").write_text("secret\n")
-    reach.authenticate(address)
-    assert reach.os.environ["RAY_AUTH_MODE"] == "token"
-    reach.authenticate(address)  # now with the mode that is set
+    address_module.authenticate(address)
+    assert address_module.os.environ["RAY_AUTH_MODE"] == "token"
+    address_module.authenticate(address)  # now with the mode that is set
 
 
 def test_a_wrong_token_is_named_and_never_shown(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "guess")
-    line = refusal(reach.authenticate, serve("secret"))
+    line = refusal(address_module.authenticate, serve("secret"))
     assert "asks for a token" in line and "another token" in line and "guess" not in line
 
 
 def test_a_disabled_mode_is_a_persons_choice(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    assert "RAY_AUTH_MODE=disabled" in refusal(reach.authenticate, serve("secret"))
+    assert "RAY_AUTH_MODE=disabled" in refusal(address_module.authenticate, serve("secret"))
 
 
 def test_no_ray_at_an_address(closed_port: int) -> None:

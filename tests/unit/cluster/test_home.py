@@ -9,8 +9,8 @@ import pytest
 from ray._private.authentication.authentication_token_setup import _get_default_token_path
 
 from cluster import session
+from cluster.address import require_home
 from cluster.errors import PlacementError
-from cluster.reach import require_home
 
 
 @pytest.fixture
