@@ -20,8 +20,9 @@ from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.rollout.collect import RolloutCollector
-from branchgrpo.service import Service, UpdateRequest
+from branchgrpo.service import SegmentRequest, Service, UpdateRequest
 from branchgrpo.types import SegmentHeader, StepStats
+from cluster.worker import Attempt
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -154,6 +155,16 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     several = config_for(workers=3, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))
     service = ray_service(several)
+    grown: list[tuple[int, SegmentRequest]] = []  # worker, and what it was to grow
+    dispatcher = service.rollout_pool.dispatcher
+    watch = dispatcher.watch
+
+    def spy(attempt: Attempt, reference: Any) -> None:
+        if attempt.task and attempt.task.method == "grow":
+            grown.append((attempt.worker.index, attempt.task.arguments[1]))
+        watch(attempt, reference)
+
+    dispatcher.watch = spy  # type: ignore[method-assign]
     try:
         service.form()
         cut, segments = one_iteration(several, service)
@@ -187,16 +198,16 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     assert moved > 0 and apart < 0.02 * moved
     assert whole["version"] == cut["version"] == 1
     trunks = {
-        subtree.key: header.worker
-        for header, _ in segments
-        if header.start == 0
-        for subtree in header.subtrees
+        subtree.key: worker
+        for worker, request in grown
+        if request.start == 0
+        for subtree in request.subtrees
     }
     below = [
-        (header.worker, trunks[subtree.key])
-        for header, _ in segments
-        if header.start == 7
-        for subtree in header.subtrees
+        (worker, trunks[subtree.key])
+        for worker, request in grown
+        if request.start == 7
+        for subtree in request.subtrees
     ]
     # prefix latents were read where they were not made
     assert any(reader != producer for reader, producer in below)
