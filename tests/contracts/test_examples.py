@@ -1,5 +1,5 @@
 """What is in examples/: the parts of one's own do what they say, without a run.
-tests/integration/test_examples.py runs them."""
+tests/integration/test_examples_run.py runs them."""
 
 from __future__ import annotations
 
