@@ -15,13 +15,14 @@ __all__ = ["cluster"]
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-FAST = {Path(__file__).parent / folder for folder in ("unit", "contracts")}
-"""Folders whose tests start no Ray and carry out no run (test_house.py sees to it)."""
+FAST_FOLDERS = {Path(__file__).parent / folder for folder in ("unit", "contracts")}
+"""Their tests start no Ray and carry out no run; test_house.py sees to it."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` what lies in those folders and is not slow."""
+    """Mark as `fast` what lies in those folders, is not slow and compares no networks."""
     for item in items:
-        if FAST & set(item.path.parents) and not item.get_closest_marker("slow"):
+        other = item.get_closest_marker("slow") or item.get_closest_marker("networks")
+        if FAST_FOLDERS & set(item.path.parents) and not other:
             item.add_marker("fast")

@@ -14,6 +14,8 @@ from support import model_checks as checks
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
 
+pytestmark = pytest.mark.networks
+
 
 @pytest.fixture(scope="module")
 def family() -> checks.Family:

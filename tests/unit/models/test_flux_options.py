@@ -30,6 +30,8 @@ from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.service import SegmentRequest, UpdateRequest
 from branchgrpo.types import Subtree, TreeKey
 
+pytestmark = pytest.mark.networks
+
 PROMPTS = ["the number 38 in black on yellow", "a red circle on white"]
 NEGATIVE = "the number 12 in red on white"
 SMALL = {

@@ -22,6 +22,8 @@ from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
 
+pytestmark = pytest.mark.networks
+
 # acts three times as strong as a reader thinks that takes alpha for the rank
 LORA = {"lora_rank": 4, "lora_alpha": 12}
 

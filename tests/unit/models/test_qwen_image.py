@@ -16,6 +16,8 @@ from torch import Tensor
 
 from branchgrpo.models.qwen_image import QwenImageModel
 
+pytestmark = pytest.mark.networks
+
 JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 

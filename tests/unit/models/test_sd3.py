@@ -12,6 +12,8 @@ from support.small_models import CLIP_TOKENS, small_sd3
 
 from branchgrpo.models.sd3 import SD3Model
 
+pytestmark = pytest.mark.networks
+
 JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 

@@ -32,6 +32,8 @@ from branchgrpo.models.wan import Wan
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import EVALUATION, Subtree, TreeKey
 
+pytestmark = pytest.mark.networks
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -35,6 +35,8 @@ from branchgrpo.rewards.clip import ClipReward
 from branchgrpo.rewards.hps import HpsReward
 from branchgrpo.rewards.pickscore import PickScoreReward
 
+pytestmark = pytest.mark.networks
+
 SIZES = [(300, 200), (128, 256), (333, 500), (64, 64), (225, 97), (90, 400), (224, 224), (512, 448)]
 PROMPTS = [
     "a red cube on a green table",
@@ -101,6 +103,7 @@ def img_score(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     copy = shutil.copytree(package, folder / "hpsv2") / "src" / "open_clip"
     shutil.copy(library / "bpe_simple_vocab_16e6.txt.gz", copy)
     (copy / "model_configs" / "ViT-H-14.json").write_text(json.dumps(NARROW_H))
+    _forget_the_package()  # another test may have looked into it
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("HPS_ROOT", str(folder / "root"))
@@ -121,6 +124,10 @@ def img_score(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         network, _, preparation = module.create_model_and_transforms("ViT-H-14", None, **keys)
         module.model_dict.update(model=network, preprocess_val=preparation)
         yield module
+    _forget_the_package()
+
+
+def _forget_the_package() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "hpsv2"]:
         del sys.modules[name]
 

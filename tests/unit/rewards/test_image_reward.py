@@ -23,6 +23,8 @@ from branchgrpo.rewards import REGISTRY
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.image_reward import ImageReward, ImageRewardReward, prepared
 
+pytestmark = pytest.mark.networks
+
 SIDE = 64  # of the small ViT's pictures: 16 patches
 SHAPES = ((64, 64), (90, 70), (50, 131), (224, 300))
 PROMPTS = ["a red fox in the snow", "A blue house, houses", "fox", "a fox " * 30]

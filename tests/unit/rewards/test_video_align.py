@@ -33,6 +33,8 @@ from branchgrpo.rewards.video_align import VideoAlign, VideoAlignReward, sampled
 from branchgrpo.rewards.video_align_files import NORMAL
 from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS
 
+pytestmark = pytest.mark.networks
+
 TEXT = "\nvisual <|VQ_reward|>\nmotion <|MQ_reward|>\nprompt - {text_prompt} <|TA_reward|>\n"
 SPECIAL = [
     "<|endoftext|>",

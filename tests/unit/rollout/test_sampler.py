@@ -464,6 +464,7 @@ OTHER_SIZES = TinyFluxSizes(
 )
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("which", ["embedded", "other"])
 def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
     from diffusers import FluxPipeline
