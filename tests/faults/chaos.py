@@ -43,7 +43,7 @@ ACTS = ("kill", "stop", "pause")
 HOW = ("elapsed", "time/", "service/", "checkpoint/", "driver/")
 """Beginnings of metrics that tell how a run went, not what it learned."""
 PAUSE_SECONDS = 2.0
-PATIENCE_SECONDS = 240.0
+PROGRESS_SECONDS = 240.0
 """Within which a run must get on by an iteration, whatever befell it."""
 STARTS = 6
 """Drivers in a row that may fail to start."""
@@ -124,13 +124,13 @@ class Driver:
     def until(self, iteration: int) -> bool:
         """Wait until so many iterations are done, or the run is over; returns whether it goes
         on."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + PROGRESS_SECONDS
         while not self.ended():
             if self.done() >= iteration:
                 return True
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"iteration {iteration} was not reached in {PATIENCE_SECONDS:g} s: "
+                    f"iteration {iteration} was not reached in {PROGRESS_SECONDS:g} s: "
                     f"{self.told.read_text()[-3000:]}"
                 )
             time.sleep(0.05)

@@ -162,7 +162,7 @@ def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
     made.stop()
 
 
-def test_a_rank_that_the_memory_monitor_ends_ends_the_gang_and_another_is_formed(
+def test_a_rank_that_the_memory_monitor_ends_ends_the_group_and_another_is_formed(
     rank_group: RankGroup, notes: list[str]
 ) -> None:
     with pytest.raises(RankGroupError, match=r"^learner\.swell: rank [01] died: out of memory"):
@@ -370,7 +370,7 @@ def test_methods_that_wait_for_storage_have_the_whole_timeout(
 # ranks that cannot start
 
 
-def test_a_new_gang_that_cannot_start_is_made_again(
+def test_a_new_group_that_cannot_start_is_made_again(
     rank_group: RankGroup, notes: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "unfit-1-a").touch()
@@ -389,7 +389,7 @@ def test_a_new_gang_that_cannot_start_is_made_again(
     assert rank_group.call(Rank.update, 0.0) == [0, 1]
 
 
-def test_the_first_gang_refuses_with_the_reason(tmp_path: Path) -> None:
+def test_the_first_group_refuses_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "unfit-0-a").touch()
     made = RankGroup(
         cls=Rank,

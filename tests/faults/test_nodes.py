@@ -316,7 +316,7 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
                 cluster.remove_node(one)
 
 
-def test_a_gang_starts_on_another_node_than_one_where_it_could_not(
+def test_a_group_starts_on_another_node_than_one_where_it_could_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     first = node(cluster, **{"slot": 1})

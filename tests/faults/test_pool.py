@@ -331,7 +331,7 @@ def test_who_was_busy_or_not_there_at_a_publish_is_greeted_before_its_next_task(
     made.stop()
 
 
-def test_no_greeting_any_more_while_a_worker_is_busy(tmp_path: Path) -> None:
+def test_sync_calls_are_taken_back_while_a_worker_is_busy(tmp_path: Path) -> None:
     made = pool(tmp_path, 1)
     made.wait_ready()
     made.sync([(Worker.load_weights, ("v1",))])
