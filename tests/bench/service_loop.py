@@ -131,6 +131,7 @@ def hidden() -> dict[str, Any]:
         limits={"rollout": (1, 8)},
         max_failures=0,
         run="",
+        phases=(),
         auto=False,
     )
     service.form()
