@@ -23,6 +23,7 @@ from cluster.worker_pool import WorkerPool
 
 CLUSTER_SECONDS = 1.0
 """How often requests of people, and nodes that come and go, are looked for."""
+
 Limits = Mapping[str, tuple[int, int]]
 """Fewest and most workers by role."""
 
@@ -258,13 +259,10 @@ class RayService:
         for pool in self.pools:
             pool.poll()
         self.follow_cluster()
-        restarts = self.earlier.total() + sum(self.restarts().values())
-        counts = {
+        return {
             "rollout_workers": len(self.rollout_pool.workers),
             "reward_workers": sum(len(pool.workers) for pool in self.reward_pools),
-        }
-        return counts | {
-            "restarts": restarts,
+            "restarts": self.earlier.total() + sum(self.restarts().values()),
             "reissued": sum(pool.reissued for pool in self.pools),
         }
 

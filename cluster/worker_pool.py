@@ -172,7 +172,8 @@ class WorkerPool:
         attempt = self.dispatcher.attempts.pop(reference, None)
         if attempt is None:
             return  # of a worker that was removed meanwhile
-        worker, task, now = attempt.worker, attempt.task, time.monotonic()
+        worker, task = attempt.worker, attempt.task
+        now = time.monotonic()
         try:
             worker.find_place()
             ray.get([reference] if task else attempt.references)  # of a sync, what failed first

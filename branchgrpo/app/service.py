@@ -56,7 +56,8 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> Trainin
     """The actors of one run, not formed yet. run: in whose name others find it; empty: nobody
     does."""
     byte_counter = DriverByteCounter()
-    rollout, scorer, learner = config.rollout, config.reward_workers, config.learner
+    rollout, learner = config.rollout, config.learner
+    scorer = config.reward_workers
     # the number of ranks changes at checkpoints
     ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)
     return TrainingService(

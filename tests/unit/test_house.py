@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("branchgrpo", "actors", "cluster")
 FOLDERS = (*PRODUCT, "configs", "docs", "examples", "tests", "tools", ".ci")
 
-LONG_FILES = {"cluster/ray_service.py": 304}
+LONG_FILES: dict[str, int] = {}
 """Product files above 300 lines, each with what it may not exceed. None may be added."""
 FOREIGN = {
     "struct.pack": "the values of its format",
