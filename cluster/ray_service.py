@@ -273,7 +273,7 @@ class RayService:
     # what others see
 
     def report(self, values: Mapping[str, Any]) -> None:
-        """Tell whoever watches: `values` as the trainer gives them, and what the actors do."""
+        """Tell whoever watches: `values` as the loop gives them, and what the actors do."""
         if self.reporter:
             self.reporter.report(values, self._status())
 
@@ -284,11 +284,8 @@ class RayService:
             if scaling.waiting
         }
         following = {self.rollout_pool.role: self.rollout_pool.desired} if self.auto else {}
-        return {
-            "following": following,
-            "restarts": dict(self.earlier + Counter(self.restarts())),
-            "refused": refused,
-        }
+        restarts = dict(self.earlier + Counter(self.restarts()))
+        return {"following": following, "restarts": restarts, "refused": refused}
 
     def stop(self) -> None:
         """End all actors."""
