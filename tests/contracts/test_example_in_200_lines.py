@@ -29,6 +29,8 @@ from branchgrpo.models.flux import Flux
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import BranchPlan, Subtree, TreeCredit, TreeHeader, TreeKey
 
+pytestmark = pytest.mark.networks
+
 FILE = Path(__file__).parents[2] / "examples" / "branchgrpo_in_200_lines.py"
 TEXTS = ["the number 38 in black on yellow", "the number 12 in red on white"]
 SEED, ITERATION = 3, 5

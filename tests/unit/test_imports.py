@@ -4,6 +4,7 @@ rooms import downwards."""
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ BELOW: dict[str, set[str]] = {
 def imported(path: Path, depth: int = 1) -> set[str]:
     """Packages that a module imports anywhere, functions and strings of import_module included, to
     so many names."""
+    return {".".join(name.split(".")[:depth]) for name in _imported(path)}
+
+
+@cache
+def _imported(path: Path) -> frozenset[str]:
     found = set[str]()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,7 +50,7 @@ def imported(path: Path, depth: int = 1) -> set[str]:
             and isinstance(node.args[0], ast.Constant)
         ):
             found.add(str(node.args[0].value))
-    return {".".join(name.split(".")[:depth]) for name in found}
+    return frozenset(found)
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

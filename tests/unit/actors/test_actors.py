@@ -15,6 +15,8 @@ from branchgrpo.errors import GateError
 from branchgrpo.service import SegmentRequest, UpdateRequest
 from branchgrpo.types import BranchPlan, Subtree, TreeKey
 
+pytestmark = pytest.mark.networks
+
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 PROMPT = "the number 38 in black on yellow"
 

@@ -8,6 +8,8 @@ from support.small_batch import batch, config
 
 from actors.learner import Learner
 
+pytestmark = pytest.mark.networks
+
 HALF = {
     "model.dtype": "bfloat16",
     "gates.enabled": "false",

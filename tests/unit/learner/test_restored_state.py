@@ -27,6 +27,8 @@ from branchgrpo.learner.state import restore
 from branchgrpo.models import weights as wire
 from branchgrpo.service import CheckpointRequest, RestoredState
 
+pytestmark = pytest.mark.networks
+
 FILES = ("weights", "ema", "exp_avg", "exp_avg_sq")
 DRIVER = {"iteration": 3, "seconds": 1.5, "gates": {"on_policy_deviation": 0.0}}
 

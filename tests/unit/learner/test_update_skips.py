@@ -8,6 +8,8 @@ from support.small_batch import batch, config
 
 from actors.learner import Learner
 
+pytestmark = pytest.mark.networks
+
 
 def test_skips_in_a_row_end_the_run_named() -> None:
     arguments = batch()

@@ -19,6 +19,8 @@ from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
 from branchgrpo.service import UpdateRequest
 from branchgrpo.types import EVALUATION, F32, U8, LeafMedia, Subtree, TreeKey
 
+pytestmark = pytest.mark.networks
+
 PROMPTS = [
     "the number 38 in black on yellow",
     "the number 12 in red on white",

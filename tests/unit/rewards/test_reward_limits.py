@@ -58,7 +58,7 @@ import branchgrpo.rewards.http.server as server
 from branchgrpo.rewards.base import RewardOptions, Scorer
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-server.Connections = partial(server.Connections, MOST, header_seconds=3.0)
+server.Connections = partial(server.Connections, MOST, header_seconds=1.5)
 
 class Mean(Scorer):
     def score(self, pixels, prompts):
