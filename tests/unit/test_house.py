@@ -125,3 +125,10 @@ def test_the_fast_lane_starts_no_ray_and_carries_out_no_run() -> None:
         for match in heavy.finditer(path.read_text(encoding="utf-8"))
     ]
     assert not found
+
+
+def test_the_loop_is_short() -> None:
+    loop = ROOT / "branchgrpo" / "training" / "loop.py"
+    lines = {name.partition(":")[2]: count for name, count in functions(loop)}
+    assert len(loop.read_text(encoding="utf-8").splitlines()) <= 120
+    assert lines["train"] + lines["step"] <= 40
