@@ -47,7 +47,7 @@ def running() -> Iterator[Head]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"run: {iterations: [\n", "PATH:2: expected YAML, but while parsing a tasks node"),
+        (b"run: {iterations: [\n", "PATH:2: expected YAML, but while parsing a flow node"),
         (b"- a\n- b\n", "config: expected a mapping of sections in PATH, got list"),
         (b"\xff\xfe\x00", "config: PATH is UTF-16: save as UTF-8"),
         (None, "config: expected a YAML file, cannot read PATH"),
