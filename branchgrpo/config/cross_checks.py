@@ -6,22 +6,19 @@ A component is asked for what it declares, never for its name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from branchgrpo.config.keys import Keys
 from branchgrpo.config.registry import PRUNING
 
-if TYPE_CHECKING:
-    from branchgrpo.config.schema import Config
 
-
-def problems(config: Config) -> list[str]:
+def problems(config: Keys) -> list[str]:
     """All lines."""
     return [
         line for check in (_method, _length, _counts, _suits, _scores) for line in check(config)
     ]
 
 
-def _method(config: Config) -> Iterator[str]:
+def _method(config: Keys) -> Iterator[str]:
     """What of the method does not go with the schedule."""
     try:
         config.method.check(config.sampling.steps)
@@ -29,7 +26,7 @@ def _method(config: Config) -> Iterator[str]:
         yield f"method.{error}"
 
 
-def _length(config: Config) -> Iterator[str]:
+def _length(config: Keys) -> Iterator[str]:
     """What needs another key, of those about the run's course."""
     run, evaluation = config.run, config.evaluation
     if not run.iterations and not run.max_minutes:
@@ -47,7 +44,7 @@ def _length(config: Config) -> Iterator[str]:
         yield "run.export: lora needs model.lora_rank above 0"
 
 
-def _counts(config: Config) -> Iterator[str]:
+def _counts(config: Keys) -> Iterator[str]:
     """Roles that begin with a number of actors that they may not have."""
     rollout = config.rollout
     reward = config.reward_workers
@@ -64,7 +61,7 @@ def _counts(config: Config) -> Iterator[str]:
         yield f"rollout.request_workers: needs rollout.workers: auto, got {rollout.workers}"
 
 
-def _suits(config: Config) -> Iterator[str]:
+def _suits(config: Keys) -> Iterator[str]:
     """Parts that do not go with the shape of the method's trees."""
     method, rules = config.method, [rule.called for rule in config.pruning]
     if method.shape == "comb":
@@ -91,7 +88,7 @@ def _suits(config: Config) -> Iterator[str]:
             yield f"pruning: {error}"
 
 
-def _scores(config: Config) -> Iterator[str]:
+def _scores(config: Keys) -> Iterator[str]:
     """Names of scores that are taken twice, or that there are not."""
     titles = [reward.title for reward in config.rewards]
     if len(set(titles)) < len(titles):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from branchgrpo.algo.methods.base import MethodRun
-from branchgrpo.algo.methods.branch import BranchMethod
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import F32, BranchPlan
 
@@ -25,7 +24,8 @@ class SplitChooser(MethodRun):
     the measurements stay fresh.
     """
 
-    def __init__(self, method: BranchMethod, steps: int, seed: int):
+    def __init__(self, method: Any, steps: int, seed: int):
+        """method: options that have `splits` and `adapt_every`, as BranchMethod has."""
         super().__init__(method, seed)
         self.method, self.iterations = method, 0
         # [T−1] mean variance that a split at this step adds between siblings
@@ -36,7 +36,8 @@ class SplitChooser(MethodRun):
 
     def plan(self, iteration: int, schedule: Schedule) -> BranchPlan:
         """The plan of one iteration, with the present splits."""
-        return self.method.plan(iteration, schedule, self.seed)
+        found: BranchPlan = self.method.plan(iteration, schedule, self.seed)
+        return found
 
     def observe(self, plan: BranchPlan, rewards: F32) -> dict[str, float]:
         """Take note of the rewards [trees, L] of an iteration; every `adapt_every` of them choose

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from branchgrpo.algo.methods.adaptive import SplitChooser
 from branchgrpo.algo.methods.base import MethodOptions, MethodRun
 from branchgrpo.algo.methods.window import Window
 from branchgrpo.algo.schedule import Schedule
@@ -101,8 +102,6 @@ class BranchMethod(MethodOptions):
     def start(self, steps: int, seed: int) -> MethodRun:
         if not self.adapt_every:
             return super().start(steps, seed)
-        from branchgrpo.algo.methods.adaptive import SplitChooser
-
         return SplitChooser(self, steps, seed)
 
     def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
