@@ -22,7 +22,8 @@ def draw(
     seed: int, key: TreeKey, node: int, shape: tuple[int, ...], stream: int = _OWN
 ) -> torch.Tensor:
     """Standard normal noise [*shape] float32 that belongs to one node of one tree."""
-    name = struct.pack("<6q", seed, key.iteration, key.prompt, key.tree, node, stream)
+    numbers = (seed, key.iteration, key.prompt, key.tree, node, stream)
+    name = struct.pack("<6q", *numbers)
     digest = hashlib.blake2b(name, digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))

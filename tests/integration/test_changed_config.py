@@ -15,7 +15,7 @@ from support.in_process import Service
 from support.quiet_display import Quiet
 from support.small_drivers import begun
 from support.small_trees import quickstart
-from support.training import Memory, run_of
+from support.training import CHANGEABLE, Memory, run_of
 
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.config.schema import Config
@@ -36,31 +36,9 @@ from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
 from branchgrpo.types import EVALUATION
 
-SMALL = {
-    "run.iterations": "8",
-    "run.export": "none",
-    "sampling.steps": "4",
-    "method.splits": "[0, 1]",
-    "method.leaves": "4",
-    "rollout.workers": "1",
-    "rollout.threads": "1",
-    "learner.threads": "1",
-    "reward_workers.threads": "1",
-    "rollout.prompts": "2",
-    "evaluation.prompts": "4",
-    "evaluation.every": "0",
-    "evaluation.steps": "2",
-    "evaluation.pictures": "2",
-    "checkpoint.every": "1",
-    "learner.warmup": "0",
-    "learner.ema": "0.5",
-    "learner.learning_rate": "0.001",
-    "learner.schedule": "constant",
-}
-
 
 def config(**options: str) -> Config:
-    return quickstart(SMALL | options)
+    return quickstart(CHANGEABLE | options)
 
 
 SERVICES: list[Service] = []

@@ -12,6 +12,29 @@ from branchgrpo.training.hooks import HOOKS
 from branchgrpo.training.run import Run
 from support.quiet_display import Quiet
 
+CHANGEABLE = {
+    "run.iterations": "8",
+    "run.export": "none",
+    "sampling.steps": "4",
+    "method.splits": "[0, 1]",
+    "method.leaves": "4",
+    "rollout.workers": "1",
+    "rollout.threads": "1",
+    "learner.threads": "1",
+    "reward_workers.threads": "1",
+    "rollout.prompts": "2",
+    "evaluation.prompts": "4",
+    "evaluation.every": "0",
+    "evaluation.steps": "2",
+    "evaluation.pictures": "2",
+    "checkpoint.every": "1",
+    "learner.warmup": "0",
+    "learner.ema": "0.5",
+    "learner.learning_rate": "0.001",
+    "learner.schedule": "constant",
+}
+"""A small run that is cut off and goes on with changed keys."""
+
 
 class Memory:
     """A log in memory."""

@@ -16,7 +16,6 @@ FOLDERS = (*PRODUCT, "configs", "docs", "examples", "tests", "tools", ".ci")
 LONG_FILES: dict[str, int] = {}
 """Product files above 300 lines, each with what it may not exceed. None may be added."""
 FOREIGN = {
-    "struct.pack": "the values of its format",
     "permute": "a tensor's axes",
     "Progress": "columns of a bar",
 }

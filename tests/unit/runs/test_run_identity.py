@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from support.small_trees import quickstart
+from support.training import CHANGEABLE
 
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
@@ -21,32 +22,11 @@ from branchgrpo.runs.identity import (
     shown,
 )
 
-SMALL = {
-    "run.iterations": "8",
-    "run.export": "none",
-    "sampling.steps": "4",
-    "method.splits": "[0, 1]",
-    "method.leaves": "4",
-    "rollout.workers": "1",
-    "rollout.threads": "1",
-    "learner.threads": "1",
-    "reward_workers.threads": "1",
-    "rollout.prompts": "2",
-    "evaluation.prompts": "4",
-    "evaluation.every": "0",
-    "evaluation.steps": "2",
-    "evaluation.pictures": "2",
-    "checkpoint.every": "1",
-    "learner.warmup": "0",
-    "learner.ema": "0.5",
-    "learner.learning_rate": "0.001",
-    "learner.schedule": "constant",
-}
 ASSETS = Path(__file__).parents[3] / "branchgrpo" / "assets" / "tiny-flux"
 
 
 def config(**options: str) -> Config:
-    return quickstart(SMALL | options)
+    return quickstart(CHANGEABLE | options)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +96,11 @@ def test_another_family_of_methods_and_another_model_are_refused(
             old,
             identity(
                 quickstart(
-                    {key: value for key, value in SMALL.items() if not key.startswith("method.")}
+                    {
+                        key: value
+                        for key, value in CHANGEABLE.items()
+                        if not key.startswith("method.")
+                    }
                     | chains
                 )
             ),
