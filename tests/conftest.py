@@ -21,8 +21,8 @@ FAST_FOLDERS = {Path(__file__).parent / folder for folder in ("unit", "contracts
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` what lies in those folders, is not slow and builds no networks."""
+    """Mark as `fast` what lies in those folders, is not slow, builds no networks, does not wait."""
     for item in items:
-        other = item.get_closest_marker("slow") or item.get_closest_marker("networks")
+        other = any(item.get_closest_marker(name) for name in ("slow", "networks", "waits"))
         if FAST_FOLDERS & set(item.path.parents) and not other:
             item.add_marker("fast")

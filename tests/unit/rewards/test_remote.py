@@ -190,6 +190,7 @@ def test_a_silent_server_is_given_up(waits: list[float]) -> None:
     assert url in str(caught.value) and one_line(str(caught.value)) and len(waits) == 1
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("where", ["headers", "body"])
 def test_a_server_that_trickles_is_given_up(where: str, waits: list[float]) -> None:
     """A byte every 50 ms: never silent, never done."""

@@ -73,6 +73,7 @@ server.serve(options, port=0, token_env="REWARD_TOKEN", max_mb=1, ready=ready)
 """
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize(("soft", "most"), [(256, 0), (64, 1000)], ids=["bounded", "out of files"])
 def test_half_open_connections_keep_nobody_out(
     soft: int, most: int, monkeypatch: pytest.MonkeyPatch

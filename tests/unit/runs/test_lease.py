@@ -61,6 +61,7 @@ def test_another_process_of_the_same_number_is_not_the_driver(tmp_path: Path) ->
     lease.close("failed")
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("quick")
 def test_elsewhere_a_lease_that_is_renewed_is_live_and_one_that_lapses_is_not(
     tmp_path: Path,
@@ -79,6 +80,7 @@ def test_elsewhere_a_lease_that_is_renewed_is_live_and_one_that_lapses_is_not(
     assert not lives(tmp_path, 1, said.append) and time.monotonic() - began < 0.5 and len(said) == 2
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("ahead", [-500.0, 500.0])
 def test_a_clock_that_is_wrong_neither_kills_nor_keeps(
