@@ -13,6 +13,7 @@ from pathlib import Path
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.runs.folder import Driver, driving
+from support.small_trees import quickstart
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
@@ -55,3 +56,11 @@ def cut_off(loaded: Config) -> Path:
     claim = folder / "drivers" / "000001.json"
     claim.write_text(json.dumps(json.loads(claim.read_text()) | {"began": 1}))
     return folder
+
+
+def config(folder: Path, name: str = "flux", seed: int = 0, **options: str) -> Config:
+    """The quick start with run folders in `folder`; section__key for section.key."""
+    return quickstart(
+        {"run.folder": str(folder), "run.name": name, "run.seed": str(seed)}
+        | {key.replace("__", "."): value for key, value in options.items()}
+    )

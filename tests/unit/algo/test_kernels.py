@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from support.latents import batch
 
 from branchgrpo.algo import kernels
 from branchgrpo.algo.plan import ode_plan, with_tail
 from branchgrpo.algo.schedule import static
 from branchgrpo.types import BranchPlan
 from tests.reference import closed_forms
-
-SHAPE = (5, 4)
-
-
-def batch(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and velocities [rows, *SHAPE]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, *SHAPE, generator=generator), torch.randn(
-        rows, *SHAPE, generator=generator
-    )
 
 
 def column(value: float) -> torch.Tensor:
@@ -65,37 +54,6 @@ def test_dance_against_its_float64_formula(shift: float, eta: float) -> None:
         )
         np.testing.assert_allclose(mean[step].numpy(), expected[0], rtol=2e-6, atol=2e-6)
         np.testing.assert_allclose(std[step].item(), expected[1], rtol=2e-6)
-
-
-def test_dance_keeps_the_marginals_of_the_flow() -> None:
-    """For x = (1 − σ)·x0 + σ·ε of one known x0, mean and variance after the step are those of
-    σ_next, to order dt²."""
-    clean = 1.7
-    sigma = 0.6
-    eta = 0.9
-
-    def errors(dt: float) -> tuple[float, float]:
-        """Of mean and variance, from where the kernel takes the mean and the ±1σ points of the
-        Gaussian at σ."""
-        x = torch.tensor(
-            [(1 - sigma) * clean - sigma, (1 - sigma) * clean + sigma], dtype=torch.float64
-        )[:, None]
-        v = (x - clean) / sigma  # ε − x0
-        mean, std = kernels.dance(
-            x,
-            v=v,
-            sigma=torch.tensor(sigma),
-            sigma_next=torch.tensor(sigma - dt, dtype=torch.float64),
-            scale=torch.tensor(eta),
-        )
-        after = mean.flatten().tolist()
-        middle, slope = sum(after) / 2, (after[1] - after[0]) / 2
-        return middle - (1 - sigma + dt) * clean, slope**2 + std.item() ** 2 - (sigma - dt) ** 2
-
-    for coarse, fine in zip(errors(0.02), errors(0.01), strict=True):
-        assert abs(fine) < 3e-4
-        assert abs(coarse) < 1e-3
-        assert abs(fine) < 0.3 * abs(coarse) + 1e-7  # a first-order error would only halve
 
 
 def test_dance_without_noise_is_the_ode() -> None:
@@ -263,76 +221,6 @@ def test_flow_and_cps_against_their_float64_formulas(
         np.testing.assert_allclose(std[step].item(), expected[1], rtol=2e-6)
 
 
-def after_a_step(
-    kernel: kernels.Kernel,
-    velocity: Callable[[Tensor], Tensor],
-    mean: float,
-    var: float,
-    sigma: float,
-    dt: float,
-    level: float,
-) -> list[float]:
-    """[mean, variance] of x_next for x ~ N(mean, var) and an affine velocity: the kernel's mean is
-    affine too, so two points tell all."""
-    x = torch.tensor([[mean - math.sqrt(var)], [mean + math.sqrt(var)]], dtype=torch.float64)
-    levels = [
-        torch.full((1, 1), value, dtype=torch.float64) for value in (sigma, sigma - dt, level)
-    ]
-    below, std = kernel(x, velocity(x), *levels)
-    low, high = below.flatten().tolist()
-    return [(low + high) / 2, ((high - low) / 2) ** 2 + std.item() ** 2]
-
-
-@pytest.mark.parametrize("sigma", [0.9, 0.6, 0.25])
-@pytest.mark.parametrize(
-    ("kernel", "level"), [(kernels.flow, 0.7), (kernels.dance, 0.7), (kernels.ode, 0.0)]
-)
-def test_the_marginals_of_gaussian_data_survive_a_small_step(
-    kernel: kernels.Kernel, level: float, sigma: float
-) -> None:
-    """x0 ~ N(m, τ²): then x_σ ~ N((1 − σ)m, (1 − σ)²τ² + σ²) and v(x) = E[ε − x0 | x] is affine.
-    The error is of order dt²."""
-    m, tau2 = 1.7, 0.4
-
-    def marginal(s: float) -> list[float]:
-        return [(1 - s) * m, (1 - s) ** 2 * tau2 + s**2]
-
-    centre, var = marginal(sigma)
-
-    def velocity(x: Tensor) -> Tensor:
-        return (sigma - (1 - sigma) * tau2) / var * (x - centre) - m
-
-    def errors(dt: float) -> list[float]:
-        found = after_a_step(
-            kernel, velocity=velocity, mean=centre, var=var, sigma=sigma, dt=dt, level=level
-        )
-        return [abs(got - want) for got, want in zip(found, marginal(sigma - dt), strict=True)]
-
-    for coarse, fine in zip(errors(2e-3), errors(1e-3), strict=True):
-        assert fine < 2e-5
-        assert fine < 0.27 * coarse + 1e-12  # a first-order error would only halve
-
-
-@pytest.mark.parametrize(("sigma", "dt"), [(1.0, 0.3), (0.9, 0.05), (0.5, 0.4), (0.2, 0.2)])
-@pytest.mark.parametrize("level", [0.0, 0.3, 0.8, 1.0])
-def test_cps_keeps_the_noise_of_the_schedule_exactly(level: float, sigma: float, dt: float) -> None:
-    """x = (1 − σ)·x0 + σ·ε with its true velocity ε − x0: the sample is N((1 − σ')·x0, σ'²) for any
-    step size."""
-    clean = -1.3
-    found = after_a_step(
-        kernels.cps,
-        velocity=lambda x: (x - clean) / sigma,
-        mean=(1 - sigma) * clean,
-        var=sigma**2,
-        sigma=sigma,
-        dt=dt,
-        level=level,
-    )
-    np.testing.assert_allclose(
-        found, [(1 - sigma + dt) * clean, (sigma - dt) ** 2], rtol=1e-12, atol=1e-12
-    )
-
-
 def test_stds_of_every_step() -> None:
     levels = static(6, 3.0).levels
     kernel = ("flow", "ode", "dance", "cps", "flow", "ode")
@@ -363,106 +251,3 @@ def test_stds_of_every_step() -> None:
         replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, static(6, 3.0)
     )
     np.testing.assert_allclose(kernels.stds(tailed), [expected[0], 0.0, 0.0], rtol=1e-5)
-
-
-def tail_plan(random_steps: int, steps: int, ratio: float, shift: float = 3.0) -> BranchPlan:
-    kernel = ("dance",) * random_steps + ("ode",) * (steps - random_steps)
-    return with_tail(
-        BranchPlan(static(steps, shift).levels, (1,) * steps, kernel, (0.3,) * steps),
-        ratio,
-        static(steps, shift),
-    )
-
-
-def curved(x: Tensor, sigma: float) -> Tensor:
-    """A velocity that is linear in nothing."""
-    return (
-        torch.tanh(1.7 * x.roll(1, dims=-1)) + torch.sin(3.0 * x + 2.0 * sigma) - 0.3 * x**2 * sigma
-    )
-
-
-def follow_tail(plan: BranchPlan, start: int, x: Tensor) -> Tensor:
-    clean = None
-    for step in range(start, plan.steps):
-        x, clean = kernels.deterministic(
-            plan, step=step, x=x, v=curved(x, float(plan.sigmas[step])), previous=clean
-        )
-    return x
-
-
-@pytest.mark.parametrize(
-    ("random_steps", "steps", "count"),
-    [(4, 25, 21), (4, 25, 8), (4, 25, 4), (13, 20, 3), (13, 20, 2), (3, 40, 15), (24, 25, 1)],
-)
-def test_the_tail_is_diffusers_dpm_solver(random_steps: int, steps: int, count: int) -> None:
-    """2M, midpoint form; of first order at the tail's first step (no history) and at its last (σ =
-    0)."""
-    from diffusers import DPMSolverMultistepScheduler
-
-    plan = tail_plan(random_steps, steps, count / (steps - random_steps))
-    assert plan.kernel == ("dance",) * random_steps + ("dpm",) * count
-    scheduler = DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        solver_type="midpoint",
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        final_sigmas_type="zero",
-        lower_order_final=True,
-    )
-    scheduler.set_timesteps(count)
-    scheduler.sigmas = torch.from_numpy(plan.sigmas[random_steps:].copy())
-    scheduler.timesteps = scheduler.sigmas[:-1] * 1000
-    x = batch(3, seed=9)[0]
-    expected = x
-    for index, time in enumerate(scheduler.timesteps):
-        expected = scheduler.step(
-            curved(expected, float(scheduler.sigmas[index])), time, expected
-        ).prev_sample
-    torch.testing.assert_close(follow_tail(plan, random_steps, x), expected, rtol=0, atol=2e-5)
-    euler = x
-    for step in range(random_steps, plan.steps):
-        euler = euler + curved(euler, float(plan.sigmas[step])) * float(
-            plan.sigmas[step + 1] - plan.sigmas[step]
-        )
-    gap = (euler - expected).abs().max().item()
-    # the first and the last step are of first order, which is Euler's step
-    assert gap > 1e-3 if count > 2 else gap < 1e-6
-
-
-def test_the_tail_against_its_float64_formula() -> None:
-    plan, start = tail_plan(5, 20, 0.4), 5
-    x = batch(2, seed=4)[0]
-    slow, before = x.double().numpy(), None
-    for step in range(start, plan.steps):
-        sigma, after, last = (float(plan.sigmas[index]) for index in (step, step + 1, step - 1))
-        clean = slow - sigma * curved(torch.from_numpy(slow), sigma).numpy()
-        slow = closed_forms.dpm(
-            slow, clean=clean, before=before, sigma=sigma, sigma_next=after, sigma_before=last
-        )
-        before = clean
-    np.testing.assert_allclose(follow_tail(plan, start, x).numpy(), slow, rtol=0, atol=2e-5)
-
-
-def test_a_tail_of_one_step_gives_the_clean_picture() -> None:
-    plan = tail_plan(12, 20, 0.01)
-    assert plan.kernel[12:] == ("dpm",)
-    x, v = batch(3)
-    after, clean = kernels.deterministic(plan, step=12, x=x, v=v, previous=None)
-    expected = x.double() - float(plan.sigmas[12]) * v.double()
-    for found in (after, clean):
-        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("ratio", [0.2, 0.4, 1.0])
-def test_the_tail_is_spaced_like_the_schedule(ratio: float) -> None:
-    """Even in t from the step after the last random one, then shifted; what lies before is
-    untouched."""
-    plan, shift = tail_plan(4, 25, ratio, 2.0), 2.0
-    t = np.linspace(21 / 25, 0.0, {0.2: 4, 0.4: 8, 1.0: 21}[ratio] + 1)
-    np.testing.assert_allclose(
-        plan.sigmas[4:], shift * t / (1 + (shift - 1) * t), rtol=0, atol=1e-7
-    )
-    np.testing.assert_array_equal(plan.sigmas[:5], static(25, shift).levels[:5])
-    if ratio == 1.0:
-        np.testing.assert_allclose(plan.sigmas, static(25, shift).levels, rtol=0, atol=1e-7)

@@ -191,7 +191,7 @@ def test_the_metric_that_decides_follows(quick: Config) -> None:
         (["./no.py:reward"], "rewards.0: expected a Python file, found nothing at"),
         ([Constant(label="a", value=1.0), ("remote", 1)], "rewards.1.*url"),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_what_is_no_reward_is_one_line(quick: Config, given: Any, words: str) -> None:
     with pytest.raises(

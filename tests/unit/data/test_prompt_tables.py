@@ -209,7 +209,7 @@ def test_text_in_gzip_is_read(tmp_path: Path, name: str, data: str) -> None:
         lambda data: data[:20] + b"\xff" * 8 + data[28:],
         lambda data: b"plain text",
     ],
-    ids=str,
+    ids=["truncated", "overwritten", "never packed"],
 )
 def test_damaged_gzip_is_one_line(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes]

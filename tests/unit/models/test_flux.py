@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import model_checks as checks
+from support import model_folder_checks as folder_checks
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
@@ -53,11 +54,11 @@ def test_a_schedule_that_follows_the_size_is_the_pipelines(
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_exports_draw_the_policys_picture(family: checks.Family, rank: int, tmp_path: Path) -> None:
-    checks.exports_draw_the_policys_picture(family, rank, tmp_path)
+    folder_checks.exports_draw_the_policys_picture(family, rank, tmp_path)
 
 
 def test_only_the_wanted_parts_are_loaded(family: checks.Family) -> None:
-    checks.only_the_wanted_parts_are_loaded(family)
+    folder_checks.only_the_wanted_parts_are_loaded(family)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import model_checks as checks
+from support import model_folder_checks as folder_checks
 from support.small_models import small_qwen_image, small_sd3
 from torch import Tensor
 
@@ -175,14 +176,14 @@ def test_alpha_is_read_from_tensors_the_header_and_pefts_config(
     (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 7}))
     for where in ("header.safetensors", "tensors.safetensors", "peft"):
         flux.make(lora_rank=4, lora_alpha=7, lora_path=str(tmp_path / where)).check()
-        checks.refused(
+        folder_checks.refused(
             flux.make(lora_rank=4, lora_alpha=4, lora_path=str(tmp_path / where)),
             "model.lora_alpha: expected 7, the alpha of",
         )
     (tmp_path / "peft" / "adapter_config.json").write_text(
         json.dumps({"r": 4, "lora_alpha": 7, "use_rslora": True})
     )
-    checks.refused(
+    folder_checks.refused(
         flux.make(lora_rank=4, lora_alpha=7, lora_path=str(tmp_path / "peft")), "got use_rslora"
     )
 
@@ -194,25 +195,27 @@ def test_what_does_not_fit_is_one_line_before_anything_starts(
     fits = {"lora_rank": 4, "lora_alpha": 4, "lora_path": str(tmp_path / "own")}
     flux.make(**fits).check()
     file = tmp_path / "own" / "pytorch_lora_weights.safetensors"
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_rank": 8}), f"model.lora_rank: expected 4, the rank of {file}"
     )
-    checks.refused(flux.make(**fits | {"lora_rank": 0}), "model.lora_rank: expected 4, the rank of")
-    checks.refused(
+    folder_checks.refused(
+        flux.make(**fits | {"lora_rank": 0}), "model.lora_rank: expected 4, the rank of"
+    )
+    folder_checks.refused(
         flux.make(**fits | {"lora_alpha": 0}), f"model.lora_alpha: expected 4, the alpha of {file}"
     )
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_targets": ("to_q",)}), "model.lora_targets: expected those of"
     )
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_targets": (*FluxModel.attention_layers, "proj_mlp")}),
         "has no adapter of single_transformer_blocks",
     )
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_path": str(tmp_path / "absent")}),
         f"{tmp_path / 'absent'} cannot be read",
     )
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_path": str(tmp_path)}),
         f"expected one *.safetensors in {tmp_path}, got none",
     )
@@ -220,7 +223,7 @@ def test_what_does_not_fit_is_one_line_before_anything_starts(
         flux.folder / "transformer" / "diffusion_pytorch_model.safetensors",
         tmp_path / "whole.safetensors",
     )
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_path": str(tmp_path / "whole.safetensors")}),
         "expected adapters (lora_A and lora_B",
     )
@@ -229,12 +232,12 @@ def test_what_does_not_fit_is_one_line_before_anything_starts(
         for name, value in tensors.items()
     }
     save_file(strange, tmp_path / "strange.safetensors")
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_path": str(tmp_path / "strange.safetensors")}),
         "no layer of the model",
     )
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-4])
-    checks.refused(
+    folder_checks.refused(
         flux.make(**fits | {"lora_path": str(tmp_path / "cut.safetensors")}),
         "expected a LoRA file in safetensors",
     )

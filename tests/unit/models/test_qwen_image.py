@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import model_checks as checks
+from support import model_folder_checks as folder_checks
 from support.small_models import small_qwen_image
 from torch import Tensor
 
@@ -103,11 +104,11 @@ def test_what_is_not_trained_does_not_reach_the_velocity(family: checks.Family) 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_exports_draw_the_policys_picture(family: checks.Family, rank: int, tmp_path: Path) -> None:
-    checks.exports_draw_the_policys_picture(family, rank, tmp_path)
+    folder_checks.exports_draw_the_policys_picture(family, rank, tmp_path)
 
 
 def test_only_the_wanted_parts_are_loaded(family: checks.Family) -> None:
-    checks.only_the_wanted_parts_are_loaded(family)
+    folder_checks.only_the_wanted_parts_are_loaded(family)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -153,16 +154,16 @@ def test_tokens_and_shapes(family: checks.Family) -> None:
 
 
 def test_bad_folders_sizes_and_options_are_one_line(family: checks.Family, tmp_path: Path) -> None:
-    checks.folders_are_checked(family, tmp_path)
-    checks.refused(family.make(height=36), "expected multiples of 8, got 36×32")
-    checks.refused(
+    folder_checks.folders_are_checked(family, tmp_path)
+    folder_checks.refused(family.make(height=36), "expected multiples of 8, got 36×32")
+    folder_checks.refused(
         family.make(attention="flash"), "model.attention: expected one that takes a mask"
     )
     family.make(attention="native").check()
     shutil.copytree(family.folder, tmp_path / "distilled")
     config = tmp_path / "distilled" / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": True}))
-    checks.refused(
+    folder_checks.refused(
         family.make(path=str(tmp_path / "distilled")),
         "expected a QwenImageTransformer2DModel without guidance_embeds",
     )

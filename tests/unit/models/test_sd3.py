@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import model_checks as checks
+from support import model_folder_checks as folder_checks
 from support.small_models import CLIP_TOKENS, small_sd3
 
 from branchgrpo.models.sd3 import SD3Model
@@ -75,12 +76,12 @@ def test_adapters_sit_in_both_attentions(family: checks.Family) -> None:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_exports_draw_the_policys_picture(family: checks.Family, rank: int, tmp_path: Path) -> None:
-    checks.exports_draw_the_policys_picture(family, rank, tmp_path)
+    folder_checks.exports_draw_the_policys_picture(family, rank, tmp_path)
 
 
 def test_only_the_wanted_parts_are_loaded(family: checks.Family, without_t5: checks.Family) -> None:
-    checks.only_the_wanted_parts_are_loaded(family)
-    checks.only_the_wanted_parts_are_loaded(without_t5)
+    folder_checks.only_the_wanted_parts_are_loaded(family)
+    folder_checks.only_the_wanted_parts_are_loaded(without_t5)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -122,11 +123,11 @@ def test_tokens_and_shapes(family: checks.Family) -> None:
 def test_bad_folders_sizes_and_options_are_one_line(
     family: checks.Family, without_t5: checks.Family, tmp_path: Path
 ) -> None:
-    checks.folders_are_checked(family, tmp_path)
+    folder_checks.folders_are_checked(family, tmp_path)
     without_t5.make().check()
-    checks.refused(family.make(height=36), "expected multiples of 8, got 36×32")
-    checks.refused(
+    folder_checks.refused(family.make(height=36), "expected multiples of 8, got 36×32")
+    folder_checks.refused(
         family.make(width=104),
         "expected at most 96, as many positions as the model knows, got 32×104",
     )
-    checks.refused(family.make(attention="flash"), "model.attention: expected it empty")
+    folder_checks.refused(family.make(attention="flash"), "model.attention: expected it empty")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from support.small_video_align import (
+    TEXT,
+    RewardModel,
+    options,
+    processor,
+    small_model,
+    written,
+)
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 from transformers import (
-    Qwen2Tokenizer,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
@@ -35,114 +34,12 @@ from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS
 
 pytestmark = pytest.mark.networks
 
-TEXT = "\nvisual <|VQ_reward|>\nmotion <|MQ_reward|>\nprompt - {text_prompt} <|TA_reward|>\n"
-SPECIAL = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in "
-    "message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else "
-    "%}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
-    "%}<|im_start|>assistant\n{% endif %}"
-)
 PROMPTS = ["a red fox", "a blue house in the snow, in the evening", "waves"]
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-ROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
-
-
-class RewardModel(Qwen2VLForConditionalGeneration):
-    """Qwen2-VL with the head, as VideoAlign trains it."""
-
-    def __init__(self, config: Qwen2VLConfig, outputs: int = 1):
-        super().__init__(config)
-        self.rm_head = torch.nn.Linear(config.text_config.hidden_size, outputs, bias=False)
-        self.post_init()
-
-
-def processor() -> Qwen2VLProcessor:
-    """Bytes are tokens; the sizes of pictures are Qwen2-VL's."""
-    made = Qwen2Tokenizer(
-        vocab={character: index for index, character in enumerate(bytes_to_unicode().values())},
-        merges=[],
-    )
-    made.add_special_tokens(
-        {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "additional_special_tokens": SPECIAL[1:]}
-    )
-    return Qwen2VLProcessor(
-        Qwen2VLImageProcessor(),
-        made,
-        Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
-        chat_template=CHAT,
-    )
-
-
-def small_config(made: Qwen2VLProcessor, vocabulary: int) -> Qwen2VLConfig:
-    ids = {
-        f"{name}_token_id": made.tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in (("image", "image_pad"), ("video", "video_pad"))
-    }
-    ids |= {
-        f"{name}_token_id": made.tokenizer.convert_tokens_to_ids(f"<|{name}|>")
-        for name in ("vision_start", "vision_end")
-    }
-    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "mlp_ratio": 2}
-    return Qwen2VLConfig(
-        text_config={**SIZES, "vocab_size": vocabulary, "rope_parameters": ROPE},
-        vision_config=vision,
-        **ids,
-    )
-
-
-def small_model(made: Qwen2VLProcessor, outputs: int) -> RewardModel:
-    """Random weights that are large enough for every part to matter; the vocabulary is the
-    tokenizer's, the three tokens included."""
-    torch.manual_seed(outputs)
-    model = RewardModel(small_config(made, len(made.tokenizer) + 3), outputs).eval()
-    for name, value in model.named_parameters():
-        spread = (
-            1.0 if "embed_tokens" in name else value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
-        )
-        spread *= 3.0 if "q_proj" in name or "k_proj" in name or "visual.blocks" in name else 1.0
-        value.data = torch.randn_like(value) * spread + float(
-            value.ndim == 1 and "norm" in name and "weight" in name
-        )
-    return model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders base, one (a head of 1 row) and three (a head of 3), and a template."""
-    at, made = tmp_path_factory.mktemp("video_align"), processor()
-    made.save_pretrained(at / "base")
-    small_config(made, 400).save_pretrained(at / "base")  # a larger vocabulary than training leaves
-    for name, outputs in (("one", 1), ("three", 3)):
-        small_model(made, outputs).save_pretrained(at / name)
-    (at / "template.txt").write_text(TEXT, encoding="utf-8")
-    return at
-
-
-def options(folder: Path, name: str = "one", **more: object) -> VideoAlignReward:
-    given = {
-        "path": str(folder / name),
-        "base": str(folder / "base"),
-        "template": str(folder / "template.txt"),
-        "dtype": "float32",
-    }
-    return VideoAlignReward(**(given | more))
+    return written(tmp_path_factory.mktemp("video_align"))
 
 
 @pytest.fixture(scope="module")
@@ -377,109 +274,3 @@ def test_prompts_with_special_tokens_are_refused(folder: Path, scorer: VideoAlig
     )
     with pytest.raises(UserError, match="expected prompts without special tokens"):
         scorer.score(film(1, 60, 60, 0)[None], ["<|video_pad|>"])
-
-
-def changed(at: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    state = load_file(at / "one" / "model.safetensors")
-    change(state)
-    save_file(state, at / "one" / "model.safetensors", {"format": "pt"})
-
-
-def replaced(at: Path, name: str, content: bytes) -> None:
-    (at / "one" / "model.safetensors").unlink()
-    (at / "one" / name).write_bytes(content)
-
-
-def pickled(at: Path) -> None:
-    replaced(at, "model.pth", b"")
-    torch.save({"a": np.random.default_rng()}, at / "one" / "model.pth")
-
-
-def unmerged(at: Path) -> None:
-    replaced(at, "model.pth", b"")
-    torch.save(
-        {f"base_model.model.lm_head.lora_{part}.default.weight": torch.ones(1, 1) for part in "AB"},
-        at / "one" / "model.pth",
-    )
-
-
-HEAD, QUERY = "rm_head.weight", "model.language_model.layers.1.self_attn.q_proj.weight"
-BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no checkpoint": (
-        lambda at: (at / "one").rename(at / "gone"),
-        "video_align.path: expected a VideoReward folder, found nothing",
-    ),
-    "no weights": (
-        lambda at: (at / "one" / "model.safetensors").unlink(),
-        r"expected \*.safetensors or model.pth in .*, got none",
-    ),
-    "adapters alone": (
-        lambda at: replaced(at, "adapter_model.safetensors", b""),
-        "adapter_model.safetensors alone: merge them first",
-    ),
-    "truncated": (
-        lambda at: replaced(at, "model.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
-        "model.safetensors is truncated",
-    ),
-    "a pickle": (pickled, "weights_only"),
-    "LoRA without its config": (
-        unmerged,
-        "expected peft_lora_config.lora_alpha in a model_config.json",
-    ),
-    "no head": (
-        lambda at: changed(at, lambda state: state.pop(HEAD)),
-        r"expected rm_head.weight \[1 or 3, 32\]",
-    ),
-    "a head of two": (
-        lambda at: changed(at, lambda state: state.update({HEAD: torch.ones(2, 32)})),
-        r"got \(2, 32\)",
-    ),
-    "a tensor less": (
-        lambda at: changed(at, lambda state: state.pop(QUERY)),
-        r"expected language_model.layers.1.self_attn.q_proj.weight \(32, 32\), got none",
-    ),
-    "few embeddings": (
-        lambda at: changed(
-            at,
-            lambda state: state.update(
-                {"model.language_model.embed_tokens.weight": torch.ones(9, 32)}
-            ),
-        ),
-        "expected embeddings of 266 tokens, the tokenizer's of .*, got 9",
-    ),
-    "no base": (
-        lambda at: (at / "base").rename(at / "gone"),
-        "video_align.base: expected a Qwen2-VL folder, found nothing",
-    ),
-    "another base": (
-        lambda at: (at / "base" / "config.json").write_text('{"model_type": "llama"}'),
-        "expected model_type qwen2_vl .*, got llama",
-    ),
-    "no processor": (
-        lambda at: (at / "base" / "processor_config.json").unlink(),
-        "video_align.base: expected preprocessor_config.json or processor_config.json",
-    ),
-    "no chat template": (
-        lambda at: (at / "base" / "chat_template.jinja").unlink(),
-        "expected a chat template",
-    ),
-    "no template": (
-        lambda at: (at / "template.txt").unlink(),
-        "video_align.template: expected a text file, found nothing",
-    ),
-    "a template without a token": (
-        lambda at: (at / "template.txt").write_text("{text_prompt} <|VQ_reward|>"),
-        r"expected <\|MQ_reward\|> once in .*, found it 0 times",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_files_give_one_line(case: str, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    spoil, message = BAD[case]
-    spoil(tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
-        options(tmp_path).check()
-        options(tmp_path).build(Resources())
-    assert "\n" not in str(caught.value)

@@ -1,0 +1,243 @@
+"""What entries of the tables do: rewards score, models answer, methods plan, losses pull."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.own_parts import own_parts
+from support.remote_peers import Plain, running
+from support.small_clips import aesthetic_reward, clip_folder, clip_reward, hps_reward
+from support.small_models import small_qwen_image, small_sd3
+from support.small_trees import header, plan_of
+from support.small_wan import save_small_wan
+from support.tables import EVERY, component, loaded
+
+from branchgrpo.algo.loss.base import Edges
+from branchgrpo.algo.schedule import static
+from branchgrpo.algo.tree import topology
+from branchgrpo.config.registry import TABLES
+from branchgrpo.rewards.base import Resources
+from branchgrpo.rewards.pickscore import PickScoreReward
+from branchgrpo.types import BranchPlan, TreeHeader
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return own_parts(tmp_path_factory.mktemp("own"))
+
+
+# Rewards
+
+SMALL_REWARDS = ("jpeg", "ocr", "remote", "own:Bright", "own:brightness")
+
+
+ELSEWHERE = {"image_reward", "video_align"}
+"""See above."""
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("clips")
+    path = clip_folder(folder / "clip")
+    return {
+        "hps": hps_reward(folder),
+        "clip": clip_reward(folder),
+        "aesthetic": aesthetic_reward(path, folder),
+        "pickscore": PickScoreReward(path=str(path)),
+    }
+
+
+def test_every_reward_is_built_somewhere(clips: dict[str, Any]) -> None:
+    names = {name for kind, name in EVERY if kind == "rewards"}
+    assert names == set(SMALL_REWARDS) | set(clips) | ELSEWHERE
+
+
+def scored(options: Any) -> None:
+    """Three pictures and two videos: what the scorer promises, finite, the same twice."""
+    options.check()
+    scorer = options.build(Resources())
+    assert set(scorer.reports) == set(options.reported()) or not options.reported()
+    for frames in (1, 3):
+        draw = np.random.default_rng(frames)
+        pixels = draw.integers(0, 256, (3, frames, 32, 32, 3), np.uint8)
+        prompts = ["the number 38", "a fox with the number 7", "number 100"]
+        found = scorer.score(pixels, prompts)
+        assert {scorer.trains_on, *scorer.reports} <= set(found)
+        for name in {scorer.trains_on, *scorer.reports}:
+            assert np.shape(found[name]) == (3,) and np.isfinite(found[name]).all(), name
+        again = scorer.score(pixels[::-1].copy(), prompts[::-1])
+        np.testing.assert_allclose(
+            found[scorer.trains_on], again[scorer.trains_on][::-1], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", SMALL_REWARDS)
+def test_rewards_score(name: str, own: Path) -> None:
+    with ExitStack() as serving:
+        more = {}
+        if name == "remote":
+            url = serving.enter_context(running(Plain()))
+            more = {"url": url, "report": "bright", "train_on": "bright"}
+        scored(component(loaded(own, "rewards", name, **more), "rewards"))
+
+
+@pytest.mark.parametrize("name", ["hps", "clip", "aesthetic", "pickscore"])
+def test_rewards_with_weights_score(name: str, clips: dict[str, Any]) -> None:
+    scored(clips[name])
+
+
+# Models
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "sd3": small_sd3(folder / "sd3"),
+        "qwen_image": small_qwen_image(folder / "qwen"),
+        "wan": save_small_wan(folder / "wan"),
+    }
+
+
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "models"])
+def test_models_do_what_the_method_asks(name: str, own: Path, folders: dict[str, Path]) -> None:
+    more = {"height": "32", "width": "48", "max_sequence_length": "24"}
+    if name in folders:
+        more["path"] = str(folders[name])
+    found = loaded(own, "models", name, **more)
+    options = found.model
+    options.check()
+    assert options.schedule(5).levels.shape == (6,) and options.picture_size == (32, 48)
+    assert not options.adapter_rank and set(options.computing) <= set(type(options).model_fields)
+    model = options.build("cpu")
+    cond = model.conditioning(model.encode(["a red cube", "the number 38"]))
+    x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        velocity = model.velocity(x, torch.tensor([0.9, 0.2]), cond)
+    assert velocity.shape == x.shape and velocity.isfinite().all() and model.tokens(cond) > 0
+    pixels = model.decode(x[:1])
+    assert pixels.dtype == np.uint8 and pixels.shape[0] == 1 and pixels.shape[2:] == (32, 48, 3)
+    trained = {key: value.detach() + 1 for key, value in model.trainable().items()}
+    model.load(trained)
+    assert all(torch.equal(value, trained[key]) for key, value in model.trainable().items())
+
+
+# Methods
+
+STEPS = (11, 16, 25)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "methods"])
+def test_plans_are_valid_and_pure(name: str, own: Path, steps: int) -> None:
+    method = TABLES["methods"].find(name.replace("own:", f"{own}:"))()
+    method.check(steps)
+    schedule = static(steps, 3.0)
+    run = method.start(steps, 7)
+    for iteration in (0, 1, 50, 1000):
+        plan: BranchPlan = run.plan(iteration, schedule)  # checks itself
+        again = method.plan(iteration, schedule, 7)
+        assert np.array_equal(plan.sigmas, again.sigmas)
+        assert (plan.fanout, plan.kernel, plan.noise_scale) == (
+            again.fanout,
+            again.kernel,
+            again.noise_scale,
+        )
+        assert plan.sigmas[0] == 1 and plan.sigmas[-1] == 0 and any(plan.stochastic)
+        assert plan.comb == (method.shape == "comb")
+        # trees split, the others do not
+        assert bool(plan.splits) == (method.shape != "chain")
+        assert plan.chains > 1 or len(plan.splits) > 0
+
+
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "methods"])
+def test_a_methods_state_is_json_and_goes_back(name: str, own: Path) -> None:
+    found = TABLES["methods"].find(name.replace("own:", f"{own}:"))
+    learns = {"adapt_every": 1, "stochastic": "splits"}
+    method = found(**(learns if "adapt_every" in found.model_fields else {}))
+    schedule, run = static(16, 3.0), method.start(16, 3)
+    for iteration in range(3):
+        plan = run.plan(iteration, schedule)
+        rewards = np.random.default_rng(iteration).normal(size=(2, topology(plan).leaves))
+        run.observe(plan, rewards.astype(np.float32))
+    other = method.start(16, 3)
+    other.load(json.loads(json.dumps(run.state())))
+    assert other.state() == run.state()
+    assert other.plan(3, schedule).fanout == run.plan(3, schedule).fanout
+
+
+# Credit
+
+PLANS = {"tree": plan_of(2, 1, 2, 1), "chain": plan_of(1, 1, 1, 1)}
+
+
+def trees(plan: BranchPlan) -> list[TreeHeader]:
+    leaves = topology(plan).leaves
+    draw = np.random.default_rng(0)
+    return [
+        header(plan, draw.normal(size=leaves).tolist(), prompt=prompt, tree=tree)
+        for prompt in range(2)
+        for tree in range(2)
+    ]
+
+
+@pytest.mark.parametrize("shape", PLANS)
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "advantage"])
+def test_estimators_give_credit(name: str, own: Path, shape: str) -> None:
+    estimator = component(loaded(own, "advantage", name), "advantage")
+    plan = PLANS[shape]
+    found = estimator.credit(plan, trees(plan))
+    again = estimator.credit(plan, trees(plan))
+    assert len(found) == 4 and isinstance(estimator.compares_in_tree, bool)
+    for one, other in zip(found, again, strict=True):
+        assert np.isfinite(one.advantage).all() and np.array_equal(one.advantage, other.advantage)
+        assert np.array_equal(one.keep, topology(plan).stochastic)
+    # better leaves of a prompt earn more: of its last edges, which are those into its leaves
+    last = topology(plan).level(plan.steps - 1)
+    rewards = np.concatenate([one.node_reward[last] for one in found[:2]])
+    advantages = np.concatenate([one.advantage[last] for one in found[:2]])
+    assert np.array_equal(np.argsort(rewards), np.argsort(advantages))
+
+
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "pruning"])
+def test_rules_keep_some_and_leave_out_some(name: str, own: Path) -> None:
+    rule = component(loaded(own, "pruning", name), "pruning")
+    plan = plan_of(2, 1, 2, 1, 1, 1, 1, 1)
+    given = trees(plan)
+    masks = rule.keep(plan, given, 3, 5)
+    assert len(masks) == len(given) and isinstance(rule.prunes_combs, bool)
+    random = topology(plan).stochastic
+    for mask, other in zip(masks, rule.keep(plan, given, 3, 5), strict=True):
+        assert mask.dtype == bool and mask.shape == random.shape and np.array_equal(mask, other)
+        assert 0 < (mask & random).sum() < random.sum()
+
+
+# Losses
+
+
+@pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "loss"])
+def test_losses_pull_towards_what_earned_more(name: str, own: Path) -> None:
+    loss = component(loaded(own, "loss", name), "loss")
+    log_prob = torch.zeros(2, 3, requires_grad=True)
+    advantage = torch.tensor([[1.0, -2.0, 0.0], [0.5, -0.5, 3.0]])
+    edges = Edges(
+        log_prob=log_prob,
+        old_log_prob=torch.zeros(2, 3),
+        advantage=advantage,
+        std=torch.full((2, 1), 0.3),
+        dt=torch.full((2, 1), -0.1),
+        mean_drift=torch.zeros(2, 1),
+    )
+    value, ratio, cut = loss(edges)
+    assert value.shape == ratio.shape == cut.shape == (2, 3)
+    assert not ratio.requires_grad and cut.dtype == torch.bool and not cut.any()
+    assert torch.equal(ratio, torch.ones(2, 3))
+    value.sum().backward()
+    assert torch.equal(-log_prob.grad.sign(), advantage.sign())  # type: ignore[union-attr]
+    assert isinstance(loss.needs_behaviour_mean, bool) and loss.kl_beta == 0
