@@ -23,7 +23,8 @@ class Encoder:
 
     def ready(self) -> None:
         """Load the text encoders."""
-        self.model = self.config.model.build(self.config.rollout.device, ("encoders",))
+        alone = self.config.model.model_copy(update={"offload_encoders": False})
+        self.model = alone.build(self.config.rollout.device, ("encoders",))
 
     def __repr__(self) -> str:
         return f"encoder-{self.index}"

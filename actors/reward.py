@@ -9,10 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from branchgrpo.config.roles import RewardRole
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, kind_and_line
-from branchgrpo.rewards.base import Resources, Scorer
+from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import limits
+from branchgrpo.rewards.offloaded import OffloadedScorer
 from branchgrpo.types import F32, LeafMedia, RewardScores
 
 
@@ -41,7 +43,7 @@ class RewardWorker:
         torch.set_num_threads(role.compute_threads)
         resources = Resources(threads=role.compute_threads, device=role.device)
         chosen = [config.rewards[index] for index in self.rewards]
-        self.scorers = [(options.title, options.build(resources)) for options in chosen]
+        self.scorers = [(options.title, loaded(options, resources, role)) for options in chosen]
 
     def __repr__(self) -> str:
         return f"reward-{self.index}"
@@ -93,6 +95,15 @@ class RewardWorker:
             retries=retries,
             reason=reason,
         )
+
+
+def loaded(options: RewardOptions, resources: Resources, role: RewardRole) -> Scorer:
+    """The scorer of a reward; with reward_workers.offload one that leaves the device between its
+    calls."""
+    scorer = options.build(resources)
+    if role.offload and resources.device != "cpu":
+        return OffloadedScorer(scorer, resources.device)
+    return scorer
 
 
 def checked(scorer: Scorer, scores: Mapping[str, F32], count: int) -> dict[str, F32]:

@@ -89,6 +89,11 @@ class RewardRole(Role):
         "fail",
         description="then: end the run, or train without that prompt's trees in this iteration",
     )
+    offload: bool = Field(
+        False,
+        description="on GPUs: networks of rewards rest in pinned main memory and are on the card "
+        "only while they score",
+    )
 
 
 class Learner(Role):

@@ -29,7 +29,7 @@ class ModelOptions(Component):
     """Options every family has."""
 
     # keys that say how it is computed: they may change at any time; all others say what it is
-    computing: ClassVar[tuple[str, ...]] = ()
+    computing: ClassVar[tuple[str, ...]] = ("offload_encoders",)
     attention_layers: ClassVar[tuple[str, ...]] = ()  # where LoRA adapters go unless told otherwise
 
     path: str = Field(
@@ -37,6 +37,11 @@ class ModelOptions(Component):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the weights and of the forward pass"
+    )
+    offload_encoders: bool = Field(
+        False,
+        description="on GPUs: text encoders rest in pinned main memory and are on the card only "
+        "while they encode",
     )
 
     def folder(self) -> Path:

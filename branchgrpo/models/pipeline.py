@@ -40,6 +40,7 @@ class PipelineAdapter(Adapter):
         import diffusers
         import torch
 
+        from branchgrpo.models.offload import Offloaded
         from branchgrpo.models.weights import dtype_named
 
         self.options = options
@@ -65,13 +66,16 @@ class PipelineAdapter(Adapter):
                 given[part] = whole(
                     class_named(index[part]), folder / part, dtypes.get(part, self.dtype)
                 )
-        self.pipe = pipeline.from_pretrained(
-            folder, transformer=denoiser, **given, dtype=dtypes
-        ).to(self.device)
-        for part in (*options.text_parts, "vae"):
-            module: Any = getattr(self.pipe, part, None)
-            if hasattr(module, "requires_grad_"):
+        self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **given, dtype=dtypes)
+        encoders = [getattr(self.pipe, part) for part in options.text_parts]
+        encoders = [part for part in encoders if isinstance(part, torch.nn.Module)]
+        resting = encoders if options.offload_encoders and self.device.type != "cpu" else []
+        for module in self.pipe.components.values():
+            if isinstance(module, torch.nn.Module) and module is not denoiser:
                 module.eval().requires_grad_(False)
+                if module not in resting:  # those may have no room beside the denoiser
+                    module.to(self.device)
+        self.offloaded = Offloaded(resting, self.device)
         if "decoder" in parts and options.vae_tiling:
             self.pipe.vae.enable_tiling()
         self.denoiser = denoiser
@@ -145,9 +149,10 @@ class PipelineAdapter(Adapter):
         return unwanted + self.options.true_cfg * (wanted - unwanted)
 
     def encode(self, prompts: list[str]) -> Conditioning:
-        rows = self.texts(
-            [*prompts, self.options.negative_prompt] if self.options.guided else prompts
-        )
+        with self.offloaded.on_device():
+            rows = self.texts(
+                [*prompts, self.options.negative_prompt] if self.options.guided else prompts
+            )
         arrays = {name: array.float().cpu().numpy() for name, array in rows.items()}
         if not self.options.guided:
             return Conditioning(arrays, len(prompts))

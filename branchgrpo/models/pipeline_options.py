@@ -40,6 +40,7 @@ class PipelineModel(ModelOptions):
         "decode_batch",
         "encode",
         "encodings",
+        *ModelOptions.computing,
     )
 
     pipeline: ClassVar[str]  # diffusers' class

@@ -3,6 +3,7 @@ improved-aesthetic-predictor)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -67,6 +68,9 @@ class Aesthetic(PictureScorer):
             given(HEAD, options.head, "a checkpoint of the aesthetic head"),
             self.projection.out_features,
         ).to(device)
+
+    def networks(self) -> Iterable[nn.Module]:
+        return self.vision, self.projection, self.head
 
     def pictures(self, pictures: U8, prompts: list[str]) -> F32:
         import torch

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -14,6 +15,9 @@ from typing_extensions import TypedDict
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.http import limits
 from branchgrpo.types import F32, U8, Component
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,11 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         """Named scores [L] of pixels u8 [L, F, H, W, 3] for their L prompts; higher is better."""
+
+    def networks(self) -> Iterable[nn.Module]:
+        """What it scores with that reward_workers.offload may keep in main memory between calls of
+        `score`; their weights stay as they are."""
+        return ()
 
 
 class PictureOptions(RewardOptions):

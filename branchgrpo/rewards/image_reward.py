@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ from branchgrpo.rewards.common.checkpoints import check_checkpoint, given, netwo
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 KEY = "rewards.image_reward"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -224,6 +224,9 @@ class ImageReward(PictureScorer):
                 f"{KEY}.tokenizer: expected at most {reading.vocab_size} tokens, the text "
                 f"encoder's, got {len(self.tokenizer)} in {folder}"
             )
+
+    def networks(self) -> Iterable[nn.Module]:
+        return self.vision, self.text
 
     def pictures(self, pictures: U8, prompts: list[str]) -> F32:
         import torch

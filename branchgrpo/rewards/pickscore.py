@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from branchgrpo.rewards.common.clip import CosineScorer, check_clip, load_clip
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 PATH, PROCESSOR = "rewards.pickscore.path", "rewards.pickscore.processor"
 
@@ -58,6 +59,9 @@ class PickScore(CosineScorer):
             local_files_only=True,
         )
         self.factor = self.model.logit_scale.exp().item() if options.scale == "logit" else 1.0
+
+    def networks(self) -> Iterable[nn.Module]:
+        return (self.model,)
 
     def images(self, pictures: U8) -> Tensor:
         from PIL import Image

@@ -14,6 +14,7 @@ scores, put that text, with its line breaks, into a file and name it in `templat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -36,7 +37,7 @@ from branchgrpo.rewards.video_align_text import PROMPT, SPECIAL, TEMPLATE, TOKEN
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Score = Literal["overall", "vq", "mq", "ta"]
 MIN_PIXELS = 128 * 28 * 28
@@ -185,6 +186,9 @@ class VideoAlign(Scorer):
                 f"{KEY}.path: expected embeddings of {1 + max(self.places.values())} "
                 f"tokens, the tokenizer's of {base}, got {len(embedding)}"
             )
+
+    def networks(self) -> Iterable[nn.Module]:
+        return (self.model,)
 
     def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
         chosen = sampled(pixels.shape[1], self.options)

@@ -22,6 +22,8 @@ from branchgrpo.algo.loss.base import Edges
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
 from branchgrpo.config.registry import TABLES
+from branchgrpo.models.offload import Offloaded
+from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.pickscore import PickScoreReward
 from branchgrpo.types import BranchPlan, TreeHeader
@@ -62,6 +64,8 @@ def scored(options: Any) -> None:
     """Three pictures and two videos: what the scorer promises, finite, the same twice."""
     options.check()
     scorer = options.build(Resources())
+    networks = [part for part in vars(scorer).values() if isinstance(part, torch.nn.Module)]
+    assert set(networks) <= set(scorer.networks())  # or reward_workers.offload would leave them
     assert set(scorer.reports) == set(options.reported()) or not options.reported()
     for frames in (1, 3):
         draw = np.random.default_rng(frames)
@@ -105,6 +109,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def encoders_may_rest(model: PipelineAdapter) -> None:
+    """In other memory, but while they encode; see tests/unit/models/test_offload.py."""
+    wanted = model.encode(["a red cube"]).arrays
+    parts = [getattr(model.pipe, part) for part in model.options.text_parts]
+    encoders = [part for part in parts if isinstance(part, torch.nn.Module)]
+    model.offloaded = Offloaded(encoders, "cpu")
+    rest = [next(part.parameters()).data_ptr() for part in encoders]
+    seen = set[int]()
+    for part in encoders:
+        part.register_forward_pre_hook(
+            lambda module, _: seen.add(next(module.parameters()).data_ptr())
+        )
+    found = model.encode(["a red cube"]).arrays
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert len(seen) == len(encoders) > 0 and not seen & set(rest)
+    assert [next(part.parameters()).data_ptr() for part in encoders] == rest
+
+
 @pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "models"])
 def test_models_do_what_the_method_asks(name: str, own: Path, folders: dict[str, Path]) -> None:
     more = {"height": "32", "width": "48", "max_sequence_length": "24"}
@@ -117,6 +139,8 @@ def test_models_do_what_the_method_asks(name: str, own: Path, folders: dict[str,
     assert not options.adapter_rank and set(options.computing) <= set(type(options).model_fields)
     model = options.build("cpu")
     cond = model.conditioning(model.encode(["a red cube", "the number 38"]))
+    if isinstance(model, PipelineAdapter):
+        encoders_may_rest(model)
     x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         velocity = model.velocity(x, torch.tensor([0.9, 0.2]), cond)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from branchgrpo.rewards.common.checkpoints import difference, fit, given, read_s
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from branchgrpo.rewards.base import PictureOptions
 
@@ -144,6 +145,9 @@ class OpenClipScorer(CosineScorer):
         self.tokenizer = SimpleTokenizer(
             context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
         )
+
+    def networks(self) -> Iterable[nn.Module]:
+        return (self.network,)
 
     @abstractmethod
     def prepared(self, pictures: U8) -> Tensor:

@@ -74,6 +74,7 @@ def test_scores_are_those_of_the_written_out_network(folder: Path, scorer: Image
         wanted.append(slow_score(state, picture[0], prompt))
     assert np.abs(np.subtract(found, wanted)).max() <= 1e-4
     assert np.std(wanted) > 0.01  # they tell pictures apart
+    assert set(scorer.networks()) == {scorer.vision, scorer.text}
 
 
 def test_picture_and_prompt_both_matter(scorer: ImageReward) -> None:

@@ -131,6 +131,7 @@ def test_ways_of_writing_and_of_computing_are_not_what_a_run_is() -> None:
                 "model.gradient_checkpointing": "true",
                 "model.decode_batch": "2",
                 "model.vae_tiling": "true",
+                "model.offload_encoders": "true",
             },
         ),
     ):
