@@ -27,6 +27,7 @@ from branchgrpo.learner.saved_state import loaded, to_go_on_from
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.learner.statistics import step_stats
 from branchgrpo.models import weights as wire
+from branchgrpo.models.base import Part
 from branchgrpo.service import (
     CheckpointRequest,
     PublishedWeights,
@@ -50,6 +51,8 @@ class Learner:
     """Plain class; the cluster makes a rank group of actors of it. With one rank it needs no
     process group."""
 
+    parts: tuple[Part, ...] = ("denoiser",)  # what of the model it needs
+
     def __init__(self, config: Config, rank: int, fetch: Fetch):
         self.config = config
         self.rank = rank
@@ -66,7 +69,7 @@ class Learner:
         self.config = config
         for old in ("model", "policy"):  # go before the new ones come
             vars(self).pop(old, None)
-        self.model = config.model.build(config.learner.device, ("denoiser",))
+        self.model = config.model.build(config.learner.device, self.parts)
         self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
         if self.sharded and not self.model.adapted and len(set(self.kinds.values())) > 1:
             raise UserError(

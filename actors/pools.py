@@ -12,6 +12,7 @@ from actors.encoder import Encoder
 from actors.learner import Learner
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
+from actors.shared import SharedLearner
 from branchgrpo.service import (
     CheckpointRequest,
     EncodedPrompts,
@@ -61,6 +62,13 @@ class WorkerPool(Protocol):
 
     def sync(self, calls: Sequence[tuple[Method, tuple[Any, ...]]], version: int = 0) -> None:
         """What all others run before their next task, newcomers too."""
+
+    @property
+    def desired(self) -> int:
+        """Workers that there are to be, those that are lent apart."""
+
+    def withhold(self) -> None:
+        """Newcomers take no tasks before the next `sync`."""
 
 
 class Ranks(Protocol):
@@ -225,3 +233,19 @@ class Learners:
         rollouts.pool.broadcast(RolloutWorker.load_weights, *parts)
         rollouts.pool.sync([(RolloutWorker.load_weights, tuple(parts))], found.version)
         return found
+
+
+@dataclass(frozen=True)
+class SharedLearners(Learners):
+    """The same where the ranks grow trees too."""
+
+    def publish(self, rollouts: Rollouts, weights: str) -> PublishedWeights:
+        """The ranks grow with the named weights from now on. They are sent to rollout workers only
+        where there are any beside the ranks; newcomers take tasks after the next time."""
+        sent = None
+        if rollouts.pool.desired:
+            sent = super().publish(rollouts, weights)
+        else:
+            rollouts.pool.withhold()
+        version: int = self.ranks.call(SharedLearner.show, weights)[0]
+        return sent or PublishedWeights(version=version)

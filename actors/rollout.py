@@ -10,7 +10,7 @@ import torch
 from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
-from branchgrpo.models.base import ALL_PARTS
+from branchgrpo.models.base import ALL_PARTS, Adapter, Part
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.service import GrownSegment, SegmentRequest
 from branchgrpo.types import (
@@ -42,10 +42,12 @@ class RolloutWorker:
         for old in ("model", "sampler"):  # go before the new ones come
             vars(self).pop(old, None)
         torch.set_num_threads(config.rollout.compute_threads)
+        self.serve(config, config.model.build(config.rollout.device, rollout_parts(config)))
+
+    def serve(self, config: Config, model: Adapter) -> None:
+        """Work with this model from now on; `version` says whose weights it has."""
+        self.config, self.model = config, model
         self.encodings = Encodings.open(config.model) if config.model.precomputed else None
-        self.model = config.model.build(
-            config.rollout.device, ("denoiser", "decoder") if self.encodings else ALL_PARTS
-        )
         storage = wire.dtype_named(config.rollout.storage_dtype)
         self.sampler = Sampler(
             model=self.model,
@@ -139,6 +141,11 @@ class RolloutWorker:
         return torch.stack(
             [wire.to_torch(root, self.config.rollout.storage_dtype) for root in roots]
         )
+
+
+def rollout_parts(config: Config) -> tuple[Part, ...]:
+    """What of the model growing trees needs."""
+    return ("denoiser", "decoder") if config.model.precomputed else ALL_PARTS
 
 
 def fingerprint(model: Any) -> F32:

@@ -87,7 +87,7 @@ class PublishedWeights:
     """Learner rank 0 → driver."""
 
     version: int
-    digest: str
+    digest: str = ""  # empty where nobody had to be sent them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,10 +82,7 @@ def until_placed(
         for pool in pools:
             pool.poll()
         waiting = [
-            f"{pool.role}-{worker.index}"
-            for pool in pools
-            for worker in pool.workers
-            if not worker.find_place()
+            worker.name for pool in pools for worker in pool.workers if not worker.find_place()
         ]
         waiting += [rank_group.role for rank_group in rank_groups if rank_group.room.waiting]
         if not waiting:

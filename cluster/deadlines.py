@@ -17,6 +17,8 @@ from cluster.worker import Worker
 
 KEPT = 64
 """Times that a median is taken of."""
+HUNG = 2
+"""What takes so many times the seconds after which it is overdue hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,11 @@ class Deadlines:
         usual = task.size * statistics.median(known)
         return max(self.policy.straggler_seconds, self.policy.straggler_factor * usual)
 
+    def longest(self, task: Task) -> float:
+        """Seconds after which it is not waited for any more."""
+        # what is slow everywhere must end somewhere
+        return HUNG * self.limit(task) * float(2**task.failures)
+
     def usual(self, task: Task) -> str:
         """How long its like takes, for people."""
         known = self.seconds.get(task.method)
@@ -70,12 +77,11 @@ class Deadlines:
                 return None
             late = took > self.policy.task_timeout_seconds
             return Overdue(words=f"not ready after {took:.0f} s", hung=True) if late else None
-        # what is slow everywhere must end somewhere
-        limit = self.limit(first.task) * 2**first.task.failures
-        if took <= limit:
+        longest = self.longest(first.task)
+        if HUNG * took <= longest:
             return None
         words = f"{first.task.method} takes {took:.0f} s ({self.usual(first.task)})"
-        return Overdue(words=words, hung=took > 2 * limit)
+        return Overdue(words=words, hung=took > longest)
 
     # broadcasts
 

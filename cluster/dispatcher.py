@@ -19,8 +19,7 @@ QUEUE_DEPTH = 2
 class Dispatcher:
     """Tasks of one pool: those that wait, and those that workers have."""
 
-    def __init__(self, role: str):
-        self.role = role
+    def __init__(self) -> None:
         self.queue: deque[Task] = deque()
         self.attempts: dict[
             ObjectRef[Any], Attempt
@@ -59,9 +58,7 @@ class Dispatcher:
             self.reissued += 1
             other = min(others, key=lambda one: len(one.pending))
             what = f"{task.method} waits after it" if place else words
-            lines.append(
-                f"{self.role}-{worker.index}: {what}: given to {self.role}-{other.index} as well"
-            )
+            lines.append(f"{worker.name}: {what}: given to {other.name} as well")
             self._issue(task, other)
         return lines
 

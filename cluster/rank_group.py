@@ -68,6 +68,11 @@ class RankGroup:
         self.formed = False  # once
         self.called = set[str]()  # methods, on these ranks
         self.running: list[Call] = []  # begun and not finished
+        # for those whom the ranks are lent to: when there are ranks, when there are none any more,
+        # and when ranks will have done what they were given beside calls
+        self.on_formed: Callable[[], None] = lambda: None
+        self.on_ended: Callable[[], None] = lambda: None
+        self.free_at: Callable[[], float] = time.monotonic
 
     # forming
 
@@ -105,6 +110,7 @@ class RankGroup:
         (address,) = self._start_call("rendezvous", [self.ranks[0].rendezvous.remote(host)])
         self._start_call("join", [rank.join.remote(self.count, address) for rank in self.ranks])
         self.formed = True
+        self.on_formed()
 
     def _start_call(self, method: str, references: list[ObjectRef[Any]]) -> list[Any]:
         seconds = self.deadlines.timeout
@@ -133,7 +139,7 @@ class RankGroup:
         self.called.add(method)
         seconds = self.limit(method, first, size)
         # ranks do one after the other
-        free = max([began, *(call.deadline for call in self.running)])
+        free = max([self.free_at(), *(call.deadline for call in self.running)])
         call = Call(
             method=method,
             references=references,
@@ -142,7 +148,7 @@ class RankGroup:
             began=began,
             size=size,
             first=first,
-            alone=not self.running,
+            alone=not self.running and free <= time.monotonic(),
         )
         self.running.append(call)
         return call
@@ -250,6 +256,13 @@ class RankGroup:
             self.note(f"{words}: learners begin again from the checkpoint, {budget}")
         self._kill()
 
+    def lose(self, rank: int, why: str, words: str) -> None:
+        """A rank died or hangs in work that was given to it beside calls. Raises RankGroupError,
+        after ending the rank group."""
+        became = "was ended" if why == "unresponsive" else "died"
+        self.fail(why, f"{self._name(rank)} {became} ({words})")
+        raise RankGroupError(f"{self.role}: rank {rank} {became}: {words}")
+
     def _name(self, rank: int) -> str:
         node = self.places[rank].node if rank < len(self.places) else nodes.of(self.ranks[rank])
         return f"{self.role}-{rank} on {nodes.address(node)}"
@@ -261,6 +274,7 @@ class RankGroup:
         self.places = []
         self.running = []
         self.called.clear()
+        self.on_ended()
 
     def stop(self) -> None:
         """End all ranks, and give back their room."""

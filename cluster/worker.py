@@ -61,8 +61,9 @@ class Worker:
     """One actor. Its state changes by the methods below alone; times are time.monotonic's."""
 
     index: int
+    name: str
     handle: ActorHandle[Any]
-    placed: ObjectRef[Place]  # there as soon as its process runs
+    placed: ObjectRef[Place] | None = None  # there as soon as its process runs
     avoiding: frozenset[str] = frozenset()  # nodes where it must not be
     place: Place | None = None  # None: it waits for room, or its process is being started
     new: bool = True  # it was never ready
@@ -103,7 +104,7 @@ class Worker:
     def find_place(self) -> bool:
         """Has it a place by now? Does not wait. An actor that is gone is
         found by its tasks."""
-        if self.place is None and ray.wait([self.placed], timeout=0)[0]:
+        if self.place is None and self.placed and ray.wait([self.placed], timeout=0)[0]:
             with suppress(ray.exceptions.RayError):
                 self.begin_loading(ray.get(self.placed))
         return self.place is not None

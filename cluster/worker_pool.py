@@ -19,6 +19,8 @@ from cluster.actor import Method, WorkerClass
 from cluster.byte_counter import DriverByteCounter
 from cluster.dispatcher import Dispatcher
 from cluster.errors import died, loss_cause, never_began, objects_lost, original, reason
+from cluster.lent_ranks import LentRanks
+from cluster.rank_group import RankGroup
 from cluster.retry_policy import RetryPolicy
 from cluster.tasks import POLL_SECONDS, Task, Tasks, wait
 from cluster.worker import Attempt
@@ -45,7 +47,7 @@ class WorkerPool:
         self.role = role
         self.byte_counter = byte_counter
         self.retry_policy = retry_policy
-        self.dispatcher = Dispatcher(role)
+        self.dispatcher = Dispatcher()
         self.workers = Workers(
             cls=cls,
             role=role,
@@ -63,8 +65,8 @@ class WorkerPool:
         self.note: Callable[[str], None] = lambda text: None  # hears of losses, in one line each
 
     def __len__(self) -> int:
-        """Workers that are desired: what work is cut for."""
-        return self.workers.desired
+        """Workers that are desired, and those that are lent: what work is cut for."""
+        return self.workers.desired + len(self.workers.lent or ())
 
     @property
     def desired(self) -> int:
@@ -120,6 +122,20 @@ class WorkerPool:
         """From now on, newcomers and those that are busy run these methods before any work; they
         then hold this version of what the methods bring."""
         self.workers.sync(calls, version)
+
+    def withhold(self) -> None:
+        """What workers would hold by now is not to be had: until the next `sync` they take no
+        tasks. For where there are none; newcomers may come."""
+        self.workers.withhold()
+
+    def lend(self, rank_group: RankGroup) -> None:
+        """The ranks of a group that is not formed yet take tasks, too, while it works on no call of
+        its own."""
+        self.workers.lent = LentRanks(
+            rank_group,
+            withdraw=lambda worker: self.dispatcher.withdraw(worker, blame=False),
+            longest=self.workers.deadlines.longest,
+        )
 
     def reset(self, *arguments: Any) -> None:
         """What workers are made with is another from now on. Those that start or are busy end:
@@ -259,7 +275,7 @@ class WorkerPool:
         """What each worker is and does, see cluster.status.WorkerState; `node` is its id."""
         return [
             {
-                "name": f"{self.role}-{worker.index}",
+                "name": worker.name,
                 "state": str(worker.state),
                 "version": worker.version,
                 "node": worker.place.node if worker.place else "",

@@ -14,6 +14,7 @@ from cluster.avoid import Avoided, labels
 from cluster.deadlines import Deadlines
 from cluster.dispatcher import Dispatcher
 from cluster.errors import CAUSE_WORDS, original, reason
+from cluster.lent_ranks import LentRanks
 from cluster.placement import bundle
 from cluster.restart_budget import NOT_COUNTED, RestartBudget
 from cluster.retry_policy import RetryPolicy
@@ -58,6 +59,8 @@ class Workers:
         self.budget = RestartBudget(role, retry_policy)
         self.avoided = Avoided()  # nodes where newcomers could not start
         self.formed = False  # all were ready once: who cannot start later is a newcomer
+        self.withheld = False  # what brings a newcomer up to the others is not to be had
+        self.lent: LentRanks | None = None  # these take tasks, too
         self.unfit = 0  # newcomers in a row that could not start, while nobody else was there
         self._workers: list[Worker] = []
 
@@ -78,7 +81,10 @@ class Workers:
     @property
     def available(self) -> list[Worker]:
         """Those that may take tasks: they are ready, and brought up to the others."""
-        return [worker for worker in self.ready if worker.sync_round == self.sync_round]
+        lent = self.lent.available if self.lent else []
+        if self.withheld:
+            return lent
+        return lent + [worker for worker in self.ready if worker.sync_round == self.sync_round]
 
     def look_after(self, now: float) -> None:
         """End and replace those that don't answer or wait where nothing is to be had; give what
@@ -110,7 +116,9 @@ class Workers:
         options |= {"label_selector": labels(avoiding)} if avoiding else {}
         handle = self.actor.options(**options).remote(*self.arguments, self.created)
         placed = ray_private.call_in_actor(handle, place)
-        worker = Worker(index=self.created, handle=handle, placed=placed, avoiding=avoiding)
+        worker = Worker(
+            index=self.created, name=name, handle=handle, placed=placed, avoiding=avoiding
+        )
         self.created += 1
         if line := self.budget.replaced(by=name):
             self.note(line)
@@ -133,9 +141,15 @@ class Workers:
                     self._sync(worker, self.sync_calls)
                 worker.sync_round, worker.version = self.sync_round, self.version
 
+    def withhold(self) -> None:
+        """What workers would hold by now is not to be had: until the next `sync` they take no
+        tasks."""
+        self.withheld = True
+
     def sync(self, calls: Iterable[tuple[Method, tuple[Any, ...]]], version: int = 0) -> None:
         """From now on, newcomers and those that are busy run these methods before any work; they
         then hold this version of what the methods bring."""
+        self.withheld = False
         self.sync_calls = [(method.__name__, arguments) for method, arguments in calls]
         self.sync_round += 1
         self.version = version
@@ -199,7 +213,7 @@ class Workers:
 
     def _end_overdue(self, now: float) -> None:
         """Issue again what takes too long; end workers that don't answer."""
-        for worker in self:
+        for worker in [*self, *(self.lent or ())]:
             late = self.deadlines.overdue(worker, now)
             if late and late.hung:
                 self.remove(worker, "unresponsive", late.words)
@@ -224,13 +238,15 @@ class Workers:
         return worker.place.node if worker.place else nodes.of(worker.handle)
 
     def _name(self, worker: Worker) -> str:
-        return f"{self.role}-{worker.index} on {nodes.address(self._node(worker))}"
+        return f"{worker.name} on {nodes.address(self._node(worker))}"
 
     def remove(self, worker: Worker, why: str, words: str = "") -> None:
         """The worker is gone: its tasks go to others. words: why, for people. Raises BudgetError
-        when that was once too often."""
+        when that was once too often; RankGroupError for one that was lent."""
         if worker.state is State.GONE:
             return
+        if self.lent and worker in self.lent:
+            return self.lent.lose(worker, why, words or CAUSE_WORDS.get(why, why))
         draining = worker.state is State.DRAINING
         failed = not draining and why != "scaled"
         why = worker.leaving if draining else why

@@ -19,8 +19,9 @@ from cluster.worker_pool import WorkerPool
 
 def encode(config: Config, display: Display) -> int:
     """Encode the prompts of a config with model.encode: precompute that are not encoded yet, on the
-    rollout workers' resources; returns how many."""
+    resources of those who grow trees; returns how many."""
 
+    config = roles.without_learners(config)
     store = Encodings.open(config.model)
     train, held_out = prompts.lists(config)
     texts = list(store.missing(chain(train, held_out, [store.model.negative_prompt])))
@@ -29,7 +30,7 @@ def encode(config: Config, display: Display) -> int:
         pool = WorkerPool(
             cls=Encoder,
             role="encoder",
-            count=roles.rollouts(config),
+            count=config.rollout.begun,
             resources=actor_options(config.rollout),
             arguments=(config,),
             byte_counter=DriverByteCounter(),

@@ -30,9 +30,11 @@ def evaluated(target: Target, quiet: bool = False) -> tuple[Path, dict[str, Any]
     from branchgrpo.training.carry_out import measure
 
     check(target.config)
+    from branchgrpo.app.roles import without_learners
     from branchgrpo.app.service import started
 
     with prepared(target) as (config, folder):
+        config = without_learners(config)
         config.model.check()
         console = Console(quiet=quiet)
         with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from branchgrpo.config.roles import Role
 from branchgrpo.config.schema import Config
 from cluster.retry_policy import RetryPolicy
 
@@ -13,7 +14,7 @@ def begun(config: Config, learning: bool = True) -> dict[str, tuple[Any, int]]:
     """A role's section of the config, and how many actors of it there are to begin with. learning:
     with learners."""
     roles: dict[str, tuple[Any, int]] = {
-        "rollout": (config.rollout, rollouts(config)),
+        "rollout": (config.rollout, config.rollout.begun),
         "reward": (
             config.reward_workers,
             config.reward_workers.workers * len(config.reward_groups),
@@ -22,11 +23,14 @@ def begun(config: Config, learning: bool = True) -> dict[str, tuple[Any, int]]:
     return roles | ({"learner": (config.learner, config.learner.ranks)} if learning else {})
 
 
-def rollouts(config: Config) -> int:
-    """Rollout workers to begin with."""
-    return (
-        config.rollout.min_workers if config.rollout.workers == "auto" else config.rollout.workers
-    )
+def without_learners(config: Config) -> Config:
+    """The same where nobody trains: if learner ranks alone grow trees, rollout workers take their
+    number and resources."""
+    if config.rollout.begun:
+        return config
+    same = {key: getattr(config.learner, key) for key in Role.model_fields}
+    rollout = config.rollout.model_copy(update=same | {"workers": config.learner.ranks})
+    return config.model_copy(update={"rollout": rollout})
 
 
 def gpus(config: Config) -> dict[str, tuple[int, float]]:

@@ -10,9 +10,10 @@ from typing import Any
 import ray
 
 from actors.learner import Learner
-from actors.pools import Learners, Rewards, Rollouts
+from actors.pools import Learners, Rewards, Rollouts, SharedLearners
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
+from actors.shared import SharedLearner
 from branchgrpo.app import roles
 from branchgrpo.app.encode import encode
 from branchgrpo.app.roles import actor_options, retry_policy
@@ -44,7 +45,8 @@ class TrainingService(RayService):
     @cached_property
     def learners(self) -> Learners:
         """Those that train."""
-        return Learners(self.learner_group)
+        kind = SharedLearners if self.learner_group.cls is SharedLearner else Learners
+        return kind(self.learner_group)
 
     def publish(self, weights: str = "policy") -> int:
         """The learners' weights of this name to every rollout worker; returns their version."""
@@ -60,13 +62,18 @@ def ray_service(config: Config, learning: bool = True, run: str = "") -> Trainin
     scorer = config.reward_workers
     # the number of ranks changes at checkpoints
     ranks = (1, learner.max_ranks) if config.checkpoint.kept else (learner.ranks, learner.ranks)
+    rollouts = _rollouts(config, byte_counter, run)
+    rank_groups = [_learners(config, byte_counter, run)] if learning else []
+    if config.cluster.layout == "shared":
+        for rank_group in rank_groups:
+            rollouts.lend(rank_group)
     return TrainingService(
-        rollouts=_rollouts(config, byte_counter, run),
+        rollouts=rollouts,
         rewards=_rewards(config, byte_counter, run),
-        rank_groups=[_learners(config, byte_counter, run)] if learning else [],
+        rank_groups=rank_groups,
         byte_counter=byte_counter,
         limits={
-            "rollout": (rollout.min_workers, rollout.max_workers),
+            "rollout": (rollout.least, rollout.max_workers),
             "reward": (scorer.min_workers, scorer.max_workers),
             "learner": ranks,
         },
@@ -82,7 +89,7 @@ def _rollouts(config: Config, byte_counter: DriverByteCounter, run: str) -> Work
     return WorkerPool(
         cls=RolloutWorker,
         role="rollout",
-        count=roles.rollouts(config),
+        count=config.rollout.begun,
         resources=actor_options(config.rollout),
         arguments=(config,),
         byte_counter=byte_counter,
@@ -114,7 +121,7 @@ def _rewards(config: Config, byte_counter: DriverByteCounter, run: str) -> list[
 
 def _learners(config: Config, byte_counter: DriverByteCounter, run: str) -> RankGroup:
     return RankGroup(
-        cls=Learner,
+        cls=SharedLearner if config.cluster.layout == "shared" else Learner,
         role="learner",
         ranks=config.learner.ranks,
         resources=actor_options(config.learner),

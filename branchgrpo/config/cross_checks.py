@@ -14,7 +14,9 @@ from branchgrpo.config.registry import PRUNING
 def problems(config: Keys) -> list[str]:
     """All lines."""
     return [
-        line for check in (_method, _length, _counts, _suits, _scores) for line in check(config)
+        line
+        for check in (_method, _length, _counts, _layout, _suits, _scores)
+        for line in check(config)
     ]
 
 
@@ -49,9 +51,8 @@ def _counts(config: Keys) -> Iterator[str]:
     rollout = config.rollout
     reward = config.reward_workers
     learner = config.learner
-    begin = rollout.min_workers if rollout.workers == "auto" else rollout.workers
     for key, count, least, most in (
-        ("rollout.workers", begin, rollout.min_workers, rollout.max_workers),
+        ("rollout.workers", rollout.begun, rollout.least, rollout.max_workers),
         ("reward_workers.workers", reward.workers, reward.min_workers, reward.max_workers),
         ("learner.ranks", learner.ranks, 1, learner.max_ranks),
     ):
@@ -59,6 +60,20 @@ def _counts(config: Keys) -> Iterator[str]:
             yield f"{key}: expected {least} … {most} (least and most of that role), got {count}"
     if rollout.request_workers and rollout.workers != "auto":
         yield f"rollout.request_workers: needs rollout.workers: auto, got {rollout.workers}"
+
+
+def _layout(config: Keys) -> Iterator[str]:
+    """Who grows trees, and when."""
+    if config.rollout.least:
+        return
+    key = "rollout.min_workers" if config.rollout.workers else "rollout.workers"
+    if config.cluster.layout == "separate":
+        yield f"{key}: expected at least 1 with cluster.layout: separate, got 0"
+    elif config.async_.max_staleness:
+        yield (
+            f"{key}: expected at least 1 with async.max_staleness above 0, since learner ranks "
+            "grow nothing during an update, got 0"
+        )
 
 
 def _suits(config: Keys) -> Iterator[str]:

@@ -39,11 +39,16 @@ class Role(Section):
 class Rollout(Role):
     """Growing trees."""
 
-    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        2, description="rollout actors; auto: as many as the cluster has room for, as that changes"
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        2,
+        description="rollout actors; auto: as many as the cluster has room for, as that changes; "
+        "0: the learner ranks alone, with cluster.layout: shared",
     )
     min_workers: int = Field(
-        1, ge=1, description="never fewer, whatever `auto` or `branchgrpo scale` say"
+        1,
+        ge=0,
+        description="never fewer, whatever `auto` or `branchgrpo scale` say; none where workers "
+        "is 0",
     )
     max_workers: int = Field(64, ge=1, description="never more")
     request_workers: int = Field(
@@ -69,6 +74,16 @@ class Rollout(Role):
     storage_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype in which samples are stored, scored and sent"
     )
+
+    @property
+    def least(self) -> int:
+        """Never fewer workers."""
+        return self.min_workers if self.workers else 0
+
+    @property
+    def begun(self) -> int:
+        """Workers to begin with."""
+        return self.least if self.workers == "auto" else self.workers
 
 
 class RewardRole(Role):

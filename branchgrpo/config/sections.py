@@ -142,6 +142,12 @@ class Cluster(Section):
         "machine; or an address",
     )
     dashboard: bool = Field(True, description="serve the dashboard when Ray is started here")
+    layout: Literal["separate", "shared"] = Field(
+        "separate",
+        description="every role has its own actors, or each learner rank also grows trees, with "
+        "its own model, between updates; rollout workers are then beside the ranks, and there "
+        "may be none",
+    )
     wait_seconds: float = Field(30, ge=0, description="how long to wait for the resources")
     object_store_mb: int = Field(512, ge=80, description="object store of a Ray started here")
     task_timeout_seconds: float = Field(

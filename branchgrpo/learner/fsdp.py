@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from branchgrpo.models.base import Adapter
@@ -44,6 +44,24 @@ def _shard(
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=precision)  # type: ignore[call-overload]
     fully_shard(module, mesh=mesh, mp_policy=precision)  # type: ignore[call-overload]
+
+
+def hold_whole(module: nn.Module) -> None:
+    """Gather a sharded module's weights on this device, in the dtype they are computed with, and
+    keep them: forwards then need no other rank. A collective: every rank must call it."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+
+
+def let_go(module: nn.Module) -> None:
+    """Back to shards, which are gathered block by block when their turn comes."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+            # the outermost one's backward comes at once after its forward
+            part.set_reshard_after_forward(part is not module, recurse=False)
 
 
 def full(tensor: Tensor) -> Tensor:

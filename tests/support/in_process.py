@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actors.learner import Learner
-from actors.pools import Learners, Method, Rewards, Rollouts
+from actors.pools import Learners, Method, Rewards, Rollouts, SharedLearners
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
+from actors.shared import SharedLearner
 from branchgrpo.config.schema import Config
 from branchgrpo.models import weights as wire
 from branchgrpo.service import Reference
@@ -28,13 +29,22 @@ class Tasks:
 
 
 class Pool:
-    """Workers that take turns. `calls` is what was asked of them: (method, arguments)."""
+    """Workers, and ranks that are lent, that take turns. `calls` is what was asked of them:
+    (method, arguments)."""
 
-    def __init__(self, workers: list[Any]):
+    def __init__(self, workers: list[Any], lent: Sequence[Any] = ()):
         self.workers, self.calls = workers, list[tuple[str, tuple[Any, ...]]]()
+        self.everyone = [*lent, *workers]
 
     def __len__(self) -> int:
+        return len(self.everyone)
+
+    @property
+    def desired(self) -> int:
         return len(self.workers)
+
+    def withhold(self) -> None:
+        """Nobody comes later."""
 
     def tasks(self) -> Tasks:
         return Tasks()
@@ -48,7 +58,7 @@ class Pool:
         size: float = 1.0,
         then: Callable[[list[Reference]], None],
     ) -> None:
-        worker = self.workers[len(self.calls) % len(self.workers)]
+        worker = self.everyone[len(self.calls) % len(self)]
         self.calls.append((method.__name__, arguments))
 
         def task() -> None:
@@ -104,15 +114,16 @@ class Service:
         self.lost = dict[str, int]()
         workers = [RolloutWorker(config, index) for index in range(config.rollout.workers)]
         scorers = range(config.reward_workers.workers)
-        self.rollout_pool = Pool(workers)
+        shared = config.cluster.layout == "shared"
+        self.learner = (SharedLearner if shared else Learner)(config, 0, list)
+        self.rollout_pool = Pool(workers, [self.learner] if shared else [])
         self.reward_pools = [
             Pool([RewardWorker(config, group, index) for index in scorers])
             for group in config.reward_groups
         ]
-        self.learner = Learner(config, 0, list)
         self.rollouts = Rollouts(self.rollout_pool)
         self.rewards = [Rewards(pool) for pool in self.reward_pools]
-        self.learners = Learners(Ranks(self.learner))
+        self.learners = (SharedLearners if shared else Learners)(Ranks(self.learner))
         self.rollout_pool.broadcast(RolloutWorker.ready)
         for pool in self.reward_pools:
             pool.broadcast(RewardWorker.ready)
@@ -133,7 +144,7 @@ class Service:
     def publish(self, weights: str = "policy") -> int:
         found = self.learners.publish(self.rollouts, weights)
         held = {wire.digest_of(worker.model.trainable()) for worker in self.rollout_pool.workers}
-        assert held == {found.digest}
+        assert held <= {found.digest}
         self.published.append((weights, found.version, found.digest))
         return found.version
 

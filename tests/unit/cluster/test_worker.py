@@ -44,7 +44,7 @@ TABLE: dict[str, dict[State, State | None]] = {
 
 
 def made(state: State) -> Worker:
-    found = Worker(index=3, handle=None, placed=None)  # type: ignore[arg-type]
+    found = Worker(index=3, name="rollout-3", handle=None)  # type: ignore[arg-type]
     for step in REACH[state]:
         step(found)
     assert found.state is state

@@ -1,0 +1,84 @@
+"""A learner rank that also grows trees, with its own model, between updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.deadlines import storage_bound
+from actors.learner import Learner
+from actors.rollout import RolloutWorker, rollout_parts
+from branchgrpo.config.schema import Config
+from branchgrpo.learner import fsdp
+from branchgrpo.learner.payloads import Fetch
+from branchgrpo.learner.shown import Shown
+from branchgrpo.service import RestoredState, SegmentRequest, UpdateRequest
+from branchgrpo.types import BranchPlan, Conditioning, StepStats
+
+
+class SharedLearner(Learner):
+    """Both roles on one model: what a RolloutWorker does, it does with the weights that `show` has
+    set. An update takes them back; trees can be grown again after the next `show`.
+
+    Sharded weights are gathered whole for growing, in the dtype they are computed with, so that a
+    forward needs no other rank: ranks grow different numbers of rows.
+    """
+
+    def __init__(self, config: Config, rank: int, fetch: Fetch):
+        super().__init__(config, rank, fetch)
+        self.grower = RolloutWorker(config, rank)
+
+    @storage_bound
+    def configure(self, config: Config) -> None:
+        """As of Learner; trees can be grown at once."""
+        vars(self.grower).pop("model", None)
+        self.parts = rollout_parts(config)
+        super().configure(config)
+        self.shown = Shown(self.policy)
+        self.grower.serve(config, self.model)
+        self.show("policy")
+
+    def update(self, request: UpdateRequest, conditioning: Conditioning) -> StepStats:
+        """As of Learner."""
+        self._take_back()
+        return super().update(request, conditioning)
+
+    def publish(self, weights: str = "policy") -> list[Any]:
+        """As of Learner; nothing is grown until the next `show`."""
+        self._take_back()
+        return super().publish(weights)
+
+    def show(self, weights: str) -> int:
+        """Grow with the present weights (`policy`), or with their exponential mean (`ema`); returns
+        their version. Every rank must call it."""
+        self._take_back()
+        self.shown.show(weights)
+        if self.sharded:
+            fsdp.hold_whole(self.model.module)
+        self.grower.version = self.version
+        return self.version
+
+    def _take_back(self) -> None:
+        """The weights are the learner's again."""
+        self.grower.version = -1
+        if self.sharded:
+            fsdp.let_go(self.model.module)
+        self.shown.show("policy")
+
+    @storage_bound
+    def restore(self, where: str, origin: str = "") -> RestoredState:
+        """As of Learner; trees can be grown at once."""
+        restored = super().restore(where, origin)
+        self.show("policy")
+        return restored
+
+    # as a RolloutWorker
+
+    def encode(self, prompts: list[str]) -> list[Any]:
+        """See RolloutWorker.encode."""
+        return self.grower.encode(prompts)
+
+    def grow(
+        self, plan: BranchPlan, request: SegmentRequest, conditioning: Conditioning, *roots: Any
+    ) -> list[Any]:
+        """See RolloutWorker.grow."""
+        return self.grower.grow(plan, request, conditioning, *roots)
