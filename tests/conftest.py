@@ -1,12 +1,20 @@
-"""Before any test imports Ray, or anything that takes long to compile; and the fast lane."""
+"""Before any test imports Ray, or anything that takes long to compile; the fast lane; and how tests
+are shared out among processes."""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-import cluster
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+CORES = len(os.sched_getaffinity(0))
+if WORKERS > 1:  # before torch is loaded; programs that tests start have it too
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+
+import cluster  # noqa: E402
 
 __all__ = ["cluster"]
 
@@ -26,3 +34,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         other = any(item.get_closest_marker(name) for name in ("slow", "networks", "waits"))
         if FAST_FOLDERS & set(item.path.parents) and not other:
             item.add_marker("fast")
+
+
+WORKER_BYTES = 6 << 30
+"""What a process of tests and the Ray that it starts may need at their worst."""
+MOST_WORKERS = 6
+"""Files are not cut, and the longest takes about a sixth of all."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes of `-n auto`: as many as cores and memory carry. None where files or folders are
+    named, whose output then comes as it is printed: `-n 2` asks for two."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        config.option.dist = "no"
+        return 0
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(CORES, memory // WORKER_BYTES, MOST_WORKERS))
+
+
+class OnePerFile(LoadFileScheduling):
+    """Tests of a file go to one process, as they share runs and a Ray; and all that use a GPU, as
+    they share its memory."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "gpu" if nodeid.startswith("tests/gpu/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OnePerFile:
+    return OnePerFile(config, log)
