@@ -26,6 +26,7 @@ from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.learner.saved_state import loaded, to_go_on_from
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.learner.statistics import step_stats
+from branchgrpo.learner.texts import PromptTexts
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import Part
 from branchgrpo.service import (
@@ -39,7 +40,6 @@ from branchgrpo.service import (
 from branchgrpo.types import (
     F32,
     BranchPlan,
-    Conditioning,
     LearnerShard,
     StepStats,
     TreeCredit,
@@ -109,7 +109,7 @@ class Learner:
             form_group(self.config.learner, self.rank, ranks, address)
         self.configure(self.config)
 
-    def update(self, request: UpdateRequest, conditioning: Conditioning) -> StepStats:
+    def update(self, request: UpdateRequest) -> StepStats:
         """One iteration's training. Raises GateError when a start-up gate fails, RuntimeError after
         too many skips."""
         plan, trees = request.plan, self._trees(request)
@@ -119,7 +119,10 @@ class Learner:
         store = PayloadStore(
             fetch=self.fetch, plan=plan, trees=trees, segments=request.segments, shards=shards
         )
-        batches = self._micro_batches(plan, shards, trees, store, conditioning=conditioning)
+        texts = PromptTexts(
+            self.fetch, request.conditioning, trees=trees, shards=shards, model=self.model
+        )
+        batches = self._micro_batches(plan, shards, trees, store, texts=texts)
         first = self.version == 0 and self.config.gates.enabled
         on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
         tally = Tally()
@@ -137,7 +140,7 @@ class Learner:
             version=self.version,
             learning_rate=self.policy.learning_rate,
             on_policy=on_policy,
-            fetched_bytes=store.bytes,
+            fetched_bytes=store.bytes + texts.bytes,
         )
 
     def _trees(self, request: UpdateRequest) -> list[TreeHeader]:
@@ -173,13 +176,14 @@ class Learner:
         trees: list[TreeHeader],
         store: PayloadStore,
         *,
-        conditioning: Conditioning,
+        texts: PromptTexts,
     ) -> list[list[MicroBatch]]:
         """Each shard in portions that fit a forward."""
-        options, cond = self.config.learner, self.model.conditioning(conditioning)
+        options = self.config.learner
         size = options.micro_batch
-        if options.token_budget:
-            size = min(size, max(1, options.token_budget // self.model.tokens(cond)))
+        if options.token_budget:  # ranks whose forwards are collectives must make as many
+            tokens = int(largest(self.ranks, texts.tokens(), self.model.device))
+            size = min(size, max(1, options.token_budget // tokens))
         velocities = store.behaviour if self.config.loss.needs_behaviour_mean else None
         return [
             micro_batches(
@@ -187,7 +191,7 @@ class Learner:
                 shard=one,
                 trees=trees,
                 latents=store.latents,
-                cond=cond,
+                texts=texts,
                 size=size,
                 device=self.model.device,
                 velocities=velocities,

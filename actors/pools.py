@@ -126,11 +126,16 @@ class Rollouts:
         self, tasks: Any, prompts: list[str], then: Callable[[EncodedPrompts], None]
     ) -> None:
         def done(references: list[Reference]) -> None:
-            truncated, conditioning = self.pool.fetch(references[0]), references[1]
-            then(EncodedPrompts(truncated=truncated, conditioning=conditioning))
+            then(EncodedPrompts.of(self.pool.fetch(references[0]), references[1:]))
 
-        encode = RolloutWorker.encode
-        self.pool.submit(tasks, encode, prompts, returns=2, size=len(prompts), then=done)
+        self.pool.submit(
+            tasks,
+            RolloutWorker.encode,
+            prompts,
+            returns=1 + len(prompts),
+            size=len(prompts),
+            then=done,
+        )
 
     def grow(
         self,
@@ -138,7 +143,7 @@ class Rollouts:
         plan: Reference,
         request: SegmentRequest,
         *,
-        conditioning: Reference,
+        conditioning: Sequence[Reference],
         roots: Sequence[Reference],
         frontier: int,
         size: float,
@@ -151,7 +156,7 @@ class Rollouts:
         self.pool.submit(
             tasks,
             RolloutWorker.grow,
-            *(plan, request, conditioning, *roots),
+            *(plan, request, *conditioning, *roots),
             returns=2 + (len(request.subtrees) * frontier if frontier else 1),
             size=size,
             then=done,
@@ -204,8 +209,8 @@ class Learners:
 
     ranks: Ranks
 
-    def start_update(self, request: UpdateRequest, conditioning: Reference, size: float) -> Update:
-        call = self.ranks.begin(Learner.update, request, conditioning, size=size)
+    def start_update(self, request: UpdateRequest, size: float) -> Update:
+        call = self.ranks.begin(Learner.update, request, size=size)
         return Update(self.ranks, call)
 
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS, Adapter, Part
 from branchgrpo.rollout.sampler import Sampler
-from branchgrpo.service import GrownSegment, SegmentRequest
+from branchgrpo.service import EncodedPrompts, GrownSegment, SegmentRequest
 from branchgrpo.types import (
     F32,
     U8,
@@ -68,24 +69,29 @@ class RolloutWorker:
         self.configure(self.config)
 
     def encode(self, prompts: list[str]) -> list[Any]:
-        """[how many of P prompts are longer than the text encoders take, their Conditioning].
+        """Encode a batch of prompts; returns EncodedPrompts.objects.
 
         Encoded here, or read where model.encode is precompute. Raises UserError for prompts that
         were not encoded.
         """
         if self.encodings:
-            return [self.encodings.truncated(prompts), self.encodings.conditioning(prompts)]
-        return [self.model.truncated(prompts), self.model.encode(prompts)]
+            truncated = self.encodings.truncated(prompts)
+            conditioning = self.encodings.conditioning(prompts)
+        else:
+            truncated, conditioning = self.model.truncated(prompts), self.model.encode(prompts)
+        return EncodedPrompts(
+            truncated=truncated, bytes=conditioning.nbytes, conditioning=conditioning.split()
+        ).objects()
 
-    def grow(
-        self, plan: BranchPlan, request: SegmentRequest, conditioning: Conditioning, *roots: Any
-    ) -> list[Any]:
+    def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """Grow a segment; returns GrownSegment.objects.
 
-        roots: the subtrees' root latents as `grow` returned them; none at level 0, where they are
-        drawn. Raises RuntimeError when the weights are not those that are asked for.
+        inputs: the Conditioning of each of request.prompts; then, but at level 0, where they are
+        drawn, the subtrees' root latents as `grow` returned them. Raises RuntimeError when the
+        weights are not those that are asked for.
         """
-        subtrees = request.subtrees
+        subtrees, prompts = request.subtrees, request.prompts
+        conditioning, roots = inputs[: len(prompts)], inputs[len(prompts) :]
         start, stop = request.start, request.stop
         if request.version != self.version:
             raise RuntimeError(
@@ -94,7 +100,14 @@ class RolloutWorker:
             )
         x = self._stack(roots) if start else self.sampler.roots(plan, subtrees)
         segment = self.sampler.grow(
-            plan, subtrees=subtrees, x=x, start=start, stop=stop, conditioning=conditioning
+            plan,
+            subtrees=tuple(
+                replace(one, prompt_index=prompts.index(one.prompt_index)) for one in subtrees
+            ),
+            x=x,
+            start=start,
+            stop=stop,
+            conditioning=Conditioning.joined(conditioning),
         )
         kept, dtype = wire.to_numpy(segment.kept)
         payload = TreePayload(

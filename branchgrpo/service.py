@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -23,10 +23,21 @@ Reference = Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedPrompts:
-    """Rollout worker → driver."""
+    """Rollout worker → driver. Each prompt's encoding is an object of its own, so that whoever
+    needs one reads that alone."""
 
     truncated: int  # prompts that are longer than the text encoders take
-    conditioning: Reference  # → Conditioning
+    bytes: int  # of all encodings
+    conditioning: Sequence[Reference]  # → Conditioning of one row, by prompt
+
+    def objects(self) -> list[Any]:
+        """The parts as separate results, the small one first."""
+        return [replace(self, conditioning=()), *self.conditioning]
+
+    @classmethod
+    def of(cls, first: Self, rest: Sequence[Reference]) -> Self:
+        """From the first and references to the other `objects`."""
+        return replace(first, conditioning=tuple(rest))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +48,11 @@ class SegmentRequest:
     subtrees: tuple[Subtree, ...]
     start: int
     stop: int
+
+    @property
+    def prompts(self) -> list[int]:
+        """Indices of the prompts whose encodings it takes, rising."""
+        return sorted({subtree.prompt_index for subtree in self.subtrees})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +87,7 @@ class UpdateRequest:
     plan: BranchPlan
     iteration: int
     segments: Sequence[tuple[SegmentHeader, Reference]]  # → TreePayload
+    conditioning: Sequence[Reference]  # → Conditioning of one row, by prompt index
     scores: Mapping[tuple[int, int], F32]
 
 
@@ -152,7 +169,7 @@ class RolloutPool(Protocol):
     def encode(
         self, tasks: Any, prompts: list[str], then: Callable[[EncodedPrompts], None]
     ) -> None:
-        """Encode an iteration's prompts."""
+        """Encode a batch of prompts."""
 
     def grow(
         self,
@@ -160,15 +177,15 @@ class RolloutPool(Protocol):
         plan: Reference,
         request: SegmentRequest,
         *,
-        conditioning: Reference,
+        conditioning: Sequence[Reference],
         roots: Sequence[Reference],
         frontier: int,
         size: float,
         then: Callable[[GrownSegment], None],
     ) -> None:
-        """Grow a segment. roots: the subtrees' root latents, none at level 0. frontier: nodes at
-        `request.stop`, or 0 where that is the last level. size: of the work beside other segments:
-        how long it may take."""
+        """Grow a segment. conditioning: of `request.prompts`. roots: the subtrees' root latents,
+        none at level 0. frontier: nodes at `request.stop`, or 0 where that is the last level. size:
+        of the work beside other segments: how long it may take."""
 
     def pixels(self, media: Reference) -> U8:
         """[leaves, F, H, W, 3] of a segment's media, into the driver: for pictures."""
@@ -202,9 +219,7 @@ class PendingUpdate(Protocol):
 class LearnerGroup(Protocol):
     """Those that train: ranks that work as one."""
 
-    def start_update(
-        self, request: UpdateRequest, conditioning: Reference, size: float
-    ) -> PendingUpdate:
+    def start_update(self, request: UpdateRequest, size: float) -> PendingUpdate:
         """Begin an iteration's training. size: of the work beside other updates."""
 
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:

@@ -58,6 +58,12 @@ class Rollout(Role):
         "other actors, until the run ends; 0 = take what there is",
     )
     prompts: int = Field(4, ge=1, description="prompts per iteration")
+    encode_batch: int = Field(
+        4,
+        ge=1,
+        description="prompts that a text encoder gets at once; more workers encode where there are "
+        "more prompts",
+    )
     trees_per_prompt: int = Field(1, ge=1, description="trees of each prompt; they form one group")
     fork_depth: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto",

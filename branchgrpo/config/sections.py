@@ -113,6 +113,12 @@ class Evaluation(Section):
         "are; 0 = none",
     )
     prompts_between: int = Field(64, ge=2, description="held-out prompts of those checks")
+    kept_mb: int = Field(
+        2048,
+        ge=0,
+        description="largest size of their encodings, in the object store, that are kept from "
+        "check to check; larger ones are made again",
+    )
     pictures: int = Field(32, ge=1, description="pictures in samples/before.png and after.png")
     metric: str = Field(
         "", description="the reported score that decides; empty: the first one reported"

@@ -15,20 +15,22 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from branchgrpo.errors import UserError
 from branchgrpo.files.safetensors_header import BadHeader, header
 from branchgrpo.files.whole import write_whole, written_aside
-from branchgrpo.models.base import ModelOptions
+from branchgrpo.models.base import ModelOptions, packed
 from branchgrpo.models.files import json_file
-from branchgrpo.models.pipeline import pair
+from branchgrpo.models.pipeline import padded, pair
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.service import EncoderPool
 from branchgrpo.types import Conditioning
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -200,12 +202,10 @@ class Encodings:
     def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Of P prompts, with the negative prompt beside each where the model is guided. Raises
         UserError for texts that are not here."""
-        wanted = self._rows(prompts)
-        return (
-            pair(wanted, self._rows([self.model.negative_prompt]), len(prompts))
-            if self.model.guided
-            else Conditioning(wanted, len(prompts))
-        )
+        rows = self._rows(prompts)
+        if self.model.guided:
+            rows = pair(rows, self._rows([self.model.negative_prompt]))
+        return packed(rows, len(prompts))
 
     def _place(self, text: str) -> tuple[int, int]:
         place = self.where.get(digest(text))
@@ -216,15 +216,17 @@ class Encodings:
             )
         return place
 
-    def _rows(self, texts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        rows: dict[str, list[NDArray[np.float32]]] = {}
+    def _rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        rows: dict[str, list[Tensor]] = {}
         for shard, row in (self._place(text) for text in texts):
             file = self._open(shard)
             for name in set(file.keys()) - {_DIGESTS, _TOO_LONG}:
+                array = file.get_slice(name)[row : row + 1]
+                # older shards have masks of integers
                 rows.setdefault(name, []).append(
-                    file.get_slice(name)[row : row + 1].float().numpy()[0]
+                    array if array.is_floating_point() else array.float()
                 )
-        return {name: stack(values) for name, values in rows.items()}
+        return {name: _stacked(values) for name, values in rows.items()}
 
 
 def encode_missing(
@@ -253,17 +255,15 @@ def encode_missing(
     return len(missing)
 
 
-def stack(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Rows of one text each as one array; shorter texts are padded with zeros at the end."""
-    width = max(row.shape[0] for row in rows)
-    return np.stack(
-        [
-            row
-            if row.shape[0] == width
-            else np.pad(row, [(0, width - row.shape[0])] + [(0, 0)] * (row.ndim - 1))
-            for row in rows
-        ]
-    )
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Rows [1, …] of one text each as one array; shorter texts are padded with zeros at the
+    end."""
+    import torch
+
+    if rows[0].ndim > 1:
+        width = max(row.shape[1] for row in rows)
+        rows = [padded(row, width) for row in rows]
+    return torch.cat(list(rows))
 
 
 def write_shard(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from branchgrpo.types import BranchPlan, LearnerShard, TreeHeader
 
 Latents = Callable[[int, int], Tensor]
 """(tree, node) → its stored latents, or velocity, [*S]."""
+
+Texts = Callable[[Sequence[int]], dict[str, Tensor]]
+"""Prompt indices → their encodings, a row each, on the device."""
 
 
 @dataclass
@@ -37,7 +40,7 @@ def micro_batches(
     shard: LearnerShard,
     trees: list[TreeHeader],
     latents: Latents,
-    cond: dict[str, Tensor],
+    texts: Texts,
     size: int,
     device: torch.device,
     velocities: Latents | None = None,
@@ -63,7 +66,6 @@ def micro_batches(
             ],
             np.float32,
         )
-        prompt = torch.tensor([trees[tree].prompt_index for tree in parents[:, 0]], device=device)
         old, advantage, weight, present = (
             torch.from_numpy(array).to(device)
             for array in (behaviour, shard.advantage[part], shard.weight[part], edges >= 0)
@@ -80,7 +82,7 @@ def micro_batches(
                 y=y,
                 sigma=levels[steps],
                 steps=steps,
-                cond={name: array[prompt] for name, array in cond.items()},
+                cond=texts([trees[tree].prompt_index for tree in parents[:, 0].tolist()]),
                 old=old,
                 advantage=advantage,
                 weight=weight,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -158,11 +159,11 @@ class Adapter(ABC):
         raise NotImplementedError
 
     def conditioning(self, conditioning: Conditioning) -> dict[str, Tensor]:
-        """Its arrays as tensors on this device, P rows each."""
-        import torch
+        """Its arrays as tensors on this device, in their own dtypes, P rows each."""
+        from branchgrpo.models.weights import to_torch
 
         return {
-            name: torch.from_numpy(array.copy()).to(self.device)
+            name: to_torch(array, conditioning.dtypes.get(name, array.dtype.name)).to(self.device)
             for name, array in conditioning.arrays.items()
         }
 
@@ -230,3 +231,15 @@ class Adapter(ABC):
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
+
+
+def packed(tensors: Mapping[str, Tensor], rows: int) -> Conditioning:
+    """Encodings of so many prompts in their own dtypes, ready to travel."""
+    from branchgrpo.models.weights import to_numpy
+
+    found = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+    return Conditioning(
+        {name: array for name, (array, _) in found.items()},
+        rows,
+        {name: dtype for name, (array, dtype) in found.items() if dtype != array.dtype.name},
+    )

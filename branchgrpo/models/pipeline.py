@@ -17,11 +17,10 @@ from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora
-from branchgrpo.models.base import ALL_PARTS, Adapter, Part
+from branchgrpo.models.base import ALL_PARTS, Adapter, Part, packed
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
 from branchgrpo.types import U8, Conditioning
@@ -153,15 +152,13 @@ class PipelineAdapter(Adapter):
             rows = self.texts(
                 [*prompts, self.options.negative_prompt] if self.options.guided else prompts
             )
-        arrays = {name: array.float().cpu().numpy() for name, array in rows.items()}
-        if not self.options.guided:
-            return Conditioning(arrays, len(prompts))
         count = len(prompts)
-        return pair(
-            {name: array[:count] for name, array in arrays.items()},
-            {name: array[count:] for name, array in arrays.items()},
-            count,
-        )
+        if self.options.guided:
+            rows = pair(
+                {name: array[:count] for name, array in rows.items()},
+                {name: array[count:] for name, array in rows.items()},
+            )
+        return packed(rows, count)
 
     def truncated(self, prompts: list[str]) -> int:
         lengths, limit = self.tokenize(prompts)
@@ -271,20 +268,26 @@ def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     return found
 
 
-def pair(
-    wanted: Mapping[str, NDArray[Any]], unwanted: Mapping[str, NDArray[Any]], rows: int
-) -> Conditioning:
-    """Conditioning for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so
-    that rows stay independent. Where the texts differ in length, dimension 1 is padded with zeros
+def pair(wanted: Mapping[str, Tensor], unwanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encodings for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so that
+    rows stay independent. Where the texts differ in length, dimension 1 is padded with zeros
     after."""
-    arrays = {}
+    import torch
+
+    found = {}
     for name, array in wanted.items():
         other = unwanted[name]
-        if array.ndim > 1 and array.shape[1] != other.shape[1]:
+        if array.ndim > 1:
             width = max(array.shape[1], other.shape[1])
-            array, other = (
-                np.pad(one, [(0, 0), (0, width - one.shape[1])] + [(0, 0)] * (one.ndim - 2))
-                for one in (array, other)
-            )
-        arrays[name] = np.stack([array, np.broadcast_to(other, array.shape)], 1)
-    return Conditioning(arrays, rows)
+            array, other = padded(array, width), padded(other, width)
+        found[name] = torch.stack([array, other.expand_as(array)], 1)
+    return found
+
+
+def padded(array: Tensor, width: int) -> Tensor:
+    """[n, l, …] as [n, width, …], zeros after."""
+    if array.shape[1] == width:
+        return array
+    found = array.new_zeros(len(array), width, *array.shape[2:])
+    found[:, : array.shape[1]] = array
+    return found

@@ -107,7 +107,9 @@ class QwenImage(PipelineAdapter):
             text, mask = self.pipe.encode_prompt(
                 texts, device=self.device, max_sequence_length=self.options.max_sequence_length
             )
-        return {"text": text, "mask": torch.ones(text.shape[:2]) if mask is None else mask}
+        # None: all texts are equally long
+        mask = torch.ones(text.shape[:2]) if mask is None else mask.float()
+        return {"text": text, "mask": mask}
 
     def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
         pipe = self.pipe

@@ -1,7 +1,8 @@
 """Growing and scoring an iteration's trees on a pool of workers.
 
-Prompts are encoded once; trunks grow, their frontier latents stay where they are, subtrees read
-them by reference; leaves are scored as soon as a subtree has them, while others still grow.
+Prompts are encoded once, or were before; trunks grow, their frontier latents stay where they are,
+subtrees read them by reference; leaves are scored as soon as a subtree has them, while others still
+grow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.config.schema import Config
-from branchgrpo.service import EncodedPrompts, GrownSegment, Reference, SegmentRequest, Service
+from branchgrpo.rollout.texts import EncodedTexts
+from branchgrpo.service import GrownSegment, Reference, SegmentRequest, Service
 from branchgrpo.types import (
     EVALUATION,
     F32,
@@ -36,7 +38,8 @@ FORWARD_ROWS = 4
 class RolloutBatch:
     """Grown and scored trees: headers and scores here, everything large by reference."""
 
-    conditioning: Reference = None
+    # → Conditioning of one row, by prompt index
+    conditioning: list[Reference] = field(default_factory=list)
     segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
     media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
     # (prompt index, tree) → trained scores [R, L]
@@ -48,7 +51,8 @@ class RolloutBatch:
     retries: int = 0  # of rewards
     # prompt indices without rewards, whose trees are left out; and why
     dropped: dict[int, str] = field(default_factory=dict)
-    # encode, grow, score: when the last task of each ended
+    # encode, grow, score: from the end of the phase before to the end of its last task; of
+    # encoding, what was waited for
     seconds: dict[str, float] = field(default_factory=dict)
 
     def edges(self, plan: BranchPlan) -> int:
@@ -77,6 +81,10 @@ class RolloutCollector:
         self.service = service
         self.run = run
 
+    def encode(self, texts: list[str]) -> EncodedTexts:
+        """Have prompts encoded, without waiting for it."""
+        return EncodedTexts(self.service.rollouts, texts, self.config.rollout.encode_batch)
+
     def collect(
         self,
         plan: BranchPlan,
@@ -85,9 +93,10 @@ class RolloutCollector:
         prompts: list[int],
         texts: list[str],
         trees: int,
+        encoded: EncodedTexts | None = None,
     ) -> RolloutBatch:
         """Grow and score `trees` trees for each prompt: indices in the prompt list, and their
-        texts."""
+        texts. encoded: encodings that begin with theirs; None: they are made now."""
         return _Collection(
             collector=self,
             plan=plan,
@@ -96,6 +105,7 @@ class RolloutCollector:
             prompts=prompts,
             texts=texts,
             trees=trees,
+            encoded=encoded or self.encode(texts),
         ).run()
 
 
@@ -111,11 +121,12 @@ class _Collection:
         prompts: list[int],
         texts: list[str],
         trees: int,
+        encoded: EncodedTexts,
     ):
         self.config = collector.config
         self.plan = plan
         self.version = version
-        self.texts = texts
+        self.texts, self.encoded = texts, encoded
         # A held-out check compares the same prompts before and after, so none may be missing.
         self.may_drop = (
             collector.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
@@ -138,7 +149,15 @@ class _Collection:
         self.batch, self.begun = RolloutBatch(), perf_counter()
 
     def run(self) -> RolloutBatch:
-        self.rollouts.encode(self.tasks, self.texts, self._encoded)
+        self.encoded.wait()
+        self._clock("encode")
+        self.batch.truncated = self.encoded.truncated
+        self.batch.conditioning = self.encoded.references(len(self.texts))
+        if self.fork:
+            for group in _groups(self.trees, len(self.rollouts)):
+                self._grow(group, [], 0, self.fork)
+        else:
+            self._to_leaves(self.trees, [], 0)
         self.tasks.run()
         self._drop()
         self.batch.rewards = self.config.credit.totals(self.batch.scores)
@@ -150,16 +169,6 @@ class _Collection:
 
     def _clock(self, phase: str) -> None:
         self.batch.seconds[phase] = perf_counter() - self.begun
-
-    def _encoded(self, encoded: EncodedPrompts) -> None:
-        self._clock("encode")
-        self.batch.truncated = encoded.truncated
-        self.batch.conditioning = encoded.conditioning
-        if self.fork:
-            for group in _groups(self.trees, len(self.rollouts)):
-                self._grow(group, [], 0, self.fork)
-        else:
-            self._to_leaves(self.trees, [], 0)
 
     def _to_leaves(self, subtrees: list[Subtree], roots: list[Reference], start: int) -> None:
         """Split subtrees into tasks that keep every worker busy and none above max_batch leaves."""
@@ -190,7 +199,7 @@ class _Collection:
             self.tasks,
             self.shared_plan,
             request,
-            conditioning=self.batch.conditioning,
+            conditioning=[self.batch.conditioning[prompt] for prompt in request.prompts],
             roots=roots,
             frontier=len(self.frontier) if stop < self.plan.steps else 0,
             size=size,

@@ -1,4 +1,5 @@
-"""The trees of an iteration, and of those that are grown while the learner updates."""
+"""The trees of an iteration, and of those that are grown while the learner updates; and the next
+prompts, which are encoded meanwhile."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
 from branchgrpo.report.metrics import overlooked
 from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import Display, UpdateRequest
 from branchgrpo.training.state import TrainState
 from branchgrpo.types import BranchPlan
@@ -35,12 +37,14 @@ class PendingRollout:
             plan=self.plan,
             iteration=self.iteration,
             segments=self.batch.segments,
+            conditioning=self.batch.conditioning,
             scores=self.batch.scores,
         )
 
 
 class Ahead:
-    """Grows trees, as far ahead of the updates as async.max_staleness allows."""
+    """Grows trees, as far ahead of the updates as async.max_staleness allows, and has the prompts
+    of the iteration after those encoded."""
 
     def __init__(self, config: Config, collector: RolloutCollector, display: Display):
         self.config = config
@@ -49,6 +53,7 @@ class Ahead:
         self.schedule = config.schedule()
         self.prompts, _ = prompts.lists(config)
         self.pending: deque[PendingRollout] = deque()
+        self.encoded: dict[int, EncodedTexts] = {}  # by iteration, at most one
         self.method: MethodRun
         self.begin_again(None)
         self.dropped = 0  # trees' iterations that became too old, since the last metrics
@@ -57,7 +62,7 @@ class Ahead:
     def begin_again(self, state: Mapping[str, Any] | None) -> None:
         """The method begins again, or goes on from what a checkpoint holds of it. Raises ValueError
         for what is none of its states."""
-        self.pending.clear()
+        self.clear()
         self.method = self.config.method.start(self.config.sampling.steps, self.config.run.seed)
         if state:
             self.method.load(state)
@@ -72,17 +77,24 @@ class Ahead:
         return self._grow(state.iteration, state.version)
 
     def fill(self, state: TrainState) -> None:
-        """Grow while the learner updates."""
+        """Grow while the learner updates. The prompts of the iteration after that are not waited
+        for: perhaps those who encode them are at work on the update."""
         last = self.config.run.iterations or np.inf
-        while len(self.pending) < self.config.async_.max_staleness:
-            iteration = state.iteration + 1 + len(self.pending)
-            if iteration >= last:
+        while (iteration := state.iteration + 1 + len(self.pending)) < last:
+            if len(self.pending) >= self.config.async_.max_staleness:
+                self.encoded = {iteration: self.collector.encode(self._texts(iteration))}
                 return
             self.pending.append(self._grow(iteration, state.version))
 
+    def settle(self) -> float:
+        """After the update: until the prompts are encoded, so that all workers are idle and get the
+        new weights at once. Returns the seconds that this took."""
+        return sum(texts.wait() for texts in self.encoded.values())
+
     def clear(self) -> None:
-        """After a fault: what was grown may be gone."""
+        """After a fault: what was grown or encoded may be gone."""
         self.pending.clear()
+        self.encoded.clear()
 
     def take_dropped(self) -> int:
         """How many were too old, since the last call."""
@@ -92,14 +104,15 @@ class Ahead:
     def _grow(self, iteration: int, version: int) -> PendingRollout:
         config = self.config
         plan = self.method.plan(iteration, self.schedule)
-        chosen = prompts.deal(len(self.prompts), config.rollout.prompts, iteration, config.run.seed)
+        chosen = self._chosen(iteration)
         batch = self.collector.collect(
             plan,
             iteration=iteration,
             version=version,
             prompts=chosen,
-            texts=[self.prompts[index] for index in chosen],
+            texts=self._texts(iteration),
             trees=config.rollout.trees_per_prompt * plan.chains,
+            encoded=self.encoded.pop(iteration, None),
         )
         # once: what does not end a run, and is easily overlooked; each iteration's count is in the
         # metrics
@@ -108,3 +121,11 @@ class Ahead:
                 self.said.add(kind)
                 self.display.note(text)
         return PendingRollout(iteration=iteration, version=version, plan=plan, batch=batch)
+
+    def _chosen(self, iteration: int) -> list[int]:
+        """An iteration's prompts, by their indices in the list."""
+        count, seed = self.config.rollout.prompts, self.config.run.seed
+        return prompts.deal(len(self.prompts), count, iteration, seed)
+
+    def _texts(self, iteration: int) -> list[str]:
+        return [self.prompts[index] for index in self._chosen(iteration)]

@@ -8,6 +8,7 @@ from branchgrpo.algo.plan import ode_plan
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
 from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import Service
 from branchgrpo.types import EVALUATION, F32, U8
 
@@ -27,6 +28,11 @@ class Evaluator:
         self.service = service
         self.collector = collector
         _, self.held_out = prompts.lists(config)
+        self.kept: EncodedTexts | None = None  # of the first held-out prompts, from check to check
+
+    def clear(self) -> None:
+        """After a fault: what was encoded may be gone."""
+        self.kept = None
 
     def scores(self, version: int, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler and the pixels
@@ -62,6 +68,7 @@ class Evaluator:
         averaged = options.weights == "ema" and version > 0
         if averaged:
             self.service.publish("ema")
+        encoded = self._encoded(texts)
         plan = ode_plan(self.config.schedule(options.steps))
         batch = self.collector.collect(
             plan,
@@ -70,7 +77,10 @@ class Evaluator:
             prompts=list(range(len(texts))),
             texts=texts,
             trees=trees,
+            encoded=encoded,
         )
+        if encoded.bytes > options.kept_mb << 20:
+            self.kept = None
         found: dict[tuple[int, int], U8] = {}
         for subtrees, reference in batch.media:
             if any(subtree.prompt_index < pictures for subtree in subtrees):
@@ -83,6 +93,13 @@ class Evaluator:
             self.service.publish()
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
         return batch, found
+
+    def _encoded(self, texts: list[str]) -> EncodedTexts:
+        """Encodings that begin with those of the first held-out prompts: an earlier check's, if
+        they were kept and are enough."""
+        if self.kept is None or len(self.kept.texts) < len(texts):
+            self.kept = self.collector.encode(texts)
+        return self.kept
 
 
 def pairwise_distance(pixels: U8) -> float:

@@ -48,19 +48,21 @@ def update(run: Run, state: TrainState) -> None:
     pending = run.ahead.next(state)  # trees, scored as they finished
     grown, state.updating = perf_counter(), True
     started = run.service.learners.start_update(  # credit, pruning and gradient on the ranks
-        pending.request, pending.batch.conditioning, size=pending.batch.edges(pending.plan)
+        pending.request, size=pending.batch.edges(pending.plan)
     )
-    run.ahead.fill(state)  # async: grow the next trees meanwhile
+    run.ahead.fill(state)  # the next prompts are encoded meanwhile; async: the next trees grow
     stats = started.result()
     updated = perf_counter()
+    encoding = run.ahead.settle()
     version = publish(run, state, stats)  # confirmed by digest
     ended = perf_counter()
     state.advance(version, seconds=ended - began)
     state.record |= of_iteration(pending.batch, stats, run.service.driver_bytes())
     state.record |= run.method.observe(pending.plan, pending.batch.leaf_rewards())
     state.record |= {
+        "time/encode": pending.batch.seconds["encode"] + encoding,
         "time/update": updated - grown,
-        "time/publish": ended - updated,
+        "time/publish": ended - updated - encoding,
         "time/iteration": ended - began,
         "time/training": state.seconds,
         "tree/staleness": float(stats.version - 1 - pending.version),

@@ -98,4 +98,4 @@ class StepStats:
     edges_all: int  # of the trees, deterministic ones too
     weight_entropy: float
     advantage_abs: float
-    fetched_bytes: int  # payload bytes this rank read
+    fetched_bytes: int  # of payloads and of encoded prompts that this rank read

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.types.arrays import F32, I32, U8, check_shapes
@@ -37,16 +38,19 @@ class Subtree:
     """A piece of work for a rollout worker: the part of a tree below (and with) `node`."""
 
     key: TreeKey
-    prompt_index: int  # row in the iteration's Conditioning
+    prompt_index: int  # place among the iteration's prompts
     node: int
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts: arrays of P rows each, under the names that the model adapter gives them."""
+    """Encoded prompts: arrays of P rows each, under the names that the model adapter gives them.
+    What is shorter than the longest of them ends in zeros."""
 
     arrays: Mapping[str, NDArray[Any]]
     rows: int
+    # of arrays whose dtype numpy lacks, by their names: bfloat16, which comes as uint16
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, array in self.arrays.items():
@@ -54,6 +58,53 @@ class Conditioning:
                 raise ValueError(
                     f"Conditioning.{name}: expected {self.rows} rows, got {array.shape[0]}"
                 )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def split(self) -> list[Self]:
+        """P of one row each, without a copy."""
+        return [
+            type(self)(
+                {name: array[row : row + 1] for name, array in self.arrays.items()}, 1, self.dtypes
+            )
+            for row in range(self.rows)
+        ]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts in their order. What differs in length is padded with zeros at the
+        end. Raises ValueError for parts that don't fit one another."""
+        if len(parts) == 1:
+            return parts[0]
+        kinds = {
+            tuple(
+                (name, array.dtype.str, array.ndim, part.dtypes.get(name))
+                for name, array in sorted(part.arrays.items())
+            )
+            for part in parts
+        }
+        if len(kinds) != 1:
+            raise ValueError(
+                "Conditioning: expected parts with the same arrays (name, dtype, dimensions), got "
+                f"{' and '.join(str(kind) for kind in sorted(kinds, key=str))}"
+            )
+        arrays = {name: _padded([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+        return cls(arrays, sum(part.rows for part in parts), parts[0].dtypes)
+
+
+def _padded(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The rows of all parts, as long as the longest."""
+    shape = np.max([part.shape[1:] for part in parts], 0).astype(int)
+    found = np.zeros((sum(map(len, parts)), *shape), parts[0].dtype)
+    first = 0
+    for part in parts:
+        rows = slice(first, first + len(part))
+        found[(rows, *(slice(size) for size in part.shape[1:]))] = part
+        first = rows.stop
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,7 +173,7 @@ class TreeHeader:
     """One whole tree as the credit functions see it, assembled from its segments' headers."""
 
     key: TreeKey
-    prompt_index: int  # row in the iteration's Conditioning
+    prompt_index: int  # place among the iteration's prompts
     policy_version: int
     log_prob: F32  # [N] 0 for deterministic edges
     leaf_reward: F32  # [L]

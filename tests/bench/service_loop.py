@@ -16,8 +16,10 @@ from service_pool import Sleeper
 from support.small_runs import busy, carried, config, kill
 
 from actors.learner import Learner
+from actors.pools import Rollouts
 from branchgrpo.app.service import TrainingService
 from branchgrpo.rollout.collect import RolloutBatch
+from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import PublishedWeights, WeightSpec
 from branchgrpo.training.hooks import Record
 from branchgrpo.training.loop import step
@@ -72,13 +74,18 @@ class SleepingCollector:
     def __init__(self, pool: WorkerPool):
         self.pool = pool
 
+    def encode(self, texts: list[str]) -> EncodedTexts:
+        return EncodedTexts(Rollouts(self.pool), [], 1)
+
     def collect(self, *arguments: Any, **options: Any) -> RolloutBatch:
         tasks = self.pool.tasks()
         for _ in range(len(self.pool)):
             self.pool.submit(tasks, Sleeper.rest, GROW, then=lambda references: None)
         tasks.run()
         return RolloutBatch(
-            scores={(0, 0): np.zeros((1, 2), np.float32)}, rewards={(0, 0): np.zeros(2, np.float32)}
+            scores={(0, 0): np.zeros((1, 2), np.float32)},
+            rewards={(0, 0): np.zeros(2, np.float32)},
+            seconds={"encode": 0.0},
         )
 
 

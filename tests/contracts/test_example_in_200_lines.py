@@ -191,7 +191,7 @@ def learn(
             shard=one,
             trees=trees,
             latents=lambda tree, node: latents[tree, node],
-            cond=cond,
+            texts=lambda prompts: {name: array[list(prompts)] for name, array in cond.items()},
             size=7,
             device=torch.device("cpu"),
         )

@@ -33,14 +33,14 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
     learner = Learner(config(2), rank, list)
     learner.join(2, address)
-    request, conditioning = arguments
+    (request,) = arguments
     damaged = {
         key: values + np.float32(rank) * np.arange(4, dtype=np.float32)
         for key, values in request.scores.items()
     }
     found: dict[str, Any] = {"damaged": None}
     try:
-        learner.update(replace(request, scores=damaged), conditioning)
+        learner.update(replace(request, scores=damaged))
     except GateError as error:
         found["damaged"] = str(error)
     found["version"] = learner.version
@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_batch_is_worth_the_test(runs: dict[str, Any]) -> None:
-    request, _ = runs["arguments"]
+    (request,) = runs["arguments"]
     plan, segments, scores = request.plan, request.segments, request.scores
     trees = assemble(
         plan, [header for header, _ in segments], config(2).credit.leaf_rewards(scores)

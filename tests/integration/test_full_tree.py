@@ -41,8 +41,8 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
-    cut, conditioning = rollout.encode([PROMPT])
-    assert cut == 0
+    encoded, conditioning = rollout.encode([PROMPT])
+    assert encoded.truncated == 0
     header, payload, media = rollout.grow(plan, whole(plan, subtrees), conditioning)
     worker = RewardWorker(config, (0,), 0)
     worker.ready()
@@ -56,9 +56,9 @@ def test_full_tree_iteration_counts_and_gates() -> None:
             plan=plan,
             iteration=0,
             segments=[(header, payload)],
+            conditioning=[conditioning],
             scores={(0, 0): scores.trained},
-        ),
-        conditioning,
+        )
     )
     assert stats.forwards / 16 <= 11.7  # distinct parents, last step dropped
     assert stats.edges == stats.edges_stochastic == 202  # 218 less the last step's 16
@@ -76,7 +76,7 @@ def test_full_tree_iteration_counts_and_gates() -> None:
                 plan=plan,
                 iteration=1,
                 segments=[(header, payload)],
+                conditioning=[conditioning],
                 scores={(0, 0): scores.trained},
-            ),
-            conditioning,
+            )
         )

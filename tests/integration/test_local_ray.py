@@ -125,8 +125,14 @@ def one_iteration(
         plan, iteration=0, version=0, prompts=[5, 9], texts=texts, trees=1
     )
     trees = assemble(plan, [header for header, _ in batch.segments], batch.rewards)
-    request = UpdateRequest(plan=plan, iteration=0, segments=batch.segments, scores=batch.scores)
-    stats = service.learners.start_update(request, batch.conditioning, 1.0).result()
+    request = UpdateRequest(
+        plan=plan,
+        iteration=0,
+        segments=batch.segments,
+        conditioning=batch.conditioning,
+        scores=batch.scores,
+    )
+    stats = service.learners.start_update(request, 1.0).result()
     base = service.rollouts.fingerprints()[0]
     version = service.publish()
     fingerprints = service.rollouts.fingerprints()

@@ -77,6 +77,8 @@ class Ledger:
         self.earlier: Counter[str] = Counter()
         self.rollouts, self.rewards, self.learners = Rollouts(self), [Rewards(self)], Learners(self)
         self.failed: Fault | None = None
+        self.losses = 0  # what was grown or encoded before the last one is gone
+        self.updating = False
 
     def call(self, name: str, act: Callable[[], Any]) -> Any:
         """Do it, unless it is to fail."""
@@ -92,6 +94,7 @@ class Ledger:
 
     def _fail(self, fault: Fault) -> None:
         self.failed = self.script.pop(0)
+        self.losses, self.updating = self.losses + 1, False
         raise Lost(f"{fault.call} {fault.at}")
 
     def recover(self, error: Exception) -> bool:
@@ -136,7 +139,7 @@ class Ledger:
 
 
 class Rollouts:
-    """One worker. Payloads and media say which weights grew them."""
+    """One worker. Payloads and media say which weights grew them, encodings whose they are."""
 
     def __init__(self, service: Ledger):
         self.service = service
@@ -154,11 +157,16 @@ class Rollouts:
     def encode(
         self, tasks: Tasks, prompts: list[str], then: Callable[[EncodedPrompts], None]
     ) -> None:
-        def task() -> None:
-            found = EncodedPrompts(truncated=0, conditioning=tuple(prompts))
-            then(self.service.call("encode", lambda: found))
+        service = self.service
 
-        tasks.pending.append(task)
+        def act() -> EncodedPrompts:
+            # nobody waits for encodings while ranks that may have to make them are at an update
+            assert not service.updating or service.config.async_.max_staleness
+            assert len(prompts) <= service.config.rollout.encode_batch
+            made = [(prompt, service.losses) for prompt in prompts]
+            return EncodedPrompts(truncated=0, bytes=len(prompts), conditioning=made)
+
+        tasks.pending.append(lambda: then(service.call("encode", act)))
 
     def grow(
         self,
@@ -166,7 +174,7 @@ class Rollouts:
         plan: BranchPlan,
         request: SegmentRequest,
         *,
-        conditioning: Reference,
+        conditioning: Sequence[Reference],
         roots: Sequence[Reference],
         frontier: int,
         size: float,
@@ -174,6 +182,8 @@ class Rollouts:
     ) -> None:
         def act() -> GrownSegment:
             assert request.version == self.version, (request.version, self.version)
+            assert len(conditioning) == len(request.prompts)
+            assert {made for _, made in conditioning} == {self.service.losses}
             topo, subtrees = topology(plan), request.subtrees
             edges = topo.segment_edges(subtrees[0].node, request.start, request.stop)
             random = int(topo.stochastic[np.asarray(edges)].sum())
@@ -188,7 +198,7 @@ class Rollouts:
             )
             return GrownSegment(
                 header=header,
-                payload=(self.weights, subtrees),
+                payload=(self.weights, subtrees, tuple(prompt for prompt, _ in conditioning)),
                 media=None if frontier else (self.weights, plan, subtrees),
                 frontier=(None,) * (len(subtrees) * frontier),
             )
@@ -256,20 +266,25 @@ class Learners:
         """Untrained weights."""
         self.weights, self.mean, self.version = "untrained", "untrained", 0
 
-    def start_update(self, request: UpdateRequest, conditioning: Reference, size: float) -> Any:
+    def start_update(self, request: UpdateRequest, size: float) -> Any:
         def act() -> StepStats:
+            self.service.updating = False
+            texts = [prompt for prompt, _ in request.conditioning]
             scores = {key: request.scores[key].tolist() for key in sorted(request.scores)}
             grown = sorted(str(payload) for _, payload in request.segments)
             assert all(
                 self.version - header.policy_version <= self.service.config.async_.max_staleness
                 for header, _ in request.segments
             )
-            self.weights = digest(self.weights, request.iteration, scores, grown, conditioning)
+            self.weights = digest(self.weights, request.iteration, scores, grown, texts)
             self.mean = digest(self.mean, self.weights)
             self.version += 1
             return stats(self.version)
 
-        self.service.call("start update", lambda: None)
+        def begin() -> None:
+            self.service.updating = True
+
+        self.service.call("start update", begin)
         return Update(self.service, act)
 
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:

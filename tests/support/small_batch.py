@@ -19,7 +19,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.learner.fsdp import full
 from branchgrpo.models import weights as wire
 from branchgrpo.service import SegmentRequest, UpdateRequest
-from branchgrpo.types import Conditioning, Subtree, TreeKey
+from branchgrpo.types import Subtree, TreeKey
 from support.small_trees import quickstart
 
 PROMPTS = [
@@ -44,31 +44,35 @@ def config(ranks: int, options: dict[str, str] | None = None) -> Config:
     return quickstart(OPTIONS | {"learner.ranks": str(ranks)} | (options or {}))
 
 
-def batch() -> tuple[UpdateRequest, Conditioning]:
-    """Arguments of Learner.update: three trees, in two segments each."""
+def batch() -> tuple[UpdateRequest]:
+    """The argument of Learner.update: three trees, in two segments each."""
     options = config(1)
     worker = RolloutWorker(options, 0)
     worker.ready()
     plan = options.method.plan(0, options.schedule())
-    _, conditioning = worker.encode(PROMPTS)
+    _, *conditioning = worker.encode(PROMPTS)
     trees = tuple(
         Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS))
     )
     trunk, payload, *frontier = worker.grow(
-        plan, SegmentRequest(version=0, subtrees=trees, start=0, stop=1), conditioning
+        plan, SegmentRequest(version=0, subtrees=trees, start=0, stop=1), *conditioning
     )
     halves = tuple(Subtree(tree.key, tree.prompt_index, node) for tree in trees for node in (1, 2))
     segments = [(trunk, payload)]
     for part in (slice(0, 3), slice(3, 6)):
         request = SegmentRequest(version=0, subtrees=halves[part], start=1, stop=plan.steps)
-        header, rest, _ = worker.grow(plan, request, conditioning, *frontier[part])
+        texts = [conditioning[prompt] for prompt in request.prompts]
+        header, rest, _ = worker.grow(plan, request, *texts, *frontier[part])
         segments.append((header, rest))
     draw = np.random.default_rng(0)
     scores = {
         (prompt, 0): draw.normal(size=(1, 4)).astype(np.float32) for prompt in range(len(PROMPTS))
     }
-    request = UpdateRequest(plan=plan, iteration=0, segments=segments, scores=scores)
-    return request, conditioning
+    return (
+        UpdateRequest(
+            plan=plan, iteration=0, segments=segments, conditioning=conditioning, scores=scores
+        ),
+    )
 
 
 def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:

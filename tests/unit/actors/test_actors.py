@@ -69,7 +69,7 @@ def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
                 plan=plan,
                 iteration=0,
                 segments=[(header, payload)],
+                conditioning=[conditioning],
                 scores={(0, 0): np.linspace(0, 1, 16, dtype=np.float32)[None]},
-            ),
-            conditioning,
+            )
         )

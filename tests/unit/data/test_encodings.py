@@ -93,11 +93,14 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
         and worker.model.pipe.tokenizer is None
     )
     chosen = [PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]
-    (cut, found), (also, wanted) = worker.encode(chosen), inline.encode(chosen)
-    assert cut == also == 1
-    assert found.arrays.keys() == wanted.arrays.keys()
-    for name, array in wanted.arrays.items():
-        np.testing.assert_allclose(found.arrays[name], array, atol=2e-6)
+    (one, *found), (other, *wanted) = worker.encode(chosen), inline.encode(chosen)
+    assert one.truncated == other.truncated == 1
+    assert len(found) == len(wanted) == len(chosen)
+    assert one.bytes == other.bytes == sum(part.nbytes for part in found)
+    for part, expected in zip(found, wanted, strict=True):
+        assert part.rows == 1 and part.arrays.keys() == expected.arrays.keys()
+        for name, array in expected.arrays.items():
+            np.testing.assert_allclose(part.arrays[name], array, atol=2e-6)
     assert worker.model.decode(torch.zeros(1, *worker.model.latent_shape)).shape == (
         1,
         1,
@@ -216,12 +219,37 @@ def test_encodings_of_strangers(tmp_path: Path) -> None:
             store_of(loaded)
 
 
-def test_bfloat16_survives(tmp_path: Path) -> None:
-    loaded = config(tmp_path, **{"model.dtype": "bfloat16"})
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_they_keep_their_dtype(tmp_path: Path, dtype: str) -> None:
+    loaded = config(tmp_path, **{"model.dtype": dtype})
     encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[:3], lambda *_: None)
-    found = store_of(loaded).conditioning(PROMPTS[:2]).arrays["text"]
+    found = store_of(loaded).conditioning(PROMPTS[:2])
     encoder = Encoder(loaded, 0)
     encoder.ready()
-    np.testing.assert_array_equal(
-        found, encoder.model.texts(PROMPTS[:3])["text"].float().numpy()[:2]
-    )
+    wanted = encoder.model.texts(PROMPTS[:3])
+    assert found.nbytes == sum(array[:2].nbytes for array in wanted.values())
+    for name, array in encoder.model.conditioning(found).items():
+        assert array.dtype == getattr(torch, dtype) and torch.equal(array, wanted[name][:2])
+
+
+def test_shards_with_other_lengths_and_masks_of_integers_are_read(tmp_path: Path) -> None:
+    """As families with texts of different lengths write them, and older versions did."""
+    loaded = config(tmp_path)
+    store, draw = store_of(loaded), torch.Generator().manual_seed(0)
+    texts = torch.randn(3, 5, 4, generator=draw, dtype=torch.bfloat16)
+    for shard, (prompt, width, mask) in enumerate(
+        ((0, 3, torch.int64), (1, 5, torch.float32), (2, 4, torch.bool))
+    ):
+        arrays = {
+            "text": texts[prompt : prompt + 1, :width],
+            "mask": torch.ones(1, width, dtype=mask),
+        }
+        path = store.folder / f"shard-{shard}.safetensors"
+        encodings.write_shard(path, PROMPTS[prompt : prompt + 1], arrays, [False])
+        store.commit(path.name, 1)
+    found = store_of(loaded).conditioning(PROMPTS[:3])
+    assert found.dtypes == {"text": "bfloat16"} and found.arrays["mask"].dtype == np.float32
+    assert found.arrays["mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5, [1, 1, 1, 1, 0]]
+    wanted = texts.clone()
+    wanted[0, 3:], wanted[2, 4:] = 0, 0
+    np.testing.assert_array_equal(found.arrays["text"], wanted.view(torch.uint16).numpy())

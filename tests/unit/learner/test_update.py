@@ -55,7 +55,7 @@ class Case:
             shard=one,
             trees=self.trees,
             latents=lambda tree, node: self.latents[tree, node],
-            cond=self.cond,
+            texts=lambda prompts: {"text": self.cond["text"][list(prompts)]},
             size=size,
             device=device,
             velocities=velocities,

@@ -20,7 +20,7 @@ from branchgrpo.learner import shard
 from branchgrpo.learner.payloads import PayloadStore
 from branchgrpo.models import weights as wire
 from branchgrpo.service import SegmentRequest, UpdateRequest
-from branchgrpo.types import Subtree, TreeKey
+from branchgrpo.types import Conditioning, Subtree, TreeKey
 
 pytestmark = pytest.mark.networks
 
@@ -36,12 +36,12 @@ class Case:
         self.worker, self.learner = RolloutWorker(self.config, 0), Learner(self.config, 0, list)
         self.plan = self.config.method.plan(0, static(5, 3.0))
         self.worker.ready(), self.learner.join(1, "")
-        _, self.conditioning = self.worker.encode(PROMPTS)
+        _, *self.conditioning = self.worker.encode(PROMPTS)
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
         header, payload, _ = self.worker.grow(
             self.plan,
             SegmentRequest(version=0, subtrees=subtrees, start=0, stop=5),
-            self.conditioning,
+            *self.conditioning,
         )
         draw = np.random.default_rng(0)
         self.segments = [(header, payload)]
@@ -51,8 +51,13 @@ class Case:
 
     def update(self) -> Any:
         return self.learner.update(
-            UpdateRequest(plan=self.plan, iteration=0, segments=self.segments, scores=self.scores),
-            self.conditioning,
+            UpdateRequest(
+                plan=self.plan,
+                iteration=0,
+                segments=self.segments,
+                conditioning=self.conditioning,
+                scores=self.scores,
+            )
         )
 
     def gradient(self) -> Tensor:
@@ -117,7 +122,7 @@ def test_payloads_hold_the_behaviour_velocity_that_guard_needs() -> None:
         fetch=list, plan=case.plan, trees=trees, segments=case.segments, shards=steps
     )
     topo = topology(case.plan)
-    cond = case.worker.model.conditioning(case.conditioning)
+    cond = case.worker.model.conditioning(Conditioning.joined(case.conditioning))
     case.update()  # the learner's weights move, the rollout's are the behaviour policy's
     parents = [(tree, node) for one in steps for tree, node in one.parents.tolist()]
     assert len(set(parents)) == len(parents) == 2 * (1 + 2 + 2 + 4)

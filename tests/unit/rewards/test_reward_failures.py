@@ -140,8 +140,14 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
     plan = config.method.plan(0, config.schedule())
     draw = np.random.default_rng(1)
     scores = {key: draw.normal(size=(1, 4)).astype(np.float32) for key in batch.scores}
-    request = UpdateRequest(plan=plan, iteration=0, segments=batch.segments, scores=scores)
-    stats = made.learners.start_update(request, batch.conditioning, 1.0).result()
+    request = UpdateRequest(
+        plan=plan,
+        iteration=0,
+        segments=batch.segments,
+        conditioning=batch.conditioning,
+        scores=scores,
+    )
+    stats = made.learners.start_update(request, 1.0).result()
     config, whole = service([], **DROP)
     both = grow(config, whole)
     assert not both.dropped
@@ -151,8 +157,14 @@ def test_a_dropped_group_leaves_the_others_as_they_are() -> None:
         if header.subtrees[0].prompt_index != 1
     ]
     assert len(kept) == 2
-    request = UpdateRequest(plan=plan, iteration=0, segments=kept, scores=scores)
-    other = whole.learners.start_update(request, both.conditioning, 1.0).result()
+    request = UpdateRequest(
+        plan=plan,
+        iteration=0,
+        segments=kept,
+        conditioning=both.conditioning,
+        scores=scores,
+    )
+    other = whole.learners.start_update(request, 1.0).result()
     assert (
         stats.edges == other.edges > 0
         and stats.loss == other.loss

@@ -14,9 +14,11 @@ from support.ledger import Ledger, Rollouts, Tasks
 from support.small_trees import quickstart
 from support.training import Memory, run_of
 
+from branchgrpo.service import SegmentRequest
 from branchgrpo.training import evaluate as evaluation
 from branchgrpo.training import loop
 from branchgrpo.training.state import TrainState
+from branchgrpo.types import EVALUATION
 
 SMALL = {
     "run.iterations": "5",
@@ -109,6 +111,34 @@ def test_checks_on_the_way_see_no_other_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the curve would begin and end with other prompts than it has between."""
+    grown: list[int] = []
+    grow = Rollouts.grow
+
+    def spy(self: Rollouts, tasks: Tasks, plan: Any, request: SegmentRequest, **rest: Any) -> None:
+        if request.subtrees[0].key.iteration == EVALUATION:
+            grown.append(len(request.prompts))
+        grow(self, tasks, plan, request, **rest)
+
+    monkeypatch.setattr(Rollouts, "grow", spy)
+    keys = {"run__iterations": "2", "rollout__prompts": "2", "evaluation__every": "1"}
+    trained(tmp_path, evaluation__prompts_between="9", **keys)
+    assert grown == [4, 4, 4]  # before, after iteration 1, after iteration 2
+
+
+@pytest.mark.parametrize(
+    ("kept_mb", "expected"),
+    [
+        # before (in batches of 3), iteration 1, and while it is trained on, those of iteration 2
+        ("1", [3, 1, 2, 2]),
+        # the same, and each check again
+        ("0", [3, 1, 2, 2, 2, 3, 1]),
+    ],
+)
+def test_prompts_are_encoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_mb: str, expected: list[int]
+) -> None:
+    """Those of an iteration while the one before it is trained on, and of none after the last;
+    those of checks for all checks, where they may be kept."""
     encoded: list[int] = []
     encode = Rollouts.encode
 
@@ -118,8 +148,9 @@ def test_checks_on_the_way_see_no_other_prompts(
 
     monkeypatch.setattr(Rollouts, "encode", spy)
     keys = {"run__iterations": "2", "rollout__prompts": "2", "evaluation__every": "1"}
-    trained(tmp_path, evaluation__prompts_between="9", **keys)
-    assert encoded == [4, 2, 4, 2, 4]  # before, iteration 1, its check, iteration 2, after
+    keys |= {"rollout__encode_batch": "3", "evaluation__kept_mb": kept_mb}
+    trained(tmp_path, **keys)
+    assert encoded == expected
 
 
 def test_pairwise_distance() -> None:

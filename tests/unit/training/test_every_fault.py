@@ -21,6 +21,7 @@ SMALL = {
     "method.leaves": "2",
     "rollout.workers": "1",
     "rollout.prompts": "2",
+    "rollout.encode_batch": "3",
     "evaluation.prompts": "4",
     "evaluation.every": "2",
     "evaluation.steps": "2",
