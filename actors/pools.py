@@ -15,18 +15,24 @@ from actors.rollout import RolloutWorker
 from actors.shared import SharedLearner
 from branchgrpo.service import (
     CheckpointRequest,
-    EncodedPrompts,
-    GrownSegment,
     PublishedWeights,
     Reference,
     RestoredState,
     SavedCheckpoint,
-    SegmentRequest,
     Tasks,
     UpdateRequest,
     WeightSpec,
 )
-from branchgrpo.types import F32, U8, BranchPlan, RewardScores, StepStats
+from branchgrpo.types import (
+    F32,
+    U8,
+    BranchPlan,
+    EncodedPrompts,
+    GrownSegment,
+    RewardScores,
+    SegmentRequest,
+    StepStats,
+)
 
 Method = Callable[..., Any]
 """A method of a role's class."""

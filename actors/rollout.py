@@ -13,14 +13,16 @@ from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS, Adapter, Part
 from branchgrpo.rollout.sampler import Sampler
-from branchgrpo.service import EncodedPrompts, GrownSegment, SegmentRequest
 from branchgrpo.types import (
     F32,
     U8,
     BranchPlan,
     Conditioning,
+    EncodedPrompts,
+    GrownSegment,
     LeafMedia,
     SegmentHeader,
+    SegmentRequest,
     TreePayload,
     WeightUpdate,
 )

@@ -28,8 +28,8 @@ class TaskPool(Protocol):
     def watched(self) -> Collection[ObjectRef[Any]]:
         """References whose results `on_result` is to hear of."""
 
-    def on_result(self, reference: ObjectRef[Any]) -> None:
-        """A watched reference is there: a result, or a failure."""
+    def on_result(self, reference: ObjectRef[Any], timed: bool = True) -> None:
+        """A watched reference is there: a result, or a failure. timed: it has come just now."""
 
     def running(self) -> set[str]:
         """Tasks that run, as ROLE.METHOD."""
@@ -71,6 +71,7 @@ class Tasks:
     def run(self, between: Callable[[], None] = lambda: None) -> None:
         """Until nothing is pending; `between` is called now and then. Raises the first task's
         error, or TimeoutError when none finishes in time."""
+        take_in(*self.pools)
         last_result = time.monotonic()
         while any(self.unfinished.values()):
             for pool in self.pools:
@@ -97,3 +98,12 @@ def wait(*pools: TaskPool) -> int:
     for reference in done:
         watched[reference].on_result(reference)
     return len(done)
+
+
+def take_in(*pools: TaskPool) -> None:
+    """Let the pools take in what came while nobody looked; when that was, nobody knows."""
+    watched = {reference: pool for pool in pools for reference in pool.watched()}
+    if watched:
+        done, _ = ray.wait(list(watched), num_returns=len(watched), timeout=0, fetch_local=False)
+        for reference in done:
+            watched[reference].on_result(reference, timed=False)

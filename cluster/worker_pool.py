@@ -182,9 +182,10 @@ class WorkerPool:
         """Tasks that run, as ROLE.METHOD."""
         return {f"{self.role}.{method}" for method in self.dispatcher.running()}
 
-    def on_result(self, reference: ObjectRef[Any]) -> None:
-        """A watched reference is there: a result, or a failure. Raises a task's own error;
-        LostObjects; BudgetError."""
+    def on_result(self, reference: ObjectRef[Any], timed: bool = True) -> None:
+        """A watched reference is there: a result, or a failure. timed: it has come just now, so
+        that its time is of use for its like. Raises a task's own error; LostObjects;
+        BudgetError."""
         attempt = self.dispatcher.attempts.pop(reference, None)
         if attempt is None:
             return  # of a worker that was removed meanwhile
@@ -199,7 +200,8 @@ class WorkerPool:
         if task is None:
             self.workers.became_ready(worker, now)
         elif self.dispatcher.finish(attempt):
-            self.workers.deadlines.finished(task, now - attempt.began)
+            if timed:
+                self.workers.deadlines.finished(task, now - attempt.began)
             task.tasks.finished(self)
             task.then(attempt.references)
 

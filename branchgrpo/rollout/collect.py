@@ -17,13 +17,15 @@ import numpy as np
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.config.schema import Config
 from branchgrpo.rollout.texts import EncodedTexts
-from branchgrpo.service import GrownSegment, Reference, SegmentRequest, Service
+from branchgrpo.service import Reference, Service
 from branchgrpo.types import (
     EVALUATION,
     F32,
     BranchPlan,
+    GrownSegment,
     RewardScores,
     SegmentHeader,
+    SegmentRequest,
     Subtree,
     TreeKey,
 )

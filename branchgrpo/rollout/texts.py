@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
 
-from branchgrpo.service import EncodedPrompts, Reference, RolloutPool
+from branchgrpo.service import Reference, RolloutPool
+from branchgrpo.types import EncodedPrompts
 
 
 class EncodedTexts:

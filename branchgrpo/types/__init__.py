@@ -15,6 +15,7 @@ from branchgrpo.types.learning import (
     WeightUpdate,
 )
 from branchgrpo.types.plan import BRANCH_NOISES, DETERMINISTIC, BranchPlan
+from branchgrpo.types.rollouts import EncodedPrompts, GrownSegment, SegmentRequest
 from branchgrpo.types.trees import (
     EVALUATION,
     Conditioning,
@@ -38,11 +39,14 @@ __all__ = [
     "BranchPlan",
     "Component",
     "Conditioning",
+    "EncodedPrompts",
+    "GrownSegment",
     "LeafMedia",
     "LearnerShard",
     "RewardScores",
     "Sample",
     "SegmentHeader",
+    "SegmentRequest",
     "StepStats",
     "Subtree",
     "TreeCredit",

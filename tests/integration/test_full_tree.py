@@ -11,8 +11,13 @@ from actors.learner import Learner
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
-from branchgrpo.service import SegmentRequest, UpdateRequest
-from branchgrpo.types import BranchPlan, Subtree, TreeKey
+from branchgrpo.service import UpdateRequest
+from branchgrpo.types import (
+    BranchPlan,
+    SegmentRequest,
+    Subtree,
+    TreeKey,
+)
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 PROMPT = "the number 38 in black on yellow"

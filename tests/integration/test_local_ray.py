@@ -20,8 +20,12 @@ from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.rollout.collect import RolloutCollector
-from branchgrpo.service import SegmentRequest, Service, UpdateRequest
-from branchgrpo.types import SegmentHeader, StepStats
+from branchgrpo.service import Service, UpdateRequest
+from branchgrpo.types import (
+    SegmentHeader,
+    SegmentRequest,
+    StepStats,
+)
 from cluster.worker import Attempt
 
 ROOT = Path(__file__).parents[2]

@@ -19,15 +19,23 @@ from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.service import (
     CheckpointRequest,
-    EncodedPrompts,
-    GrownSegment,
     Reference,
     RestoredState,
     SavedCheckpoint,
-    SegmentRequest,
     UpdateRequest,
 )
-from branchgrpo.types import F32, U8, BranchPlan, RewardScores, SegmentHeader, StepStats, Subtree
+from branchgrpo.types import (
+    F32,
+    U8,
+    BranchPlan,
+    EncodedPrompts,
+    GrownSegment,
+    RewardScores,
+    SegmentHeader,
+    SegmentRequest,
+    StepStats,
+    Subtree,
+)
 
 
 class Lost(Exception):

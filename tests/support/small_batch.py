@@ -18,8 +18,12 @@ from actors.rollout import RolloutWorker
 from branchgrpo.config.schema import Config
 from branchgrpo.learner.fsdp import full
 from branchgrpo.models import weights as wire
-from branchgrpo.service import SegmentRequest, UpdateRequest
-from branchgrpo.types import Subtree, TreeKey
+from branchgrpo.service import UpdateRequest
+from branchgrpo.types import (
+    SegmentRequest,
+    Subtree,
+    TreeKey,
+)
 from support.small_trees import quickstart
 
 PROMPTS = [

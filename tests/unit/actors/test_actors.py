@@ -12,8 +12,13 @@ from actors.learner import Learner
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.errors import GateError
-from branchgrpo.service import SegmentRequest, UpdateRequest
-from branchgrpo.types import BranchPlan, Subtree, TreeKey
+from branchgrpo.service import UpdateRequest
+from branchgrpo.types import (
+    BranchPlan,
+    SegmentRequest,
+    Subtree,
+    TreeKey,
+)
 
 pytestmark = pytest.mark.networks
 

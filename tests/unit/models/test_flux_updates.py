@@ -19,8 +19,13 @@ from branchgrpo.algo.tree import assemble, topology
 from branchgrpo.learner import shard
 from branchgrpo.learner.payloads import PayloadStore
 from branchgrpo.models import weights as wire
-from branchgrpo.service import SegmentRequest, UpdateRequest
-from branchgrpo.types import Conditioning, Subtree, TreeKey
+from branchgrpo.service import UpdateRequest
+from branchgrpo.types import (
+    Conditioning,
+    SegmentRequest,
+    Subtree,
+    TreeKey,
+)
 
 pytestmark = pytest.mark.networks
 

@@ -14,11 +14,13 @@ from support.ledger import Ledger, Rollouts, Tasks
 from support.small_trees import quickstart
 from support.training import Memory, run_of
 
-from branchgrpo.service import SegmentRequest
 from branchgrpo.training import evaluate as evaluation
 from branchgrpo.training import loop
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import EVALUATION
+from branchgrpo.types import (
+    EVALUATION,
+    SegmentRequest,
+)
 
 SMALL = {
     "run.iterations": "5",
