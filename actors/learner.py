@@ -119,9 +119,7 @@ class Learner:
         store = PayloadStore(
             fetch=self.fetch, plan=plan, trees=trees, segments=request.segments, shards=shards
         )
-        texts = PromptTexts(
-            self.fetch, request.conditioning, trees=trees, shards=shards, model=self.model
-        )
+        texts = PromptTexts(self.fetch, request.conditioning, trees, shards, model=self.model)
         batches = self._micro_batches(plan, shards, trees, store, texts=texts)
         first = self.version == 0 and self.config.gates.enabled
         on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")

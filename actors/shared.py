@@ -11,8 +11,8 @@ from branchgrpo.config.schema import Config
 from branchgrpo.learner import fsdp
 from branchgrpo.learner.payloads import Fetch
 from branchgrpo.learner.shown import Shown
-from branchgrpo.service import RestoredState, SegmentRequest, UpdateRequest
-from branchgrpo.types import BranchPlan, Conditioning, StepStats
+from branchgrpo.service import RestoredState, UpdateRequest
+from branchgrpo.types import BranchPlan, SegmentRequest, StepStats
 
 
 class SharedLearner(Learner):
@@ -37,10 +37,10 @@ class SharedLearner(Learner):
         self.grower.serve(config, self.model)
         self.show("policy")
 
-    def update(self, request: UpdateRequest, conditioning: Conditioning) -> StepStats:
+    def update(self, request: UpdateRequest) -> StepStats:
         """As of Learner."""
         self._take_back()
-        return super().update(request, conditioning)
+        return super().update(request)
 
     def publish(self, weights: str = "policy") -> list[Any]:
         """As of Learner; nothing is grown until the next `show`."""
@@ -77,8 +77,6 @@ class SharedLearner(Learner):
         """See RolloutWorker.encode."""
         return self.grower.encode(prompts)
 
-    def grow(
-        self, plan: BranchPlan, request: SegmentRequest, conditioning: Conditioning, *roots: Any
-    ) -> list[Any]:
+    def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """See RolloutWorker.grow."""
-        return self.grower.grow(plan, request, conditioning, *roots)
+        return self.grower.grow(plan, request, *inputs)

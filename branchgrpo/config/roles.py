@@ -59,7 +59,7 @@ class Rollout(Role):
     )
     prompts: int = Field(4, ge=1, description="prompts per iteration")
     encode_batch: int = Field(
-        4,
+        16,
         ge=1,
         description="prompts that a text encoder gets at once; more workers encode where there are "
         "more prompts",

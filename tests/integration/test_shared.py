@@ -20,8 +20,9 @@ from actors.learner import Learner
 from actors.rollout import RolloutWorker
 from actors.shared import SharedLearner
 from branchgrpo.models import weights as wire
-from branchgrpo.service import SegmentRequest
+from branchgrpo.service import UpdateRequest
 from branchgrpo.training.loop import train
+from branchgrpo.types import SegmentRequest
 
 SMALL = {
     "run.iterations": "3",
@@ -96,12 +97,12 @@ def test_a_rank_alone_sends_no_weights(tmp_path: Path) -> None:
 
 
 def test_between_update_and_show_nothing_is_grown() -> None:
-    request, conditioning = batch()
+    (request,) = batch()
     learner = SharedLearner(config(1, {"learner.ema": "0.5"}), 0, list)
     learner.join(1, "")
     before = {name: value.clone() for name, value in learner.model.trainable().items()}
-    grow = (request.plan, segment(request, 0, version=1), conditioning)
-    learner.update(request, conditioning)
+    grow = inputs(request, 0, version=1)
+    learner.update(request)
     with pytest.raises(RuntimeError, match=r"weights v-1: asked to grow with weights v1$"):
         learner.grow(*grow)
     updated = {name: value.clone() for name, value in learner.model.trainable().items()}
@@ -121,19 +122,20 @@ def test_between_update_and_show_nothing_is_grown() -> None:
 # two ranks
 
 
-def segment(request: Any, index: int, version: int = 0) -> SegmentRequest:
-    """What was asked for this segment."""
+def inputs(request: UpdateRequest, index: int, version: int = 0) -> tuple[Any, ...]:
+    """What `grow` got for this segment, roots apart."""
     header, _ = request.segments[index]
-    return SegmentRequest(
+    asked = SegmentRequest(
         version=version, subtrees=header.subtrees, start=header.start, stop=header.stop
     )
+    return request.plan, asked, *(request.conditioning[prompt] for prompt in asked.prompts)
 
 
 def rank_main(rank: int, address: str, folder: str) -> None:
     """Rank 0 grows the trunk, rank 1 both halves, so that they make different numbers of forwards;
     then an update, and rank 1 alone grows with the mean of the weights."""
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
-    request, conditioning = arguments
+    (request,) = arguments
     frontier = frontier_of(request)
     found: dict[str, Any] = {}
     learner = None
@@ -145,19 +147,17 @@ def rank_main(rank: int, address: str, folder: str) -> None:
         else:
             learner.configure(options)
         found[f"{parallel}/grown"] = (
-            [learner.grow(request.plan, segment(request, 0), conditioning)]
+            [learner.grow(*inputs(request, 0))]
             if rank == 0
             else [
-                learner.grow(request.plan, segment(request, 1), conditioning, *frontier[:3]),
-                learner.grow(request.plan, segment(request, 2), conditioning, *frontier[3:]),
+                learner.grow(*inputs(request, 1), *frontier[:3]),
+                learner.grow(*inputs(request, 2), *frontier[3:]),
             ]
         )
         found[parallel] = outcome(learner, arguments)
         learner.show("ema")
         if rank:
-            found[f"{parallel}/mean"] = learner.grow(
-                request.plan, segment(request, 0, version=1), conditioning
-            )
+            found[f"{parallel}/mean"] = learner.grow(*inputs(request, 0, version=1))
         learner.show("policy")
         found[f"{parallel}/again"] = outcome_again(learner, arguments)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
@@ -188,7 +188,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("shared")
     arguments = batch()
     (folder / "batch.pickle").write_bytes(pickle.dumps(arguments))
-    request, conditioning = arguments
+    (request,) = arguments
     learner = Learner(config(1, TWO), 0, list)
     learner.join(1, "")
     one = outcome(learner, arguments)
@@ -196,7 +196,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     worker.ready()
     _, update, *chunks = learner.publish("ema")
     worker.load_weights(update, *chunks)
-    mean = worker.grow(request.plan, segment(request, 0, version=1), conditioning)
+    mean = worker.grow(*inputs(request, 0, version=1))
     again = outcome_again(learner, arguments)
     return {
         "arguments": arguments,
@@ -209,7 +209,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_ranks_grow_what_a_worker_grows(runs: dict[str, Any], parallel: str) -> None:
-    request, _ = runs["arguments"]
+    (request,) = runs["arguments"]
     grown = [one for rank in runs["ranks"] for one in rank[f"{parallel}/grown"]]
     assert len(grown) == len(request.segments)
     for (header, payload), found in zip(request.segments, grown, strict=True):
