@@ -3,6 +3,7 @@ are shared out among processes."""
 
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 CORES = len(os.sched_getaffinity(0))
 if WORKERS > 1:  # before torch is loaded; programs that tests start have it too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
+
+from support.turns import Turns  # noqa: E402
 
 import cluster  # noqa: E402
 
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 WORKER_BYTES = 6 << 30
 """What a process of tests and the Ray that it starts may need at their worst."""
 MOST_WORKERS = 6
-"""Files are not cut, and the longest takes about a sixth of all."""
+"""Files are not cut: more would wait for the longest."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -62,3 +65,20 @@ class OnePerFile(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OnePerFile:
     return OnePerFile(config, log)
+
+
+TURNS = Turns(Path(__file__), Path(__file__).parent) if WORKERS > 1 else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time limit
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, Any, Any]:
+    """In turns, where several processes run tests: see the mark `alone`."""
+    if not TURNS:
+        return (yield)
+    TURNS.begin(alone=item.get_closest_marker("alone") is not None)
+    try:
+        return (yield)
+    finally:
+        TURNS.end(goes_on=nextitem is not None and nextitem.path == item.path)
