@@ -10,6 +10,9 @@ from ray.actor import ActorHandle
 
 from cluster import ray_private
 
+ACCELERATOR = "accelerator_type:"
+"""Before the kind of a node's GPUs among its resources."""
+
 
 def draining() -> set[str]:
     """Ids of nodes that will end soon: preempted, or given back by an autoscaler."""
@@ -49,3 +52,9 @@ def fits(resources: Mapping[str, float], without: Collection[str]) -> bool:
     return any(
         all(one.get(name, 0.0) >= amount for name, amount in resources.items()) for one in there
     )
+
+
+def accelerators() -> list[str]:
+    """Kinds of GPU that living nodes have, as Ray calls them: H100, A100-40G."""
+    named = {name for node in ray.nodes() if node["Alive"] for name in node["Resources"]}
+    return sorted(name.removeprefix(ACCELERATOR) for name in named if name.startswith(ACCELERATOR))

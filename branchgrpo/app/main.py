@@ -82,6 +82,10 @@ def _watch(found: Namespace, overrides: Overrides) -> int:
 
 
 def _train(found: Namespace, config: Config) -> int:
+    if found.dry_run:
+        from branchgrpo.app.fits import dry_run
+
+        return dry_run(config, found.card, found.json)
     from branchgrpo.app.train import train
 
     return train(config, found.resume)
@@ -102,7 +106,7 @@ def _prompts(found: Namespace, config: Config) -> int:
 def _doctor(found: Namespace, config: Config) -> int:
     from branchgrpo.app.doctor import doctor
 
-    return doctor(config, found.address, found.json)
+    return doctor(config, found.address, found.json, found.card)
 
 
 def _config(found: Namespace, config: Config) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from branchgrpo import __version__
+from branchgrpo.app.help_texts import DESCRIPTION, EPILOG
 from branchgrpo.app.overrides import overrides, valued
 from branchgrpo.config.kinds import suggestion
 from branchgrpo.config.references import FORMS
@@ -17,35 +18,6 @@ from branchgrpo.config.tree import Node
 
 WATCHING = ("status", "scale", "stop")
 """Commands about a run that goes on: no config, and --rollout means a count."""
-
-DESCRIPTION = """Align text-to-image models with human preference by BranchGRPO, on Ray.
-
-Without arguments: train the embedded model on the quick-start config, about 5 minutes on two
-cores."""
-
-EPILOG = """examples:
-  branchgrpo train                  the quick start
-  branchgrpo train --preset branchgrpo
-                                    another method: the paper's full tree
-  branchgrpo compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
-  branchgrpo eval runs/quickstart-20261121-120000
-                                    the scores of a run's weights
-  branchgrpo train my.yaml --run.seed 1 rollout.workers=8
-                                    any key of a config, dotted; lists: --method.splits 3,6,9,12
-  branchgrpo encode my.yaml         encode all prompts once, where model.encode is precompute
-  branchgrpo prompts my.yaml        what was read of its prompt files: counts, examples, what
-                                    rewards refuse
-  branchgrpo serve-reward ocr --port 8600
-                                    a reward behind HTTP, for another environment or machine
-  branchgrpo status                 what the run on this cluster is doing; --json for programs
-  branchgrpo scale --rollout 6 --wait
-                                    more rollout workers while it trains
-  branchgrpo stop                   end it after the present iteration, with a checkpoint
-  branchgrpo doctor my.yaml         is this cluster, or this machine, fit for that config?
-  branchgrpo config my.yaml         the resolved config
-  branchgrpo new reward warmth      a reward of your own, warmth.py, and its test
-  branchgrpo config --schema        every key, its meaning and default (JSON schema)
-"""
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -75,6 +47,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         parser.error(f"expected a command: {', '.join(COMMANDS)}")
     if found.command == "scale" and found.rollout is found.reward is found.learner is None:
         parser.error("scale: expected at least one of --rollout, --reward, --learner")
+    if found.command == "train" and (found.card or found.json) and not found.dry_run:
+        parser.error("train: --card and --json are of --dry-run")
     if found.command == "compare" and found.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {found.seeds}")
     return found, found_keys
@@ -152,6 +126,24 @@ def _train(command: argparse.ArgumentParser) -> None:
         help="go on with the newest run of this name that was cut off, if there is one; or "
         "with this run folder; or begin at this checkpoint",
     )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run would need, and start nothing: memory by role, GPUs, work and "
+        "seconds; exit code 1 when it does not fit",
+    )
+    _card(command)
+    command.add_argument("--json", action="store_true", help="of --dry-run, for programs")
+
+
+def _card(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--card",
+        default="",
+        metavar="NAME",
+        help="GPU that memory and seconds are estimated for, as h100, a100-40gb, rtx4090 "
+        "(default: the one that is here)",
+    )
 
 
 def _prompts(command: argparse.ArgumentParser) -> None:
@@ -161,6 +153,7 @@ def _prompts(command: argparse.ArgumentParser) -> None:
 
 def _doctor(command: argparse.ArgumentParser) -> None:
     _configured(command)
+    _card(command)
     _connecting(command)
 
 

@@ -14,7 +14,7 @@ from actors.pools import Learners, Rewards, Rollouts, SharedLearners
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.shared import SharedLearner
-from branchgrpo.app import roles
+from branchgrpo.app import fits, roles
 from branchgrpo.app.encode import encode
 from branchgrpo.app.roles import actor_options, retry_policy
 from branchgrpo.config import secrets
@@ -22,7 +22,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
 from branchgrpo.report.sinks import PHASES
 from branchgrpo.report.terminal import Display
-from cluster import placement, session
+from cluster import nodes, placement, session
 from cluster.byte_counter import DriverByteCounter
 from cluster.rank_group import RankGroup
 from cluster.ray_service import RayService
@@ -182,6 +182,8 @@ def started(
     for line in prompt_check.notes(config):
         display.note(line)
     with connected(config, display), ExitStack() as ending:
+        if learning:
+            fits.require(config, nodes.accelerators())
         if config.model.precomputed:
             encode(config, display)
         made = ray_service(config, learning, run)

@@ -99,6 +99,31 @@ class ModelOptions(Component):
         """
         return static(steps, shift or 1.0)
 
+    @property
+    def text_tokens(self) -> int:
+        """Of the longest prompt, as the denoiser gets it; 0 where that is not known."""
+        return 0
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Pictures or videos the decoder takes at once."""
+        return 1
+
+    @property
+    def sizes_of(self) -> str:
+        """Whose published sizes `without_weights` goes by; empty: the model's own files."""
+        return ""
+
+    def without_weights(self, parts: tuple[Part, ...]) -> Adapter | None:
+        """These parts on torch's meta device: shapes and dtypes alone, from config files. None
+        where the family does not tell. Raises UserError where the files are missing."""
+        del parts
+        return None
+
+    def text_encoders(self) -> int:
+        """Parameters of the text encoders; 0 where that is not known."""
+        return 0
+
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Adapter:
         """Load these parts of the model."""
         raise NotImplementedError
@@ -127,10 +152,19 @@ class Adapter(ABC):
     def decode(self, x0: Tensor) -> U8:
         """Clean latents [B, *S] to pixels u8 [B, F, H, W, 3]. Needs the decoder."""
 
+    @property
+    def decoder(self) -> nn.Module | None:
+        """The network behind `decode`, where there is one."""
+        return None
+
+    def pixels(self, x0: Tensor) -> Tensor:
+        """Latents [b, *S] to pixels −1 … 1 [b, 3, F, H, W], of families with a decoder."""
+        raise NotImplementedError
+
     @abstractmethod
-    def fingerprint_conditioning(self, rows: int) -> dict[str, Tensor]:
-        """Fixed pseudo-random conditioning of the right shapes, so that weights can be compared
-        without prompts."""
+    def fingerprint_conditioning(self, rows: int, length: int = 8) -> dict[str, Tensor]:
+        """Fixed pseudo-random conditioning of the right shapes, of texts of `length` tokens at
+        most, so that weights can be compared without prompts."""
 
     @abstractmethod
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:

@@ -102,13 +102,15 @@ class Flux(PipelineAdapter):
         )[0]
         return image[:, :, None]
 
-    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def probe_texts(
+        self, rows: int, generator: torch.Generator, length: int = 8
+    ) -> dict[str, Tensor]:
         import torch
 
         config = self.module.config
         text = torch.randn(
             rows,
-            min(8, self.options.max_sequence_length),
+            min(length, self.options.text_tokens),
             int(config.joint_attention_dim),
             generator=generator,
         )

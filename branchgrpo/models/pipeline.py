@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,12 @@ from branchgrpo.models import lora
 from branchgrpo.models.base import ALL_PARTS, Adapter, Part, packed
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
+from branchgrpo.models.skeleton import class_named, hollow
 from branchgrpo.types import U8, Conditioning
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class PipelineAdapter(Adapter):
@@ -62,7 +63,7 @@ class PipelineAdapter(Adapter):
         for part in (*options.text_parts, "vae"):
             # transformers would fill what a file lacks with random numbers
             if part not in given and "Tokenizer" not in index[part][1]:
-                given[part] = whole(
+                given[part] = self._network(
                     class_named(index[part]), folder / part, dtypes.get(part, self.dtype)
                 )
         self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **given, dtype=dtypes)
@@ -85,16 +86,19 @@ class PipelineAdapter(Adapter):
 
     def _load_denoiser(self, transformer: Any) -> Any:
         options = self.options
-        found = whole(transformer, options.folder() / "transformer", self.dtype)
+        found = self._network(transformer, options.folder() / "transformer", self.dtype)
         if options.lora_rank:
             from peft import LoraConfig
 
             alpha, targets = options.alpha, list(options.adapted_layers)
             found.requires_grad_(False)
+            # without weights, adapters get none either
+            place = self.device if self.device.type == "meta" else nullcontext()
             try:
-                found.add_adapter(
-                    LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
-                )
+                with place:
+                    found.add_adapter(
+                        LoraConfig(r=options.lora_rank, lora_alpha=alpha, target_modules=targets)
+                    )
             except ValueError as error:
                 raise UserError(
                     "model.lora_targets: expected names of layers of "
@@ -118,6 +122,10 @@ class PipelineAdapter(Adapter):
             found.enable_gradient_checkpointing()
         return found.to(self.device).eval()
 
+    def _network(self, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+        """A part with its weights; on the meta device without."""
+        return (hollow if self.device.type == "meta" else whole)(kind, folder, dtype)
+
     def prepare(self) -> None:
         """Set latent_shape and what else forwards need; the denoiser may be missing."""
         raise NotImplementedError
@@ -140,12 +148,19 @@ class PipelineAdapter(Adapter):
         """Lengths of the texts in tokens of the longest encoder, and how many it takes."""
 
     @abstractmethod
-    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Random arrays as `texts` gives them, short ones."""
+    def probe_texts(
+        self, rows: int, generator: torch.Generator, length: int = 8
+    ) -> dict[str, Tensor]:
+        """Random arrays as `texts` gives them, of `length` tokens at most."""
 
     def guide(self, wanted: Tensor, unwanted: Tensor) -> Tensor:
         """Classifier-free guidance of two velocities."""
         return unwanted + self.options.true_cfg * (wanted - unwanted)
+
+    @property
+    def decoder(self) -> nn.Module | None:
+        found: nn.Module | None = self.pipe.vae
+        return found
 
     def encode(self, prompts: list[str]) -> Conditioning:
         with self.offloaded.on_device():
@@ -185,13 +200,11 @@ class PipelineAdapter(Adapter):
                 )
         return np.concatenate(found)
 
-    def fingerprint_conditioning(self, rows: int) -> dict[str, Tensor]:
+    def fingerprint_conditioning(self, rows: int, length: int = 8) -> dict[str, Tensor]:
         import torch
 
-        found = {
-            name: array.to(self.device)
-            for name, array in self.probe_texts(rows, torch.Generator().manual_seed(1)).items()
-        }
+        texts = self.probe_texts(rows, torch.Generator().manual_seed(1), length)
+        found = {name: array.to(self.device) for name, array in texts.items()}
         return (
             found
             if not self.options.guided
@@ -229,23 +242,6 @@ class PipelineAdapter(Adapter):
                 )
             folder = folder / "transformer"
         module.save_pretrained(folder)
-
-
-def class_named(entry: list[str]) -> Any:
-    """The class of a part, as model_index.json names it. Raises UserError for one that the
-    installed packages lack."""
-    library, name = entry
-    found = (
-        getattr(import_module(library), name, None)
-        if library in ("diffusers", "transformers")
-        else None
-    )
-    if found is None:
-        raise UserError(
-            "model.path: expected a class of diffusers or transformers in "
-            f"model_index.json, got {library}.{name}"
-        )
-    return found
 
 
 def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,8 +11,8 @@ from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.errors import UserError
-from branchgrpo.models import lora, scheduler
-from branchgrpo.models.base import ModelOptions
+from branchgrpo.models import lora, scheduler, skeleton
+from branchgrpo.models.base import Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -242,3 +243,30 @@ class PipelineModel(ModelOptions):
     def guided(self) -> bool:
         """Every forward of the denoiser is two, one of them for the negative prompt."""
         return self.true_cfg > 1
+
+    @property
+    def text_tokens(self) -> int:
+        return int(getattr(self, "max_sequence_length", 0))
+
+    @property
+    def decoded_at_once(self) -> int:
+        return self.decode_batch
+
+    @property
+    def sizes_of(self) -> str:
+        folder = Path(self.path).expanduser()
+        there = self.embedded or (folder / "model_index.json").is_file()
+        return "" if there else folder.name
+
+    def without_weights(self, parts: tuple[Part, ...]) -> Adapter:
+        # the adapter's file, compiling and other attention change no shape
+        plain = {"lora_path": "", "compile": False, "attention": "", "path": str(self._sizes())}
+        with skeleton.silent():
+            return self.model_copy(update=plain).build("meta", parts)
+
+    def text_encoders(self) -> int:
+        return skeleton.text_parameters(self._sizes(), self.text_parts)
+
+    def _sizes(self) -> Path:
+        """Where the config.json of each part is."""
+        return self.folder() if self.embedded else skeleton.folder_of_sizes(self.path)

@@ -156,14 +156,17 @@ class QwenImage(PipelineAdapter):
         image: Tensor = vae.decode(z * std + mean, return_dict=False)[0]
         return image
 
-    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def probe_texts(
+        self, rows: int, generator: torch.Generator, length: int = 8
+    ) -> dict[str, Tensor]:
         import torch
 
-        # 8 and 6 tokens in turn
-        mask = (torch.arange(8) < 8 - 2 * (torch.arange(rows)[:, None] % 2)).float()
+        # two tokens fewer in every second row
+        shorter = 2 * (torch.arange(rows)[:, None] % 2)
+        mask = (torch.arange(length) < length - shorter).float()
         return {
             "text": torch.randn(
-                rows, 8, int(self.module.config.joint_attention_dim), generator=generator
+                rows, length, int(self.module.config.joint_attention_dim), generator=generator
             )
             * mask[:, :, None],
             "mask": mask,

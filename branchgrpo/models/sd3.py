@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+CLIP_TOKENS = 77
+"""Of every prompt, which come before T5's."""
+
 
 class SD3Model(PipelineModel):
     """Stable Diffusion 3.5 medium or large, 3 medium, or any folder that diffusers'
@@ -67,6 +70,10 @@ class SD3Model(PipelineModel):
                 f"model.height, model.width: expected at most {largest}, as many positions "
                 f"as the model knows, got {self.height}×{self.width}"
             )
+
+    @property
+    def text_tokens(self) -> int:
+        return CLIP_TOKENS + super().text_tokens
 
     def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
         # StableDiffusion3Pipeline gives its scheduler none
@@ -134,11 +141,13 @@ class SD3(PipelineAdapter):
         )[0]
         return image[:, :, None]
 
-    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def probe_texts(
+        self, rows: int, generator: torch.Generator, length: int = 8
+    ) -> dict[str, Tensor]:
         import torch
 
         config = self.module.config
-        text = torch.randn(rows, 8, int(config.joint_attention_dim), generator=generator)
+        text = torch.randn(rows, length, int(config.joint_attention_dim), generator=generator)
         return {
             "text": text,
             "pooled": torch.randn(rows, int(config.pooled_projection_dim), generator=generator),

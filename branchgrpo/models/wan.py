@@ -172,12 +172,14 @@ class Wan(PipelineAdapter):
         video: Tensor = vae.decode(x0.to(vae.dtype) * std + mean, return_dict=False)[0]
         return video
 
-    def probe_texts(self, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def probe_texts(
+        self, rows: int, generator: torch.Generator, length: int = 8
+    ) -> dict[str, Tensor]:
         import torch
 
         width = int(self.module.config.text_dim)
         return {
             "text": torch.randn(
-                rows, min(8, self.options.max_sequence_length), width, generator=generator
+                rows, min(length, self.options.text_tokens), width, generator=generator
             )
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import PictureOptions, PictureScorer, Resources
+from branchgrpo.rewards.base import Footprint, PictureOptions, PictureScorer, Resources
 from branchgrpo.rewards.common.checkpoints import (
     check_checkpoint,
     check_processor,
@@ -17,7 +17,7 @@ from branchgrpo.rewards.common.checkpoints import (
     given,
     read_state,
 )
-from branchgrpo.rewards.common.clip import check_clip, load_clip
+from branchgrpo.rewards.common.clip import architecture, check_clip, footprint, load_clip
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class AestheticReward(PictureOptions):
         check_clip(PATH, self.path)
         check_processor(PATH, self.path, tokenizer=False)
         check_checkpoint(HEAD, given(HEAD, self.head, "a checkpoint of the aesthetic head"))
+
+    def footprint(self, frames: int) -> Footprint:
+        return footprint(self, architecture(PATH, "ViT-L-14"), frames)
 
     def build(self, resources: Resources) -> Aesthetic:
         return Aesthetic(self, resources.device)

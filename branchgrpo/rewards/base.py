@@ -37,6 +37,15 @@ class Resources:
     device: str = "cpu"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a reward's networks hold and compute, before they are loaded."""
+
+    weights: float = 0.0  # bytes
+    activations: float = 0.0  # bytes of one forward of its batch, about
+    flops: float = 0.0  # of one picture or video
+
+
 class RuntimeEnv(TypedDict, total=False):
     """A Ray runtime_env; Ray checks its other keys."""
 
@@ -82,6 +91,12 @@ class RewardOptions(Component):
         del prompt, height, width
         return None
 
+    def footprint(self, frames: int) -> Footprint | None:
+        """What scoring pictures (frames = 1) or videos of so many frames takes; None where the
+        reward does not say."""
+        del frames
+        return None
+
     def build(self, resources: Resources) -> Scorer:
         """Load what scoring needs."""
         raise NotImplementedError
@@ -118,6 +133,10 @@ class PictureOptions(RewardOptions):
         ge=1,
         description="frames of a video that are scored, evenly spaced; more than it has: all",
     )
+
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a number."""
 
 
 class PictureScorer(Scorer):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.rewards.base import PictureOptions, Resources
+from branchgrpo.rewards.base import Footprint, PictureOptions, Resources
 from branchgrpo.rewards.common.checkpoints import check_checkpoint, given
-from branchgrpo.rewards.common.clip import OpenClipScorer, architecture
+from branchgrpo.rewards.common.clip import OpenClipScorer, architecture, footprint
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class ClipReward(PictureOptions):
     def check(self) -> None:
         architecture(MODEL, self.model)
         check_checkpoint(PATH, given(PATH, self.path, "an open_clip checkpoint"))
+
+    def footprint(self, frames: int) -> Footprint:
+        return footprint(self, architecture(MODEL, self.model), frames)
 
     def build(self, resources: Resources) -> Clip:
         return Clip(self, resources.device)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import PictureOptions, Resources
+from branchgrpo.rewards.base import Footprint, PictureOptions, Resources
 from branchgrpo.rewards.common.checkpoints import check_checkpoint, given
-from branchgrpo.rewards.common.clip import OpenClipScorer, architecture
+from branchgrpo.rewards.common.clip import OpenClipScorer, architecture, footprint
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class HpsReward(PictureOptions):
     def check(self) -> None:
         architecture("rewards.hps.model", self.model)
         check_checkpoint("rewards.hps.path", self.checkpoint())
+
+    def footprint(self, frames: int) -> Footprint:
+        return footprint(self, architecture("rewards.hps.model", self.model), frames)
 
     def build(self, resources: Resources) -> Hps:
         return Hps(self, resources.device)

@@ -19,7 +19,13 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import json_file
-from branchgrpo.rewards.base import PictureOptions, PictureScorer, Resources
+from branchgrpo.rewards.base import (
+    BYTES,
+    Footprint,
+    PictureOptions,
+    PictureScorer,
+    Resources,
+)
 from branchgrpo.rewards.common.checkpoints import check_checkpoint, given, network, read_state
 from branchgrpo.types import F32, U8
 
@@ -87,6 +93,15 @@ class ImageRewardReward(PictureOptions):
         path, config, _ = self.files()
         check_checkpoint(f"{KEY}.path", path)
         text_sizes(config)
+
+    def footprint(self, frames: int) -> Footprint:
+        # BLIP's ViT-L/16 on 197 tokens, and a BERT with cross-attention on 35, whatever the picture
+        each, shown = BYTES[self.dtype], min(frames, self.frames)
+        return Footprint(
+            weights=each * 446e6,
+            activations=each * 8 * self.batch * 197 * 1024,
+            flops=shown * 0.13e12,
+        )
 
     def build(self, resources: Resources) -> ImageReward:
         return ImageReward(self, resources.device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from branchgrpo.rewards.base import Resources, RewardOptions, Scorer, evenly
+from branchgrpo.rewards.base import Footprint, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class JpegReward(RewardOptions):
         ge=1,
         description="frames of a video that are scored, evenly spaced; more than it has: all",
     )
+
+    def footprint(self, frames: int) -> Footprint:
+        del frames
+        return Footprint()
 
     def build(self, resources: Resources) -> Jpeg:
         return Jpeg(self)

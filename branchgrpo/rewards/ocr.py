@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import ocr_network as network
-from branchgrpo.rewards.base import Refusal, Resources, RewardOptions, Scorer, evenly
+from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.ocr_targets import QUOTED, find, unlikely
 from branchgrpo.types import F32, U8
@@ -111,6 +111,11 @@ class OcrReward(RewardOptions):
         if refused or "likelihood" not in self.wanted:
             return refused
         return unlikely(text, self.width or (network.line_width(height, width) if height else 0))
+
+    def footprint(self, frames: int) -> Footprint:
+        # in main memory, whatever the device
+        del frames
+        return Footprint(weights=11e6 if self.read == "line" else 16e6, activations=42e3 * COLUMNS)
 
     def build(self, resources: Resources) -> Reader:
         """The recogniser runs on the CPU whatever the device: 5 ms a picture."""

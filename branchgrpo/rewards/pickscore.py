@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.rewards.base import PictureOptions, Resources
+from branchgrpo.rewards.base import Footprint, PictureOptions, Resources
 from branchgrpo.rewards.common.checkpoints import check_processor
-from branchgrpo.rewards.common.clip import CosineScorer, check_clip, load_clip
+from branchgrpo.rewards.common.clip import (
+    CosineScorer,
+    architecture,
+    check_clip,
+    footprint,
+    load_clip,
+)
 from branchgrpo.types import U8
 
 if TYPE_CHECKING:
@@ -41,6 +47,9 @@ class PickScoreReward(PictureOptions):
     def check(self) -> None:
         check_clip(PATH, self.path)
         check_processor(PROCESSOR, self.processor or self.path, tokenizer=True)
+
+    def footprint(self, frames: int) -> Footprint:
+        return footprint(self, architecture(PATH, "ViT-H-14"), frames)
 
     def build(self, resources: Resources) -> PickScore:
         return PickScore(self, resources.device)

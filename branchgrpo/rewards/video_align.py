@@ -22,7 +22,15 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import Refusal, Resources, RewardOptions, Scorer, existing
+from branchgrpo.rewards.base import (
+    BYTES,
+    Footprint,
+    Refusal,
+    Resources,
+    RewardOptions,
+    Scorer,
+    existing,
+)
 from branchgrpo.rewards.common.checkpoints import given, network
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.video_align_files import (
@@ -126,6 +134,17 @@ class VideoAlignReward(RewardOptions):
                     f"{text.count(part)} times"
                 )
         return text
+
+    def footprint(self, frames: int) -> Footprint:
+        # Qwen2-VL-2B: 1.54 B read a token for four patches of two frames, and some 500 of text;
+        # 0.67 B see the patches
+        shown = max(MIN_FRAMES, self.frames or int(frames / self.video_fps * self.fps))
+        tokens = shown // PAIR * self.max_pixels // (28 * 28)
+        return Footprint(
+            weights=BYTES[self.dtype] * 2.21e9,
+            activations=BYTES[self.dtype] * 8.0 * self.batch * 4 * tokens * 1280,
+            flops=2 * 1.54e9 * (tokens + 500) + 2 * 0.67e9 * 4 * tokens,
+        )
 
     def build(self, resources: Resources) -> VideoAlign:
         return VideoAlign(self, resources.device)

@@ -25,6 +25,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"algo", "files", "errors", "types"},
     "sinks": {"files", "errors", "types"},
     "rewards": {"files", "models", "errors", "types"},
+    "estimate": {"algo", "config", "learner", "models", "errors", "types"},
 }
 """What a room of branchgrpo may import of it, beside itself."""
 

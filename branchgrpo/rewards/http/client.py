@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
+from branchgrpo.rewards.base import Footprint, Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import protocol
 from branchgrpo.rewards.http.exchange import Exchange, reason_of
 from branchgrpo.rewards.http.protocol import MB, Offer, ProtocolError
@@ -106,6 +106,10 @@ class RemoteReward(RewardOptions):
             raise UserError("rewards.remote.url: expected no user or password in it, use token_env")
         if not fits or parts.query or parts.fragment or set(self.url) & set(" \t\r\n"):
             raise UserError(f"rewards.remote.url: expected http(s)://HOST:PORT, got {self.url!r}")
+
+    def footprint(self, frames: int) -> Footprint:
+        del frames
+        return Footprint()  # another machine's
 
     def build(self, resources: Resources) -> Remote:
         """Asks the server once what it offers. Raises UserError where that is not what is

@@ -1,0 +1,96 @@
+"""How many forwards, pictures and latents an iteration takes: from the run's own plans, credit and
+pruning, on random rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from branchgrpo.algo.schedule import Schedule
+from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
+from branchgrpo.config.schema import Config
+from branchgrpo.learner import shard
+from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
+
+SAMPLED, GROUPS = 30, 2
+"""Iterations of the run that are looked at, and prompts of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Of an iteration, mean over the run."""
+
+    prompts: int
+    trees: float
+    pictures: float  # leaves, each decoded and scored
+    grown: float  # latents through the denoiser in rollouts
+    trained: float  # distinct parents through it in the update
+    stored: float  # latents kept for training
+    frontier: float  # latents that go from one rollout task to another
+
+
+def counts(config: Config, schedule: Schedule, workers: int) -> Counts:
+    """Mean of an iteration. workers: that trees are cut for."""
+    method = config.method.start(schedule.steps, config.run.seed)
+    length = config.run.iterations or 1000
+    at = np.unique(np.linspace(0, length - 1, SAMPLED).round().astype(int))
+    found = [
+        _of(config, method.plan(int(iteration), schedule), int(iteration), workers)
+        for iteration in at
+    ]
+    means = {
+        name: float(np.mean([getattr(one, name) for one in found]))
+        for name in ("trees", "pictures", "grown", "trained", "stored", "frontier")
+    }
+    return Counts(prompts=config.rollout.prompts, **means)
+
+
+def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Counts:
+    topo, prompts = topology(plan), config.rollout.prompts
+    each = config.rollout.trees_per_prompt * plan.chains
+    trees = prompts * each
+    edges = np.flatnonzero(topo.stochastic)
+    depth = config.rollout.fork_depth
+    fork = fork_level(plan, auto_fork_depth(plan, trees, workers) if depth == "auto" else depth)
+    return Counts(
+        prompts=prompts,
+        trees=trees,
+        pictures=trees * topo.leaves,
+        grown=trees * (topo.nodes - topo.leaves),
+        trained=_parents(config, plan, iteration, each) * prompts,
+        stored=trees * len(np.union1d(edges, topo.parent[edges])),
+        frontier=trees * len(topo.level(fork)) if fork else 0,
+    )
+
+
+def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> float:
+    """Distinct parents that a prompt's trees train, when no two rewards are equal."""
+    topo, rewards = topology(plan), len(config.rewards)
+    draw = np.random.default_rng((config.run.seed, iteration))
+    scores = {
+        (prompt, tree): draw.standard_normal((rewards, topo.leaves)).astype(np.float32)
+        for prompt in range(GROUPS)
+        for tree in range(trees)
+    }
+    leaves = config.credit.leaf_rewards(scores)
+    headers = [
+        TreeHeader(
+            key=TreeKey("", iteration, *name),
+            prompt_index=name[0],
+            policy_version=0,
+            log_prob=np.zeros(topo.nodes, np.float32),
+            leaf_reward=leaves[name],
+        )
+        for name in sorted(scores)
+    ]
+    credits = config.credit.assign(plan, headers, iteration, scores)
+    ((share,),) = shard.split(
+        plan,
+        credits=credits,
+        ranks=1,
+        optimiser_steps=1,
+        seed=0,
+        every=config.loss.kl_beta > 0,
+    )
+    return len(share.parents) / GROUPS

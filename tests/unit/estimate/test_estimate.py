@@ -1,0 +1,159 @@
+"""Whole estimates of shipped configs: figures that were counted elsewhere, and what commands
+say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.small_trees import QUICKSTART
+
+from branchgrpo.app import fits
+from branchgrpo.config import load
+from branchgrpo.config.schema import Config
+from branchgrpo.config.shipped import config_file
+from branchgrpo.errors import UserError
+from branchgrpo.estimate import denoiser
+from branchgrpo.estimate.cards import CARDS
+from branchgrpo.estimate.counting import counted
+from branchgrpo.estimate.estimate import Estimate, estimate
+from branchgrpo.models.base import Adapter
+from branchgrpo.models.skeleton import PUBLISHED, published
+
+pytestmark = pytest.mark.networks
+
+
+def shipped(name: str, **keys: Any) -> Config:
+    overrides = {key.replace("__", "."): str(value) for key, value in keys.items()}
+    return load.load(config_file(name), overrides)
+
+
+def bare(config: Config) -> Adapter:
+    found = config.model.without_weights(("denoiser",))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("side", "teraflops"),
+    [(720, 37.3), (1024, 74.4)],  # 2025 and 4096 tokens, and 512 of text
+)
+def test_a_forward_of_flux(side: int, teraflops: float) -> None:
+    size = {"model__height": side, "model__width": side}
+    config = shipped("flux.1-dev-1node", model__lora_rank=0, run__export="none", **size)
+    model = bare(config)
+    work = denoiser.forward(model, model.latent_shape, config.model.text_tokens)
+    assert round(work.flops / 1e12, 1) == teraflops
+    tokens = (side // 16) ** 2 + 512
+    # 57 blocks of attention of width 3072: two products of tokens × tokens
+    assert work.attention == 57 * 4 * tokens**2 * 3072
+
+
+@pytest.mark.parametrize(("frames", "teraflops"), [(17, 63), (81, 566)])
+def test_a_guided_pair_of_wan(frames: int, teraflops: float) -> None:
+    config = shipped(
+        "wan2.1-1.3b-1node", model__lora_rank=0, run__export="none", model__frames=frames
+    )
+    model = bare(config)
+    work = denoiser.forward(model, model.latent_shape, config.model.text_tokens)
+    assert round(work.flops / 1e12) == teraflops
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),  # as their authors state them
+    [
+        ("FLUX.1-dev", 11.9),
+        ("Qwen-Image", 20.4),
+        ("Wan2.1-T2V-1.3B-Diffusers", 1.4),
+        ("Wan2.1-T2V-14B-Diffusers", 14.3),
+        ("stable-diffusion-3.5-large", 8.1),
+        ("stable-diffusion-3.5-medium", 2.2),
+    ],
+)
+def test_published_sizes(name: str, billions: float) -> None:
+    base = {"FLUX": "flux.1-dev-1node", "Qwen": "qwen-image-1node", "Wan2": "wan2.1-1.3b-1node"}
+    config = shipped(
+        base.get(name[:4], "sd3.5-medium-1node"),
+        model__lora_rank=0,
+        run__export="none",
+        model__path=f"/nowhere/{name}",
+    )
+    assert config.model.sizes_of == name
+    numbers = sum(value.numel() for value in bare(config).module.parameters())
+    assert round(numbers / 1e9, 1) == billions
+
+
+def test_each_published_folder_is_tried_above() -> None:
+    assert len(published()) == 6 and all((PUBLISHED / name).is_dir() for name in published())
+
+
+def test_a_model_of_unknown_sizes_is_refused() -> None:
+    config = shipped("flux.1-dev-1node", model__path="/nowhere/FLUX.9")
+    with pytest.raises(UserError, match=r"model.path: expected .* got /nowhere/FLUX.9"):
+        estimate(config)
+
+
+def test_few_blocks_of_a_real_denoiser_tell_of_all() -> None:
+    model = bare(load.load(QUICKSTART))
+    x, sigma, cond = denoiser._inputs(model, model.latent_shape, 16)
+
+    def call() -> None:
+        model.velocity(x, sigma, cond).square().mean().backward()
+        model.module.zero_grad()
+
+    whole = counted(call)
+    few = denoiser.training(model, model.latent_shape, 16)
+    assert few.flops == whole.flops
+    assert few.peak <= whole.peak
+
+
+@pytest.fixture(scope="module")
+def flux() -> Estimate:
+    return estimate(shipped("flux.1-dev-1node"), CARDS["h100"])
+
+
+def test_flux_on_one_node(flux: Estimate) -> None:
+    """Against sums by hand: weights 23.9 GB, 5 + 1 + 2 GPUs, 203 forwards a tree; and seconds
+    within the band of an independent count: 113 to grow, 201 to update, 3 to publish."""
+    rollout, learner, reward = flux.needs
+    assert (rollout.role, learner.role, reward.role) == ("rollout", "learner", "reward")
+    assert 23.8e9 < learner.resident["weights"] < 24.1e9
+    assert flux.cards == 8 and not flux.problems
+    assert flux.counts.grown == 20 * 203
+    assert flux.times
+    assert flux.times.growing == pytest.approx(113, rel=0.15)
+    assert flux.times.updating == pytest.approx(201, rel=0.15)
+    assert flux.times.idle == pytest.approx(0.62, abs=0.05)
+    assert json.loads(json.dumps(flux.listing()))["needs"][1]["peak"] == learner.peak
+
+
+def test_all_weights_on_one_ddp_rank_are_refused_before_loading() -> None:
+    keys = {"model.lora_rank": "0", "run.export": "none"}
+    config = load.load(config_file("flux.1-dev-1node"), keys)
+    with pytest.raises(UserError) as error:
+        fits.require(config, ["NVIDIA H100 80GB HBM3"])
+    (line,) = str(error.value).splitlines()
+    assert line.startswith("learner: expected at most 85.5 GB, a h100, got 2")
+    assert "learner.parallel: fsdp" in line
+    fits.require(config, ["a card that nobody knows"])
+    fits.require(config, [])
+
+
+def test_the_quick_start_uses_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load.load(QUICKSTART)
+    fits.require(config, ["NVIDIA H100 80GB HBM3"])
+    assert fits.dry_run(config, "h100", as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["cards"] == 0 and found["times"] is None and not found["problems"]
+    assert found["sizes_of"] == ""  # its own files
+    assert fits.dry_run(config, "", as_json=False) == 0
+    shown = capsys.readouterr().out
+    assert "1.36 M parameters" in " ".join(shown.split()) or "1.4 M parameters" in shown
+
+
+def test_what_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    config = shipped("flux.1-dev-1node")
+    assert fits.dry_run(config, "rtx4090", as_json=True) == 1
+    lines = json.loads(capsys.readouterr().out)["problems"]
+    assert [line.partition(":")[0] for line in lines] == ["rollout", "learner"]

@@ -1,0 +1,58 @@
+"""Forwards and parents of an iteration: as the table of docs/methods.md works them out."""
+
+from __future__ import annotations
+
+import pytest
+from support.small_trees import QUICKSTART
+
+from branchgrpo.algo.schedule import static
+from branchgrpo.config import load
+from branchgrpo.estimate.iteration import Counts, counts
+
+
+def found(preset: str, workers: int = 1, **keys: str) -> Counts:
+    overrides = {name.replace("__", "."): value for name, value in keys.items()}
+    config = load.load(
+        QUICKSTART, {"rollout.prompts": "3", "run.iterations": "2"} | overrides, preset
+    )
+    return counts(config, static(config.sampling.steps, 1.0), workers)
+
+
+@pytest.mark.parametrize(
+    ("preset", "leaves", "grown", "trained"),
+    [
+        # by hand: docs/methods.md, "What each costs"
+        ("branchgrpo", 16, 1 + 2 * 3 + 4 * 3 + 8 * 3 + 16 * 10, 203 - 16),
+        ("branchgrpo-splits", 16, 4 + 2 * 3 + 4 * 3 + 8 * 3 + 16 * 7, 1 + 2 + 4 + 8),
+        ("branchgrpo-flash", 16, 1 + 2 + 4 + 8 + 16 * 3, 1 + 2 + 4 + 8),
+        # half of the chains after the last split
+        ("branchgrpo-widthprune", 16, 203, 1 + 2 * 3 + 4 * 3 + 8 * 3 + 8 * 9),
+        ("dancegrpo", 16, 16 * 20, 16 * 19),
+        ("dancegrpo-tf06", 16, 16 * 20, 16 * 12),
+        ("dancegrpo-bestofn", 24, 24 * 20, 8 * 19),
+        ("mixgrpo", 16, 16 * 25, 16 * 4),
+        ("tempflow", 216, 4 * 279, 4 * 9),
+    ],
+)
+def test_presets(preset: str, leaves: int, grown: int, trained: int) -> None:
+    work = found(preset)
+    assert work.pictures == 3 * leaves
+    assert work.grown == 3 * grown
+    assert work.trained == 3 * trained
+
+
+def test_more_trees_more_of_all() -> None:
+    one, two = found("branchgrpo"), found("branchgrpo", rollout__trees_per_prompt="2")
+    assert (two.trees, two.grown, two.trained) == (6, 2 * one.grown, 2 * one.trained)
+    assert two.stored == 2 * one.stored == 2 * 3 * 203
+
+
+def test_trees_are_cut_for_many_workers() -> None:
+    assert found("branchgrpo", workers=3).frontier == 0
+    assert found("branchgrpo", workers=6).frontier == 3 * 2
+    assert found("branchgrpo", workers=24).frontier == 3 * 8
+
+
+def test_a_kl_term_trains_parents_without_advantage_too() -> None:
+    plain, kl = found("flowgrpo", loss__kl_beta="0"), found("flowgrpo")
+    assert plain.trained == kl.trained == 3 * 24 * 9
