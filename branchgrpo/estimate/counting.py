@@ -90,9 +90,9 @@ def _fused_attention() -> Iterator[None]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        del attn_mask, enable_gqa
+        del attn_mask, dropout_p, enable_gqa
         attend = torch.ops.aten._scaled_dot_product_flash_attention
-        out: Tensor = attend(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+        out: Tensor = attend(query, key, value, is_causal=is_causal, scale=scale)[0]
         return out
 
     functional.scaled_dot_product_attention = fused

@@ -22,15 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.rewards.base import (
-    BYTES,
-    Footprint,
-    Refusal,
-    Resources,
-    RewardOptions,
-    Scorer,
-    existing,
-)
+from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, existing
 from branchgrpo.rewards.common.checkpoints import given, network
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.video_align_files import (
@@ -140,9 +132,10 @@ class VideoAlignReward(RewardOptions):
         # 0.67 B see the patches
         shown = max(MIN_FRAMES, self.frames or int(frames / self.video_fps * self.fps))
         tokens = shown // PAIR * self.max_pixels // (28 * 28)
+        each = 4 if self.dtype == "float32" else 2
         return Footprint(
-            weights=BYTES[self.dtype] * 2.21e9,
-            activations=BYTES[self.dtype] * 8.0 * self.batch * 4 * tokens * 1280,
+            weights=each * 2.21e9,
+            activations=each * 8.0 * self.batch * 4 * tokens * 1280,
             flops=2 * 1.54e9 * (tokens + 500) + 2 * 0.67e9 * 4 * tokens,
         )
 
