@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 RUN = Path(__file__).parents[2] / "run.py"
 
@@ -42,11 +43,9 @@ def proportional_kb(process: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def main() -> None:
-    """Run and sample twice a second."""
-    process = subprocess.Popen(
-        [sys.executable, str(RUN), *(sys.argv[1:] or ["train"])], stdout=sys.stderr
-    )
+def peak_of(arguments: list[str]) -> dict[str, Any]:
+    """Of `run.py` with these arguments, sampled twice a second: the largest sum at one time."""
+    process = subprocess.Popen([sys.executable, str(RUN), *arguments], stdout=sys.stderr)
     peak = 0
     processes = 0
     seen = set[int]()
@@ -56,13 +55,8 @@ def main() -> None:
         if total > peak:
             peak, processes = total, sum(proportional_kb(one) > 0 for one in seen)
         time.sleep(0.5)
-    print(
-        json.dumps(
-            {"peak_gb": peak / 1e6, "processes": processes, "exit_code": process.returncode},
-            indent=1,
-        )
-    )
+    return {"peak_gb": peak / 1e6, "processes": processes, "exit_code": process.returncode}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(peak_of(sys.argv[1:] or ["train"]), indent=1))
