@@ -16,8 +16,17 @@ from typing import Any
 import numpy as np
 
 from branchgrpo.algo.tree import topology
-from branchgrpo.service import GrownSegment, PublishedWeights, SegmentRequest, WeightSpec
-from branchgrpo.types import BranchPlan, LeafMedia, RewardScores, SegmentHeader, StepStats
+from branchgrpo.service import PublishedWeights, WeightSpec
+from branchgrpo.types import (
+    BranchPlan,
+    EncodedPrompts,
+    GrownSegment,
+    LeafMedia,
+    RewardScores,
+    SegmentHeader,
+    SegmentRequest,
+    StepStats,
+)
 
 TREES = 20
 GROWING = 5 * 113.0  # GPU-seconds of these trees: 113 s on 5 GPUs, decoding included
@@ -65,7 +74,8 @@ class Grower:
 
     def encode(self, prompts: list[str]) -> list[Any]:
         """Read from disk, as with model.encode: precompute."""
-        return [0, None]
+        nothing = (None,) * len(prompts)
+        return EncodedPrompts(truncated=0, bytes=0, conditioning=nothing).objects()
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         topo, subtrees = topology(plan), request.subtrees
