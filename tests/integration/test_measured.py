@@ -91,7 +91,7 @@ CASES = {
         "wan",
         "none",
         LORA | {"frames": 5, "true_cfg": 1.0},
-        {"sampling.shift": "5.0", "learner.learning_rate": "0.1"},
+        {"sampling.shift": "5.0", "learner.learning_rate": "0.3"},
     ),
 }
 
