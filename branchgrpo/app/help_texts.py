@@ -12,6 +12,7 @@ EPILOG = """examples:
   branchgrpo compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
   branchgrpo eval runs/quickstart-20261121-120000
                                     the scores of a run's weights
+  branchgrpo train my.yaml --smoke  try a config here: one iteration with a small random model
   branchgrpo train my.yaml --run.seed 1 rollout.workers=8
                                     any key of a config, dotted; lists: --method.splits 3,6,9,12
   branchgrpo train my.yaml --dry-run --card h100

@@ -86,6 +86,10 @@ def _train(found: Namespace, config: Config) -> int:
         from branchgrpo.app.fits import dry_run
 
         return dry_run(config, found.card, found.json)
+    if found.smoke:
+        from branchgrpo.app.smoke import smoke
+
+        return smoke(config)
     from branchgrpo.app.train import train
 
     return train(config, found.resume)

@@ -119,14 +119,21 @@ def _configured(command: argparse.ArgumentParser) -> None:
 
 def _train(command: argparse.ArgumentParser) -> None:
     _configured(command)
-    command.add_argument(
+    either = command.add_mutually_exclusive_group()
+    either.add_argument(
         "--resume",
         default="",
         metavar="auto|FOLDER|CHECKPOINT",
         help="go on with the newest run of this name that was cut off, if there is one; or "
         "with this run folder; or begin at this checkpoint",
     )
-    command.add_argument(
+    either.add_argument(
+        "--smoke",
+        action="store_true",
+        help="only try it: one iteration of everything with a small random model of the same "
+        "family, on this machine",
+    )
+    either.add_argument(
         "--dry-run",
         action="store_true",
         help="say what the run would need, and start nothing: memory by role, GPUs, work and "

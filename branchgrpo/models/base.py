@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -123,6 +123,18 @@ class ModelOptions(Component):
     def text_encoders(self) -> int:
         """Parameters of the text encoders; 0 where that is not known."""
         return 0
+
+    def shrunk(self, folder: Path) -> Self:
+        """These options on a narrow and shallow model of the same classes with random weights,
+        written to `folder`, for small pictures: all else stays. What is shipped with the package is
+        small already. Raises UserError where the family makes none.
+        """
+        if self.embedded:
+            return self
+        raise UserError(
+            "model.name: expected a family that makes a small model of its own (`shrunk`), "
+            f"got {self.called}"
+        )
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Adapter:
         """Load these parts of the model."""

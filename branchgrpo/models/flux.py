@@ -3,6 +3,7 @@ text."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -38,6 +39,11 @@ class FluxModel(PipelineModel):
 
     def family_call(self) -> dict[str, Any]:
         return {"guidance_scale": self.guidance, **super().family_call()}
+
+    def write_small(self, folder: Path) -> None:
+        from branchgrpo.models.small.flux import small_flux
+
+        small_flux(folder)
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Flux:
         return Flux(self, device, parts)

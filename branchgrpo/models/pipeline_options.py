@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from branchgrpo.errors import UserError
 from branchgrpo.models import lora, scheduler, skeleton
 from branchgrpo.models.base import Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
+
+SMALL_TOKENS = 24
+"""Text tokens per prompt, at most, of a model that was made small."""
 
 SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -220,6 +223,24 @@ class PipelineModel(ModelOptions):
     def text_keys(self) -> dict[str, Any]:
         """The options that text encodings depend on, beside the model's own files."""
         return {"max_sequence_length": getattr(self, "max_sequence_length", 0), "dtype": self.dtype}
+
+    def shrunk(self, folder: Path) -> Self:
+        if self.embedded:
+            return super().shrunk(folder)
+        self.write_small(folder)
+        return self.model_copy(update={"path": str(folder), **self.small_keys()})
+
+    def write_small(self, folder: Path) -> None:
+        """A narrow and shallow model of the family's classes, with random weights."""
+        ModelOptions.shrunk(self, folder)
+
+    def small_keys(self) -> dict[str, Any]:
+        """Keys that differ for it. An adapter to begin with would be of the large one."""
+        long, short = (48, 32) if self.height != self.width else (32, 32)
+        height, width = (long, short) if self.height > self.width else (short, long)
+        found: dict[str, Any] = {"height": height, "width": width, "lora_path": ""}
+        tokens = getattr(self, "max_sequence_length", 0)
+        return found | ({"max_sequence_length": min(SMALL_TOKENS, tokens)} if tokens else {})
 
     @property
     def precomputed(self) -> bool:

@@ -3,6 +3,7 @@ mask, true guidance."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -78,6 +79,11 @@ class QwenImageModel(PipelineModel):
                 ]
             )
         )
+
+    def write_small(self, folder: Path) -> None:
+        from branchgrpo.models.small.qwen_image import small_qwen_image
+
+        small_qwen_image(folder)
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> QwenImage:
         return QwenImage(self, device, parts)

@@ -3,6 +3,7 @@ true guidance."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -78,6 +79,11 @@ class SD3Model(PipelineModel):
     def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
         # StableDiffusion3Pipeline gives its scheduler none
         return scheduler.own_times(config, steps)
+
+    def write_small(self, folder: Path) -> None:
+        from branchgrpo.models.small.sd3 import small_sd3
+
+        small_sd3(folder)
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> SD3:
         return SD3(self, device, parts)

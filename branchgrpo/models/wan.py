@@ -3,6 +3,7 @@ classifier-free guidance."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -106,6 +107,15 @@ class WanModel(PipelineModel):
 
     def family_call(self) -> dict[str, Any]:
         return {"num_frames": self.evaluation_frames or self.frames, **super().family_call()}
+
+    def write_small(self, folder: Path) -> None:
+        from branchgrpo.models.small.wan import small_wan
+
+        small_wan(folder)
+
+    def small_keys(self) -> dict[str, Any]:
+        longer = min(self.evaluation_frames, 9)
+        return {**super().small_keys(), "frames": min(self.frames, 5), "evaluation_frames": longer}
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Wan:
         return Wan(self, device, parts)

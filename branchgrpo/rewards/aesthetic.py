@@ -4,7 +4,8 @@ improved-aesthetic-predictor)."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -21,8 +22,6 @@ from branchgrpo.rewards.common.clip import architecture, check_clip, footprint, 
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
 PATH, HEAD = "rewards.aesthetic.path", "rewards.aesthetic.head"
@@ -51,6 +50,12 @@ class AestheticReward(PictureOptions):
 
     def footprint(self, frames: int) -> Footprint:
         return footprint(self, architecture(PATH, "ViT-L-14"), frames)
+
+    def shrunk(self, folder: Path) -> Self | None:
+        from branchgrpo.rewards.small.clips import save_clip, save_head
+
+        path, head = save_clip(folder), save_head(folder)
+        return self.model_copy(update={"path": str(path), "head": str(head)})
 
     def build(self, resources: Resources) -> Aesthetic:
         return Aesthetic(self, resources.device)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -95,6 +95,12 @@ class RewardOptions(Component):
         """What scoring pictures (frames = 1) or videos of so many frames takes; None where the
         reward does not say."""
         del frames
+        return None
+
+    def shrunk(self, folder: Path) -> Self | None:
+        """These options on a small random network of the same class, written to `folder`; None
+        where the reward makes none."""
+        del folder
         return None
 
     def build(self, resources: Resources) -> Scorer:

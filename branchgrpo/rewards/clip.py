@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -37,6 +38,12 @@ class ClipReward(PictureOptions):
 
     def footprint(self, frames: int) -> Footprint:
         return footprint(self, architecture(MODEL, self.model), frames)
+
+    def shrunk(self, folder: Path) -> Self | None:
+        from branchgrpo.rewards.small.clips import save_open_clip
+
+        path, model = save_open_clip(folder)
+        return self.model_copy(update={"path": str(path), "model": str(model)})
 
     def build(self, resources: Resources) -> Clip:
         return Clip(self, resources.device)

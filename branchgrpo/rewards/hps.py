@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -66,6 +66,12 @@ class HpsReward(PictureOptions):
 
     def footprint(self, frames: int) -> Footprint:
         return footprint(self, architecture("rewards.hps.model", self.model), frames)
+
+    def shrunk(self, folder: Path) -> Self | None:
+        from branchgrpo.rewards.small.clips import save_hps
+
+        path, model = save_hps(folder)
+        return self.model_copy(update={"path": str(path), "model": str(model)})
 
     def build(self, resources: Resources) -> Hps:
         return Hps(self, resources.device)

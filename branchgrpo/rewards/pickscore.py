@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -50,6 +51,11 @@ class PickScoreReward(PictureOptions):
 
     def footprint(self, frames: int) -> Footprint:
         return footprint(self, architecture(PATH, "ViT-H-14"), frames)
+
+    def shrunk(self, folder: Path) -> Self | None:
+        from branchgrpo.rewards.small.clips import save_clip
+
+        return self.model_copy(update={"path": str(save_clip(folder)), "processor": ""})
 
     def build(self, resources: Resources) -> PickScore:
         return PickScore(self, resources.device)

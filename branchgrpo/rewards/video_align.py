@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -138,6 +138,12 @@ class VideoAlignReward(RewardOptions):
             activations=each * 8.0 * self.batch * 4 * tokens * 1280,
             flops=2 * 1.54e9 * (tokens + 500) + 2 * 0.67e9 * 4 * tokens,
         )
+
+    def shrunk(self, folder: Path) -> Self | None:
+        from branchgrpo.rewards.small.video_align import save_video_align
+
+        path, base = save_video_align(folder)
+        return self.model_copy(update={"path": str(path), "base": str(base), "template": ""})
 
     def build(self, resources: Resources) -> VideoAlign:
         return VideoAlign(self, resources.device)

@@ -12,10 +12,8 @@ import pytest
 import torch
 from support.own_parts import own_parts
 from support.remote_peers import Plain, running
-from support.small_clips import aesthetic_reward, clip_folder, clip_reward, hps_reward
-from support.small_models import small_qwen_image, small_sd3
+from support.small_clips import aesthetic_reward, clip_reward, hps_reward
 from support.small_trees import header, plan_of
-from support.small_wan import save_small_wan
 from support.tables import EVERY, component, loaded
 
 from branchgrpo.algo.loss.base import Edges
@@ -24,8 +22,12 @@ from branchgrpo.algo.tree import topology
 from branchgrpo.config.registry import TABLES
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.sd3 import small_sd3
+from branchgrpo.models.small.wan import small_wan
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.pickscore import PickScoreReward
+from branchgrpo.rewards.small.clips import save_clip
 from branchgrpo.types import BranchPlan, TreeHeader
 
 
@@ -46,7 +48,7 @@ ELSEWHERE = {"image_reward", "video_align"}
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("clips")
-    path = clip_folder(folder / "clip")
+    path = save_clip(folder / "clip")
     return {
         "hps": hps_reward(folder),
         "clip": clip_reward(folder),
@@ -105,7 +107,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sd3": small_sd3(folder / "sd3"),
         "qwen_image": small_qwen_image(folder / "qwen"),
-        "wan": save_small_wan(folder / "wan"),
+        "wan": small_wan(folder / "wan"),
     }
 
 

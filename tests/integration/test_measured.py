@@ -17,8 +17,6 @@ import pytest
 import torch
 from rich.console import Console
 from support.in_process import Service
-from support.small_models import small_qwen_image, small_sd3
-from support.small_wan import save_small_wan
 
 from branchgrpo.algo import noise
 from branchgrpo.app.results import Result
@@ -27,6 +25,9 @@ from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.sd3 import small_sd3
+from branchgrpo.models.small.wan import small_wan
 from branchgrpo.report.contact_sheet import evenly, kept
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
@@ -106,7 +107,7 @@ def base(family: str, folder: Path) -> dict[str, Any]:
             "max_sequence_length": 16,
         }
     if family == "wan":
-        return {"name": "wan", "path": str(save_small_wan(folder))}
+        return {"name": "wan", "path": str(small_wan(folder))}
     made = (
         small_qwen_image(folder)
         if family == "qwen_image"

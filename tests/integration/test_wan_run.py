@@ -15,10 +15,10 @@ from support.in_process import Service
 from support.small_wan import (
     NEGATIVE,
     PROMPTS,
-    save_small_wan,
 )
 
 from branchgrpo.config import load as configs
+from branchgrpo.models.small.wan import small_wan
 from branchgrpo.report.terminal import Display
 from branchgrpo.training.carry_out import carry_out
 from branchgrpo.types import EVALUATION, LeafMedia
@@ -26,7 +26,7 @@ from branchgrpo.types import EVALUATION, LeafMedia
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_wan(tmp_path_factory.mktemp("wan"))
+    return small_wan(tmp_path_factory.mktemp("wan"))
 
 
 CONFIG = """

@@ -19,8 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from branchgrpo.models.small.flux import save_tiny_flux
 from tools.tiny_flux.common import Progress as StepProgress
-from tools.tiny_flux.model import save_tiny_flux
 from tools.tiny_flux.stages import PretrainPlan, WorkFolder, run_stages
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from branchgrpo.models.small.flux import PIXELS
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import OcrReward
-from tools.tiny_flux.model import PIXELS
 from tools.tiny_flux.prompts import held_out_captions
 from tools.tiny_flux.render import BACKGROUNDS, COLOURS
 

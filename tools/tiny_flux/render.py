@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.tiny_flux.model import PIXELS
+from branchgrpo.models.small.flux import PIXELS
 
 Rgb = tuple[int, int, int]
 

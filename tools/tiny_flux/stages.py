@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from branchgrpo.models.small.flux import TinyFluxSizes, make_tiny_flux, sizes_as_dict
 from tools.tiny_flux.autoencoder import (
     encode_pictures,
     reconstruction_psnr,
@@ -16,7 +17,6 @@ from tools.tiny_flux.autoencoder import (
     train_autoencoder,
 )
 from tools.tiny_flux.common import Progress
-from tools.tiny_flux.model import TinyFluxSizes, make_tiny_flux, sizes_as_dict
 from tools.tiny_flux.render import draw_set
 
 if TYPE_CHECKING:

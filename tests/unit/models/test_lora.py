@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import model_checks as checks
 from support import model_folder_checks as folder_checks
-from support.small_models import small_qwen_image, small_sd3
 from torch import Tensor
 
 from branchgrpo.errors import UserError
@@ -22,6 +21,8 @@ from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.sd3 import small_sd3
 
 pytestmark = pytest.mark.networks
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from support import model_checks as checks
 from support import model_folder_checks as folder_checks
-from support.small_models import small_qwen_image
 from torch import Tensor
 
 from branchgrpo.models.qwen_image import QwenImageModel
+from branchgrpo.models.small.qwen_image import small_qwen_image
 
 pytestmark = pytest.mark.networks
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support import model_checks as checks
 from support import model_folder_checks as folder_checks
-from support.small_models import CLIP_TOKENS, small_sd3
 
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.sd3 import CLIP_TOKENS, small_sd3
 
 pytestmark = pytest.mark.networks
 

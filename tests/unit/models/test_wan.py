@@ -21,13 +21,13 @@ from support.small_wan import (
     move,
     options,
     sampled,
-    save_small_wan,
     stock,
 )
 from torch import Tensor
 
 from branchgrpo.algo import plan as plans
 from branchgrpo.errors import UserError
+from branchgrpo.models.small.wan import small_wan
 from branchgrpo.models.wan import Wan
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import EVALUATION, Subtree, TreeKey
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.networks
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_wan(tmp_path_factory.mktemp("wan"))
+    return small_wan(tmp_path_factory.mktemp("wan"))
 
 
 @pytest.mark.parametrize("steps", [4, 7])

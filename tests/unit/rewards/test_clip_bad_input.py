@@ -14,11 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.small_clips import (
-    NARROW_H,
     aesthetic_reward,
-    clip_folder,
     clip_reward,
-    head_weights,
     hps_reward,
     refused,
 )
@@ -27,6 +24,7 @@ from branchgrpo.rewards.aesthetic import AestheticReward
 from branchgrpo.rewards.clip import ClipReward
 from branchgrpo.rewards.hps import HpsReward
 from branchgrpo.rewards.pickscore import PickScoreReward
+from branchgrpo.rewards.small.clips import NARROW_H, head_weights, save_clip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipReward:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clip_folder(tmp_path_factory.mktemp("clip-model"))
+    return save_clip(tmp_path_factory.mktemp("clip-model"))
 
 
 @pytest.fixture(scope="module")

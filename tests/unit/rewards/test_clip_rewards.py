@@ -19,11 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from support.small_clips import (
-    NARROW_H,
     aesthetic_reward,
-    clip_folder,
     clip_reward,
-    head_weights,
     hps_reward,
     refused,
 )
@@ -34,6 +31,7 @@ from branchgrpo.rewards.base import Resources, RewardOptions
 from branchgrpo.rewards.clip import ClipReward
 from branchgrpo.rewards.hps import HpsReward
 from branchgrpo.rewards.pickscore import PickScoreReward
+from branchgrpo.rewards.small.clips import NARROW_H, head_weights, save_clip
 
 pytestmark = pytest.mark.networks
 
@@ -202,7 +200,7 @@ def test_clip_knows_open_clip_s_models(clip: ClipReward) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return clip_folder(tmp_path_factory.mktemp("clip-model"))
+    return save_clip(tmp_path_factory.mktemp("clip-model"))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -12,10 +12,7 @@ import torch
 from PIL import Image
 from support.small_video_align import (
     TEXT,
-    RewardModel,
     options,
-    processor,
-    small_model,
     written,
 )
 from torchvision.transforms import InterpolationMode
@@ -28,6 +25,7 @@ from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import REGISTRY
 from branchgrpo.rewards.base import Resources
+from branchgrpo.rewards.small.video_align import RewardModel, processor, small_model
 from branchgrpo.rewards.video_align import VideoAlign, VideoAlignReward, sampled
 from branchgrpo.rewards.video_align_files import NORMAL
 from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS

@@ -20,12 +20,12 @@ from branchgrpo.algo.plan import ode_plan
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import fork_level, topology
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.small.flux import TinyFluxSizes, build_tiny_flux
 from branchgrpo.rollout.sampler import Sampler, Segment
 from branchgrpo.types import BranchPlan, Conditioning, Subtree, TreeKey
 from tests.reference.linear_model import LinearModel
 from tests.reference.node_tree import build
 from tests.reference.slow_walk import SlowWalk
-from tools.tiny_flux.model import TinyFluxSizes, build_tiny_flux
 
 SEED = 5
 PROMPTS = ["the red circle", "the number 7 in blue"]

@@ -1,5 +1,5 @@
-"""A small text-to-image model in the layout of FLUX.1: the model of the quick start and of the
-tests.
+"""A small text-to-image model in the layout of FLUX.1: the model of the quick start, of the tests,
+and of `train --smoke`.
 
 Every part is the class that a full FLUX.1 checkpoint uses (``FluxTransformer2DModel``,
 ``AutoencoderKL``, ``CLIPTextModel``, ``T5EncoderModel`` and their tokenizers), only narrow and
@@ -20,32 +20,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from branchgrpo.models.small.tokenizers import (
+    TEXT_TOKENS,
+    make_clip_tokenizer,
+    make_t5_tokenizer,
+)
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-WORDS: tuple[str, ...] = (
-    *("the", "number", "in", "on", "a", "left", "of", "above"),
-    *("circle", "square", "triangle", "star"),
-    *("red", "green", "blue", "yellow", "purple", "orange", "black", "white", "pink", "cyan"),
-)
-DIGITS: tuple[str, ...] = tuple("0123456789")
-
 PIXELS = 32  # side of the pictures that the trained model draws
-TEXT_TOKENS = 16  # both tokenizers pad and truncate to this length
 SCHEDULE_SHIFT = 3.0
-
-_CLIP_BOS = "<|startoftext|>"
-_CLIP_EOS = "<|endoftext|>"
-_CLIP_UNK = "<unk>"
-_CLIP_WORD_END = "</w>"
-# Every character that ends a word. The trainer of the merges would number them in random order;
-# this one is that of the embedded model's weights.
-_LAST_CHARACTERS = "et031d9nrka7264fw58"
-_T5_PAD = "<pad>"
-_T5_EOS = "</s>"
-_T5_UNK = "<unk>"
-_T5_SPACE = "▁"
 
 
 @dataclass(frozen=True)
@@ -85,6 +71,23 @@ def build_tiny_flux(
     same weights.
     """
     return save_tiny_flux(make_tiny_flux(sizes, seed=seed), folder)
+
+
+def small_flux(folder: Path) -> Path:
+    """FLUX.1 narrower still, with a scheduler that shifts by size, as the real one; 8 pixels a
+    token of the picture."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipe = make_tiny_flux(
+        TinyFluxSizes(vae_channels=(8, 8, 16), latent_channels=4, single_blocks=1, heads=2)
+    )
+    pipe.register_modules(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=4096
+        )
+    )
+    pipe.save_pretrained(folder)
+    return folder
 
 
 def make_tiny_flux(sizes: TinyFluxSizes | None = None, *, seed: int = 0) -> FluxPipeline:
@@ -139,63 +142,6 @@ def sizes_as_dict(sizes: TinyFluxSizes) -> dict[str, int | list[int]]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(sizes).items()
     }
-
-
-def make_clip_tokenizer(length: int = TEXT_TOKENS) -> CLIPTokenizer:
-    """Return a ``CLIPTokenizer`` with one token for each caption word and each digit.
-
-    Its byte-pair merges are learnt from the words alone. An unknown word falls into its known
-    pieces and ``<unk>``.
-    """
-    from tokenizers import Tokenizer, pre_tokenizers
-    from tokenizers.models import BPE
-    from tokenizers.trainers import BpeTrainer
-    from transformers import CLIPTokenizer
-
-    first_tokens = [_CLIP_BOS, _CLIP_EOS, _CLIP_UNK, *sorted({*"".join(WORDS), *DIGITS})]
-    backend = Tokenizer(BPE(unk_token=_CLIP_UNK, end_of_word_suffix=_CLIP_WORD_END))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = BpeTrainer(
-        special_tokens=[
-            *first_tokens,
-            *(character + _CLIP_WORD_END for character in _LAST_CHARACTERS),
-        ],
-        end_of_word_suffix=_CLIP_WORD_END,
-        min_frequency=1,
-        vocab_size=1000,
-        show_progress=False,
-    )
-    backend.train_from_iterator([*WORDS, *DIGITS], trainer)
-    model = json.loads(backend.to_str())["model"]
-    return CLIPTokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
-        bos_token=_CLIP_BOS,
-        eos_token=_CLIP_EOS,
-        pad_token=_CLIP_EOS,
-        unk_token=_CLIP_UNK,
-        model_max_length=length,
-    )
-
-
-def make_t5_tokenizer(length: int = TEXT_TOKENS) -> T5Tokenizer:
-    """Return a ``T5Tokenizer`` with one token for each caption word and each digit.
-
-    A number becomes the space mark and its digits; an unknown word ends in ``<unk>``.
-    """
-    from transformers import T5Tokenizer
-
-    vocab = [(_T5_PAD, 0.0), (_T5_EOS, 0.0), (_T5_UNK, 0.0), (_T5_SPACE, -2.0)]
-    vocab += [(_T5_SPACE + word, -1.0) for word in WORDS]
-    vocab += [(digit, -1.0) for digit in DIGITS]
-    return T5Tokenizer(
-        vocab=vocab,
-        extra_ids=0,
-        pad_token=_T5_PAD,
-        eos_token=_T5_EOS,
-        unk_token=_T5_UNK,
-        model_max_length=length,
-    )
 
 
 def _make_vae(sizes: TinyFluxSizes) -> AutoencoderKL:

@@ -1,0 +1,2 @@
+"""Small random networks in the formats of the published ones, which rewards load
+as they do those."""

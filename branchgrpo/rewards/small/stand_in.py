@@ -1,0 +1,28 @@
+"""What scores in place of a reward whose files are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from branchgrpo.errors import UserError
+from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.rewards.jpeg import JpegReward
+
+
+def stand_in(reward: RewardOptions, folder: Path) -> tuple[RewardOptions, str]:
+    """The reward and "" where its files are there. Else a small random network of its class in
+    `folder`, or the size of a JPEG where it makes none; and what it is, with what is missing.
+
+    Raises UserError for files that are there and wrong.
+    """
+    try:
+        reward.check()
+    except UserError as error:
+        named = reward.needed_files()
+        if named and all(Path(path).expanduser().exists() for path in named):
+            raise
+        if small := reward.shrunk(folder):
+            return small, f"a small random network ({error})"
+        options = {"label": reward.title, "weight": reward.weight}
+        return JpegReward(**options, runtime_env=reward.runtime_env), f"jpeg ({error})"
+    return reward, ""
