@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from branchgrpo.config import errors as config_errors
 from branchgrpo.config import kinds, overrides, references, registry, secrets
 from branchgrpo.config.schema import Config as Config
-from branchgrpo.config.shipped import PRESETS, presets
+from branchgrpo.config.shipped import PRESETS, config_file, presets
 from branchgrpo.config.tree import Node, merge, read
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import RewardOptions
@@ -35,7 +35,7 @@ def _preset(name: Any) -> Node:
             f"preset: expected a YAML file or one of {', '.join(presets())}, got "
             f"{name!r}{kinds.closest(name, presets())}"
         )
-    tree, own = _own(read(Path(name).expanduser()))
+    tree, own = _own(read(Path(name).expanduser()), "preset")
     if own is not None and own.value not in presets():
         raise UserError(
             f"{own.origin}: preset: expected one of {', '.join(presets())}, got "
@@ -44,14 +44,36 @@ def _preset(name: Any) -> Node:
     return merge(_preset(own.value), tree) if own is not None else tree
 
 
-def _own(tree: Node) -> tuple[Node, Node | None]:
-    """A file's own keys, and the preset that it names."""
-    own = tree.value.get("preset")
+def _own(tree: Node, key: str) -> tuple[Node, Node | None]:
+    """A file's own keys, and the preset or base that it names."""
+    own = tree.value.get(key)
     if own is not None and own.value is None:
         own = None
-    return replace(
-        tree, value={key: value for key, value in tree.value.items() if key != "preset"}
-    ), own
+    return _without(tree, key), own
+
+
+def _without(tree: Node, *keys: str) -> Node:
+    return replace(tree, value={key: one for key, one in tree.value.items() if key not in keys})
+
+
+def _based(path: Path, above: tuple[Path, ...] = ()) -> Node:
+    """A file's keys on top of those of its `base`: a shipped config, or a YAML file, whose path is
+    relative to the file's folder. A preset of its own replaces what the base says about the
+    method."""
+    tree, base = _own(read(path), "base")
+    if base is None:
+        return tree
+    name, above = str(_shown(base)), (*above, path.resolve())
+    try:
+        file = path.parent / name if name.endswith((".yaml", ".yml")) else config_file(name)
+    except UserError as error:
+        raise UserError(f"{base.origin}: base: {str(error).removeprefix('config: ')}") from error
+    if file.resolve() in above:
+        raise UserError(
+            f"{base.origin}: base: expected a file that is not based on this, got {name}"
+        )
+    below = _based(file, above)
+    return merge(_without(below, *METHOD_SECTIONS) if "preset" in tree.value else below, tree)
 
 
 def _shown(node: Node) -> Any:
@@ -62,13 +84,13 @@ def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None 
     """Read and check a config. Raises UserError with a line for each mistake: where it was written,
     the key, what was expected, what came.
 
-    A file's own keys go on top of the preset that it names; `preset` (the command line's) replaces
-    what the file says about the method; `texts`, the command line's dotted keys, go on top of all.
+    A file's own keys go on top of its `base` and of the preset that it names; `preset` (the command
+    line's) replaces what the file says about the method; `texts`, the command line's dotted keys,
+    go on top of all.
     """
-    tree, own = _own(read(path))
+    tree, own = _own(_based(path), "preset")
     if preset is not None:
-        kept = {key: value for key, value in tree.value.items() if key not in METHOD_SECTIONS}
-        tree = merge(replace(tree, value=kept), _preset(preset))
+        tree = merge(_without(tree, *METHOD_SECTIONS), _preset(preset))
     elif own is not None:
         name = _shown(own)
         tree = merge(_preset(name), tree)

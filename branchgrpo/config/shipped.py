@@ -17,8 +17,13 @@ PRESETS = FOLDER / "methods"
 
 
 def names() -> list[str]:
-    """Configs that can be named without a path."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """Configs that can be named without a path; those of a folder, as paper/mix, come last."""
+    plain = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return plain + sorted(
+        f"{path.parent.name}/{path.stem}"
+        for path in FOLDER.glob("*/*.yaml")
+        if path.parent != PRESETS
+    )
 
 
 def presets() -> list[str]:
@@ -28,14 +33,15 @@ def presets() -> list[str]:
 
 def config_file(given: str | Path) -> Path:
     """A YAML file of the user's own, or else the shipped config of that name: a folder that is
-    called so doesn't hide it. Raises UserError for a bare name that is neither."""
-    path = Path(given).expanduser()
-    bare = path.parent == Path() and path.suffix.lower() not in (".yaml", ".yml")
-    if (path.exists() and not path.is_dir()) or not bare:
+    called so doesn't hide it. Raises UserError for a name that is neither."""
+    path, name = Path(given).expanduser(), str(given)
+    if (path.exists() and not path.is_dir()) or path.suffix.lower() in (".yaml", ".yml"):
         return path
-    if str(given) not in names():
-        raise UserError(
-            f"config: expected a YAML file or one of {', '.join(names())}, got "
-            f"{str(given)!r}{kinds.closest(str(given), names())}"
-        )
-    return FOLDER / f"{given}.yaml"
+    if name in names():
+        return FOLDER / f"{name}.yaml"
+    hint = kinds.closest(name, names())
+    if path.parent != Path() and not hint:
+        return path
+    raise UserError(
+        f"config: expected a YAML file or one of {', '.join(names())}, got {name!r}{hint}"
+    )
