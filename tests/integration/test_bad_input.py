@@ -19,7 +19,7 @@ from test_local_ray import run
         (["--model.path", "no/such/model"], "model.path: expected a diffusers folder"),
         (["--model.height", "36"], "expected multiples of 8, got 36"),
         (["--evaluation.prompts", "9999"], "held_out: expected at least 9999 prompts"),
-        (["stray"], "config: expected a YAML file or one of flux.1-dev-1node, "),
+        (["stray"], "config: expected a YAML file or one of flux.1-dev-1gpu, "),
     ],
 )
 def test_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from branchgrpo.app.main import main
 from branchgrpo.app.parser import parse
-from branchgrpo.config.shipped import FOLDER, config_file
+from branchgrpo.config.shipped import FOLDER, config_file, names
 from branchgrpo.errors import UserError
 
 EMBEDDED = Path(__file__).parents[3] / "branchgrpo" / "assets" / "tiny-flux"
@@ -39,7 +39,7 @@ def test_a_name_that_there_is_not_is_one_line(
     monkeypatch.setattr(sys, "argv", ["branchgrpo", *arguments])
     assert main() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: config: expected a YAML file or one of flux.1-dev-1node, ")
+    assert line.startswith("error: config: expected a YAML file or one of flux.1-dev-1gpu, ")
     assert line.endswith("got 'flux.1-dev-1nod'; did you mean flux.1-dev-1node?")
 
 
@@ -83,3 +83,13 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"branchgrpo {__version__}\n"
+
+
+def test_names_of_folders_come_last_and_are_found() -> None:
+    foldered = [name for name in names() if "/" in name]
+    assert foldered and names()[-len(foldered) :] == foldered
+    for name in names():
+        assert config_file(name) == FOLDER / f"{name}.yaml" and config_file(name).is_file()
+    with pytest.raises(UserError, match=r"got 'paper/mixx'; did you mean paper/mix\?"):
+        config_file("paper/mixx")
+    assert config_file("other/folder/mine") == Path("other/folder/mine")  # said when it is read
