@@ -74,7 +74,7 @@ def shrunk(config: Config, folder: Path) -> Config:
     ]
     for line in (*_differences(config, small), *told):
         print(f"smoke: {line}")
-    small = _with(small, **_prompts(config, folder))
+    small = small.model_copy(update=_prompts(config, folder))
     if lines := cross_checks.problems(small):
         raise UserError("\n".join(lines))
     return small
