@@ -142,8 +142,7 @@ class VideoAlignReward(RewardOptions):
     def shrunk(self, folder: Path) -> Self | None:
         from branchgrpo.rewards.small.video_align import save_video_align
 
-        path, base = save_video_align(folder)
-        return self.model_copy(update={"path": str(path), "base": str(base), "template": ""})
+        return self.model_copy(update=save_video_align(folder))
 
     def build(self, resources: Resources) -> VideoAlign:
         return VideoAlign(self, resources.device)

@@ -108,10 +108,11 @@ def small_model(made: Qwen2VLProcessor, outputs: int) -> Any:
     return model
 
 
-def save_video_align(folder: Path) -> tuple[Path, Path]:
-    """A checkpoint of merged weights, and the Qwen2-VL folder that it was made from."""
+def save_video_align(folder: Path) -> dict[str, str]:
+    """A checkpoint of merged weights, and the Qwen2-VL folder that it was made from; the keys that
+    name them."""
     made, base, path = processor(), folder / "base", folder / "merged"
     made.save_pretrained(base)
     small_config(made, 400).save_pretrained(base)  # a larger vocabulary than training leaves
     small_model(made, 1).save_pretrained(path)
-    return path, base
+    return {"path": str(path), "base": str(base), "template": ""}
