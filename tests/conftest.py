@@ -28,12 +28,16 @@ sys.dont_write_bytecode = False
 
 FAST_FOLDERS = {Path(__file__).parent / folder for folder in ("unit", "contracts")}
 """Their tests start no Ray and carry out no run; test_house.py sees to it."""
+GPU_FOLDER = Path(__file__).parent / "gpu"
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` what lies in those folders, is not slow, builds no networks, does not wait."""
+    """Mark as `fast` what lies in those folders, is not slow, builds no networks, does not wait;
+    and as `gpu` what lies in tests/gpu."""
     for item in items:
+        if GPU_FOLDER in item.path.parents:
+            item.add_marker("gpu")
         other = any(item.get_closest_marker(name) for name in ("slow", "networks", "waits"))
         if FAST_FOLDERS & set(item.path.parents) and not other:
             item.add_marker("fast")

@@ -1,0 +1,140 @@
+"""What the tests of a card share: small random models of every family, built on a device; a device
+that runs out of memory; what a device holds."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.qwen_image import QwenImageModel
+from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.types import Subtree, TreeKey
+from support import small_wan
+from support.small_models import small_qwen_image, small_sd3
+
+PROMPTS = ["the number 38 in black on yellow", "a red circle"]
+FAMILIES = ("flux", "sd3", "qwen_image", "wan")
+TREES = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
+
+
+@dataclass(frozen=True)
+class Small:
+    """A family's options, for a folder of random weights."""
+
+    options: Callable[..., Any]
+
+    def build(self, device: str, **keys: Any) -> Any:
+        """The model; its adapters, if it has some, differ from nothing, alike on every device."""
+        model = self.options(**keys).build(device)
+        if model.adapted:
+            draw = torch.Generator().manual_seed(5)
+            model.load(
+                {
+                    name: 0.05 * torch.randn(value.shape, generator=draw)
+                    for name, value in model.trainable().items()
+                }
+            )
+        return model
+
+
+def small_families(folder: Path) -> dict[str, Small]:
+    """Every family, on folders that this writes."""
+    sizes = {"height": 32, "width": 32, "true_cfg": 3.0, "negative_prompt": "the number 12"}
+
+    def pictures(kind: type[Any], path: str, text: int) -> Small:
+        base = sizes | {"path": path, "max_sequence_length": text}
+        return Small(lambda **keys: kind(**base | keys))
+
+    wan = small_wan.save_small_wan(folder / "wan")
+    return {
+        "flux": pictures(FluxModel, "embedded:tiny-flux", 16),
+        "sd3": pictures(SD3Model, str(small_sd3(folder / "sd3")), 24),
+        "qwen_image": pictures(QwenImageModel, str(small_qwen_image(folder / "qwen")), 24),
+        "wan": Small(lambda **keys: small_wan.options(wan, **keys)),
+    }
+
+
+def forward(model: Any, rows: int = 2) -> tuple[Tensor, dict[str, Tensor]]:
+    """(velocity of fixed inputs, gradients of its mean square by name), in main memory."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(rows, *model.latent_shape, generator=draw).to(model.device)
+    sigma = torch.linspace(0.9, 0.1, rows).to(model.device)
+    v = model.velocity(x, sigma, model.fingerprint_conditioning(rows))
+    trained = model.trainable()
+    gradients = torch.autograd.grad(v.square().mean(), list(trained.values()), allow_unused=True)
+    return v.detach().cpu(), {
+        name: value.float().cpu()
+        for name, value in zip(trained, gradients, strict=True)
+        if value is not None
+    }
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """‖found − wanted‖ / ‖wanted‖."""
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def held_bytes(device: str) -> int:
+    """Bytes of tensors that live on the device; on the CPU of those that Python knows."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in gc.get_objects()
+        if issubclass(type(value), torch.Tensor) and value.device.type == "cpu"
+    }
+    return sum(storages.values())
+
+
+@contextmanager
+def room_for(
+    model: Any, call: str, work: Callable[[int], object], *, fits: int, too_many: int
+) -> Iterator[None]:
+    """Meanwhile the device has room for `fits` rows in one `call` of the model, and not for
+    `too_many`.
+
+    On a card the process may not reserve more than `work(fits)` did; work(rows) makes the call. On
+    the CPU, which has no such bound, the call raises what a card's would.
+    """
+    if model.device.type == "cuda":
+        bound, more = _reserved(work, fits), _reserved(work, too_many)
+        assert more > 1.2 * bound, f"{too_many} rows take {more} bytes, {fits} rows {bound}"
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(bound / torch.cuda.mem_get_info()[1])
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        return
+    whole = getattr(model, call)
+
+    def bounded(x: Tensor, *others: Any) -> Any:
+        if len(x) > fits:
+            raise torch.OutOfMemoryError(f"{len(x)} rows of {call} do not fit")
+        return whole(x, *others)
+
+    setattr(model, call, bounded)
+    try:
+        yield
+    finally:
+        delattr(model, call)
+
+
+def _reserved(work: Callable[[int], object], rows: int) -> int:
+    """Most bytes that torch reserves for it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work(rows)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_reserved()
