@@ -21,19 +21,29 @@ from branchgrpo.errors import GateError
 from cluster.ray_service import RayService
 
 TWO = {"learner.ranks": "2"}
+LAYOUTS = {"separate": TWO, "shared": TWO | {"cluster.layout": "shared", "rollout.workers": "1"}}
+separate = pytest.mark.parametrize("layout", ["separate"], indirect=True)
+shared = pytest.mark.parametrize("layout", ["shared"], indirect=True)
+both = pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
 
 
 @pytest.fixture(scope="module")
-def stage(ray_session: None) -> Iterator[Stage]:
+def layout(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Options of one layout."""
+    return LAYOUTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def stage(ray_session: None, layout: dict[str, str]) -> Iterator[Stage]:
     made = Stage()
     yield made
     made.end()
 
 
 @pytest.fixture(scope="module")
-def plain(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def plain(stage: Stage, layout: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Without faults."""
-    return stage.played(tmp_path_factory.mktemp("plain") / "plain-run", config(**TWO))
+    return stage.played(tmp_path_factory.mktemp("plain") / "plain-run", config(**layout))
 
 
 class Stopped:
@@ -59,6 +69,7 @@ def stopped() -> Iterator[Stopped]:
 # rollout workers
 
 
+@separate
 def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_path: Path) -> None:
     def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 1:
@@ -77,6 +88,7 @@ def test_a_worker_killed_in_the_middle_of_a_task(stage: Stage, plain: Run, tmp_p
     ]
 
 
+@separate
 def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> None:
     first: list[int] = []
 
@@ -95,6 +107,7 @@ def test_every_worker_killed_once(stage: Stage, plain: Run, tmp_path: Path) -> N
     assert not set(first) & {worker.index for worker in found.service.rollout_pool.workers}
 
 
+@separate
 def test_a_worker_that_hangs_costs_at_most_three_times_an_iteration(
     stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
 ) -> None:
@@ -128,15 +141,18 @@ def updating(made: RayService, act: Any, deadline: float = 60.0) -> None:
     made.learner_group.begin = begun  # type: ignore[method-assign]
 
 
+@both
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path, at: int) -> None:
+def test_a_rank_killed_inside_an_update(
+    stage: Stage, layout: dict[str, str], plain: Run, tmp_path: Path, at: int
+) -> None:
     """At 1 there is no checkpoint yet: the run begins again; at 3 it goes back to that of 2."""
 
     def sabotage(made: RayService, iteration: int) -> None:
         if iteration == at and not made.learner_group.restarts:
             updating(made, kill)
 
-    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    found = stage.played(tmp_path / "run", config(**layout), sabotage)
     same(found, plain)
     assert (
         sum(found.service.learner_group.restarts.values()) == 1
@@ -150,21 +166,57 @@ def test_a_rank_killed_inside_an_update(stage: Stage, plain: Run, tmp_path: Path
     assert any("checkpoint of iteration 2" in note for note in found.notes) == (at == 3)
 
 
+@shared
+def test_a_rank_killed_while_it_grows(
+    stage: Stage, layout: dict[str, str], plain: Run, tmp_path: Path
+) -> None:
+    """What it holds is lost as in an update: the run goes back to the checkpoint of iteration 2."""
+
+    def sabotage(made: RayService, iteration: int) -> None:
+        if iteration == 3 and not made.learner_group.restarts:
+            busy(made, 1, kill, lent=True)
+
+    found = stage.played(tmp_path / "run", config(**layout), sabotage)
+    same(found, plain)
+    assert sum(found.service.learner_group.restarts.values()) == 1
+    assert not found.service.rollout_pool.restarts
+    assert any("recovering: RankGroupError: learner: rank 1 died" in note for note in found.notes)
+    assert any("checkpoint of iteration 2" in note for note in found.notes)
+
+
+@shared
+def test_a_worker_beside_ranks_killed_while_it_grows(
+    stage: Stage, layout: dict[str, str], plain: Run, tmp_path: Path
+) -> None:
+    def sabotage(made: RayService, iteration: int) -> None:
+        if iteration == 1:
+            busy(made, 0, kill)
+
+    found = stage.played(tmp_path / "run", config(**layout), sabotage)
+    same(found, plain)
+    assert found.service.rollout_pool.restarts == {"died": 1}
+    assert not found.service.learner_group.restarts
+
+
+@both
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_at_the_deadline(
-    stage: Stage, plain: Run, stopped: Stopped, tmp_path: Path
+    stage: Stage, layout: dict[str, str], plain: Run, stopped: Stopped, tmp_path: Path
 ) -> None:
     def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 3 and not made.learner_group.restarts:
             updating(made, stopped.stop, 8.0)
 
-    found = stage.played(tmp_path / "run", config(**TWO), sabotage)
+    found = stage.played(tmp_path / "run", config(**layout), sabotage)
     same(found, plain)
     assert stopped.processes and found.service.learner_group.restarts == {"unresponsive": 1}
     assert any("ranks [0, 1] missed the deadline" in note for note in found.notes)
 
 
-def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: Path) -> None:
+@both
+def test_an_error_of_one_rank_ends_the_run_and_is_named(
+    stage: Stage, layout: dict[str, str], tmp_path: Path
+) -> None:
     def sabotage(made: RayService, iteration: int) -> None:
         # credit that differs between ranks stops both before a collective of the update
         if iteration == 1:
@@ -184,4 +236,4 @@ def test_an_error_of_one_rank_ends_the_run_and_is_named(stage: Stage, tmp_path: 
         return Call(method=method.__name__, references=calls, deadline=time.monotonic() + 60)
 
     with pytest.raises(GateError, match="credit differ between learner ranks"):
-        stage.played(tmp_path / "run", config(**TWO), sabotage)
+        stage.played(tmp_path / "run", config(**layout), sabotage)

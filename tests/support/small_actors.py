@@ -126,6 +126,15 @@ class Rank:
         time.sleep(60)
 
 
+class LentRank(Rank):
+    """A rank that takes tasks, too."""
+
+    def task(self, key: int, seconds: float = 0.0) -> tuple[int, int, str]:
+        """As a worker's; ranks are counted from 100."""
+        time.sleep(seconds)
+        return key, 100 + self.rank, "own"
+
+
 class UnfitHere(Worker):
     """Cannot get ready on the nodes that a file names, if there is one."""
 

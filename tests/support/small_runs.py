@@ -186,17 +186,22 @@ def same(one: Run, other: Run) -> None:
 
 
 def busy(
-    made: RayService, index: int, act: Callable[[int], None], method: str = "grow"
+    made: RayService,
+    index: int,
+    act: Callable[[int], None],
+    method: str = "grow",
+    lent: bool = False,
 ) -> threading.Thread:
     """A thread that waits until the rollout worker at this place is in the middle of a task, then
-    acts on its process."""
+    acts on its process. lent: the rank at this place."""
 
     def watch() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            workers = [
-                worker for worker in list(made.rollout_pool.workers) if worker.state == "ready"
-            ]
+            pool = made.rollout_pool.workers
+            workers = [worker for worker in list(pool) if worker.state == "ready"]
+            if lent:
+                workers = list(pool.lent or ())
             if len(workers) > index and any(
                 attempt.task and attempt.task.method == method
                 for attempt in list(workers[index].pending)
