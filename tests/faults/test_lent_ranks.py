@@ -87,6 +87,7 @@ def test_newcomers_wait_while_there_is_nothing_to_bring_them_up_with(lent: Lent)
     lent.pool.withhold()
     assert of_ranks(lent.tasks(4, seconds=0.05)) == {0, 1}
     assert all(worker >= RANK for _, worker, _ in lent.tasks(4, seconds=0.05))
+    lent.pool.broadcast(Worker.load_weights, "v1")
     lent.pool.sync([(Worker.load_weights, ("v1",))], 1)
     found = lent.tasks(9, seconds=0.1)
     assert {weights for _, worker, weights in found if worker < RANK} == {"v1"}
