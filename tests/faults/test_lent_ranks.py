@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_a_rank_that_is_lost_in_a_task_ends_the_group(
     lent.group.form()
     found = lent.tasks(6, seconds=0.1)
     assert len(found) == 6 and of_ranks(found) == {0, 1}
-    if what is signal.SIGSTOP:
+    with suppress(ProcessLookupError):  # where Ray has not ended it
         os.kill(process, signal.SIGKILL)
 
 
