@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small_clips import aesthetic_reward, clip_folder, clip_reward, hps_reward
+from support.small_clips import aesthetic_reward, clip_reward, hps_reward
 
 from branchgrpo.rewards.base import PictureOptions, Resources
 from branchgrpo.rewards.pickscore import PickScoreReward
+from branchgrpo.rewards.small.clips import save_clip
 
 MADE: dict[str, Callable[[Path], PictureOptions]] = {
     "hps": hps_reward,
     "clip": clip_reward,
-    "pickscore": lambda folder: PickScoreReward(path=str(clip_folder(folder))),
-    "aesthetic": lambda folder: aesthetic_reward(clip_folder(folder), folder),
+    "pickscore": lambda folder: PickScoreReward(path=str(save_clip(folder))),
+    "aesthetic": lambda folder: aesthetic_reward(save_clip(folder), folder),
 }
 PROMPTS = ["a red cube on a green table", "two dogs", "a portrait", "a cat on a roof", "the sea"]
 

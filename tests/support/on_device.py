@@ -16,9 +16,11 @@ from torch import Tensor
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.sd3 import small_sd3
+from branchgrpo.models.small.wan import small_wan as write_small_wan
 from branchgrpo.types import Subtree, TreeKey
 from support import small_wan
-from support.small_models import small_qwen_image, small_sd3
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle"]
 FAMILIES = ("flux", "sd3", "qwen_image", "wan")
@@ -53,7 +55,7 @@ def small_families(folder: Path) -> dict[str, Small]:
         base = sizes | {"path": path, "max_sequence_length": text}
         return Small(lambda **keys: kind(**base | keys))
 
-    wan = small_wan.save_small_wan(folder / "wan")
+    wan = write_small_wan(folder / "wan")
     return {
         "flux": pictures(FluxModel, "embedded:tiny-flux", 16),
         "sd3": pictures(SD3Model, str(small_sd3(folder / "sd3")), 24),
