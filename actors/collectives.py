@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -22,6 +23,13 @@ def form_group(options: Learner, rank: int, ranks: int, address: str) -> None:
     dist.init_process_group(
         backend, init_method=address, world_size=ranks, rank=rank, timeout=timeout
     )
+
+
+def begin_alike(ranks: int, weights: Iterable[torch.Tensor]) -> None:
+    """Give every rank the weights of rank 0."""
+    if ranks > 1:
+        for weight in weights:
+            dist.broadcast(weight.detach(), 0)
 
 
 def same_on_all(ranks: int, what: str, digest: str) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from actors.collectives import form_group, largest, same_on_all, summed
+from actors.collectives import begin_alike, form_group, largest, same_on_all, summed
 from actors.deadlines import storage_bound
+from actors.devices import prepare
 from actors.meeting import free_address
 from actors.rollout import fingerprint
 from branchgrpo.algo import credit
@@ -19,7 +19,7 @@ from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import GateError, UserError, kind_and_line
 from branchgrpo.learner import shard
-from branchgrpo.learner.batches import MicroBatch, micro_batches
+from branchgrpo.learner.batches import MicroBatches
 from branchgrpo.learner.fsdp import gathered, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
 from branchgrpo.learner.policy import PolicyUpdate, Tally
@@ -64,7 +64,7 @@ class Learner:
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; ranks and resources stay as they
         were."""
-        torch.set_num_threads(config.learner.compute_threads)
+        prepare(config.learner)
         torch.manual_seed(config.run.seed)
         self.config = config
         for old in ("model", "policy"):  # go before the new ones come
@@ -80,8 +80,8 @@ class Learner:
             self.model.freeze_base()
         if self.sharded:
             shard_weights(self.model, self.ranks)
-        elif self.ranks > 1:
-            self.model.denoiser = DistributedDataParallel(self.model.denoiser)
+        else:
+            begin_alike(self.ranks, self.model.trainable().values())
         self.version = self.skips = 0
         self.policy = PolicyUpdate(config, self.model, self.ranks)
 
@@ -117,14 +117,20 @@ class Learner:
         same_on_all(self.ranks, "credit", credit.digest(credits))
         shards = self._shards(plan, credits, request.iteration)
         store = PayloadStore(
-            fetch=self.fetch, plan=plan, trees=trees, segments=request.segments, shards=shards
+            fetch=self.fetch,
+            plan=plan,
+            trees=trees,
+            segments=request.segments,
+            shards=shards,
+            pin=self.model.device.type == "cuda",
         )
         texts = PromptTexts(self.fetch, request.conditioning, trees, shards, model=self.model)
-        batches = self._micro_batches(plan, shards, trees, store, texts=texts)
-        first = self.version == 0 and self.config.gates.enabled
-        on_policy = self._on_policy_gate(plan, batches[0]) if first else float("nan")
+        steps = self._micro_batches(plan, shards, trees, store, texts=texts)
         tally = Tally()
-        norms = [self.policy.step(plan, step, tally) for step in batches if step]
+        first = self.version == 0 and self.config.gates.enabled
+        on_policy = self._on_policy_gate(plan, steps[0], tally) if first else float("nan")
+        self.policy.begin(plan, steps, tally)
+        norms = [self.policy.step(plan, batches, tally) for batches in steps if len(batches)]
         self._count_skips(norms)
         self.version += 1
         if first and not self.sharded:
@@ -138,6 +144,7 @@ class Learner:
             version=self.version,
             learning_rate=self.policy.learning_rate,
             on_policy=on_policy,
+            first_ratio=largest(self.ranks, self.policy.first_ratio or 0.0, self.model.device),
             fetched_bytes=store.bytes + texts.bytes,
         )
 
@@ -175,16 +182,16 @@ class Learner:
         store: PayloadStore,
         *,
         texts: PromptTexts,
-    ) -> list[list[MicroBatch]]:
-        """Each shard in portions that fit a forward."""
+    ) -> list[MicroBatches]:
+        """Each shard in portions that should fit a forward."""
         options = self.config.learner
         size = options.micro_batch
         if options.token_budget:  # ranks whose forwards are collectives must make as many
             tokens = int(largest(self.ranks, texts.tokens(), self.model.device))
             size = min(size, max(1, options.token_budget // tokens))
-        velocities = store.behaviour if self.config.loss.needs_behaviour_mean else None
+        keeps = self.config.keeps_behaviour_mean
         return [
-            micro_batches(
+            MicroBatches(
                 plan,
                 shard=one,
                 trees=trees,
@@ -192,7 +199,7 @@ class Learner:
                 texts=texts,
                 size=size,
                 device=self.model.device,
-                velocities=velocities,
+                velocities=store.behaviour if keeps else None,
             )
             for one in shards
         ]
@@ -277,10 +284,10 @@ class Learner:
             folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift
         )
 
-    def _on_policy_gate(self, plan: BranchPlan, batches: list[MicroBatch]) -> float:
+    def _on_policy_gate(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner
         disagree."""
-        worst = self.policy.deviation(plan, batches)
+        worst = self.policy.deviation(plan, batches, tally)
         found = largest(self.ranks, worst, self.model.device)
         bound = self.config.gates.on_policy_tolerance
         if not found <= bound:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.devices import prepare
 from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
@@ -44,7 +45,7 @@ class RolloutWorker:
         self.config, self.version = config, 0
         for old in ("model", "sampler"):  # go before the new ones come
             vars(self).pop(old, None)
-        torch.set_num_threads(config.rollout.compute_threads)
+        prepare(config.rollout)
         self.serve(config, config.model.build(config.rollout.device, rollout_parts(config)))
 
     def serve(self, config: Config, model: Adapter) -> None:
@@ -57,7 +58,7 @@ class RolloutWorker:
             seed=config.run.seed,
             storage=storage,
             max_batch=config.rollout.max_batch,
-            keep_velocity=config.loss.needs_behaviour_mean,
+            keep_velocity=config.keeps_behaviour_mean,
         )
 
     def __repr__(self) -> str:
@@ -169,8 +170,7 @@ def fingerprint(model: Any) -> F32:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(FINGERPRINT_ROWS, *model.latent_shape, generator=generator).to(model.device)
     sigma = torch.linspace(0.9, 0.3, FINGERPRINT_ROWS).to(model.device)
-    with torch.no_grad():
-        out: F32 = (
-            model.velocity(x, sigma, model.fingerprint_conditioning(FINGERPRINT_ROWS)).cpu().numpy()
-        )
+    cond = model.fingerprint_conditioning(FINGERPRINT_ROWS)
+    with torch.no_grad(), model.without_gradient():
+        out: F32 = model.velocity(x, sigma, cond).detach().cpu().numpy()
     return out

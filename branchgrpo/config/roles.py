@@ -137,12 +137,22 @@ class Learner(Role):
         1.0, gt=0, description="the gradient is clipped to this norm before every optimiser step"
     )
     optimiser_steps: int = Field(1, ge=1, description="optimiser steps per iteration")
-    micro_batch: int = Field(64, ge=1, description="parents per forward and backward")
+    micro_batch: int = Field(
+        64,
+        ge=1,
+        description="parents per forward and backward; halved where "
+        "they don't fit into a GPU's memory",
+    )
     token_budget: int = Field(
         0,
         ge=0,
         description="latent and text tokens per forward and backward, which may make "
         "micro-batches smaller; 0 = no limit",
+    )
+    old: Literal["behaviour", "recompute"] = Field(
+        "behaviour",
+        description="old side of the ratio: the rollout workers' log-probs, or the learner's own, "
+        "of its weights before the iteration's first step",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate after the warm-up, over run.iterations"

@@ -39,6 +39,11 @@ class Config(Keys):
         )
 
     @property
+    def keeps_behaviour_mean(self) -> bool:
+        """Rollouts must keep velocities, since the loss measures from the policy that grew."""
+        return self.loss.needs_behaviour_mean and self.learner.old == "behaviour"
+
+    @property
     def reward_groups(self) -> list[tuple[int, ...]]:
         """Places of rewards that one worker scores: those that share a runtime_env."""
         groups: dict[str, list[int]] = {}

@@ -17,18 +17,21 @@ def shard_weights(model: Adapter, ranks: int) -> None:
     """Shard the denoiser (and its frozen copy, if there is one) over all ranks, block by block. A
     process group must exist.
 
-    Weights that train are kept in float32, so that small steps of AdamW don't round to nothing, and
-    computed with in the model's own dtype; gradients are summed in float32. Adapters compute in
-    float32 as on the rollout workers.
+    Weights that train, adapters too, are kept in float32, so that small steps of AdamW don't round
+    to nothing, and computed with in the model's own dtype, as on the rollout workers; gradients are
+    summed in float32.
     """
-    compute = None if model.adapted or model.dtype == torch.float32 else model.dtype
+    compute = None if model.dtype == torch.float32 else model.dtype
     mesh = init_device_mesh(model.device.type, (ranks,))
     frozen = model.base
     if frozen is not None:
         _shard(
             frozen, model.blocks_of(frozen), mesh, MixedPrecisionPolicy(cast_forward_inputs=False)
         )
-    if not model.adapted:
+    if model.adapted:
+        for value in model.trainable().values():
+            value.data = value.data.float()
+    else:
         model.module.float()
     _shard(
         model.module,

@@ -28,7 +28,9 @@ class PayloadStore:
         trees: list[TreeHeader],
         segments: Sequence[tuple[SegmentHeader, Any]],
         shards: list[LearnerShard],
+        pin: bool = False,
     ):
+        """pin: in page-locked memory, from which a GPU copies while the host goes on."""
         topo = topology(plan)
         index = {(tree.prompt_index, tree.key.tree): i for i, tree in enumerate(trees)}
         wanted = {
@@ -61,13 +63,14 @@ class PayloadStore:
         ):
             self.bytes += payload.latents.nbytes + payload.velocity.nbytes
             latents = wire.to_torch(payload.latents, payload.dtype)
+            velocities = wire.to_torch(payload.velocity, "float32")
+            if pin:
+                latents, velocities = latents.pin_memory(), velocities.pin_memory()
             for row, (subtree, node) in enumerate(
                 zip(payload.subtree.tolist(), payload.node.tolist(), strict=True)
             ):
                 self.rows[owners[subtree], node] = latents[row]
-            for row, velocity in zip(
-                payload.parent.tolist(), wire.to_torch(payload.velocity, "float32"), strict=True
-            ):
+            for row, velocity in zip(payload.parent.tolist(), velocities, strict=True):
                 self.velocities[owners[payload.subtree[row]], int(payload.node[row])] = velocity
 
     def latents(self, tree: int, node: int) -> torch.Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -15,8 +14,10 @@ from branchgrpo.algo import kernels
 from branchgrpo.algo.loss.base import Edges
 from branchgrpo.config.roles import Learner
 from branchgrpo.config.schema import Config
-from branchgrpo.learner.batches import MicroBatch
+from branchgrpo.learner.batches import MicroBatch, MicroBatches
 from branchgrpo.learner.fsdp import full
+from branchgrpo.learner.gradients import GradientSums
+from branchgrpo.learner.portions import Portions
 from branchgrpo.models.base import Adapter
 from branchgrpo.types import BranchPlan
 
@@ -34,10 +35,17 @@ class Tally:
     kl: float = 0.0
     edges: float = 0.0
     forwards: float = 0.0
+    halved: float = 0.0  # how often micro-batches were, for want of memory
+
+    def add(self, **sums: Tensor) -> None:
+        """Add the sums of a micro-batch, which are read from its device at once."""
+        values = torch.stack([value.detach().double() for value in sums.values()]).tolist()
+        for name, value in zip(sums, values, strict=True):
+            setattr(self, name, getattr(self, name) + value)
 
     def reduced(self, add: Sum) -> Tally:
         """Summed over ranks."""
-        values = add(torch.tensor(list(vars(self).values()), dtype=torch.float64))
+        values = add(torch.tensor(astuple(self), dtype=torch.float64))
         return Tally(*values.tolist())
 
 
@@ -79,7 +87,12 @@ class PolicyUpdate:
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
+            fused=model.device.type == "cuda",
         )
+        self.gradients = GradientSums(self.parameters, self.masters, ranks)
+        self.portions = Portions(options.micro_batch, model.device, self.gradients.sharded)
+        # |ratio − 1| of the iteration's first micro-batch; none before it
+        self.first_ratio: float | None = None
         total = config.run.iterations * options.optimiser_steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser, lambda step: rate_factor(options, step, total)
@@ -99,25 +112,32 @@ class PolicyUpdate:
         both log-probs equal."""
         v = self.model.velocity(rows.x, rows.sigma, rows.cond)
         mean, std = kernels.transition(plan, rows.steps, rows.x, v)
-        columns = [
-            kernels.log_prob(rows.y[:, child], mean, std) for child in range(rows.y.shape[1])
-        ]
-        log_prob = torch.stack(columns, 1)
-        old = torch.where(rows.present, rows.old, log_prob.detach())
+        log_prob = _log_probs(rows, mean, std)
+        old, behaviour = self._old(rows, log_prob.detach(), v.detach())
         std = std.flatten(1)
         mean_drift = torch.zeros_like(std)
-        if rows.velocity is not None:
-            behaviour, _ = kernels.transition(plan, rows.steps, rows.x, rows.velocity)
-            mean_drift = _distance(mean, behaviour)
+        if behaviour is not None:
+            mean_drift = _distance(mean, kernels.transition(plan, rows.steps, rows.x, behaviour)[0])
         levels = torch.from_numpy(plan.sigmas).to(std.device)
         return Edges(
             log_prob=log_prob,
-            old_log_prob=old,
+            old_log_prob=torch.where(rows.present, old, log_prob.detach()),
             advantage=rows.advantage,
             std=std,
             dt=(levels[rows.steps + 1] - levels[rows.steps])[:, None],
             mean_drift=mean_drift,
         ), mean
+
+    def _old(
+        self, rows: MicroBatch, log_prob: Tensor, velocity: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """(log-prob [n, K], velocity [n, *S] where the loss needs it) on the ratio's old side; of
+        the present policy as given, unless it was taken down before."""
+        if self.config.learner.old == "behaviour":
+            return rows.old, rows.velocity
+        if rows.own is not None:
+            return rows.own.log_prob, rows.own.velocity
+        return log_prob, velocity if self.config.loss.needs_behaviour_mean else None
 
     def kl(self, plan: BranchPlan, rows: MicroBatch, mean: Tensor, std: Tensor) -> Tensor:
         """[n, 1] KL of the transition to that of the frozen base, mean over dimensions: ‖μ −
@@ -127,35 +147,45 @@ class PolicyUpdate:
         )
         return _distance(mean, base) / (2.0 * std**2)
 
-    def deviation(self, plan: BranchPlan, batches: list[MicroBatch]) -> float:
-        """max |ratio − 1| over this rank's edges, without a gradient; 0 when it has none, infinite
-        where a ratio is not finite."""
+    def deviation(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
+        """max |ratio − 1| to the behaviour policy over this rank's edges, without a gradient; 0
+        when it has none, infinite where a ratio is not finite."""
         worst = 0.0
-        with torch.no_grad():
-            for rows in batches:
-                edges, _ = self.edges(plan, rows)
-                found = (torch.exp(edges.log_prob - edges.old_log_prob) - 1).abs()
-                worst = max(worst, float(found.nan_to_num(nan=math.inf).max()))
+
+        def measure(first: int, rows: MicroBatch) -> None:
+            nonlocal worst
+            log_prob, _ = self._without_gradient(plan, rows)
+            worst = max(worst, _ratio_error(rows, log_prob))
+
+        tally.halved += self.portions.run(batches, measure)
         return worst
 
-    def step(self, plan: BranchPlan, batches: list[MicroBatch], tally: Tally) -> float:
-        """One optimiser step over this rank's batches; returns the gradient norm before clipping.
+    def begin(self, plan: BranchPlan, steps: list[MicroBatches], tally: Tally) -> None:
+        """Begin an iteration of these optimiser steps: where the ratio's old side is recomputed,
+        take it down of the present weights for all but the first step, whose own forwards are
+        under them."""
+        self.first_ratio = None
+        keep = self.config.loss.needs_behaviour_mean
+        for batches in steps[1:] if self.config.learner.old == "recompute" else []:
 
-        Every rank must bring as many batches. A norm that is not finite leaves the weights alone:
-        it is the same on all ranks after the all-reduce, so all skip together.
+            def measure(first: int, rows: MicroBatch, batches: MicroBatches = batches) -> None:
+                log_prob, v = self._without_gradient(plan, rows)
+                batches.keep_own(first, log_prob, v if keep else None)
+
+            tally.halved += self.portions.run(batches, measure)
+
+    def step(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
+        """One optimiser step over this rank's parents; returns the gradient norm before clipping.
+
+        Ranks with whole weights may bring different numbers of micro-batches, those with shards
+        must bring as many. A norm that is not finite leaves the weights alone: it is the same on
+        all ranks after the all-reduce, so all skip together.
         """
-        for value in (*self.masters, *self.parameters):
-            value.grad = None
-        for index, rows in enumerate(batches):
-            last = index == len(batches) - 1
-            # DDP sums gradients once, in the last micro-batch; sharded weights after each, or a
-            # rank would hold all gradients
-            hold = getattr(self.model.denoiser, "no_sync", nullcontext) if not last else nullcontext
-            with hold():
-                self._backward(plan, rows, tally)
-        for master, value in zip(self.masters, self.parameters, strict=True):
-            if master is not value and value.grad is not None:
-                master.grad = value.grad.float()
+        self.gradients.begin()
+        tally.halved += self.portions.run(
+            batches, lambda _, rows: self._backward(plan, rows, tally)
+        )
+        self.gradients.finish()
         norm = float(
             full(torch.nn.utils.clip_grad_norm_(self.masters, self.config.learner.max_grad_norm))
         )
@@ -167,6 +197,13 @@ class PolicyUpdate:
             self.follow()
             self._average(taken)
         return norm
+
+    def _without_gradient(self, plan: BranchPlan, rows: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(log-prob [n, K], velocity [n, *S]) of the present policy."""
+        with torch.no_grad(), self.model.without_gradient():
+            v = self.model.velocity(rows.x, rows.sigma, rows.cond).detach()
+        mean, std = kernels.transition(plan, rows.steps, rows.x, v)
+        return _log_probs(rows, mean, std), v
 
     def named_masters(self) -> dict[str, Tensor]:
         """What AdamW moves, by the parameters' names."""
@@ -180,21 +217,30 @@ class PolicyUpdate:
                     value.copy_(master)
 
     def _backward(self, plan: BranchPlan, rows: MicroBatch, tally: Tally) -> None:
+        self.gradients.drop()  # what one that did not fit has left
         beta = self.config.loss.kl_beta
         edges, mean = self.edges(plan, rows)
         loss, ratio, clipped = self.config.loss(edges)
         real = rows.present & (rows.weight > 0)
+        kl = torch.zeros_like(edges.std)
         if beta:
             kl = self.kl(plan, rows, mean, edges.std)
             loss = loss + beta * kl
-            tally.kl += float((kl.detach() * real).sum())
         total = (loss * rows.weight).sum()
-        (total * self.ranks).backward()  # type: ignore[no-untyped-call]  # DDP averages over ranks
-        tally.loss += float(total.detach())
-        tally.deviation += float(((ratio - 1).abs() * real).sum())
-        tally.clipped += float((clipped & real).sum())
-        tally.edges += float(real.sum())
-        tally.forwards += float(real.any(1).sum())
+        # FSDP2 averages over ranks
+        factor = self.ranks if self.gradients.sharded else 1
+        (total * factor).backward()  # type: ignore[no-untyped-call]
+        self.gradients.add()
+        if self.first_ratio is None:
+            self.first_ratio = _ratio_error(rows, edges.log_prob.detach())
+        tally.add(
+            loss=total,
+            kl=(kl.detach() * real).sum(),
+            deviation=((ratio - 1).abs() * real).sum(),
+            clipped=(clipped & real).sum(),
+            edges=real.sum(),
+            forwards=real.any(1).sum(),
+        )
 
     def _average(self, taken: int) -> None:
         """Move the exponential mean of the weights, every `ema_every` steps; `taken`: optimiser
@@ -206,6 +252,18 @@ class PolicyUpdate:
         with torch.no_grad():
             for mean, value in zip(self.ema.values(), self.masters, strict=True):
                 mean.lerp_(value, 1.0 - decay)
+
+
+def _log_probs(rows: MicroBatch, mean: Tensor, std: Tensor) -> Tensor:
+    """[n, K] of the children, whose transition has mean μ [n, *S] and std [n, 1, …]."""
+    children = rows.y.unbind(1)
+    return torch.stack([kernels.log_prob(child, mean, std) for child in children], 1)
+
+
+def _ratio_error(rows: MicroBatch, log_prob: Tensor) -> float:
+    """max |ratio − 1| of [n, K] to the behaviour policy; infinite where a ratio is not finite."""
+    ratio = torch.exp(log_prob - torch.where(rows.present, rows.old, log_prob))
+    return float((ratio - 1).abs().nan_to_num(nan=math.inf).max())
 
 
 def _distance(mean: Tensor, other: Tensor) -> Tensor:

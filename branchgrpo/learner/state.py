@@ -64,10 +64,13 @@ def restore(
             master.copy_(spread(learnt[name], master))
         for name, mean in policy.ema.items():
             mean.copy_(spread(tensors["ema"].get(name, learnt[name]), mean))
+    fused = policy.optimiser.defaults["fused"]  # then it counts steps on the device
     for name in tensors[MOMENTS[0]]:
         moments = {moment: spread(tensors[moment][name], masters[name]) for moment in MOMENTS}
         policy.optimiser.state[masters[name]] = {
-            "step": torch.tensor(float(state["steps"])),
+            "step": torch.tensor(
+                float(state["steps"]), device=masters[name].device if fused else "cpu"
+            ),
             **moments,
         }
     policy.follow()

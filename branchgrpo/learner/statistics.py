@@ -18,13 +18,14 @@ def step_stats(
     version: int,
     learning_rate: float,
     on_policy: float,
+    first_ratio: float,
     fetched_bytes: int,
 ) -> StepStats:
     """Statistics of an update on the trees that have these credits.
 
     tally: over all ranks. norms: of each optimiser step's gradient, not finite where it was
     skipped. version: of the weights now. learning_rate: of the last step. on_policy: what the gate
-    found, NaN where it did not run.
+    found, NaN where it did not run. first_ratio: largest |ratio − 1| of the first micro-batches.
     """
     random = topology(plan).stochastic
     kept = np.concatenate([one.advantage[one.keep] for one in credits])
@@ -34,6 +35,7 @@ def step_stats(
         loss=tally.loss / max(1, len(norms)),
         ratio_deviation=tally.deviation / max(1.0, tally.edges),
         on_policy_deviation=on_policy,
+        first_ratio_deviation=first_ratio,
         clip_fraction=tally.clipped / max(1.0, tally.edges),
         kl=tally.kl / max(1.0, tally.edges),
         learning_rate=learning_rate,
@@ -41,6 +43,7 @@ def step_stats(
         optimiser_steps=len(finite),
         skipped_steps=len(norms) - len(finite),
         forwards=int(tally.forwards),
+        halved=int(tally.halved),
         edges=len(kept),
         edges_stochastic=int(random.sum()) * len(credits),
         edges_all=(len(random) - 1) * len(credits),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -148,7 +149,7 @@ class Adapter(ABC):
     device: torch.device
     dtype: torch.dtype  # of rollouts: what published weights are in, adapters apart
     latent_shape: tuple[int, ...]  # S
-    denoiser: Any  # the module that is trained; may be wrapped, for example by DDP
+    denoiser: Any  # the module that is trained
     base: nn.Module | None = None  # as it was before training, once `freeze_base` made a copy
     adapted = False  # LoRA adapters train, not the denoiser's own weights
 
@@ -215,8 +216,17 @@ class Adapter(ABC):
 
     @property
     def module(self) -> Any:
-        """The denoiser, unwrapped."""
-        return getattr(self.denoiser, "module", self.denoiser)
+        """The denoiser."""
+        return self.denoiser
+
+    @contextmanager
+    def without_gradient(self) -> Iterator[None]:
+        """Within it, forwards whose gradient nobody wants. What they give must be that of forwards
+        in training, or the ratio of an unchanged policy is not 1."""
+        import torch
+
+        with torch.no_grad():
+            yield
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
         """Rows of the denoiser's sequence for one latent, text included: what its memory grows

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
@@ -105,8 +105,8 @@ class PipelineAdapter(Adapter):
                     f"{options.transformer}, got {', '.join(targets)}"
                 ) from error
             for value in found.parameters():
-                if value.requires_grad:  # few, and in bfloat16 they would not learn
-                    value.data = value.data.float()
+                if value.requires_grad:  # the learner has float32 masters of them
+                    value.data = value.data.to(self.dtype)
             if options.lora_path:
                 lora.load(found, options.lora_file())
             self.adapted = True
@@ -187,6 +187,28 @@ class PipelineAdapter(Adapter):
         both = {name: torch.cat([array[:, 0], array[:, 1]]) for name, array in cond.items()}
         wanted, unwanted = self.forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return self.guide(wanted, unwanted)
+
+    @contextmanager
+    def without_gradient(self) -> Iterator[None]:
+        """Compiled, forwards with and without gradient are different code: these are with it,
+        nothing is kept for a backward, and no checkpoints hold the inputs of blocks."""
+        import torch
+
+        if not self.options.compile:
+            with super().without_gradient():
+                yield
+            return
+        nothing = torch.empty(0)
+        self.denoiser.disable_gradient_checkpointing()
+        try:
+            with (
+                torch.enable_grad(),
+                torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda kept: kept),
+            ):
+                yield
+        finally:
+            if self.options.gradient_checkpointing:
+                self.denoiser.enable_gradient_checkpointing()
 
     def decode(self, x0: Tensor) -> U8:
         import torch

@@ -102,7 +102,7 @@ class QwenImage(PipelineAdapter):
         if self.denoiser is not None:
             last = f"transformer_blocks.{int(config['num_layers']) - 1}."
             for name, value in self.denoiser.named_parameters():
-                # nobody reads the last block's text: no gradient, which DDP refuses
+                # nobody reads the last block's text: no gradient
                 if name.startswith((f"{last}attn.to_add_out.", f"{last}txt_mlp.")):
                     value.requires_grad_(False)
 

@@ -42,6 +42,7 @@ def of_iteration(batch: RolloutBatch, stats: StepStats, driver_bytes: int) -> di
         "kl",
         "learning_rate",
         "ratio_deviation",
+        "first_ratio_deviation",
         "gradient_norm",
         "loss",
         "skipped_steps",
@@ -51,7 +52,8 @@ def of_iteration(batch: RolloutBatch, stats: StepStats, driver_bytes: int) -> di
         "fetched_bytes",
         "version",
     )
-    return values | {f"update/{name}": float(getattr(stats, name)) for name in names}
+    values |= {f"update/{name}": float(getattr(stats, name)) for name in names}
+    return values | {"update/batches_halved": float(stats.halved)}
 
 
 def overlooked(batch: RolloutBatch, prompts: int) -> dict[str, str]:

@@ -141,11 +141,11 @@ class Sampler:
             rows = slice(first, first + self.max_batch)
             levels = torch.full((len(x[rows]),), sigma, device=x.device)
             try:
-                out.append(
-                    self.model.velocity(
+                with self.model.without_gradient():
+                    v = self.model.velocity(
                         x[rows], levels, {name: array[rows] for name, array in cond.items()}
                     )
-                )
+                out.append(v.detach())
                 first += len(levels)
             except torch.OutOfMemoryError as error:
                 self._halve(x[rows], error)

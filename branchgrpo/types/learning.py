@@ -86,6 +86,8 @@ class StepStats:
     ratio_deviation: float  # mean |ratio − 1|
     # max |ratio − 1| before the first optimiser step; NaN when the gate did not run
     on_policy_deviation: float
+    # max |ratio − 1| to the behaviour policy in the ranks' first micro-batches, before any step
+    first_ratio_deviation: float
     clip_fraction: float
     kl: float  # mean KL to the base over trained edges; 0 when the loss has no such term
     learning_rate: float  # of the last optimiser step
@@ -93,6 +95,7 @@ class StepStats:
     optimiser_steps: int
     skipped_steps: int  # gradient was not finite
     forwards: int  # distinct parents, all ranks
+    halved: int  # how often micro-batches were, for want of memory, all ranks
     edges: int  # trained edges, all ranks
     edges_stochastic: int  # before pruning
     edges_all: int  # of the trees, deterministic ones too

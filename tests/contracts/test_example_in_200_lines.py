@@ -23,7 +23,7 @@ from branchgrpo.algo.tree import topology
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.learner import shard
-from branchgrpo.learner.batches import micro_batches
+from branchgrpo.learner.batches import MicroBatches
 from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.models.flux import Flux
 from branchgrpo.rollout.sampler import Sampler
@@ -186,7 +186,7 @@ def learn(
     for (one,) in shard.split(
         plan, credits=credits, ranks=1, optimiser_steps=steps, seed=SEED + ITERATION
     ):
-        batches = micro_batches(
+        batches = MicroBatches(
             plan,
             shard=one,
             trees=trees,

@@ -136,7 +136,8 @@ def test_statistics_agree(runs: dict[str, Any]) -> None:
     assert first.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
     assert first.edges == 3 * (2 + 2 + 4 + 4)
     assert first.on_policy_deviation <= config(2).gates.on_policy_tolerance
-    assert first.version == 1
+    assert 0 < first.first_ratio_deviation <= first.on_policy_deviation  # of a part of its edges
+    assert first.halved == 0 and first.version == 1
 
 
 def test_different_credit_stops_both_ranks_before_they_train(runs: dict[str, Any]) -> None:

@@ -227,21 +227,19 @@ def guidance_is_two_plain_calls(
 
 
 def adapters_sit_in(family: Family, layers: set[str]) -> None:
-    """LoRA trains exactly these layers' adapters, in float32 whatever the model's dtype, and begins
-    at the base."""
+    """LoRA trains exactly these layers' adapters, in the model's dtype, and begins at the base."""
     for dtype in ("float32", "bfloat16"):
         model, base = family.build(lora_rank=2, dtype=dtype), family.build(dtype=dtype)
         x, sigma = inputs(model, 2)
         assert {name.rpartition(".lora_")[0] for name in model.trainable()} == layers
-        assert {value.dtype for value in model.trainable().values()} == {torch.float32}
+        assert {value.dtype for value in model.trainable().values()} == {model.dtype}
         assert torch.equal(
             *(velocity(one, x, sigma, one.fingerprint_conditioning(2)) for one in (model, base))
         )
 
 
 def checkpointing_keeps_the_gradient(family: Family, rank: int) -> None:
-    """Every trainable parameter has a gradient (DDP waits for those that have none); checkpointing
-    computes the same one."""
+    """Every trainable parameter has a gradient; checkpointing computes the same one."""
 
     def count(calls: list[int], *_: Any) -> None:
         calls.append(1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.small_adapter import SmallAdapter, moments
 from support.small_trees import quickstart
-from test_update import PLAN, Case, close
+from test_update import PLAN, Case, close, poisoned
 from torch import Tensor
 
 from branchgrpo.algo.loss.base import Edges
@@ -116,7 +116,7 @@ def test_kl_is_the_distance_of_the_means_from_the_frozen_base() -> None:
     base = case.model.double()
     nudge(case.model)
     exact = case.model.double()
-    (rows,) = case.batches(case.shards()[0])
+    rows = case.batches(case.shards()[0]).take(0, 64)
     edges, mean = case.policy.edges(PLAN, rows)
     found = case.policy.kl(PLAN, rows, mean, edges.std)[:, 0]
     for row, ((tree, _), (child, *_)) in enumerate(
@@ -193,7 +193,7 @@ def test_the_base_does_not_follow_the_policy() -> None:
 def test_mean_drift_is_the_squared_move_of_the_mean_since_the_rollout(plan: BranchPlan) -> None:
     case = Case(plan=plan)
     behaviour, velocities = behaviour_of(case)
-    (rows,) = case.batches(case.shards()[0], velocities=velocities)
+    rows = case.batches(case.shards()[0], velocities=velocities).take(0, 64)
     still, _ = case.policy.edges(case.plan, rows)
     assert still.mean_drift.shape == still.std.shape == still.dt.shape == (len(rows.x), 1)
     assert still.mean_drift.max().item() <= 1e-12  # float32 rounding of a mean of size 1, squared
@@ -330,8 +330,7 @@ def test_the_mean_soon_forgets_the_untrained_model() -> None:
 
 def test_a_skipped_step_moves_neither_the_ema_nor_the_schedule() -> None:
     case = Case(**{"learner.ema": "0.5", "learner.warmup": "4", "learner.learning_rate": "0.01"})
-    sound, broken = case.batches(case.shards()[0]), case.batches(case.shards()[0])
-    broken[0].x[0, 0] = float("nan")
+    sound, broken = case.batches(case.shards()[0]), poisoned(case, float("nan"))
     case.policy.step(PLAN, sound, Tally())
     before, rate = copy.deepcopy(case.policy.ema), case.policy.learning_rate
     assert not np.isfinite(case.policy.step(PLAN, broken, Tally()))
@@ -398,7 +397,7 @@ def test_adamw_moves_by_the_scheduled_rate(schedule: str) -> None:
 
 def test_edges_of_a_missing_child_change_nothing() -> None:
     case = Case()
-    (rows,) = case.batches(case.shards()[0])
+    rows = case.batches(case.shards()[0]).take(0, 64)
     edges, _ = case.policy.edges(PLAN, rows)
     assert isinstance(edges, Edges) and not rows.present.all()
     assert torch.equal(edges.log_prob[~rows.present], edges.old_log_prob[~rows.present])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from support.small_trees import plan_of, quickstart
 
 from branchgrpo.algo.tree import topology
 from branchgrpo.learner import shard
-from branchgrpo.learner.batches import Latents, MicroBatch, micro_batches
+from branchgrpo.learner.batches import Latents, MicroBatches
 from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.types import BranchPlan, LearnerShard
 
@@ -30,7 +32,13 @@ class Case:
     """Trees, their credit and a policy. Behaviour log-probs are at most `off` away from the
     model's."""
 
-    def __init__(self, plan: BranchPlan = PLAN, off: float = 2 * CLIP, **overrides: str):
+    def __init__(
+        self,
+        plan: BranchPlan = PLAN,
+        off: float = 2 * CLIP,
+        model: SmallAdapter | None = None,
+        **overrides: str,
+    ):
         self.plan, self.model = plan, SmallAdapter()
         self.cond = {"text": torch.from_numpy(self.model.encode(["a"] * TREES).arrays["text"])}
         self.trees, self.latents = grow(
@@ -38,6 +46,7 @@ class Case:
         )
         self.config = quickstart(OPTIONS | overrides)
         self.credits = self.config.credit.assign(plan, self.trees, 0, {})
+        self.model = model or self.model  # of the same weights
         self.policy = PolicyUpdate(self.config, self.model, 1)
         self.model.rows.clear()
 
@@ -48,16 +57,15 @@ class Case:
 
     def batches(
         self, one: LearnerShard, size: int = 64, velocities: Latents | None = None
-    ) -> list[MicroBatch]:
-        device = torch.device("cpu")
-        return micro_batches(
+    ) -> MicroBatches:
+        return MicroBatches(
             self.plan,
             shard=one,
             trees=self.trees,
             latents=lambda tree, node: self.latents[tree, node],
             texts=lambda prompts: {"text": self.cond["text"][list(prompts)]},
             size=size,
-            device=device,
+            device=torch.device("cpu"),
             velocities=velocities,
         )
 
@@ -137,7 +145,13 @@ def test_shards_with_padding_add_up_to_the_same_gradient(ranks: int) -> None:
     shards = many.shards(ranks)
     # some are padding
     assert sum(len(part.parents) for part in shards) > len(one.shards()[0].parents)
-    many.policy.step(PLAN, [batch for part in shards for batch in many.batches(part)], tally)
+    together = LearnerShard(
+        *(
+            np.concatenate([getattr(part, name) for part in shards])
+            for name in ("parents", "edges", "advantage", "weight")
+        )
+    )
+    many.policy.step(PLAN, many.batches(together, size=len(shards[0].parents)), tally)
     assert close(many.gradient(), one.gradient(), 1e-5)
     assert (tally.edges, tally.clipped, tally.forwards) == (
         whole.edges,
@@ -169,13 +183,21 @@ def test_a_step_is_one_step_of_adamw() -> None:
         assert not torch.equal(new.detach(), old)
 
 
+def poisoned(case: Case, value: float) -> MicroBatches:
+    """Micro-batches of 4, the second of which has a value that is not finite."""
+    batches = case.batches(case.shards()[0], 4)
+    (tree, node), sound = batches.shard.parents[4].tolist(), batches.latents
+    bad = sound(tree, node).clone()
+    bad[0] = value
+    batches.latents = lambda *which: bad if which == (tree, node) else sound(*which)
+    return batches
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) -> None:
     case = Case()
     before = [parameter.detach().clone() for parameter in case.policy.parameters]
-    batches = case.batches(case.shards()[0], 4)
-    batches[1].x[0, 0] = value
-    assert not np.isfinite(case.policy.step(PLAN, batches, Tally()))
+    assert not np.isfinite(case.policy.step(PLAN, poisoned(case, value), Tally()))
     assert all(
         torch.equal(old, new) for old, new in zip(before, case.policy.parameters, strict=True)
     )
@@ -187,15 +209,21 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(value: float) ->
 
 def test_deviation_is_the_largest_ratio_error() -> None:
     case = Case()
-    found = case.policy.deviation(PLAN, case.batches(case.shards()[0]))
+    found = case.policy.deviation(PLAN, case.batches(case.shards()[0]), Tally())
     # behaviour log-probs are off by at most 2 · CLIP
     assert found == pytest.approx(np.exp(2 * CLIP) - 1, rel=1e-2)
-    assert case.policy.deviation(PLAN, []) == 0.0
+    (none,) = shard.split(
+        PLAN,
+        credits=[replace(credit, keep=np.zeros_like(credit.keep)) for credit in case.credits],
+        ranks=1,
+        optimiser_steps=1,
+        seed=0,
+    )[0]
+    assert case.policy.deviation(PLAN, case.batches(none), Tally()) == 0.0
     assert all(value.grad is None for value in case.policy.parameters)
 
 
 def test_a_ratio_that_is_not_finite_is_no_agreement() -> None:
     case = Case()
-    batches = case.batches(case.shards()[0], 4)
-    batches[1].x[0, 0] = float("nan")
-    assert not case.policy.deviation(PLAN, batches) <= 1e9  # the gate must not let it pass
+    worst = case.policy.deviation(PLAN, poisoned(case, float("nan")), Tally())
+    assert not worst <= 1e9  # the gate must not let it pass

@@ -12,6 +12,9 @@ import torch
 from support import model_checks as checks
 from support import model_folder_checks as folder_checks
 
+from branchgrpo.algo import kernels
+from branchgrpo.algo.methods.branch import BranchMethod
+from branchgrpo.algo.schedule import static
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
 
@@ -93,6 +96,44 @@ def test_compiled_blocks_give_the_same_velocity_and_gradient(family: checks.Fami
     assert float((others - gradient).norm()) <= 1e-4 * float(gradient.norm())
     blocks = compiled.blocks_of(compiled.module)
     assert len(blocks) == 5 and all(block._compiled_call_impl is not None for block in blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.parametrize("again", [False, True], ids=["plain", "checkpointed"])
+def test_compiled_rollouts_and_training_are_one_graph(family: checks.Family, again: bool) -> None:
+    """So the velocities, and with them the ratios of an unchanged policy, agree to the last bit:
+    what rollouts compute needs no graphs beside those of training, and keeps nothing for a
+    backward."""
+    model = family.build(
+        ("denoiser",), compile=True, lora_rank=2, gradient_checkpointing=again, dtype="bfloat16"
+    )
+    x, sigma = checks.inputs(model, 2)
+    cond = model.fingerprint_conditioning(2)
+    graphs = torch._dynamo.utils.counters["stats"]
+    trained = model.velocity(x, sigma, cond)
+    trained.square().mean().backward()
+    compiled = graphs["unique_graphs"]
+    assert compiled
+    with torch.no_grad(), model.without_gradient():
+        grown = model.velocity(x, sigma, cond)
+    with pytest.raises(RuntimeError):  # nothing is there for it
+        grown.square().mean().backward()
+    assert graphs["unique_graphs"] == compiled
+    assert torch.equal(grown.detach(), trained.detach())
+    assert model.denoiser.is_gradient_checkpointing == again
+    plan = BranchMethod(splits=(0,), leaves=2).plan(0, static(3, 3.0))
+    steps = torch.tensor([0, 1])
+    (old, std), (new, _) = (
+        kernels.transition(plan, steps, x, v.detach()) for v in (grown, trained)
+    )
+    y = old + std * torch.randn(old.shape, generator=torch.Generator().manual_seed(1))
+    ratio = torch.exp(kernels.log_prob(y, new, std) - kernels.log_prob(y, old, std))
+    assert torch.equal(ratio, torch.ones(2))
+    with torch.no_grad():
+        model.velocity(x, sigma, cond)
+    assert graphs["unique_graphs"] > compiled  # or the case would show nothing
+    torch._dynamo.reset()
 
 
 def test_an_attention_backend_is_used(family: checks.Family) -> None:

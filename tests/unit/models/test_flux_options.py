@@ -15,7 +15,7 @@ from support.small_trees import quickstart
 from branchgrpo.algo import kernels
 from branchgrpo.algo.plan import ode_plan
 from branchgrpo.algo.schedule import static
-from branchgrpo.learner.batches import MicroBatch
+from branchgrpo.learner.batches import MicroBatch, MicroBatches
 from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.rollout.sampler import Sampler
@@ -202,6 +202,20 @@ def test_what_is_saved_is_a_stock_pipeline_with_the_trained_velocity(
     ).allclose(before, atol=1e-5)
 
 
+class AsGiven(MicroBatches):
+    """One micro-batch that was made by hand."""
+
+    def __init__(self, rows: MicroBatch):
+        self.rows, self.size = rows, len(rows.x)
+
+    def __len__(self) -> int:
+        return len(self.rows.x)
+
+    def take(self, first: int, count: int) -> MicroBatch:
+        assert (first, count) == (0, len(self))
+        return self.rows
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_kl_to_the_base_is_0_at_the_start_and_has_a_gradient_later(rank: int) -> None:
     config = quickstart(
@@ -233,7 +247,7 @@ def test_kl_to_the_base_is_0_at_the_start_and_has_a_gradient_later(rank: int) ->
     }
     move(model, 0.01)
     tally, before = Tally(), [value.detach().clone() for value in policy.parameters]
-    assert policy.step(plan, [rows], tally) > 0
+    assert policy.step(plan, AsGiven(rows), tally) > 0
     with torch.no_grad():
         model.load(dict(zip(still, before, strict=True)))
         _, std = kernels.transition(plan, steps, x, x)
