@@ -102,8 +102,7 @@ class Learner:
         return free_address(host)
 
     def join(self, ranks: int, address: str) -> None:
-        """Form the process group of so many ranks, if there are several; load the model and wrap or
-        shard it."""
+        """Form the process group of so many ranks, if there are several; load the model."""
         self.ranks = ranks
         if ranks > 1:
             form_group(self.config.learner, self.rank, ranks, address)
@@ -189,7 +188,6 @@ class Learner:
         if options.token_budget:  # ranks whose forwards are collectives must make as many
             tokens = int(largest(self.ranks, texts.tokens(), self.model.device))
             size = min(size, max(1, options.token_budget // tokens))
-        keeps = self.config.keeps_behaviour_mean
         return [
             MicroBatches(
                 plan,
@@ -199,7 +197,7 @@ class Learner:
                 texts=texts,
                 size=size,
                 device=self.model.device,
-                velocities=store.behaviour if keeps else None,
+                velocities=store.behaviour if self.config.keeps_behaviour_mean else None,
             )
             for one in shards
         ]
@@ -287,8 +285,7 @@ class Learner:
     def _on_policy_gate(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner
         disagree."""
-        worst = self.policy.deviation(plan, batches, tally)
-        found = largest(self.ranks, worst, self.model.device)
+        found = largest(self.ranks, self.policy.deviation(plan, batches, tally), self.model.device)
         bound = self.config.gates.on_policy_tolerance
         if not found <= bound:
             raise GateError(
