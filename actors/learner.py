@@ -112,17 +112,12 @@ class Learner:
         """One iteration's training. Raises GateError when a start-up gate fails, RuntimeError after
         too many skips."""
         plan, trees = request.plan, self._trees(request)
+        device = self.model.device
         credits = self.config.credit.assign(plan, trees, request.iteration, request.scores)
         same_on_all(self.ranks, "credit", credit.digest(credits))
         shards = self._shards(plan, credits, request.iteration)
-        store = PayloadStore(
-            fetch=self.fetch,
-            plan=plan,
-            trees=trees,
-            segments=request.segments,
-            shards=shards,
-            pin=self.model.device.type == "cuda",
-        )
+        pin = device.type == "cuda"
+        store = PayloadStore(self.fetch, plan, trees, request.segments, shards=shards, pin=pin)
         texts = PromptTexts(self.fetch, request.conditioning, trees, shards, model=self.model)
         steps = self._micro_batches(plan, shards, trees, store, texts=texts)
         tally = Tally()
@@ -138,12 +133,12 @@ class Learner:
         return step_stats(
             plan,
             credits,
-            tally=tally.reduced(lambda sums: summed(self.ranks, sums, self.model.device)),
+            tally=tally.reduced(lambda sums: summed(self.ranks, sums, device)),
             norms=norms,
             version=self.version,
             learning_rate=self.policy.learning_rate,
             on_policy=on_policy,
-            first_ratio=largest(self.ranks, self.policy.first_ratio or 0.0, self.model.device),
+            first_ratio=largest(self.ranks, self.policy.first_ratio or 0.0, device),
             fetched_bytes=store.bytes + texts.bytes,
         )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -219,14 +219,12 @@ class Adapter(ABC):
         """The denoiser."""
         return self.denoiser
 
-    @contextmanager
-    def without_gradient(self) -> Iterator[None]:
+    def without_gradient(self) -> AbstractContextManager[None]:
         """Within it, forwards whose gradient nobody wants. What they give must be that of forwards
         in training, or the ratio of an unchanged policy is not 1."""
         import torch
 
-        with torch.no_grad():
-            yield
+        return torch.no_grad()
 
     def tokens(self, cond: dict[str, Tensor]) -> int:
         """Rows of the denoiser's sequence for one latent, text included: what its memory grows

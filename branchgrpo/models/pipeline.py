@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from shutil import copytree
@@ -104,9 +104,8 @@ class PipelineAdapter(Adapter):
                     "model.lora_targets: expected names of layers of "
                     f"{options.transformer}, got {', '.join(targets)}"
                 ) from error
-            for value in found.parameters():
-                if value.requires_grad:  # the learner has float32 masters of them
-                    value.data = value.data.to(self.dtype)
+            for value in filter(lambda one: one.requires_grad, found.parameters()):
+                value.data = value.data.to(self.dtype)  # the learner has float32 masters
             if options.lora_path:
                 lora.load(found, options.lora_file())
             self.adapted = True
@@ -188,27 +187,12 @@ class PipelineAdapter(Adapter):
         wanted, unwanted = self.forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return self.guide(wanted, unwanted)
 
-    @contextmanager
-    def without_gradient(self) -> Iterator[None]:
-        """Compiled, forwards with and without gradient are different code: these are with it,
-        nothing is kept for a backward, and no checkpoints hold the inputs of blocks."""
-        import torch
-
+    def without_gradient(self) -> AbstractContextManager[None]:
         if not self.options.compile:
-            with super().without_gradient():
-                yield
-            return
-        nothing = torch.empty(0)
-        self.denoiser.disable_gradient_checkpointing()
-        try:
-            with (
-                torch.enable_grad(),
-                torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda kept: kept),
-            ):
-                yield
-        finally:
-            if self.options.gradient_checkpointing:
-                self.denoiser.enable_gradient_checkpointing()
+            return super().without_gradient()
+        from branchgrpo.models.compiled import as_in_training
+
+        return as_in_training(self.denoiser, self.options.gradient_checkpointing)
 
     def decode(self, x0: Tensor) -> U8:
         import torch

@@ -27,9 +27,10 @@ from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
 from branchgrpo.config import load as configs
 from branchgrpo.learner import shard
-from branchgrpo.learner.batches import MicroBatches, Texts, texts_of
+from branchgrpo.learner.batches import MicroBatches, Texts
 from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.learner.portions import Portions
+from branchgrpo.learner.texts import PromptTexts
 from branchgrpo.models.base import Adapter
 from branchgrpo.types import BranchPlan, Conditioning, LearnerShard, TreeCredit, TreeHeader, TreeKey
 
@@ -105,8 +106,11 @@ def device_memory() -> dict[str, Any]:
     shards = [
         ranks[0] for ranks in shard.split(plan, credits, ranks=RANKS, optimiser_steps=steps, seed=0)
     ]
-    arrays = {name: np.zeros((prompts, *shape), np.float32) for name, shape in TEXT.items()}
-    conditioning, latent, model = Conditioning(arrays, prompts), torch.zeros(LATENT), OnMeta()
+    latent, model = torch.zeros(LATENT), OnMeta()
+
+    def encoded(dtype: str, name: str) -> Conditioning:
+        arrays = {key: np.zeros((prompts, *shape), dtype) for key, shape in TEXT.items()}
+        return Conditioning(arrays, prompts, dict.fromkeys(TEXT, name))
 
     def batches(one: LearnerShard, texts: Texts) -> MicroBatches:
         return MicroBatches(
@@ -121,9 +125,11 @@ def device_memory() -> dict[str, Any]:
 
     with MetaBytes() as now:
         portions = Portions(config.learner.micro_batch, model.device, sharded=False)
+        parts = encoded("uint16", "bfloat16").split()
+        texts = PromptTexts(list, parts, trees, shards, model=model)
         for one in shards:
-            portions.run(batches(one, texts_of(model, conditioning)), lambda first, rows: None)
-    cond = model.conditioning(conditioning)
+            portions.run(batches(one, texts), lambda first, rows: None)
+    cond = model.conditioning(encoded("float32", "float32"))
     kept = []
     for one in shards:
         made = batches(one, lambda prompts: {name: cond[name][list(prompts)] for name in cond})
@@ -170,13 +176,14 @@ def gradient_error(micro_batches: int) -> dict[str, Any]:
         draw = torch.Generator().manual_seed(1000 * tree + node)
         return torch.randn(model.latent_shape, generator=draw)
 
+    encodings = model.encode([f"the number {n} in red" for n in range(prompts)]).split()
     policy.gradients.add = watched  # type: ignore[method-assign]
     batches = MicroBatches(
         plan,
         shard=LearnerShard(*parts),
         trees=trees,
         latents=latents,
-        texts=texts_of(model, model.encode([f"the number {n} in red" for n in range(prompts)])),
+        texts=PromptTexts(list, encodings, trees, [LearnerShard(*parts)], model=model),
         size=1,
         device=model.device,
     )
