@@ -147,7 +147,7 @@ class Adapter(ABC):
     `latent_shape` in training, `evaluation_shape` in evaluation; all methods take both."""
 
     device: torch.device
-    dtype: torch.dtype  # of rollouts: what published weights are in, adapters apart
+    dtype: torch.dtype  # of forwards: what published weights are in
     latent_shape: tuple[int, ...]  # S
     denoiser: Any  # the module that is trained
     base: nn.Module | None = None  # as it was before training, once `freeze_base` made a copy
