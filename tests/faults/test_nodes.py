@@ -37,6 +37,9 @@ STAYING = {
     "learner.resource": "stay",
     "reward_workers.cpus": "0",
 }
+# as many grow in both, so that trees are cut alike
+LAYOUTS = {"separate": {}, "shared": {"cluster.layout": "shared", "rollout.workers": "1"}}
+both = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +126,20 @@ def test_a_node_that_holds_prefixes_is_lost(
     }
 
 
+@both
 @pytest.mark.slow
 def test_learners_change_their_number_behind_a_checkpoint(
-    ground: Ground, undisturbed: Run, tmp_path: Path
+    ground: Ground, undisturbed: Run, tmp_path: Path, layout: str
 ) -> None:
     places: list[int] = []
+    options = STAYING | LAYOUTS[layout] | {"checkpoint.every": "2"}
 
     def sabotage(made: RayService, iteration: int) -> None:
         made.scaling.desired, made.last_look = 2, 0.0
         places.append(len(made.learner_group.places))
 
-    found = ground.played(
-        tmp_path / "run", config(**STAYING, **{"checkpoint.every": "2"}), sabotage
-    )
+    play = ground.played if layout == "separate" else carried
+    found = play(tmp_path / "run", config(**options), sabotage)
     assert places == [1, 1, 1, 2]  # after iteration 2 comes the checkpoint
     assert (
         "learners formed anew: 1 → 2 ranks" in found.notes
@@ -153,19 +157,24 @@ def test_learners_change_their_number_behind_a_checkpoint(
     ]
 
 
+@both
 @pytest.mark.slow
 def test_a_drained_node_is_left_in_good_order(
-    cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path
+    cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path, layout: str
 ) -> None:
     """Workers and learner move, a checkpoint is written first, and no budget counts it: none is
     allowed here."""
     ground.end()
     leaving = ground.node
-    options = STAYING | {
-        "learner.resource": GROW,
-        "cluster.max_restarts": "0",
-        "checkpoint.every": "100",
-    }
+    options = (
+        STAYING
+        | LAYOUTS[layout]
+        | {
+            "learner.resource": GROW,
+            "cluster.max_restarts": "0",
+            "checkpoint.every": "100",
+        }
+    )
 
     def sabotage(made: RayService, iteration: int) -> None:
         if iteration == 0:
@@ -179,9 +188,9 @@ def test_a_drained_node_is_left_in_good_order(
     same(found, undisturbed)
     assert "learners formed anew: 1 of 1 ranks are on nodes that will go" in found.notes
     assert {record.get("checkpoint/iteration") for record in found.records[1:4]} == {0.0, 3.0}
-    assert found.service.rollout_pool.restarts == {
-        "preempted": 2
-    } and found.service.learner_group.restarts == {"preempted": 1}
+    workers = {"separate": 2, "shared": 1}[layout]
+    assert found.service.rollout_pool.restarts == {"preempted": workers}
+    assert found.service.learner_group.restarts == {"preempted": 1}
     assert found.records[-2]["service/recoveries"] == 0
     cluster.remove_node(leaving)
 
@@ -191,14 +200,23 @@ def asked() -> Any:
     return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null")
 
 
+@both
 @pytest.mark.slow
 def test_ranks_without_room_wait_for_it_and_training_goes_on(
-    cluster: Cluster, ground: Ground, tmp_path: Path
+    cluster: Cluster, ground: Ground, tmp_path: Path, layout: str
 ) -> None:
     """They take it after the first checkpoint at which a node for them is there."""
     ground.end()
     second, places = [], list[int]()
-    options = STAYING | {"learner.resource": "", "learner.cpus": "1", "checkpoint.every": "1"}
+    options = (
+        STAYING
+        | LAYOUTS[layout]
+        | {
+            "learner.resource": "",
+            "learner.cpus": "1",
+            "checkpoint.every": "1",
+        }
+    )
 
     def sabotage(made: RayService, iteration: int) -> None:
         made.scaling.desired, made.last_look = 2, 0.0
