@@ -126,11 +126,7 @@ class Sampler:
         """Encodings of the subtrees' prompts, and each subtree's row among them [M], on the device.
         Encodings are large: only those of this task go there."""
         used = sorted({subtree.prompt_index for subtree in subtrees})
-        cond = self.model.conditioning(
-            Conditioning(
-                {name: array[used] for name, array in conditioning.arrays.items()}, len(used)
-            )
-        )
+        cond = self.model.conditioning(conditioning.take(used))
         rows = [used.index(subtree.prompt_index) for subtree in subtrees]
         return cond, torch.tensor(rows, device=self.model.device)
 

@@ -42,6 +42,10 @@ class Subtree:
     node: int
 
 
+BITS = "uint16"
+"""How bfloat16, which numpy lacks, comes in arrays."""
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Encoded prompts: arrays of P rows each, under the names that the model adapter gives them.
@@ -58,11 +62,21 @@ class Conditioning:
                 raise ValueError(
                     f"Conditioning.{name}: expected {self.rows} rows, got {array.shape[0]}"
                 )
+            if array.dtype.name == BITS and name not in self.dtypes:
+                raise ValueError(
+                    f"Conditioning.{name}: expected the dtype that these {BITS} numbers are the "
+                    "bits of, got none"
+                )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """These rows, in this order."""
+        arrays = {name: array[list(rows)] for name, array in self.arrays.items()}
+        return type(self)(arrays, len(rows), self.dtypes)
 
     def split(self) -> list[Self]:
         """P of one row each, without a copy."""

@@ -1,0 +1,109 @@
+"""`branchgrpo train CONFIG --smoke`: one iteration of everything. Every shipped config, made small,
+in one process with the real roles; the command itself, on Ray, for one of each kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.in_process import Pool, Service
+
+from actors.encoder import Encoder
+from actors.pools import Encoders
+from branchgrpo.app.check import check
+from branchgrpo.app.smoke import shrunk
+from branchgrpo.config import load as configs
+from branchgrpo.config.schema import Config
+from branchgrpo.config.shipped import config_file, names
+from branchgrpo.data import prompts
+from branchgrpo.data.encodings import Encodings, encode_missing
+from branchgrpo.report.terminal import Display
+from branchgrpo.training.carry_out import carry_out
+
+ROOT = Path(__file__).parents[2]
+OFTEN = "flux.1-dev-1node"
+KINDS = ("flux.1-dev-1node-full", "flux.1-dev-4nodes-full", "wan2.1-1.3b-1node")
+"""All weights in shards, roles apart that grow ahead, a video."""
+
+
+def encoded(config: Config) -> None:
+    """Encode its prompts, as a run on Ray does before it begins."""
+    store = Encodings.open(config.model)
+    texts = [*chain(*prompts.lists(config)), store.model.negative_prompt]
+    encoder = Encoder(config, 0)
+    encoder.ready()
+    encode_missing(Encoders(Pool([encoder])), store, texts, told=lambda done, count: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_a_shipped_config_made_small_goes_all_the_way(name: str, tmp_path: Path) -> None:
+    small = shrunk(configs.load(config_file(name)), tmp_path)
+    check(small)
+    if small.model.precomputed:
+        encoded(small)
+    folder = tmp_path / "runs" / "run"
+    display = Display("smoke", 1, small.metric, console=Console(quiet=True))
+    with display:
+        summary = carry_out(
+            small,
+            service=Service(small),
+            folder=folder,
+            display=display,
+            interrupted=lambda: False,
+        )
+    assert "on_policy_deviation" in summary["gates"]
+    assert list((folder / "checkpoints").iterdir()) and list((folder / "weights").iterdir())
+    assert json.loads((folder / "held_out.json").read_text()).keys() == {"before", "after"}
+
+
+@pytest.mark.parametrize(
+    "name", [OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)]
+)
+def test_the_command_passes(name: str, tmp_path: Path) -> None:
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "TMPDIR": str(tmp_path),
+        "HPS_ROOT": str(tmp_path / "hps"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "branchgrpo", "train", name, "--smoke"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[0].startswith(f"smoke: everything is written to {tmp_path}/branchgrpo-smoke-")
+    assert lines[-1].startswith("smoke: passed in ") and lines[-1].endswith(" s")
+    (folder,) = tmp_path.glob("branchgrpo-smoke-*/runs/*")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "on_policy_deviation" in summary["gates"]
+    assert list((folder / "checkpoints").iterdir()) and list((folder / "weights").iterdir())
+    assert json.loads((folder / "held_out.json").read_text()).keys() == {"before", "after"}
+
+
+@pytest.mark.slow
+def test_one_that_fails_says_so(tmp_path: Path) -> None:
+    """A scorer that nobody serves: of what is there, nothing is replaced."""
+    keys = {"name": "remote", "url": "http://127.0.0.1:9", "retries": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "branchgrpo", "train", "--smoke"]
+        + [f"--rewards.0.{key}={value}" for key, value in keys.items()],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode != 0 and "127.0.0.1:9" in done.stderr
+    assert "smoke: passed" not in done.stdout
