@@ -3,7 +3,8 @@ gradients loses. Prints JSON; `before` is the same by the old way of computing.
 
 Device memory is counted on the meta device: bytes of all storages alive there at the same time,
 while the shards of one iteration of FLUX.1-dev at 720² (`flux.1-dev-1node` with the preset
-`dancegrpo`, two ranks) are gone through; before, all micro-batches were made first.
+`dancegrpo`: 16 chains of 20 prompts, two ranks) are gone through; before, all micro-batches were
+made first.
 
 The gradient is that of the embedded model in bfloat16 after so many micro-batches of one parent,
 summed by the policy update; the reference sums the same gradients in float64; before, they were
@@ -38,6 +39,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LATENT = (2025, 64)
 TEXT = {"text": (512, 4096), "pooled": (768,)}
 RANKS = 2
+PROMPTS = 20
 
 
 class MetaBytes(TorchDispatchMode):
@@ -100,8 +102,8 @@ def device_memory() -> dict[str, Any]:
     """GB on the device for the micro-batches of one iteration of one rank."""
     config = configs.load(CONFIGS / "flux.1-dev-1node.yaml", preset="dancegrpo")
     plan = config.method.plan(0, static(config.sampling.steps, 3.0))
-    prompts, each = config.rollout.prompts, config.rollout.trees_per_prompt * plan.chains
-    trees, credits = trees_of(plan, prompts, each)
+    prompts = PROMPTS
+    trees, credits = trees_of(plan, prompts, plan.chains)
     steps = config.learner.optimiser_steps
     shards = [
         ranks[0] for ranks in shard.split(plan, credits, ranks=RANKS, optimiser_steps=steps, seed=0)
