@@ -147,10 +147,10 @@ def test_learners_change_their_number_behind_a_checkpoint(
     )
     assert found.service.scaling.reservation is None
     one, other = found.records[3], undisturbed.records[3]
-    assert (
-        one["reward/total"] == other["reward/total"]
-        and one["update/version"] == other["update/version"] == 3
-    )
+    assert one["update/version"] == other["update/version"] == 3
+    # where ranks grow too, trees are cut for one more: latents differ in their last digits
+    within = {"separate": 0.0, "shared": 1e-4}[layout]
+    assert one["reward/total"] == pytest.approx(other["reward/total"], rel=within, abs=0.0)
     assert one["update/gradient_norm"] == pytest.approx(other["update/gradient_norm"], rel=1e-3)
     assert [record["iteration"] for record in found.records] == [
         record["iteration"] for record in undisturbed.records
@@ -189,7 +189,9 @@ def test_a_drained_node_is_left_in_good_order(
     assert "learners formed anew: 1 of 1 ranks are on nodes that will go" in found.notes
     assert {record.get("checkpoint/iteration") for record in found.records[1:4]} == {0.0, 3.0}
     workers = {"separate": 2, "shared": 1}[layout]
-    assert found.service.rollout_pool.restarts == {"preempted": workers}
+    lost = found.service.rollout_pool.restarts
+    # who has no place yet when ranks move makes room for them, and is made again
+    assert lost["preempted"] == workers and set(lost) <= {"preempted", "scaled"}
     assert found.service.learner_group.restarts == {"preempted": 1}
     assert found.records[-2]["service/recoveries"] == 0
     cluster.remove_node(leaving)
