@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from support.model_checks import inputs, velocity
-from support.small_models import small_qwen_image, small_sd3
-from support.small_wan import save_small_wan
 
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.sd3 import small_sd3
+from branchgrpo.models.small.wan import small_wan
 from branchgrpo.models.wan import WanModel
 from branchgrpo.types import Conditioning
 
@@ -36,7 +37,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "flux": lambda: partial(FluxModel, path="embedded:tiny-flux"),
         "sd3": lambda: partial(SD3Model, path=str(small_sd3(folder))),
         "qwen_image": lambda: partial(QwenImageModel, path=str(small_qwen_image(folder))),
-        "wan": lambda: partial(WanModel, path=str(save_small_wan(folder)), frames=5),
+        "wan": lambda: partial(WanModel, path=str(small_wan(folder)), frames=5),
     }
     return partial(made[request.param](), **SIZE)
 
