@@ -132,7 +132,10 @@ class RolloutWorker:
             halved=segment.halved,
         )
         if stop == plan.steps:
+            before = self.model.decodings_halved
             media = LeafMedia(self.model.decode(segment.frontier.float()), subtrees)
+            halved = segment.halved + self.model.decodings_halved - before
+            header = replace(header, halved=halved)
             return GrownSegment(header=header, payload=payload, media=media).objects()
         frontier, _ = wire.to_numpy(segment.frontier)
         nodes = tuple(np.ascontiguousarray(node) for node in frontier)

@@ -152,6 +152,7 @@ class Adapter(ABC):
     denoiser: Any  # the module that is trained
     base: nn.Module | None = None  # as it was before training, once `freeze_base` made a copy
     adapted = False  # LoRA adapters train, not the denoiser's own weights
+    decodings_halved = 0  # how often batches for the decoder were, for want of memory
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Conditioning:

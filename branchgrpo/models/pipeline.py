@@ -16,11 +16,10 @@ from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora
 from branchgrpo.models.base import ALL_PARTS, Adapter, Part, packed
+from branchgrpo.models.decoding import Decoding
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
 from branchgrpo.models.skeleton import class_named, hollow
@@ -44,6 +43,7 @@ class PipelineAdapter(Adapter):
         from branchgrpo.models.weights import dtype_named
 
         self.options = options
+        self.decoding = Decoding(options.decode_batch)
         self.device = torch.device(device)
         self.dtype = dtype_named(options.dtype)
         folder, pipeline = options.folder(), getattr(diffusers, options.pipeline)
@@ -195,16 +195,9 @@ class PipelineAdapter(Adapter):
         return as_in_training(self.denoiser, self.options.gradient_checkpointing)
 
     def decode(self, x0: Tensor) -> U8:
-        import torch
-
-        found = []
-        with torch.no_grad():
-            for part in torch.split(x0, self.options.decode_batch):
-                pictures = (self.pixels(part).float() / 2 + 0.5).clamp(0, 1)
-                found.append(
-                    (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
-                )
-        return np.concatenate(found)
+        found = self.decoding.run(self.pixels, x0)
+        self.decodings_halved = self.decoding.halved
+        return found
 
     def fingerprint_conditioning(self, rows: int, length: int = 8) -> dict[str, Tensor]:
         import torch

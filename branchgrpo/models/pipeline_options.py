@@ -101,7 +101,10 @@ class PipelineModel(ModelOptions):
     )
     vae_tiling: bool = Field(False, description="decode in tiles: less memory, faint seams")
     decode_batch: int = Field(
-        16, ge=1, description="pictures or videos the autoencoder decodes at once"
+        16,
+        ge=1,
+        description="pictures or videos the autoencoder decodes at once; halved where they don't "
+        "fit into a GPU's memory",
     )
     encode: Literal["inline", "precompute"] = Field(
         "inline",

@@ -58,7 +58,10 @@ class WanModel(PipelineModel):
         512, ge=1, description="UMT5 tokens per prompt, to which shorter ones are padded"
     )
     decode_batch: int = Field(
-        1, ge=1, description="videos the autoencoder decodes at once, each frame by frame"
+        1,
+        ge=1,
+        description="videos the autoencoder decodes at once, each frame by frame; halved where "
+        "they don't fit into a GPU's memory",
     )
 
     def check(self) -> None:

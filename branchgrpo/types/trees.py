@@ -136,7 +136,7 @@ class SegmentHeader:
     log_prob: F32  # [M, E] mean log density of each stochastic edge, edges by rising node number
     forwards: int  # rows sent through the model, counted
     payload_bytes: int  # of latents kept for training
-    halved: int = 0  # how often rollout.max_batch was halved on the way, for want of memory
+    halved: int = 0  # how often batches to grow or decode were on the way, for want of memory
 
     def __post_init__(self) -> None:
         check_shapes(self, log_prob=(self.log_prob, (len(self.subtrees), None)))
