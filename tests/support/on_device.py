@@ -7,11 +7,14 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.qwen_image import QwenImageModel
@@ -96,6 +99,28 @@ def held_bytes(device: str) -> int:
         if issubclass(type(value), torch.Tensor) and value.device.type == "cpu"
     }
     return sum(storages.values())
+
+
+def peak_bytes(device: str, work: Callable[[], object]) -> int:
+    """Most bytes that are held at once of what the work makes: by torch's own count on a card, on
+    the CPU by its record of what is taken and given back. Once before, for what stays."""
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    assert found.profiler and found.profiler.kineto_results
+    events = found.profiler.kineto_results.events()
+    changes = sorted(
+        ((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"),
+        key=itemgetter(0),
+    )
+    return max(accumulate(count for _, count in changes))
 
 
 @contextmanager

@@ -48,9 +48,9 @@ def config(ranks: int, options: dict[str, str] | None = None) -> Config:
     return quickstart(OPTIONS | {"learner.ranks": str(ranks)} | (options or {}))
 
 
-def batch() -> tuple[UpdateRequest]:
-    """The argument of Learner.update: three trees, in two segments each."""
-    options = config(1)
+def batch(changes: dict[str, str] | None = None) -> tuple[UpdateRequest]:
+    """The argument of Learner.update: three trees, in two segments each. changes: of the config."""
+    options = config(1, changes)
     worker = RolloutWorker(options, 0)
     worker.ready()
     plan = options.method.plan(0, options.schedule())
@@ -92,9 +92,9 @@ def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def two_ranks(main: Callable[..., None], folder: Path) -> list[dict[str, Any]]:
-    """What two processes that ran main(rank, address, folder) left in folder/rankN.pt. They meet on
-    the loopback device."""
+def two_ranks(main: Callable[..., None], folder: Path, ranks: int = 2) -> list[dict[str, Any]]:
+    """What two processes (or so many) that ran main(rank, address, folder) left in
+    folder/rankN.pt. They meet on the loopback device."""
     threads = torch.get_num_threads()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -102,10 +102,10 @@ def two_ranks(main: Callable[..., None], folder: Path) -> list[dict[str, Any]]:
     before = os.environ.get("GLOO_SOCKET_IFNAME")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
-        spawn(main, (address, str(folder)), nprocs=2)
+        spawn(main, (address, str(folder)), nprocs=ranks)
     finally:
         os.environ.pop("GLOO_SOCKET_IFNAME")
         if before is not None:
             os.environ["GLOO_SOCKET_IFNAME"] = before
         torch.set_num_threads(threads)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
