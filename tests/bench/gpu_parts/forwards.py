@@ -11,8 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from branchgrpo.algo import kernels
 from branchgrpo.algo.schedule import static
+from branchgrpo.estimate import denoiser
+from branchgrpo.estimate.cards import recognised
+from branchgrpo.estimate.work import Work
 from branchgrpo.types import BranchPlan
-from gpu_parts.card import Row, Setting, attempts, matmul_tflops
+from gpu_parts.card import GB, Row, Setting, attempts, described, matmul_tflops
 from gpu_parts.random_models import RandomFlux, write_folder
 
 RANK = 32
@@ -52,6 +55,12 @@ def row_tflop(options: Any) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.velocity(x, sigma, cond)
     return counter.get_total_flops() / 1e12
+
+
+def training_work(options: Any) -> Work:
+    """What the product estimates of a forward and backward of one latent."""
+    model = options.build("meta", ("denoiser",))
+    return denoiser.training(model, model.latent_shape, options.max_sequence_length)
 
 
 def chosen(setting: Setting, counts: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -143,16 +152,22 @@ def backward(setting: Setting) -> Iterator[Row]:
     keys = {"lora_rank": RANK, "gradient_checkpointing": True}
     model = options(setting, **keys).build(setting.device, ("denoiser",))
     tflop, peak = row_tflop(model.options), matmul_tflops(setting)
+    row, card = training_work(model.options), recognised(described(setting.device)["card"])
+    kept = sum(value.nbytes for value in model.module.parameters())
+    kept += sum(value.nbytes for value in model.trainable().values())  # their gradients
 
     def both(case: Row) -> Row:
         arguments = inputs(model, case["micro_batch"])
+        estimate = {"estimated_peak_gb": (kept + case["micro_batch"] * row.peak) / GB}
+        if card:
+            estimate["estimated_ms"] = 1e3 * case["micro_batch"] * card.seconds(row)
 
         def work() -> None:
             model.velocity(*arguments).square().mean().backward()
 
         seconds = setting.seconds(work, repeats=2)
         rate = case["micro_batch"] * 4 * tflop / seconds  # forward, again, and twice backward
-        return {
+        return estimate | {
             "ms": 1e3 * seconds,
             "ms_row": 1e3 * seconds / case["micro_batch"],
             "tflops": rate,

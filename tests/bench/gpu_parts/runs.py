@@ -56,7 +56,8 @@ def on_device(setting: Setting) -> dict[str, str]:
     roles = ("rollout", "reward_workers", "learner")
     if setting.cuda:
         return {f"{role}.gpus": "0.25" for role in roles}
-    return {f"{role}.threads": "1" for role in roles}
+    places = {f"{role}.gpus": "0" for role in roles}
+    return places | {f"{role}.threads": "1" for role in roles}
 
 
 def overrides(setting: Setting, family: str, side: int, text: int, **more: str) -> dict[str, str]:
@@ -193,42 +194,30 @@ PUBLISHED = 2.13
 Another card: say both when they are compared."""
 
 
-def images(setting: Setting) -> Iterator[Row]:
-    """One of eight cards' share of a published workload (SD3.5-medium, LoRA of rank 32, 384², 10
-    steps, 48 prompts × 16 images, two optimiser steps, micro-batches of 8, PickScore), as chains
-    and as trees: images a GPU and second of growing, scoring and updating."""
-    base = overrides(
-        setting,
-        "sd3",
-        384,
-        256,
-        **{
-            "model.true_cfg": "1.0",
-            "sampling.steps": "10",
-            "rollout.prompts": "1" if setting.small else "6",
-            "rollout.max_batch": "32",
-            "learner.micro_batch": "8",
-            "learner.optimiser_steps": "2",
-        },
-    )
-    leaves = 4 if setting.small else 16
-    chain = {
-        "method.chains": str(leaves),
-        "method.stochastic": "window",
-        "method.window": "{size: 3, strategy: random, reach: 0.5}",
+def workload(setting: Setting, shape: str) -> Config:
+    """One card's share of a shipped config, with random weights and any prompts; small pictures
+    where there is no card."""
+    file = CONFIGS / "bench" / f"sd3.5-medium-384-{shape}.yaml"
+    whole = configs.load(file)
+    share = whole.rollout.prompts // whole.learner.ranks
+    scorer = f"{{name: '{SCORER}', narrow: {str(setting.small).lower()}, dtype: bfloat16}}"
+    changes = random_family(setting, "sd3") | {
+        "rollout.prompts": "1" if setting.small else str(share),
+        "rewards": f"[{scorer}]",
+        "prompts": "embedded:train",
+        "held_out": "embedded:heldout",
     }
-    tree = {
-        "method.splits": "[0, 1]" if setting.small else "[0, 1, 2, 3]",
-        "method.leaves": str(leaves),
-        "method.stochastic": "splits",
-    }
+    if setting.small:
+        changes |= {"model.height": "64", "model.width": "64", "model.max_sequence_length": "16"}
+    return configs.load(file, changes)
 
-    shapes = {"chain": ("dancegrpo", chain), "tree": ("branchgrpo", tree)}
+
+def images(setting: Setting) -> Iterator[Row]:
+    """One card's share of configs/bench/sd3.5-medium-384-chain.yaml and …-tree.yaml: images a GPU
+    and second of growing, scoring and updating."""
 
     def trained(case: Row) -> Row:
-        preset, shape = shapes[case["shape"]]
-        scorer = f"[{{name: '{SCORER}', narrow: {str(setting.small).lower()}}}]"
-        made = Iterations(loaded(preset, shape | base, scorer), setting.folder)
+        made = Iterations(workload(setting, case["shape"]), setting.folder)
         made()
         setting.forget()
         record = made()
@@ -241,4 +230,4 @@ def images(setting: Setting) -> Iterator[Row]:
             "trained_rows": record["update/forwards"],
         }
 
-    yield from attempts(setting, [{"shape": shape} for shape in shapes], trained)
+    yield from attempts(setting, [{"shape": shape} for shape in ("chain", "tree")], trained)
