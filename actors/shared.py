@@ -51,6 +51,7 @@ class SharedLearner(Learner):
         """Grow with the present weights (`policy`), or with their exponential mean (`ema`); returns
         their version. Every rank must call it."""
         self._take_back()
+        self.policy.optimiser.zero_grad()  # gradients take room that growing can use
         self.shown.show(weights)
         if self.sharded:
             fsdp.hold_whole(self.model.module)

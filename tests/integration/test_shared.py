@@ -106,7 +106,9 @@ def test_between_update_and_show_nothing_is_grown() -> None:
     with pytest.raises(RuntimeError, match=r"weights v-1: asked to grow with weights v1$"):
         learner.grow(*grow)
     updated = {name: value.clone() for name, value in learner.model.trainable().items()}
+    assert any(value.grad is not None for value in learner.policy.masters)
     assert learner.show("policy") == 1 and learner.grow(*grow)
+    assert all(value.grad is None for value in learner.policy.masters)
     # the mean of the second step of its decay, 2/11: (1 + 0)/(10 + 0) · before + 0.9 · updated
     assert learner.show("ema") == 1
     for name, value in learner.model.trainable().items():
