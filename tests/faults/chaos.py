@@ -35,8 +35,13 @@ from support.small_runs import ROOT, SMALL  # noqa: E402
 
 from branchgrpo.report.sinks import read  # noqa: E402
 
-ROLES = {"rollout": "ray::RolloutWorker", "reward": "ray::RewardWorker", "learner": "ray::Learner"}
+ROLES = {
+    "rollout": ("ray::RolloutWorker",),
+    "reward": ("ray::RewardWorker",),
+    "learner": ("ray::Learner", "ray::SharedLearner"),
+}
 """How the processes of each begin their command line; the driver is known otherwise."""
+LAYOUTS = {"separate": {}, "shared": {"cluster.layout": "shared", "rollout.workers": "1"}}
 WEIGHTS = (6, 3, 5, 4)
 """How often each of those, and the driver, is struck."""
 ACTS = ("kill", "stop", "pause")
@@ -62,7 +67,7 @@ class Stroke:
 class Driver:
     """A run that is submitted again whenever its driver dies."""
 
-    def __init__(self, folder: Path, iterations: int, ray: Head):
+    def __init__(self, folder: Path, iterations: int, ray: Head, layout: str):
         self.folder, self.told = folder, folder / "told"
         folder.mkdir(parents=True)
         options = {
@@ -80,7 +85,7 @@ class Driver:
             "checkpoint.keep": "1000",
             "rollout.prompts": "2",
         }
-        keys = SMALL | options
+        keys = SMALL | options | LAYOUTS[layout]
         parts = [part for key, value in keys.items() for part in (f"--{key}", value)]
         self.command = [sys.executable, str(ROOT / "run.py"), "train", "--resume", "auto", *parts]
         self.begun, self.failed = 0, 0
@@ -191,8 +196,8 @@ def strike(driver: Driver, ray: Head, chance: random.Random, stopped: set[int]) 
 
 
 @contextmanager
-def run(folder: Path, iterations: int, ray: Head) -> Iterator[Driver]:
-    made = Driver(folder, iterations, ray)
+def run(folder: Path, iterations: int, ray: Head, layout: str) -> Iterator[Driver]:
+    made = Driver(folder, iterations, ray, layout)
     try:
         yield made
     finally:
@@ -212,18 +217,18 @@ def different(name: str, one: Any, other: Any) -> str:
     )
 
 
-def play(seed: int, strokes: int, folder: Path) -> dict[str, Any]:
+def play(seed: int, strokes: int, folder: Path, layout: str) -> dict[str, Any]:
     """Both runs, on one Ray; what was done and what differs."""
     iterations = strokes + 3
     chance = random.Random(seed)
     begun = time.monotonic()
     done, stopped = list[Stroke](), set[int]()
     with head() as ray:
-        with run(folder / "undisturbed", iterations, ray) as driver:
+        with run(folder / "undisturbed", iterations, ray, layout) as driver:
             driver.until(iterations + 1)
             wanted = driver.result()
         calm = time.monotonic() - begun
-        with run(folder / "disturbed", iterations, ray) as driver:
+        with run(folder / "disturbed", iterations, ray, layout) as driver:
             for stroke in range(strokes):
                 driver.until(stroke + 1)
                 done.append(strike(driver, ray, chance, stopped))
@@ -237,6 +242,7 @@ def play(seed: int, strokes: int, folder: Path) -> dict[str, Any]:
         if wanted.get(name) != found.get(name)
     ]
     return {
+        "layout": layout,
         "seed": seed,
         "strokes": [asdict(one) for one in done],
         "by_role": dict(Counter(f"{one.role} {one.act}" for one in done)),
@@ -256,9 +262,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strokes", type=int, default=20)
+    parser.add_argument("--layout", choices=LAYOUTS, default="separate")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        found = play(given.seed, given.strokes, Path(folder))
+        found = play(given.seed, given.strokes, Path(folder), given.layout)
     print(json.dumps(found, indent=1))
     return 1 if found["differing"] else 0
 
