@@ -41,7 +41,10 @@ class Estimate:
     @property
     def update_flops(self) -> float:
         """Of an iteration, with what is computed twice."""
-        return self.counts.trained * self.model.training.flops if self.model else 0.0
+        if not self.model:
+            return 0.0
+        trained, compared = self.counts.trained, self.counts.compared
+        return trained * self.model.training.flops + compared * self.model.forward.flops
 
     def listing(self) -> dict[str, Any]:
         """As --json prints it."""
@@ -54,7 +57,11 @@ class Estimate:
 def estimate(config: Config, card: Card | None = None) -> Estimate:
     """Of a config, on this card. Reads config files of the model alone, no weights. Raises
     UserError where they are missing and the model is none whose published sizes are known."""
-    model = model_needs(config)
+    return of_model(config, model_needs(config), card)
+
+
+def of_model(config: Config, model: ModelNeeds | None, card: Card | None = None) -> Estimate:
+    """`estimate` of a config whose model is counted already: `model_needs` of its options."""
     shared = seconds.in_turns(config)
     least = config.rollout.begun
     growers = least + (config.learner.ranks if shared else 0)

@@ -13,8 +13,8 @@ from branchgrpo.config.schema import Config
 from branchgrpo.learner import shard
 from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
 
-SAMPLED, GROUPS = 30, 2
-"""Iterations of the run that are looked at, and prompts of each."""
+SAMPLED = 30
+"""Iterations of the run that are looked at, by one prompt of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class Counts:
     trees: float
     pictures: float  # leaves, each decoded and scored
     grown: float  # latents through the denoiser in rollouts
-    trained: float  # distinct parents through it in the update
+    trained: float  # distinct parents through it in the update, with backward
+    compared: float  # parents through it once more, for the frozen base and the ratio's old side
     stored: float  # latents kept for training
     frontier: float  # latents that go from one rollout task to another
 
@@ -41,7 +42,7 @@ def counts(config: Config, schedule: Schedule, workers: int) -> Counts:
     ]
     means = {
         name: float(np.mean([getattr(one, name) for one in found]))
-        for name in ("trees", "pictures", "grown", "trained", "stored", "frontier")
+        for name in ("trees", "pictures", "grown", "trained", "compared", "stored", "frontier")
     }
     return Counts(prompts=config.rollout.prompts, **means)
 
@@ -52,32 +53,41 @@ def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Count
     trees = prompts * each
     edges = np.flatnonzero(topo.stochastic)
     depth = config.rollout.fork_depth
+    trained = _parents(config, plan, iteration, each) * prompts
     fork = fork_level(plan, auto_fork_depth(plan, trees, workers) if depth == "auto" else depth)
     return Counts(
         prompts=prompts,
         trees=trees,
         pictures=trees * topo.leaves,
         grown=trees * (topo.nodes - topo.leaves),
-        trained=_parents(config, plan, iteration, each) * prompts,
+        trained=trained,
+        compared=trained * _compared(config),
         stored=trees * len(np.union1d(edges, topo.parent[edges])),
         frontier=trees * len(topo.level(fork)) if fork else 0,
     )
 
 
-def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> float:
+def _compared(config: Config) -> float:
+    """Further forwards without a gradient that a parent takes in the update: of the frozen base for
+    a KL term; of the weights before the first optimiser step, unless it is in that one itself."""
+    steps, options = config.learner.optimiser_steps, config.learner
+    recomputed = (steps - 1) / steps if options.old == "recompute" else 0.0
+    return recomputed + (config.loss.kl_beta > 0)
+
+
+def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> int:
     """Distinct parents that a prompt's trees train, when no two rewards are equal."""
     topo, rewards = topology(plan), len(config.rewards)
     draw = np.random.default_rng((config.run.seed, iteration))
     scores = {
-        (prompt, tree): draw.standard_normal((rewards, topo.leaves)).astype(np.float32)
-        for prompt in range(GROUPS)
+        (0, tree): draw.standard_normal((rewards, topo.leaves)).astype(np.float32)
         for tree in range(trees)
     }
     leaves = config.credit.leaf_rewards(scores)
     headers = [
         TreeHeader(
             key=TreeKey("", iteration, *name),
-            prompt_index=name[0],
+            prompt_index=0,
             policy_version=0,
             log_prob=np.zeros(topo.nodes, np.float32),
             leaf_reward=leaves[name],
@@ -93,4 +103,4 @@ def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> fl
         seed=0,
         every=config.loss.kl_beta > 0,
     )
-    return len(share.parents) / GROUPS
+    return len(share.parents)

@@ -26,7 +26,8 @@ class Need:
     resident: Mapping[str, float]  # bytes by what
     growing: Mapping[str, float]  # beside it while trees grow, with batches as configured
     updating: Mapping[str, float]  # beside it in the update
-    least: float  # bytes of both turns at most, with batches of one
+    least: float  # bytes of both turns at most, with batches of one where they can be halved
+    resting: float = 0.0  # bytes in pinned main memory that come to the card for a turn
 
     @property
     def process(self) -> float:
@@ -56,16 +57,17 @@ def rollout(config: Config, model: ModelNeeds, count: int) -> Need:
     """A rollout worker: the denoiser as it was published, the decoder, and text encoders where
     prompts are encoded inline."""
     role = config.rollout
-    growing, least = _growing(config, model)
+    growing, least = _growing(config, model, role.device)
     return Need(
         role="rollout",
         count=count,
         gpus=role.gpus,
         device=role.device,
-        resident={"weights": model.weights, **_beside(config, model)},
+        resident={"weights": model.weights, **_beside(config, model, role.device)},
         growing=growing,
         updating={},
         least=least,
+        resting=model.encoders if _offloads(config, role.device) else 0.0,
     )
 
 
@@ -75,16 +77,12 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
     role = config.learner
     ranks = role.ranks if role.parallel == "fsdp" else 1
     full = not model.adapted
-    resident, gathered = {"weights": model.weights / ranks}, 0.0
+    resident, gathered = {"weights": model.weights}, 0.0
     if ranks > 1:
-        if full:  # those that learn are the masters
-            resident["weights"] = 4.0 * (model.parameters - model.trained) / ranks
-        each = model.weights / model.parameters
-        blocks = model.largest_block * BLOCKS_AT_ONCE + model.outside_blocks
-        # gradients of a block are whole in float32 until they are scattered
-        gathered = blocks * each + (model.largest_block * 4.0 if full else 0.0)
-    elif role.ranks > 1:
-        resident["DDP's buckets"] = model.trained_bytes
+        # those that learn are the masters; with all weights, others are in float32 as well
+        frozen = model.weights - model.trained_bytes
+        resident["weights"] = (4.0 * (model.parameters - model.trained) if full else frozen) / ranks
+        gathered = _gathered(config, model)
     resident |= optimiser_state(config, model, ranks)
     if config.loss.kl_beta and full:
         resident["frozen base"] = model.weights / ranks
@@ -94,12 +92,18 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
     updating = {"activations": rows * model.training.peak}
     updating |= {"gathered blocks": gathered} if gathered else {}
     growing: dict[str, float] = {}
-    least = gathered + model.training.peak
+    # ranks whose forwards are collectives cannot halve them
+    least = gathered + model.training.peak * (rows if ranks > 1 else 1)
     if shared:
-        resident |= _beside(config, model)
-        growing, grown = _growing(config, model)
-        growing |= {"gathered weights": model.weights} if gathered else {}
-        least = max(least, grown + (model.weights if gathered else 0.0))
+        resident |= _beside(config, model, role.device)
+        growing, grown = _growing(config, model, role.device)
+        beside = {"gathered weights": model.weights if gathered else 0.0}
+        if config.evaluation.weights == "ema":  # those without masters apart are kept meanwhile
+            beside["weights but for their mean"] = (
+                4.0 * model.trained / ranks if ranks > 1 else model.trained_32
+            )
+        growing |= {name: amount for name, amount in beside.items() if amount}
+        least = max(least, grown + sum(beside.values()))
     return Need(
         role="learner",
         count=role.ranks,
@@ -109,19 +113,32 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
         growing=growing,
         updating=updating,
         least=least,
+        resting=model.encoders if shared and _offloads(config, role.device) else 0.0,
     )
+
+
+def _gathered(config: Config, model: ModelNeeds) -> float:
+    """Bytes that fsdp makes whole for a while on each rank: weights, in the dtype of forwards, and
+    with all weights a block's gradients, in that dtype and in the float32 that is scattered."""
+    each = model.weights / model.parameters
+    found = each * (model.largest_block * BLOCKS_AT_ONCE + model.outside_blocks)
+    if not model.adapted:
+        found += (each + 4.0) * model.largest_block
+        if config.loss.kl_beta:  # the frozen base has no backward after which they would go
+            found += each * model.outside_blocks
+    return found
 
 
 def optimiser_state(config: Config, model: ModelNeeds, ranks: int) -> dict[str, float]:
     """Bytes on each of so many ranks that share it: float32 masters of weights that compute in 16
-    bits, gradients as they come and their float32 sums, AdamW's two moments, and the mean."""
+    bits, gradients as they come and, apart from them, their float32 sums, AdamW's two moments, and
+    the mean. Shards are float32 themselves, and gradients are summed where they come."""
     learns = 4.0 * model.trained
-    narrow = learns - model.trained_32
-    gradients = model.trained_bytes + narrow
-    if ranks > 1 and not model.adapted:
-        narrow = gradients = learns
+    masters, gradients = learns - model.trained_32, model.trained_bytes + learns
+    if ranks > 1:
+        masters = gradients = learns
     found = {
-        "masters": narrow / ranks,
+        "masters": masters / ranks,
         "gradients": gradients / ranks,
         "moments": 2 * learns / ranks,
         "mean of weights": learns / ranks if config.learner.ema else 0.0,
@@ -139,8 +156,8 @@ def rewards(config: Config, frames: int) -> list[Need]:
         activations = max((one.activations for one in known), default=0.0)
         weights = sum(one.weights for one in known)
         growing = {"activations": activations}
-        # one of them at a time leaves main memory
-        if role.offload:
+        offload = role.offload and role.device != "cpu"
+        if offload:  # one of them at a time leaves main memory
             growing["scorer"] = max((one.weights for one in known), default=0.0)
         found.append(
             Need(
@@ -148,23 +165,29 @@ def rewards(config: Config, frames: int) -> list[Need]:
                 count=role.workers,
                 gpus=role.gpus,
                 device=role.device,
-                resident={} if role.offload else {"weights": weights},
+                resident={} if offload else {"weights": weights},
                 growing=growing,
                 updating={},
                 least=sum(growing.values()),
+                resting=weights if offload else 0.0,
             )
         )
     return found
 
 
-def _beside(config: Config, model: ModelNeeds) -> dict[str, float]:
+def _offloads(config: Config, device: str) -> bool:
+    """Text encoders are there, and not always on the card."""
+    return config.model.offload_encoders and not config.model.precomputed and device != "cpu"
+
+
+def _beside(config: Config, model: ModelNeeds, device: str) -> dict[str, float]:
     found = {"decoder": model.decoder}
-    if not (config.model.precomputed or config.model.offload_encoders):
+    if not (config.model.precomputed or _offloads(config, device)):
         found["text encoders"] = model.encoders
     return found
 
 
-def _growing(config: Config, model: ModelNeeds) -> tuple[dict[str, float], float]:
+def _growing(config: Config, model: ModelNeeds, device: str) -> tuple[dict[str, float], float]:
     """Bytes of growing and decoding with batches as configured, and the least that can be. Pixels
     are held three times over: float32, scaled, clamped."""
     batch = config.rollout.max_batch
@@ -174,7 +197,7 @@ def _growing(config: Config, model: ModelNeeds) -> tuple[dict[str, float], float
     picture = model.decode.peak + pixels * (1 + model.evaluated)
     decode = picture * config.model.decoded_at_once
     turns = {"forward": forward, "decode": decode}
-    if config.model.offload_encoders and not config.model.precomputed:
+    if _offloads(config, device):
         turns["text encoders"] = model.encoders
         one = max(one, model.encoders)
     larger = max(turns, key=lambda turn: turns[turn])

@@ -34,7 +34,7 @@ class ModelNeeds:
     latent: int = 0  # numbers
     pixels: int = 0  # numbers of a picture or video in training
     evaluated: float = 1.0  # numbers of a latent in evaluation, to those in training
-    text: float = 0.0  # bytes of a prompt's encoding, as it is sent
+    text: float = 0.0  # bytes of a prompt's encoding, in the dtype of what encoded it
     forward: Work = field(default_factory=Work)
     evaluation: Work = field(default_factory=Work)  # a forward of that
     training: Work = field(default_factory=Work)  # forward and backward
@@ -62,9 +62,8 @@ def model_needs(config: Config) -> ModelNeeds | None:
         latent=prod(model.latent_shape),
         pixels=pixels,
         evaluated=prod(model.evaluation_shape) / prod(model.latent_shape),
-        text=sum(
-            float(array.numel()) * 4 for array in model.fingerprint_conditioning(1, tokens).values()
-        ),
+        text=BYTES[config.model.dtype]
+        * float(sum(one.numel() for one in model.fingerprint_conditioning(1, tokens).values())),
         forward=forward,
         evaluation=evaluation,
         training=denoiser.training(model, model.latent_shape, tokens),
@@ -89,8 +88,6 @@ def _weights(config: Config, model: Adapter, **work: object) -> ModelNeeds:
         largest_block=max(blocks, default=0),
         outside_blocks=total - sum(blocks),
         decoder=float(sum(one.nbytes for one in vae)),
-        encoders=float(
-            config.model.text_encoders() * (4 if config.model.dtype == "float32" else 2)
-        ),
+        encoders=float(config.model.text_encoders() * BYTES[config.model.dtype]),
         **work,  # type: ignore[arg-type]
     )

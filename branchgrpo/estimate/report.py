@@ -85,12 +85,20 @@ def _lines(found: Estimate, there: int) -> Iterator[tuple[str, str]]:
     if found.cards:
         yield "GPUs", f"{found.cards} wanted, {there or 'none'} here"
     per = found.rollout_flops, found.update_flops
+    more = f" and {work.compared:.0f} to compare with" if work.compared else ""
     yield (
         "an iteration",
         f"{work.prompts} prompts, {work.trees:.0f} trees, {work.pictures:.0f} leaves; "
         f"{work.grown:.0f} forwards to grow ({per[0] / 1e15:.3g} PFLOP with decoding), "
-        f"{work.trained:.0f} to train ({per[1] / 1e15:.3g} PFLOP with backward)",
+        f"{work.trained:.0f} to train{more} ({per[1] / 1e15:.3g} PFLOP with backward)",
     )
+    resting = [f"{need.role} {size(need.resting)}" for need in found.needs if need.resting]
+    if resting:
+        yield (
+            "main memory",
+            f"{', '.join(resting)} a process, pinned, and up to twice as much: pinned blocks are "
+            "powers of two",
+        )
     if found.sent:
         parts = ", ".join(f"{name} {size(amount)}" for name, amount in found.sent.items())
         yield "object store", f"{size(sum(found.sent.values()))} an iteration: {parts}"

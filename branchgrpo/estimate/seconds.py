@@ -45,8 +45,7 @@ def times(
     growing = counts.grown * card.seconds(model.forward)
     growing += counts.pictures * card.seconds(model.decode)
     updating = counts.trained * card.seconds(model.training)
-    if config.loss.kl_beta:
-        updating += counts.trained * card.seconds(model.forward)
+    updating += counts.compared * card.seconds(model.forward)
     score = counts.pictures * card.seconds(Work(matrix=scoring)) if _on_card(config) else 0.0
     growers = workers + (ranks if shared else 0)
     grow, update = growing / max(1, growers), updating / ranks

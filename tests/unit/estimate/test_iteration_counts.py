@@ -56,3 +56,21 @@ def test_trees_are_cut_for_many_workers() -> None:
 def test_a_kl_term_trains_parents_without_advantage_too() -> None:
     plain, kl = found("flowgrpo", loss__kl_beta="0"), found("flowgrpo")
     assert plain.trained == kl.trained == 3 * 24 * 9
+    assert (plain.compared, kl.compared) == (0, kl.trained)  # with the frozen base
+
+
+@pytest.mark.parametrize(
+    ("old", "steps", "share"),
+    [
+        ("behaviour", 4, 0),
+        ("recompute", 1, 0),
+        ("recompute", 4, 3 / 4),
+    ],
+)
+def test_all_but_the_first_steps_parents_are_compared_with_weights_before_it(
+    old: str, steps: int, share: float
+) -> None:
+    """Each goes through the model once more, without a gradient: see PolicyUpdate.begin."""
+    keys = {"learner__old": old, "learner__optimiser_steps": str(steps)}
+    work = found("branchgrpo", **keys)
+    assert work.compared == share * work.trained

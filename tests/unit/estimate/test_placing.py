@@ -5,24 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from support.small_trees import QUICKSTART
 
 from branchgrpo.config import load
 from branchgrpo.config.schema import Config
+from branchgrpo.config.shipped import config_file
 from branchgrpo.errors import UserError
 from branchgrpo.estimate import memory, placing
 from branchgrpo.estimate.cards import CARDS, card, recognised
 from branchgrpo.estimate.memory import PROCESS, Need
 from branchgrpo.estimate.model import ModelNeeds
 from branchgrpo.estimate.work import Work
+from branchgrpo.learner.gradients import GradientSums
 
 P = 12_000_000_000
 H100 = CARDS["h100"]
 
 
 def config(**keys: str) -> Config:
-    overrides = {name.replace("__", "."): value for name, value in keys.items()}
-    return load.load(QUICKSTART, {"learner.gpus": "1", "rollout.gpus": "1"} | overrides)
+    return load.load(QUICKSTART, {"learner.gpus": "1", "rollout.gpus": "1"} | _dotted(keys))
+
+
+def _dotted(keys: dict[str, str]) -> dict[str, str]:
+    return {name.replace("__", "."): value for name, value in keys.items()}
 
 
 def whole(**changed: Any) -> ModelNeeds:
@@ -53,13 +59,38 @@ def need(role: str, gpus: float, count: int = 1, weights: float = 10e9, **change
 
 def test_a_ddp_rank_holds_20_bytes_a_bfloat16_weight() -> None:
     found = memory.learner(config(learner__micro_batch="1"), whole(), shared=False)
-    assert sum(found.resident.values()) == 20 * P
+    assert sum(found.resident.values()) == (2 + 4 + 2 + 4 + 8) * P
     assert found.peak == found.smallest == 20 * P + 1e9 + PROCESS
 
 
-def test_a_ddp_rank_holds_16_bytes_a_float32_weight() -> None:
+def test_a_ddp_rank_holds_20_bytes_a_float32_weight() -> None:
+    """Its own 4, 4 of the gradient, 4 of its sum, which is apart, and 8 of moments."""
     model = whole(weights=4.0 * P, trained_bytes=4.0 * P, trained_32=4.0 * P)
-    assert sum(memory.learner(config(), model, shared=False).resident.values()) == 16 * P
+    for ranks in ("1", "2"):  # sums go between ranks in pieces that are not worth counting
+        found = memory.learner(config(learner__ranks=ranks), model, shared=False)
+        assert sum(found.resident.values()) == (4 + 4 + 4 + 8) * P
+        assert "masters" not in found.resident
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimiser_state_is_what_an_update_holds(dtype: torch.dtype) -> None:
+    """Tensors of the learner's own classes, one optimiser step later, beside the weights."""
+    weight = torch.zeros(300, 7, dtype=dtype, requires_grad=True)
+    master = weight if dtype == torch.float32 else weight.detach().float()
+    sums = GradientSums([weight], [master], 1)
+    adam = torch.optim.AdamW([master])
+    sums.begin()
+    weight.sum().backward()
+    assert weight.grad is not None
+    held = weight.grad.nbytes + sums.sums[0].nbytes
+    sums.add()
+    sums.finish()
+    adam.step()
+    moments = [adam.state[master][name] for name in ("exp_avg", "exp_avg_sq")]
+    held += sum(one.nbytes for one in moments) + (master.nbytes if master is not weight else 0)
+    wide = float(weight.nbytes) if dtype == torch.float32 else 0.0
+    model = whole(trained=2100, trained_bytes=float(weight.nbytes), trained_32=wide)
+    assert sum(memory.optimiser_state(config(), model, 1).values()) == held
 
 
 def test_fsdp_ranks_share_16_bytes_a_weight_and_gather_blocks() -> None:
@@ -67,8 +98,10 @@ def test_fsdp_ranks_share_16_bytes_a_weight_and_gather_blocks() -> None:
     found = memory.learner(config(**keys), whole(), shared=False)
     assert sum(found.resident.values()) == 16 * P / 8
     block = P / 60
-    assert found.updating["gathered blocks"] == 2 * block * 2 + block * 4
-    assert found.peak == 2 * P + 8 * block + 2e9 + PROCESS
+    # two blocks in bfloat16; one's gradients in that and in float32
+    assert found.updating["gathered blocks"] == 2 * block * 2 + block * (2 + 4)
+    assert found.peak == 2 * P + 10 * block + 2e9 + PROCESS
+    assert found.smallest == found.peak  # micro-batches of such ranks are not halved
     growing = memory.learner(config(**keys), whole(), shared=True).growing
     assert growing["gathered weights"] == 2.0 * P
 
@@ -78,8 +111,47 @@ def test_adapters_add_20_bytes_each_to_frozen_weights() -> None:
     model = whole(adapted=True, trained=few, trained_bytes=2.0 * few, weights=2.0 * P)
     found = memory.learner(config(), model, shared=False)
     assert sum(found.resident.values()) == 2 * P + (4 + 2 + 4 + 8) * few
-    several = memory.learner(config(learner__ranks="2"), model, shared=False)
-    assert several.resident["DDP's buckets"] == 2 * few
+    keys = {"learner__ranks": "4", "learner__parallel": "fsdp"}
+    shards = memory.learner(config(**keys), whole(**vars(model)), shared=False)
+    # shards of adapters are float32, as are their gradients
+    rest = 2 * P - 2 * few
+    assert sum(shards.resident.values()) == (rest + (4 + 4 + 8) * few) / 4
+    assert shards.updating["gathered blocks"] == 2 * 2 * P / 60
+
+
+def test_evaluation_by_the_mean_keeps_weights_that_have_no_masters() -> None:
+    keys = {"learner__ema": "0.9", "learner__parallel": "fsdp", "learner__ranks": "8"}
+    mean = config(**keys, evaluation__weights="ema")
+    kept = "weights but for their mean"
+    assert memory.learner(mean, whole(), shared=True).growing[kept] == 4 * P / 8
+    assert kept not in memory.learner(config(**keys), whole(), shared=True).growing
+    apart = config(learner__ema="0.9", evaluation__weights="ema")  # ddp in bfloat16
+    assert kept not in memory.learner(apart, whole(), shared=True).growing
+
+
+def test_what_rests_in_main_memory_comes_for_a_turn() -> None:
+    keys = {"model__offload_encoders": "true", "rollout__max_batch": "1"}
+    model = whole(decoder=0.3e9, encoders=9e9)
+    found = memory.rollout(config(**keys), model, 1)
+    assert found.resting == 9e9 and found.growing == {"text encoders": 9e9}
+    assert "text encoders" not in found.resident
+    ahead = memory.rollout(config(model__encode="precompute"), model, 1)
+    assert not ahead.resting
+    on_cpu = memory.rollout(config(**keys, rollout__gpus="0"), model, 1)
+    assert not on_cpu.resting and on_cpu.resident["text encoders"] == 9e9
+
+
+@pytest.mark.parametrize("gpus", ["0", "0.5"])
+def test_scorers_take_turns_on_a_card(gpus: str) -> None:
+    keys = {"reward_workers__offload": "true", "reward_workers__gpus": gpus}
+    chosen = load.load(config_file("flux.1-dev-1node"), _dotted(keys))
+    sizes = [one.weights for reward in chosen.rewards if (one := reward.footprint(1))]
+    (found,) = memory.rewards(chosen, 1)
+    assert len(sizes) == 2
+    on_card = gpus != "0"
+    assert found.resting == (sum(sizes) if on_card else 0)
+    assert found.resident == ({} if on_card else {"weights": sum(sizes)})
+    assert found.growing.get("scorer", 0) == (max(sizes) if on_card else 0)
 
 
 def test_mean_of_weights_and_frozen_base() -> None:
