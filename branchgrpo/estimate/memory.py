@@ -83,17 +83,19 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
         frozen = model.weights - model.trained_bytes
         resident["weights"] = (4.0 * (model.parameters - model.trained) if full else frozen) / ranks
         gathered = _gathered(config, model)
-    resident |= optimiser_state(config, model, ranks)
+    state = optimiser_state(config, model, ranks)
+    gradients = state.pop("gradients", 0.0)  # of an update: trees grow without
+    resident |= state
     if config.loss.kl_beta and full:
         resident["frozen base"] = model.weights / ranks
     rows = role.micro_batch
     if role.token_budget:
         rows = max(1, min(rows, role.token_budget // max(1, model.tokens)))
-    updating = {"activations": rows * model.training.peak}
+    updating = {"activations": rows * model.training.peak, "gradients": gradients}
     updating |= {"gathered blocks": gathered} if gathered else {}
     growing: dict[str, float] = {}
     # ranks whose forwards are collectives cannot halve them
-    least = gathered + model.training.peak * (rows if ranks > 1 else 1)
+    least = gradients + gathered + model.training.peak * (rows if ranks > 1 else 1)
     if shared:
         resident |= _beside(config, model, role.device)
         growing, grown = _growing(config, model, role.device)

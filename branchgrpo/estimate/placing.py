@@ -103,7 +103,9 @@ def _reservations(config: Config, needs: Sequence[Need]) -> Iterator[str]:
 
 
 def _too_large(config: Config, need: Need, card: Card) -> str:
-    parts = dict(need.resident) | {"work": need.least, "process": need.process}
+    gradients = need.updating.get("gradients", 0.0)
+    work = {"gradients": gradients, "work": need.least - gradients}
+    parts = dict(need.resident) | work | {"process": need.process}
     sums = " + ".join(f"{name} {size(amount)}" for name, amount in parts.items() if amount)
     advice = ADVICE["reward" if need.role.startswith("reward") else "rollout"]
     if need.role == "learner":
@@ -117,8 +119,9 @@ def _too_large(config: Config, need: Need, card: Card) -> str:
 def _learner_advice(config: Config, need: Need, card: Card) -> str:
     learner, found = config.learner, list[str]()
     present = learner.ranks if learner.parallel == "fsdp" else 1
-    shared = sum(need.resident.values()) * present  # of all ranks
-    room = card.memory - need.process - need.least
+    gradients = need.updating.get("gradients", 0.0)
+    shared = (sum(need.resident.values()) + gradients) * present  # of all ranks
+    room = card.memory - need.process - (need.least - gradients)
     if room > 0:
         ranks = ceil(shared / room)
         verb = "learner.parallel: fsdp with" if learner.parallel == "ddp" else "more ranks: about"

@@ -57,9 +57,14 @@ def need(role: str, gpus: float, count: int = 1, weights: float = 10e9, **change
     return Need(role=role, gpus=gpus, count=count, **given | changed)
 
 
+def held(found: Need) -> float:
+    """By a learner beside activations and what it gathers."""
+    return sum(found.resident.values()) + found.updating["gradients"]
+
+
 def test_a_ddp_rank_holds_20_bytes_a_bfloat16_weight() -> None:
     found = memory.learner(config(learner__micro_batch="1"), whole(), shared=False)
-    assert sum(found.resident.values()) == (2 + 4 + 2 + 4 + 8) * P
+    assert held(found) == (2 + 4 + 2 + 4 + 8) * P
     assert found.peak == found.smallest == 20 * P + 1e9 + PROCESS
 
 
@@ -68,7 +73,7 @@ def test_a_ddp_rank_holds_20_bytes_a_float32_weight() -> None:
     model = whole(weights=4.0 * P, trained_bytes=4.0 * P, trained_32=4.0 * P)
     for ranks in ("1", "2"):  # sums go between ranks in pieces that are not worth counting
         found = memory.learner(config(learner__ranks=ranks), model, shared=False)
-        assert sum(found.resident.values()) == (4 + 4 + 4 + 8) * P
+        assert held(found) == (4 + 4 + 4 + 8) * P
         assert "masters" not in found.resident
 
 
@@ -96,26 +101,26 @@ def test_optimiser_state_is_what_an_update_holds(dtype: torch.dtype) -> None:
 def test_fsdp_ranks_share_16_bytes_a_weight_and_gather_blocks() -> None:
     keys = {"learner__parallel": "fsdp", "learner__ranks": "8", "learner__micro_batch": "2"}
     found = memory.learner(config(**keys), whole(), shared=False)
-    assert sum(found.resident.values()) == 16 * P / 8
+    assert held(found) == 16 * P / 8
     block = P / 60
     # two blocks in bfloat16; one's gradients in that and in float32
     assert found.updating["gathered blocks"] == 2 * block * 2 + block * (2 + 4)
     assert found.peak == 2 * P + 10 * block + 2e9 + PROCESS
     assert found.smallest == found.peak  # micro-batches of such ranks are not halved
     growing = memory.learner(config(**keys), whole(), shared=True).growing
-    assert growing["gathered weights"] == 2.0 * P
+    assert growing["gathered weights"] == 2.0 * P and "gradients" not in growing
 
 
 def test_adapters_add_20_bytes_each_to_frozen_weights() -> None:
     few = 50_000_000
     model = whole(adapted=True, trained=few, trained_bytes=2.0 * few, weights=2.0 * P)
     found = memory.learner(config(), model, shared=False)
-    assert sum(found.resident.values()) == 2 * P + (4 + 2 + 4 + 8) * few
+    assert held(found) == 2 * P + (4 + 2 + 4 + 8) * few
     keys = {"learner__ranks": "4", "learner__parallel": "fsdp"}
     shards = memory.learner(config(**keys), whole(**vars(model)), shared=False)
     # shards of adapters are float32, as are their gradients
     rest = 2 * P - 2 * few
-    assert sum(shards.resident.values()) == (rest + (4 + 4 + 8) * few) / 4
+    assert held(shards) == (rest + (4 + 4 + 8) * few) / 4
     assert shards.updating["gathered blocks"] == 2 * 2 * P / 60
 
 
@@ -157,7 +162,7 @@ def test_scorers_take_turns_on_a_card(gpus: str) -> None:
 def test_mean_of_weights_and_frozen_base() -> None:
     keys = {"learner__ema": "0.9", "loss__kl_beta": "0.1"}
     found = memory.learner(config(**keys), whole(), shared=False)
-    assert sum(found.resident.values()) == (20 + 4 + 2) * P
+    assert held(found) == (20 + 4 + 2) * P
 
 
 def test_a_rollout_worker_holds_what_it_grows_and_decodes_with() -> None:
