@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.in_process import Service
-from support.on_device import PROMPTS, TREES, Small
+from support.on_device import PROMPTS, TREES, Small, ratio_off
 from support.small_batch import batch, config, outcome
 from support.small_loop import config as small_run
 from support.small_trees import plan_of
@@ -69,7 +69,7 @@ def test_an_update_is_the_same(roles: dict[str, str]) -> None:
         assert float((there["weights"][name].cpu() - value).abs().max()) <= 2.01 * rate, name
 
 
-def test_iterations_of_the_quick_start(roles: dict[str, str], tmp_path: Path) -> None:
+def test_iterations_of_the_quick_start(roles: dict[str, str], device: str, tmp_path: Path) -> None:
     """The real loop in one process: what the first iteration shows, and that the third is sound."""
     records = []
     for place, options in (("cpu", {}), ("device", roles | {"gates.on_policy_tolerance": "1e-3"})):
@@ -85,7 +85,7 @@ def test_iterations_of_the_quick_start(roles: dict[str, str], tmp_path: Path) ->
     for name in ("tree/forwards", "tree/edges", "update/edges", "update/forwards"):
         assert there[name] == here[name], name
     assert there["reward/total"] == pytest.approx(here["reward/total"], abs=0.02)
-    assert there["update/ratio_deviation"] <= 1e-2
+    assert all(one["update/first_ratio_deviation"] <= ratio_off(device) for one in records[1])
     assert there["update/gradient_norm"] == pytest.approx(here["update/gradient_norm"], rel=0.05)
     assert all(np.isfinite(one["update/loss"]) for one in records[1])
     assert records[1][-1]["update/version"] == 3

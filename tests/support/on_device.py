@@ -67,6 +67,13 @@ def small_families(folder: Path) -> dict[str, Small]:
     }
 
 
+def ratio_off(device: str) -> float:
+    """Largest |ratio − 1| of unchanged weights that differences of batches alone may make in
+    float32: a learner whose inputs were rounded to bfloat16 has 2e-4. On a card products are of
+    TF32, and the bound is that of its start-up gate."""
+    return 1e-3 if device.startswith("cuda") else 1e-5
+
+
 def forward(model: Any, rows: int = 2) -> tuple[Tensor, dict[str, Tensor]]:
     """(velocity of fixed inputs, gradients of its mean square by name), in main memory."""
     draw = torch.Generator().manual_seed(3)
