@@ -22,10 +22,11 @@ import numpy as np
 from branchgrpo.errors import UserError
 from branchgrpo.files.safetensors_header import BadHeader, header
 from branchgrpo.files.whole import write_whole, written_aside
-from branchgrpo.models.base import ModelOptions, packed
+from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import padded, pair
 from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.models.texts import packed
 from branchgrpo.service import EncoderPool
 from branchgrpo.types import Conditioning
 

@@ -66,7 +66,7 @@ def of_model(config: Config, model: ModelNeeds | None, card: Card | None = None)
     least = config.rollout.begun
     growers = least + (config.learner.ranks if shared else 0)
     work = counts(config, _schedule(config), growers)
-    frames = int(getattr(config.model, "frames", 1))
+    frames = config.model.frames_drawn
     needs = memory.rewards(config, frames)
     if model:
         needs = [memory.learner(config, model, shared), *needs]

@@ -128,8 +128,8 @@ def _learner_advice(config: Config, need: Need, card: Card) -> str:
         found.append(f"{verb} learner.ranks: {max(ranks, learner.ranks)}")
     if not config.model.adapter_rank:
         found.append("model.lora_rank above 0")
-    if not getattr(config.model, "gradient_checkpointing", True):
-        found.append("model.gradient_checkpointing: true")
+    if advice := config.model.memory_advice:
+        found.append(advice)
     return ", or ".join(found) or "larger cards"
 
 

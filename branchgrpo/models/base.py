@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -79,6 +78,17 @@ class ModelOptions(Component):
     def picture_size(self) -> tuple[int, int]:
         """Height and width of what it draws, in pixels; 0 where that is not known."""
         return 0, 0
+
+    @property
+    def frames_drawn(self) -> int:
+        """Frames of what it draws in training."""
+        return 1
+
+    @property
+    def memory_advice(self) -> str:
+        """A key, and its value, by which an update takes less memory; empty where there is none, or
+        it is set."""
+        return ""
 
     def needed_files(self) -> list[str]:
         return [] if self.embedded else [str(Path(self.path) / "model_index.json")]
@@ -286,15 +296,3 @@ class Adapter(ABC):
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(value)
-
-
-def packed(tensors: Mapping[str, Tensor], rows: int) -> Conditioning:
-    """Encodings of so many prompts in their own dtypes, ready to travel."""
-    from branchgrpo.models.weights import to_numpy
-
-    found = {name: to_numpy(tensor) for name, tensor in tensors.items()}
-    return Conditioning(
-        {name: array for name, (array, _) in found.items()},
-        rows,
-        {name: dtype for name, (array, dtype) in found.items() if dtype != array.dtype.name},
-    )

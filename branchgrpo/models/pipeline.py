@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora
-from branchgrpo.models.base import ALL_PARTS, Adapter, Part, packed
+from branchgrpo.models.base import ALL_PARTS, Adapter, Part
 from branchgrpo.models.decoding import Decoding
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
 from branchgrpo.models.skeleton import class_named, hollow
+from branchgrpo.models.texts import packed
 from branchgrpo.types import U8, Conditioning
 
 if TYPE_CHECKING:

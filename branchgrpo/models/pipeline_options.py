@@ -254,6 +254,10 @@ class PipelineModel(ModelOptions):
         return self.lora_rank
 
     @property
+    def memory_advice(self) -> str:
+        return "" if self.gradient_checkpointing else "model.gradient_checkpointing: true"
+
+    @property
     def picture_size(self) -> tuple[int, int]:
         return self.height, self.width
 

@@ -89,6 +89,10 @@ class WanModel(PipelineModel):
         """Frames per latent frame, but for the first, which stands alone."""
         return int(self._autoencoder().get("scale_factor_temporal", 4))
 
+    @property
+    def frames_drawn(self) -> int:
+        return self.frames
+
     def shape(self, frames: int) -> tuple[int, ...]:
         """Shape of a video's latents."""
         channels = int(self._autoencoder().get("z_dim", 16))

@@ -1,0 +1,23 @@
+"""Encoded prompts on the way from a model's text encoders to other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from branchgrpo.types import Conditioning
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def packed(tensors: Mapping[str, Tensor], rows: int) -> Conditioning:
+    """Encodings of so many prompts in their own dtypes, ready to travel."""
+    from branchgrpo.models.weights import to_numpy
+
+    found = {name: to_numpy(tensor) for name, tensor in tensors.items()}
+    return Conditioning(
+        {name: array for name, (array, _) in found.items()},
+        rows,
+        {name: dtype for name, (array, dtype) in found.items() if dtype != array.dtype.name},
+    )
