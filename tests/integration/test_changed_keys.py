@@ -98,6 +98,8 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "learner.schedule": ("linear", stat("update/learning_rate"), {}),
     "learner.warmup": ("20", stat("update/learning_rate"), {}),
     "learner.final_rate": ("0.9", stat("update/learning_rate"), {"learner.schedule": "cosine"}),
+    # of the learner's own forward: exactly 1
+    "learner.old": ("recompute", stat("update/ratio_deviation"), {}),
     "learner.ema": ("0.01", attrgetter("mean"), {}),  # it warms up: below what the step allows
     "learner.ema_every": ("9", attrgetter("mean"), {}),
     "loss.clip_range": ("10.0", stat("update/clip_fraction"), {"learner.optimiser_steps": "2"}),
@@ -115,6 +117,7 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.prompts_between": ("2", WHOLE, {}),
     "evaluation.pictures": ("1", WHOLE, {}),
     "evaluation.metric": ("ocr/edit", WHOLE, {}),
+    "evaluation.kept_mb": ("1", AT_START, {}),
     "learner.ranks": ("2", AT_START, {}),
     "learner.max_ranks": ("2", AT_START, {}),
     "learner.parallel": ("fsdp", AT_START, {}),

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from rich.console import Console
@@ -30,6 +32,13 @@ ROOT = Path(__file__).parents[2]
 OFTEN = "flux.1-dev-1node"
 KINDS = ("flux.1-dev-1node-full", "flux.1-dev-4nodes-full", "wan2.1-1.3b-1node")
 """All weights in shards, roles apart that grow ahead, a video."""
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for temporary files whose path is short enough for the sockets of a Ray."""
+    with TemporaryDirectory(prefix="s-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def encoded(config: Config) -> None:
@@ -66,11 +75,11 @@ def test_a_shipped_config_made_small_goes_all_the_way(name: str, tmp_path: Path)
 @pytest.mark.parametrize(
     "name", [OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)]
 )
-def test_the_command_passes(name: str, tmp_path: Path) -> None:
+def test_the_command_passes(name: str, tmp_path: Path, short: Path) -> None:
     environment = {
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
-        "TMPDIR": str(tmp_path),
+        "TMPDIR": str(short),
         "HPS_ROOT": str(tmp_path / "hps"),
     }
     done = subprocess.run(
@@ -83,9 +92,9 @@ def test_the_command_passes(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.strip().splitlines()
-    assert lines[0].startswith(f"smoke: everything is written to {tmp_path}/branchgrpo-smoke-")
+    assert lines[0].startswith(f"smoke: everything is written to {short}/branchgrpo-smoke-")
     assert lines[-1].startswith("smoke: passed in ") and lines[-1].endswith(" s")
-    (folder,) = tmp_path.glob("branchgrpo-smoke-*/runs/*")
+    (folder,) = short.glob("branchgrpo-smoke-*/runs/*")
     summary = json.loads((folder / "summary.json").read_text())
     assert "on_policy_deviation" in summary["gates"]
     assert list((folder / "checkpoints").iterdir()) and list((folder / "weights").iterdir())
@@ -93,7 +102,7 @@ def test_the_command_passes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_fails_says_so(tmp_path: Path) -> None:
+def test_one_that_fails_says_so(tmp_path: Path, short: Path) -> None:
     """A scorer that nobody serves: of what is there, nothing is replaced."""
     keys = {"name": "remote", "url": "http://127.0.0.1:9", "retries": "0"}
     done = subprocess.run(
@@ -103,7 +112,7 @@ def test_one_that_fails_says_so(tmp_path: Path) -> None:
         text=True,
         timeout=600,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(short)},
     )
     assert done.returncode != 0 and "127.0.0.1:9" in done.stderr
     assert "smoke: passed" not in done.stdout
