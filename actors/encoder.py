@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
+from actors.devices import use_threads
 from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import write_shard
 
@@ -15,7 +14,7 @@ class Encoder:
     """Plain class; the cluster makes an actor of it."""
 
     def __init__(self, config: Config, index: int):
-        torch.set_num_threads(config.rollout.compute_threads)
+        use_threads(config.rollout.compute_threads)
         self.config, self.index = config, index
 
     def ping(self) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.calls import LearnerCalls
 from actors.collectives import begin_alike, form_group, largest, same_on_all, summed
-from actors.deadlines import storage_bound
 from actors.devices import prepare
 from actors.meeting import free_address
 from actors.rollout import fingerprint
@@ -47,7 +47,7 @@ from branchgrpo.types import (
 )
 
 
-class Learner:
+class Learner(LearnerCalls):
     """Plain class; the cluster makes a rank group of actors of it. With one rank it needs no
     process group."""
 
@@ -60,7 +60,6 @@ class Learner:
         self.fetch = fetch
         self.version = 0
 
-    @storage_bound
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; ranks and resources stay as they
         were."""
@@ -229,7 +228,6 @@ class Learner:
         plan = wire.plan_chunks(sizes, self.config.learner.publish_chunk_mb << 20)
         return WeightSpec(bytes=sum(sizes), chunks=plan[-1] + 1)
 
-    @storage_bound
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
         """Write what training has reached, with the driver's own state. Every rank must call it;
         rank 0 tells. Raises StaleFence when another run has taken over."""
@@ -245,7 +243,6 @@ class Learner:
             return SavedCheckpoint(failed=kind_and_line(error))
         return SavedCheckpoint(path=str(saved.path))
 
-    @storage_bound
     def restore(self, where: str, origin: str = "") -> RestoredState:
         """Go back to the newest valid checkpoint at `where`, or to the beginning when there is
         none: the checkpoint `origin`, or the untrained model. Raises UserError for a checkpoint
@@ -263,7 +260,6 @@ class Learner:
         """Velocity at a fixed input, see `actors.rollout.fingerprint`."""
         return fingerprint(self.model)
 
-    @storage_bound
     def export(self, folder: Path) -> None:
         """Write the weights that are evaluated, in the form that run.export names. Every rank must
         call it."""

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.calls import LearnerCalls, RolloutCalls, SharedLearnerCalls
 from actors.encoder import Encoder
-from actors.learner import Learner
 from actors.reward import RewardWorker
-from actors.rollout import RolloutWorker
-from actors.shared import SharedLearner
 from branchgrpo.service import (
     CheckpointRequest,
     PublishedWeights,
@@ -136,7 +134,7 @@ class Rollouts:
 
         self.pool.submit(
             tasks,
-            RolloutWorker.encode,
+            RolloutCalls.encode,
             prompts,
             returns=1 + len(prompts),
             size=len(prompts),
@@ -161,7 +159,7 @@ class Rollouts:
 
         self.pool.submit(
             tasks,
-            RolloutWorker.grow,
+            RolloutCalls.grow,
             *(plan, request, *conditioning, *roots),
             returns=2 + (len(request.subtrees) * frontier if frontier else 1),
             size=size,
@@ -173,7 +171,7 @@ class Rollouts:
         return found
 
     def fingerprints(self) -> list[F32]:
-        return self.pool.broadcast(RolloutWorker.fingerprint)
+        return self.pool.broadcast(RolloutCalls.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -216,33 +214,35 @@ class Learners:
     ranks: Ranks
 
     def start_update(self, request: UpdateRequest, size: float) -> Update:
-        call = self.ranks.begin(Learner.update, request, size=size)
+        call = self.ranks.begin(LearnerCalls.update, request, size=size)
         return Update(self.ranks, call)
 
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
-        found: SavedCheckpoint = self.ranks.call(Learner.checkpoint, request)[0]
+        found: SavedCheckpoint = self.ranks.call(LearnerCalls.checkpoint, request)[0]
         return found
 
     def restore(self, where: str, origin: str) -> RestoredState:
-        found: RestoredState = self.ranks.call(Learner.restore, where, origin)[0]
+        found: RestoredState = self.ranks.call(LearnerCalls.restore, where, origin)[0]
         return found
 
     def fingerprint(self) -> F32:
-        found: F32 = self.ranks.call(Learner.fingerprint)[0]
+        found: F32 = self.ranks.call(LearnerCalls.fingerprint)[0]
         return found
 
     def export(self, folder: Path) -> None:
-        self.ranks.call(Learner.export, folder)
+        self.ranks.call(LearnerCalls.export, folder)
 
     def publish(self, rollouts: Rollouts, weights: str) -> PublishedWeights:
         """Rank 0 puts the named weights into the store, every idle rollout worker loads them and
         confirms the digest; busy ones and newcomers load them before their next task. Raises what a
         worker raises that then holds anything else."""
-        spec: WeightSpec = self.ranks.call(Learner.specification)[0]
-        published, *parts = self.ranks.leader(Learner.publish, weights, returns=2 + spec.chunks)
+        spec: WeightSpec = self.ranks.call(LearnerCalls.specification)[0]
+        published, *parts = self.ranks.leader(
+            LearnerCalls.publish, weights, returns=2 + spec.chunks
+        )
         found: PublishedWeights = rollouts.pool.fetch(published)
-        rollouts.pool.broadcast(RolloutWorker.load_weights, *parts)
-        rollouts.pool.sync([(RolloutWorker.load_weights, tuple(parts))], found.version)
+        rollouts.pool.broadcast(RolloutCalls.load_weights, *parts)
+        rollouts.pool.sync([(RolloutCalls.load_weights, tuple(parts))], found.version)
         return found
 
 
@@ -258,5 +258,5 @@ class SharedLearners(Learners):
             sent = super().publish(rollouts, weights)
         else:
             rollouts.pool.withhold()
-        version: int = self.ranks.call(SharedLearner.show, weights)[0]
+        version: int = self.ranks.call(SharedLearnerCalls.show, weights)[0]
         return sent or PublishedWeights(version=version)

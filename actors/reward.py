@@ -7,14 +7,13 @@ import traceback
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
+from actors.devices import use_threads
 from branchgrpo.config.roles import RewardRole
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, kind_and_line
 from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import limits
-from branchgrpo.rewards.offloaded import OffloadedScorer
 from branchgrpo.types import F32, LeafMedia, RewardScores
 
 
@@ -40,10 +39,11 @@ class RewardWorker:
     def configure(self, config: Config) -> None:
         """Score by this config from now on; resources stay as they were."""
         self.config, role = config, config.reward_workers
-        torch.set_num_threads(role.compute_threads)
+        use_threads(role.compute_threads)
         resources = Resources(threads=role.compute_threads, device=role.device)
         chosen = [config.rewards[index] for index in self.rewards]
         self.scorers = [(options.title, loaded(options, resources, role)) for options in chosen]
+        use_threads(role.compute_threads)  # again: of torch that a scorer has loaded
 
     def __repr__(self) -> str:
         return f"reward-{self.index}"
@@ -102,6 +102,8 @@ def loaded(options: RewardOptions, resources: Resources, role: RewardRole) -> Sc
     calls."""
     scorer = options.build(resources)
     if role.offload and resources.device != "cpu":
+        from branchgrpo.rewards.offloaded import OffloadedScorer  # it loads torch
+
         return OffloadedScorer(scorer, resources.device)
     return scorer
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.calls import RolloutCalls
 from actors.devices import prepare
 from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import Encodings
@@ -31,7 +32,7 @@ from branchgrpo.types import (
 FINGERPRINT_ROWS = 2
 
 
-class RolloutWorker:
+class RolloutWorker(RolloutCalls):
     """Plain class; the cluster makes an actor of it. All work is a pure function of keys, weights
     and inputs."""
 

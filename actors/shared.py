@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.deadlines import storage_bound
+from actors.calls import SharedLearnerCalls
 from actors.learner import Learner
 from actors.rollout import RolloutWorker, rollout_parts
 from branchgrpo.config.schema import Config
@@ -15,7 +15,7 @@ from branchgrpo.service import RestoredState, UpdateRequest
 from branchgrpo.types import BranchPlan, SegmentRequest, StepStats
 
 
-class SharedLearner(Learner):
+class SharedLearner(Learner, SharedLearnerCalls):
     """Both roles on one model: what a RolloutWorker does, it does with the weights that `show` has
     set. An update takes them back; trees can be grown again after the next `show`.
 
@@ -27,7 +27,6 @@ class SharedLearner(Learner):
         super().__init__(config, rank, fetch)
         self.grower = RolloutWorker(config, rank)
 
-    @storage_bound
     def configure(self, config: Config) -> None:
         """As of Learner; trees can be grown at once."""
         vars(self.grower).pop("model", None)
@@ -65,7 +64,6 @@ class SharedLearner(Learner):
             fsdp.let_go(self.model.module)
         self.shown.show("policy")
 
-    @storage_bound
     def restore(self, where: str, origin: str = "") -> RestoredState:
         """As of Learner; trees can be grown at once."""
         restored = super().restore(where, origin)

@@ -9,11 +9,10 @@ from typing import Any
 
 import ray
 
-from actors.learner import Learner
+from actors.calls import LearnerCalls, RolloutCalls
+from actors.deferred import Learner, RolloutWorker, SharedLearner
 from actors.pools import Learners, Rewards, Rollouts, SharedLearners
 from actors.reward import RewardWorker
-from actors.rollout import RolloutWorker
-from actors.shared import SharedLearner
 from branchgrpo.app import fits, roles
 from branchgrpo.app.encode import encode
 from branchgrpo.app.roles import actor_options, retry_policy
@@ -137,12 +136,12 @@ def configure(made: TrainingService, config: Config) -> TrainingService:
 
     for pool in made.pools:
         pool.reset(config, *pool.workers.arguments[1:])
-    made.rollout_pool.broadcast(RolloutWorker.configure, config)
+    made.rollout_pool.broadcast(RolloutCalls.configure, config)
     for pool in made.reward_pools:
         pool.broadcast(RewardWorker.configure, config)
     for rank_group in made.rank_groups:
         rank_group.make = partial(_learner_arguments, config, ray.get)
-        rank_group.call(Learner.configure, config)
+        rank_group.call(LearnerCalls.configure, config)
     return made
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,8 @@ from branchgrpo.files.whole import write_whole
 from branchgrpo.sinks.base import Sink, SinkOptions
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 PHASES = ("encode", "grow", "score", "update", "publish")
 """Parts of an iteration, in their order; time/PHASE is how long each took, in seconds."""
@@ -32,7 +33,7 @@ class MetricsLog:
         self._events = folder / "tensorboard"
         # TensorBoard leaves out earlier events from this iteration on
         self._purged: int | None = None
-        self._writer: SummaryWriter | None = None
+        self._writer: EventFileWriter | None = None
         self._sinks = tuple(sinks)
         self._begun = perf_counter()
 
@@ -70,11 +71,8 @@ class MetricsLog:
 
     def _write_events(self, iteration: int, metrics: Mapping[str, float]) -> None:
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._events), flush_secs=10, purge_step=self._purged)
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)
+            self._writer = _event_writer(self._events, self._purged)
+        self._writer.add_event(_scalars(iteration, metrics))
 
     def rewind(self, iteration: int) -> None:
         """Forget metrics of later iterations: they are done again. `elapsed` goes on from what is
@@ -88,6 +86,28 @@ class MetricsLog:
         write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._begun = perf_counter() - (kept[-1]["elapsed"] if kept else 0.0)
+
+
+def _event_writer(folder: Path, purged: int | None) -> EventFileWriter:
+    """A new file of events. purged: iterations from this one on in earlier files are left out by
+    TensorBoard. Its own package writes them: torch's writer would load torch into the driver."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder), flush_secs=10)
+    if purged is not None:
+        log = SessionLog(status=SessionLog.START)
+        writer.add_event(Event(wall_time=time(), step=purged, session_log=log))
+    return writer
+
+
+def _scalars(iteration: int, metrics: Mapping[str, float]) -> Event:
+    """An iteration's metrics as TensorBoard has scalars."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+    return Event(wall_time=time(), step=iteration, summary=Summary(value=values))
 
 
 def check_sinks(sinks: Mapping[str, SinkOptions]) -> None:

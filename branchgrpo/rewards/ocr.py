@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from branchgrpo.errors import UserError
+from branchgrpo.rewards import ctc
 from branchgrpo.rewards import ocr_network as network
 from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.rewards.http import limits
@@ -216,19 +217,10 @@ class Ocr(Reader):
 
     def _read(self, pictures: U8) -> F32:
         """Character probabilities [B, time, alphabet] of pictures u8 [B, H, W, 3]."""
-        import torch
-
-        x = torch.from_numpy(pictures.astype(np.float32)).permute(0, 3, 1, 2)
         width = self.options.width or network.line_width(*pictures.shape[1:3])
-        x = (
-            torch.nn.functional.interpolate(
-                x, size=(network.HEIGHT, width), mode="bilinear", align_corners=False
-            )
-            / 127.5
-            - 1.0
-        )
-        # BGR
-        out: F32 = self.session.run(None, {self.session.get_inputs()[0].name: x.flip(1).numpy()})[0]
+        x = network.resized(pictures, network.HEIGHT, width) / np.float32(127.5) - np.float32(1)
+        bgr = np.ascontiguousarray(x[..., ::-1].transpose(0, 3, 1, 2))
+        out: F32 = self.session.run(None, {self.session.get_inputs()[0].name: bgr})[0]
         return out
 
     def decode(self, probability: F32) -> list[str]:
@@ -242,16 +234,8 @@ class Ocr(Reader):
     def likelihood(self, probability: F32, targets: list[str]) -> list[float]:
         """exp(−½ · CTC negative log-likelihood) of each target; 0 for text that the frames cannot
         hold."""
-        import torch
-
-        # [time, B, alphabet]
-        log_p = torch.from_numpy(probability).clamp_min(1e-8).log().transpose(0, 1)
         codes = [[self._code(character) for character in target] for target in targets]
-        lengths = torch.tensor([len(code) for code in codes])
-        flat = torch.tensor([i for code in codes for i in code])
-        frames = torch.full((len(targets),), log_p.shape[0])
-        nll = torch.nn.functional.ctc_loss(log_p, flat, frames, lengths, reduction="none")
-        values: list[float] = torch.exp(-0.5 * nll).tolist()
+        values: list[float] = np.exp(0.5 * ctc.log_likelihood(probability, codes)).tolist()
         return values
 
     def _code(self, character: str) -> int:

@@ -3,15 +3,18 @@ rapidocr-onnxruntime ships it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from branchgrpo.errors import UserError
+from branchgrpo.files.onnx_metadata import metadata
+from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -49,24 +52,39 @@ def session(threads: int) -> InferenceSession:
 
 def alphabet_of(loaded: InferenceSession) -> tuple[str, ...]:
     """What each code stands for; 0 is CTC's blank."""
-    return ("", *loaded.get_modelmeta().custom_metadata_map["character"].splitlines(), " ")
+    return _alphabet(loaded.get_modelmeta().custom_metadata_map)
+
+
+def _alphabet(named: Mapping[str, str]) -> tuple[str, ...]:
+    return ("", *named["character"].splitlines(), " ")
 
 
 @lru_cache(maxsize=1)
 def known_characters() -> frozenset[str]:
     """What the recogniser has a code for."""
-    return frozenset(alphabet_of(session(1))) - {""}
+    return frozenset(_alphabet(metadata(recogniser()))) - {""}
 
 
-@lru_cache(maxsize=8)
 def frames_of(width: int) -> int:
-    """Frames that the recogniser gives of a line so many pixels wide, found by running it once."""
-    loaded = session(1)
-    return int(
-        loaded.run(
-            None, {loaded.get_inputs()[0].name: np.zeros((1, 3, HEIGHT, width), np.float32)}
-        )[0].shape[1]
-    )
+    """Frames that the recogniser gives of a line so many pixels wide: two convolutions halve it and
+    keep an odd pixel, a pooling halves it and drops that."""
+    return -(-width // 4) // 2
+
+
+def resized(pictures: U8, height: int, width: int) -> F32:
+    """Pictures u8 [B, H, W, 3] as f32 [B, height, width, 3], bilinear: pixels are squares whose
+    values are those of their centres, and beyond the outermost centres nothing changes."""
+    x: Any = pictures
+    for axis, size in ((1, height), (2, width)):
+        old = x.shape[axis]
+        centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
+        place = np.maximum(centres * np.float32(old / size) - np.float32(0.5), 0)
+        low = place.astype(np.int32)
+        part = (place - low.astype(np.float32)).reshape(-1, *[1] * (3 - axis))
+        high = np.minimum(low + 1, old - 1)
+        x = x.take(low, axis) * (1 - part) + x.take(high, axis) * part
+    found: F32 = x
+    return found
 
 
 def line_width(height: int, width: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from service_pool import Sleeper
 from support.small_runs import busy, carried, config, kill
 
-from actors.learner import Learner
+from actors.calls import LearnerCalls
 from actors.pools import Rollouts
 from branchgrpo.app.service import TrainingService
 from branchgrpo.rollout.collect import RolloutBatch
@@ -211,7 +211,7 @@ def recovery() -> dict[str, Any]:
 
             def begun(method: Any, *arguments: Any, **options: Any) -> Any:
                 call = begin(method, *arguments, **options)
-                if method is Learner.update and not hit.done:
+                if method is LearnerCalls.update and not hit.done:
                     hit.done = True
                     threading.Timer(0.05, kill, (made.learner_group.places[0].process,)).start()
                 return call

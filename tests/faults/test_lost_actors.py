@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support.small_runs import ITERATIONS, Run, Stage, busy, config, kill, same
 
-from actors.learner import Learner
+from actors.calls import LearnerCalls
 from branchgrpo.errors import GateError
 from cluster.ray_service import RayService
 
@@ -131,7 +131,7 @@ def updating(made: RayService, act: Any, deadline: float = 60.0) -> None:
 
     def begun(method: Any, *arguments: Any, **options: Any) -> Any:
         call = begin(method, *arguments, **options)
-        if method is Learner.update:
+        if method is LearnerCalls.update:
             made.learner_group.begin = begin  # type: ignore[method-assign]
             call.deadline = time.monotonic() + deadline
             process = made.learner_group.places[1].process
@@ -229,7 +229,7 @@ def test_an_error_of_one_rank_ends_the_run_and_is_named(
         calls = []
         for rank, actor in enumerate(made.learner_group.ranks):
             request, *rest = arguments
-            if method is Learner.update and rank:
+            if method is LearnerCalls.update and rank:
                 turned = {key: values[:, ::-1].copy() for key, values in request.scores.items()}
                 request = replace(request, scores=turned)
             calls.append(getattr(actor, method.__name__).remote(request, *rest))

@@ -26,19 +26,27 @@ from branchgrpo.types import (
     SegmentRequest,
     StepStats,
 )
+from cluster.ray_private import call_in_actor
 from cluster.worker import Attempt
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+PROGRAM = """
+import atexit, runpy, sys
+compute = {"torch", "diffusers", "transformers", "peft", "onnxruntime"}
+atexit.register(lambda: print("loaded:", sorted(compute & sys.modules.keys())))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def run(
     *arguments: str, timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """run.py as a person starts it."""
+    """run.py as a person starts it; at its end it tells what it has loaded that computes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
+        [sys.executable, "-c", PROGRAM, str(ROOT / "run.py"), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -63,6 +71,7 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
         HOME=str(tmp_path),
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded: []"  # the driver only directs
     # with the dashboard, Ray makes one
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
     (folder,) = (tmp_path / "runs").iterdir()
@@ -181,6 +190,9 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
         places = ray.experimental.get_object_locations([payload for _, payload in segments])
         # payloads live in the object store, not in the driver
         assert all(place["node_ids"] for place in places.values())
+        (scorer,) = service.reward_pools[0].workers
+        loaded = call_in_actor(scorer.handle, lambda worker: "torch" in sys.modules)
+        assert not ray.get(loaded)  # the recogniser does without
     finally:
         service.stop()
     topo = topology(configs.load(QUICKSTART).method.plan(0, static(20, 3.0)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.learner import Learner
+from actors.calls import LearnerCalls
 from branchgrpo.app.service import configure, ray_service
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
@@ -136,7 +136,7 @@ def played(
         pool.dispatcher.reissued = 0
 
     def spy(method: Any, *arguments: Any, **options: Any) -> Any:
-        if method is Learner.update:
+        if method is LearnerCalls.update:
             request: UpdateRequest = arguments[0]
             for key, values in request.scores.items():
                 rewards[request.iteration, *key] = values.tobytes()
@@ -153,7 +153,7 @@ def played(
         summary = carry_out(
             loaded, service=made, folder=folder, display=display, interrupted=between
         )
-        update = made.learner_group.call(Learner.publish)[0][0]
+        update = made.learner_group.call(LearnerCalls.publish)[0][0]
         return Run(
             weights=update.digest,
             rewards=rewards,
