@@ -4,5 +4,7 @@ REGISTRY = {
     "flux": "branchgrpo.models.flux:FluxModel",
     "sd3": "branchgrpo.models.sd3:SD3Model",
     "qwen_image": "branchgrpo.models.qwen_image:QwenImageModel",
+    "flux2_klein": "branchgrpo.models.flux2_klein:Flux2KleinModel",
+    "z_image": "branchgrpo.models.z_image:ZImageModel",
     "wan": "branchgrpo.models.wan:WanModel",
 }

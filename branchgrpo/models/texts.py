@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from branchgrpo.types import Conditioning
 
@@ -21,3 +21,18 @@ def packed(tensors: Mapping[str, Tensor], rows: int) -> Conditioning:
         rows,
         {name: dtype for name, (array, dtype) in found.items() if dtype != array.dtype.name},
     )
+
+
+def chat_lengths(tokenizer: Any, texts: list[str], *, thinking: bool) -> list[int]:
+    """Tokens of each text as a user's one turn, and of what asks for an answer after it: with a
+    place to think before, or an empty one."""
+    asked = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        for text in texts
+    ]
+    return [len(ids) for ids in tokenizer(asked, truncation=False)["input_ids"]]

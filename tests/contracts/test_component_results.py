@@ -22,9 +22,11 @@ from branchgrpo.algo.tree import topology
 from branchgrpo.config.registry import TABLES
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan
+from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.pickscore import PickScoreReward
 from branchgrpo.rewards.small.clips import save_clip
@@ -107,6 +109,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sd3": small_sd3(folder / "sd3"),
         "qwen_image": small_qwen_image(folder / "qwen"),
+        "flux2_klein": small_flux2_klein(folder / "klein"),
+        "z_image": small_z_image(folder / "z-image"),
         "wan": small_wan(folder / "wan"),
     }
 

@@ -17,16 +17,20 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.flux2_klein import Flux2KleinModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan as write_small_wan
+from branchgrpo.models.small.z_image import small_z_image
+from branchgrpo.models.z_image import ZImageModel
 from branchgrpo.types import Subtree, TreeKey
 from support import small_wan
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle"]
-FAMILIES = ("flux", "sd3", "qwen_image", "wan")
+FAMILIES = ("flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan")
 TREES = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
 
 
@@ -63,6 +67,8 @@ def small_families(folder: Path) -> dict[str, Small]:
         "flux": pictures(FluxModel, "embedded:tiny-flux", 16),
         "sd3": pictures(SD3Model, str(small_sd3(folder / "sd3")), 24),
         "qwen_image": pictures(QwenImageModel, str(small_qwen_image(folder / "qwen")), 24),
+        "flux2_klein": pictures(Flux2KleinModel, str(small_flux2_klein(folder / "klein")), 24),
+        "z_image": pictures(ZImageModel, str(small_z_image(folder / "z-image")), 24),
         "wan": Small(lambda **keys: small_wan.options(wan, **keys)),
     }
 

@@ -33,7 +33,7 @@ NEEDED = {
     "trunk": {"children": "4"},
     "wandb": {"project": "mine"},
     "mlflow": {"uri": "http://127.0.0.1:9"},
-    **{name: {"path": "embedded:tiny-flux"} for name in ("sd3", "qwen_image", "wan")},
+    **{name: {"path": "embedded:tiny-flux"} for name in TABLES["models"].shipped},
     "flux": {"path": "embedded:tiny-flux", "height": "32", "width": "32"},
     "own:OwnFlux": {"path": "embedded:tiny-flux", "height": "32", "width": "32"},
 }

@@ -121,3 +121,18 @@ def make_qwen_tokenizer() -> Any:
         additional_special_tokens=special[1:],
         model_max_length=4096,
     )
+
+
+def make_qwen3_tokenizer() -> Any:
+    """A Qwen2Tokenizer that asks in Qwen3's way: one turn of a user, with or without a place to
+    think before the answer."""
+    found = make_qwen_tokenizer()
+    found.add_tokens(["<think>", "</think>"])
+    found.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    return found

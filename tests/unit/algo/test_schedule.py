@@ -14,10 +14,12 @@ from branchgrpo.algo.plan import with_tail
 from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.flux2_klein import Flux2KleinModel
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
 from branchgrpo.models.wan import WanModel
+from branchgrpo.models.z_image import ZImageModel
 from branchgrpo.types import BranchPlan
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
@@ -50,6 +52,11 @@ CASES: dict[str, tuple[type[PipelineModel], dict[str, Any]]] = {
     "SD3.5": (SD3Model, EULER | {"shift": 3.0}),
     "SD3, by size": (SD3Model, DEV),
     "Qwen-Image": (QwenImageModel, QWEN),
+    "FLUX.2-klein": (Flux2KleinModel, DEV),
+    "FLUX.2-klein, linear": (Flux2KleinModel, DEV | {"time_shift_type": "linear"}),
+    "FLUX.2-klein, static": (Flux2KleinModel, EULER | {"shift": 3.0}),
+    "Z-Image": (ZImageModel, EULER | {"shift": 6.0}),
+    "Z-Image, by size": (ZImageModel, DEV),
     "Wan2.1": (WanModel, UNIPC | {"flow_shift": 3.0}),
     "Wan2.1, 720p": (WanModel, UNIPC | {"flow_shift": 5.0}),
     "Wan2.1, Euler": (WanModel, EULER | {"shift": 3.0}),
@@ -77,6 +84,7 @@ def of_diffusers(
     """What the family's pipeline does before its loop."""
     import diffusers
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
     scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
     tokens = (side // 16) ** 2
@@ -86,8 +94,10 @@ def of_diffusers(
         if scheduler.config.use_dynamic_shifting
         else None
     )
+    if mu is not None and isinstance(options, Flux2KleinModel):
+        mu = compute_empirical_mu(tokens, steps)
     extra = {} if mu is None else {"mu": mu}
-    if isinstance(options, (FluxModel, QwenImageModel)):
+    if isinstance(options, (FluxModel, Flux2KleinModel, QwenImageModel, ZImageModel)):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(), **extra)
     else:
         scheduler.set_timesteps(steps, **extra)

@@ -80,17 +80,25 @@ def test_a_guided_pair_of_wan(frames: int, teraflops: float) -> None:
     ("name", "billions"),  # as their authors state them
     [
         ("FLUX.1-dev", 11.9),
+        ("FLUX.2-klein-base-4B", 3.9),
         ("Qwen-Image", 20.4),
         ("Wan2.1-T2V-1.3B-Diffusers", 1.4),
         ("Wan2.1-T2V-14B-Diffusers", 14.3),
         ("stable-diffusion-3.5-large", 8.1),
+        ("Z-Image", 6.2),
         ("stable-diffusion-3.5-medium", 2.2),
     ],
 )
 def test_published_sizes(name: str, billions: float) -> None:
-    base = {"FLUX": "flux.1-dev-1node", "Qwen": "qwen-image-1node", "Wan2": "wan2.1-1.3b-1node"}
+    base = {
+        "FLUX.1": "flux.1-dev-1node",
+        "FLUX.2": "flux.2-klein-1gpu",
+        "Qwen-I": "qwen-image-1node",
+        "Wan2.1": "wan2.1-1.3b-1node",
+        "Z-Imag": "z-image-1gpu",
+    }
     config = shipped(
-        base.get(name[:4], "sd3.5-medium-1node"),
+        base.get(name[:6], "sd3.5-medium-1node"),
         model__lora_rank=0,
         run__export="none",
         model__path=f"/nowhere/{name}",
@@ -101,7 +109,7 @@ def test_published_sizes(name: str, billions: float) -> None:
 
 
 def test_each_published_folder_is_tried_above() -> None:
-    assert len(published()) == 6 and all((PUBLISHED / name).is_dir() for name in published())
+    assert len(published()) == 8 and all((PUBLISHED / name).is_dir() for name in published())
 
 
 def test_a_model_of_unknown_sizes_is_refused() -> None:

@@ -18,11 +18,15 @@ from torch import Tensor
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.flux2_klein import Flux2KleinModel
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
+from branchgrpo.models.small.z_image import small_z_image
+from branchgrpo.models.z_image import ZImageModel
 
 pytestmark = pytest.mark.networks
 
@@ -30,7 +34,7 @@ pytestmark = pytest.mark.networks
 LORA = {"lora_rank": 4, "lora_alpha": 12}
 
 
-@pytest.fixture(scope="module", params=["flux", "sd3", "qwen_image"])
+@pytest.fixture(scope="module", params=["flux", "sd3", "qwen_image", "flux2_klein", "z_image"])
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> checks.Family:
@@ -38,13 +42,13 @@ def family(
         return checks.Family(
             FluxModel, FluxModel(path="embedded:tiny-flux").folder(), "true_cfg_scale", text=16
         )
-    if request.param == "sd3":
-        return checks.Family(
-            partial(SD3Model), small_sd3(tmp_path_factory.mktemp("sd3")), "guidance_scale"
-        )
-    return checks.Family(
-        partial(QwenImageModel), small_qwen_image(tmp_path_factory.mktemp("qwen")), "true_cfg_scale"
-    )
+    options, write, guidance = {
+        "sd3": (SD3Model, small_sd3, "guidance_scale"),
+        "qwen_image": (QwenImageModel, small_qwen_image, "true_cfg_scale"),
+        "flux2_klein": (Flux2KleinModel, small_flux2_klein, "guidance_scale"),
+        "z_image": (ZImageModel, small_z_image, "guidance_scale"),
+    }[request.param]
+    return checks.Family(partial(options), write(tmp_path_factory.mktemp(request.param)), guidance)
 
 
 @pytest.fixture

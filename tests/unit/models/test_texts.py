@@ -12,14 +12,18 @@ import torch
 from support.model_checks import inputs, velocity
 
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.flux2_klein import Flux2KleinModel
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
+from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan
+from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.models.wan import WanModel
+from branchgrpo.models.z_image import ZImageModel
 from branchgrpo.types import Conditioning
 
 pytestmark = pytest.mark.networks
@@ -29,7 +33,9 @@ Options = Callable[..., PipelineModel]
 SIZE = {"height": 32, "width": 32, "max_sequence_length": 16}
 
 
-@pytest.fixture(scope="module", params=["flux", "sd3", "qwen_image", "wan"])
+@pytest.fixture(
+    scope="module", params=["flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan"]
+)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Options:
     """Options of a small model of it."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -37,6 +43,8 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "flux": lambda: partial(FluxModel, path="embedded:tiny-flux"),
         "sd3": lambda: partial(SD3Model, path=str(small_sd3(folder))),
         "qwen_image": lambda: partial(QwenImageModel, path=str(small_qwen_image(folder))),
+        "flux2_klein": lambda: partial(Flux2KleinModel, path=str(small_flux2_klein(folder))),
+        "z_image": lambda: partial(ZImageModel, path=str(small_z_image(folder))),
         "wan": lambda: partial(WanModel, path=str(small_wan(folder)), frames=5),
     }
     return partial(made[request.param](), **SIZE)
