@@ -15,6 +15,9 @@ CORES = len(os.sched_getaffinity(0))
 if WORKERS > 1:  # before torch is loaded; programs that tests start have it too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
+# Ray gives its workers a niceness of 15: beside another process of tests they would stand still.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 from support.turns import Turns  # noqa: E402
 
 import cluster  # noqa: E402

@@ -77,6 +77,7 @@ class Driver:
             "cluster.dashboard": "false",
             "cluster.max_restarts": "200",
             "cluster.max_attempts": "50",
+            "cluster.straggler_seconds": "2",
             "learner.ranks": "2",
             "learner.timeout_seconds": "45",
             "learner.stall_seconds": "3",

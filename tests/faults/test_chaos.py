@@ -10,7 +10,7 @@ from chaos import play
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "seed", "strokes"), [("separate", 0, 20), ("shared", 0, 6)])
+@pytest.mark.parametrize(("layout", "seed", "strokes"), [("separate", 0, 10), ("shared", 0, 4)])
 def test_a_run_among_random_kills_equals_the_undisturbed_one(
     tmp_path: Path, layout: str, seed: int, strokes: int
 ) -> None:

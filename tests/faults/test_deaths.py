@@ -35,11 +35,11 @@ def test_private_calls_of_a_ray_that_runs(tmp_path: Path) -> None:
     assert local.logs().parent.name == session.name and (local.logs() / "raylet.out").is_file()
 
     actor = ray.remote(Worker).options(num_cpus=0).remote(str(tmp_path), 7)
-    found = ray.get(ray_private.call_in_actor(actor, lambda worker: worker.index), timeout=30)
+    found = ray.get(ray_private.call_in_actor(actor, lambda worker: worker.index), timeout=120)
     assert found == 7 and ray_private.node_of_actor(actor) == node
     ray.kill(actor)
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(ray_private.call_in_actor(actor, lambda worker: 0), timeout=30)
+        ray.get(ray_private.call_in_actor(actor, lambda worker: 0), timeout=120)
     assert ray_private.node_of_actor(actor) == node  # of the dead, too
 
     client, space = ray_private.gcs_client(address), b"test"
@@ -65,8 +65,8 @@ def test_large_results_stay_in_the_store_and_small_ones_travel(tmp_path: Path) -
         ray_private.call_in_actor(actor, lambda worker, size=size: b"x" * size)
         for size in (local.INLINE_BYTES // 2, 4 * local.INLINE_BYTES)
     )
-    ray.wait([small, large], num_returns=2, timeout=30, fetch_local=False)
-    deadline = time.monotonic() + 30
+    ray.wait([small, large], num_returns=2, timeout=120, fetch_local=False)
+    deadline = time.monotonic() + 120
     while not where([large])[large]["node_ids"]:  # the store tells the head a little later
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -98,7 +98,7 @@ def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
 
 
 def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
-    made, told = pool(tmp_path, 2, straggler_seconds=0.5), list[str]()
+    made, told = pool(tmp_path, 2, straggler_seconds=1.5), list[str]()
     made.note = told.append
     made.wait_ready()
     results(made, [(Worker.task, key, 0.1) for key in range(4)])
@@ -108,7 +108,7 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     results(made, [(Worker.once, 10, "dawdle")])
     (line,) = told
     assert re.fullmatch(
-        r"rollout-([01]): once takes 1 s \(median 0\.1 s\): given to rollout-[01] as well", line
+        r"rollout-([01]): once takes \d s \(median 0\.1 s\): given to rollout-[01] as well", line
     )
     made.stop()
 
@@ -218,7 +218,7 @@ def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
         RankGroupError, match=r"^learner\.update: ranks \[1\] missed the deadline of 1 s$"
     ):
         rank_group.call(Rank.update, 0.1)
-    assert time.monotonic() - began < 6.0 and rank_group.restarts == {"unresponsive": 1}
+    assert time.monotonic() - began < 20 and rank_group.restarts == {"unresponsive": 1}
     assert (
         notes[0].startswith("learner-1 on ")
         and (

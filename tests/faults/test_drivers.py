@@ -97,7 +97,7 @@ def signalled(command: list[str], words: str, number: signal.Signals) -> tuple[i
         lines.append(line)
         if words in line:
             process.send_signal(number)
-    return process.wait(timeout=120), "".join(lines)
+    return process.wait(timeout=300), "".join(lines)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ class Lent:
 
     def __init__(self, folder: Path, workers: int):
         self.pool: WorkerPool = pool(
-            folder, workers, straggler_seconds=0.5, straggler_factor=2.0, max_restarts=5
+            folder, workers, straggler_seconds=2.0, straggler_factor=2.0, max_restarts=5
         )
         self.group = RankGroup(
             cls=LentRank,

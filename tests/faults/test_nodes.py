@@ -233,7 +233,7 @@ def test_ranks_without_room_wait_for_it_and_training_goes_on(
     cluster.remove_node(second[0])
 
 
-def following(cluster: Cluster, service: RayService, desired: int, seconds: float = 120.0) -> None:
+def following(cluster: Cluster, service: RayService, desired: int, seconds: float = 300.0) -> None:
     """Until the pool wants, and has, so many workers."""
     deadline = time.monotonic() + seconds
     while (
@@ -260,7 +260,7 @@ def test_auto_follows_nodes_that_come_and_go(
         resources=resources,
         arguments=(str(tmp_path),),
         byte_counter=DriverByteCounter(),
-        retry_policy=RetryPolicy(task_timeout_seconds=60.0, max_restarts=2),
+        retry_policy=RetryPolicy(task_timeout_seconds=300.0, max_restarts=2),
     )
     service = RayService(
         rollouts=pool,
@@ -305,7 +305,7 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
         resources={"num_cpus": 0, "resources": {"slot": 1}},
         arguments=(str(tmp_path),),
         byte_counter=DriverByteCounter(),
-        retry_policy=RetryPolicy(task_timeout_seconds=60.0),
+        retry_policy=RetryPolicy(task_timeout_seconds=300.0),
     )
     told = list[str]()
     pool.note = told.append
@@ -347,7 +347,7 @@ def test_a_group_starts_on_another_node_than_one_where_it_could_not(
         resources={"num_cpus": 0, "resources": {"slot": 1}},
         make=lambda rank: (str(tmp_path), rank),
         byte_counter=DriverByteCounter(),
-        deadlines=(60.0, 10.0, 5.0),
+        deadlines=(300.0, 10.0, 5.0),
     )
     rank_group.form()
     other = node(cluster, **{"slot": 1})

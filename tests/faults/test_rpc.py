@@ -43,7 +43,7 @@ def test_lost_requests_and_replies(tmp_path: Path, lost: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     found, restarts, made = json.loads(done.stdout.splitlines()[-1])

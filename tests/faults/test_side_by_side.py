@@ -1,4 +1,4 @@
-"""Runs of one name beside one another: three seeds are started at once, twice, with --resume auto,
+"""Runs of one name beside one another: two seeds are started at once, twice, with --resume auto,
 and one of them is killed."""
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from support.small_runs import ROOT, SMALL
 
 from branchgrpo.report.sinks import read
 
-SECONDS = 240
+SECONDS = 300
+SEEDS = range(2)
 LITTLE = {
     "run.iterations": "2",
     "sampling.steps": "4",
@@ -50,7 +51,7 @@ def until(there: Callable[[], Any], told: Callable[[], str]) -> Any:
 
 
 @pytest.mark.slow
-def test_three_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
+def test_two_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with ExitStack() as stack, head() as cluster:
         options = (
@@ -86,10 +87,10 @@ def test_three_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
         def claims() -> list[Path]:
             return sorted(runs.glob("*/run.json"))
 
-        first = {seed: start(seed, f"first-{seed}") for seed in range(3)}
-        until(lambda: len(claims()) == 3, told)
-        second = {seed: start(seed, f"second-{seed}") for seed in range(3)}
-        until(lambda: len(claims()) == 6, told)
+        first = {seed: start(seed, f"first-{seed}") for seed in SEEDS}
+        until(lambda: len(claims()) == 2, told)
+        second = {seed: start(seed, f"second-{seed}") for seed in SEEDS}
+        until(lambda: len(claims()) == 4, told)
         (cut,) = [path.parent for path in claims() if _claimed_by(path.parent) == first[1].pid]
         until(
             lambda: (
@@ -102,30 +103,19 @@ def test_three_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
         first[1].wait()
         assert not (cut / "summary.json").exists()
         first[1] = start(1, "again-1")
-        assert [process.wait(SECONDS) for process in (*first.values(), *second.values())] == [
-            0
-        ] * 6, told()
+        drivers = (*first.values(), *second.values())
+        assert [process.wait(SECONDS) for process in drivers] == [0] * 4, told()
 
     folders = sorted(runs.iterdir())
-    assert (
-        len(folders) == 6
-        and len({json.loads((folder / "run.json").read_text())["started"] for folder in folders})
-        == 6
-    )
-    assert sorted(json.loads((folder / "run.json").read_text())["seed"] for folder in folders) == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-    ]
+    notices = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    assert len(folders) == len({notice["started"] for notice in notices}) == 4
+    assert sorted(notice["seed"] for notice in notices) == [0, 0, 1, 1]
     for folder in folders:
         records = read(folder / "metrics.jsonl")
         assert [record["iteration"] for record in records] == [0, 1, 2, 2], folder
         assert json.loads((folder / "summary.json").read_text())["stopped_by"] == "iterations"
         assert len(list((folder / "drivers").glob("??????.json"))) == (2 if folder == cut else 1)
-    for seed in range(3):  # those of one seed drew the same, each in its own folder
+    for seed in SEEDS:  # those of one seed drew the same, each in its own folder
         one, other = [
             read(folder / "metrics.jsonl")
             for folder in folders

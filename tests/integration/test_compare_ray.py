@@ -46,7 +46,7 @@ def test_compare_then_eval(tmp_path: Path) -> None:
         str(folder),
         *KEYS,
     ]
-    done = run(*request, timeout=200)
+    done = run(*request, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     told = done.stdout[done.stdout.index("\n method ") : done.stdout.index("written to ")]
     assert (
@@ -87,7 +87,7 @@ def test_compare_then_eval(tmp_path: Path) -> None:
         "--run.folder",
         str(tmp_path / "runs"),
         *KEYS,
-        timeout=200,
+        timeout=600,
     )
     assert measured.returncode == 0, measured.stdout + measured.stderr
     (evaluated,) = (tmp_path / "runs").iterdir()

@@ -217,7 +217,7 @@ def test_jobs_that_start_together_take_turns_and_each_has_all_its_room_or_none(
 
     half = ray.cluster_resources()["CPU"] / 2
     both = [
-        begin(ray_session.address, JOB, name, ray_session.address, str(half), "90", "5")
+        begin(ray_session.address, JOB, name, ray_session.address, str(half), "300", "5")
         for name in ("run-a", "run-b")
     ]
     short = begin(ray_session.address, JOB, "run-c", ray_session.address, str(2 * half), "1", "0")

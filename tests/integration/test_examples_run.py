@@ -47,7 +47,7 @@ def run(name: str, address: str, folder: Path, **keys: str) -> str:
         [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         cwd=folder,
         env=environment() | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
     )

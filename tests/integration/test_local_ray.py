@@ -41,7 +41,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(
-    *arguments: str, timeout: float = 240, **environment: str
+    *arguments: str, timeout: float = 600, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """run.py as a person starts it; at its end it tells what it has loaded that computes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}

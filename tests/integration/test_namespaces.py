@@ -29,7 +29,7 @@ while not os.path.exists(told):
 address = open(told).read()
 use_interface(address)
 dist.init_process_group(
-    "gloo", init_method=address, world_size=2, rank=rank, timeout=timedelta(seconds=60)
+    "gloo", init_method=address, world_size=2, rank=rank, timeout=timedelta(seconds=300)
 )
 total = torch.tensor([rank + 1.0])
 dist.all_reduce(total)
@@ -87,7 +87,7 @@ def test_two_ranks_meet_where_no_route_leads_out(host: str, tmp_path: Path) -> N
         env=kept | {"RANK": RANK, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("tcp://")]
     assert [line[1:] for line in lines] == [["inside", "3.0"]] * 2, done.stdout + done.stderr

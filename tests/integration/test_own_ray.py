@@ -59,7 +59,7 @@ def test_an_agent_that_is_slow_once_costs_a_try(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told, resources = done.stdout.splitlines()
@@ -83,7 +83,7 @@ def test_a_ray_that_never_comes_up_is_one_line_that_names_its_logs(tmp_path: Pat
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     line = done.stderr.splitlines()[-1]
     assert (

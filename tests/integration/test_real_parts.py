@@ -62,7 +62,7 @@ def scorer() -> Iterator[str]:
     assert line.startswith("serving jpeg at http://127.0.0.1:"), line
     yield line.split()[-1]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def arguments(folder: Path, scorer: str) -> list[str]:

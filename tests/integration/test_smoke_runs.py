@@ -1,5 +1,6 @@
-"""`branchgrpo train CONFIG --smoke`: one iteration of everything. Every shipped config, made small,
-in one process with the real roles; the command itself, on Ray, for one of each kind."""
+"""`branchgrpo train CONFIG --smoke`: one iteration of everything. Shipped configs of every kind,
+made small, in one process with the real roles or by the command itself, on Ray. That every single
+one can be made small is in unit/app/test_smoke.py."""
 
 from __future__ import annotations
 
@@ -32,6 +33,13 @@ ROOT = Path(__file__).parents[2]
 OFTEN = "flux.1-dev-1node"
 KINDS = ("flux.1-dev-1node-full", "flux.1-dev-4nodes-full", "wan2.1-1.3b-1node")
 """All weights in shards, roles apart that grow ahead, a video."""
+ALIKE = (
+    *("flux.1-dev-1gpu", "sd3.5-medium-1node", "wan2.1-1.3b-1gpu", "bench/sd3.5-medium-384-tree"),
+    *("paper/branchgrpo", "paper/depprune", "paper/mix", "paper/widprune"),
+    *("paper/dancegrpo-tf06", "paper/mixgrpo"),
+)
+"""Each is of a kind with another that runs: see `kind`."""
+HERE = [name for name in names() if name not in (OFTEN, *KINDS, *ALIKE)]
 
 
 @pytest.fixture
@@ -50,8 +58,26 @@ def encoded(config: Config) -> None:
     encode_missing(Encoders(Pool([encoder])), store, texts, told=lambda done, count: None)
 
 
+def kind(config: Config) -> tuple[object, ...]:
+    """What a run's road depends on; the rest are numbers, and components with tests of their
+    own."""
+    learner, model = config.learner, config.model
+    ahead = config.async_.max_staleness > 0
+    adapted = model.adapter_rank > 0
+    return model.called, adapted, learner.parallel, config.cluster.layout, ahead, config.method.name
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", names())
+def test_a_config_of_every_kind_runs() -> None:
+    loaded = {name: configs.load(config_file(name)) for name in names()}
+    run = [config for name, config in loaded.items() if name not in ALIKE]
+    assert {kind(loaded[name]) for name in ALIKE} <= {kind(config) for config in run}
+    seen = {reward.called for config in run for reward in config.rewards}
+    assert seen == {reward.called for config in loaded.values() for reward in config.rewards}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HERE)
 def test_a_shipped_config_made_small_goes_all_the_way(name: str, tmp_path: Path) -> None:
     small = shrunk(configs.load(config_file(name)), tmp_path)
     check(small)

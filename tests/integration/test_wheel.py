@@ -65,7 +65,7 @@ class Installed:
     environment: Path
     empty: Path
 
-    def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """A program of the environment, as a person with an empty shell starts it."""
         kept = {
             name: value
@@ -82,7 +82,7 @@ class Installed:
             env=kept | {"HF_HUB_OFFLINE": "1", "HOME": str(self.empty.with_name("home"))},
         )
 
-    def says(self, *command: str, timeout: float = 60) -> str:
+    def says(self, *command: str, timeout: float = 300) -> str:
         done = self.run(*command, timeout=timeout)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -101,10 +101,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
             shutil.copytree(ROOT / name, source / name, ignore=ignored)
         else:
             shutil.copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-c", BUILD, str(place)], cwd=source, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", BUILD, str(place)], cwd=source, check=True, timeout=600)
     (wheel,) = place.glob("*.whl")
     shutil.rmtree(source)
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=600)
     found = Installed(environment, empty)
     found.says("python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel))
     (packages,) = environment.glob("lib/python*/site-packages")
@@ -145,7 +145,7 @@ def test_the_quick_start_trains_in_an_empty_folder_with_ones_own_reward_beside_i
     installed.says("branchgrpo", "new", "reward", "warmth")
     keys = [text for key, value in SHRUNK.items() for text in (f"--{key}", value)]
     own = ["--rewards.1.name", "./warmth.py:warmth", "--rewards.1.weight", "0.5"]
-    told = installed.says("branchgrpo", "train", *keys, *own, timeout=240)
+    told = installed.says("branchgrpo", "train", *keys, *own, timeout=600)
     (folder,) = (installed.empty / "runs").iterdir()
     assert str(folder.relative_to(installed.empty)) in told
     summary = json.loads((folder / "summary.json").read_text())
@@ -161,7 +161,7 @@ def test_the_quick_start_trains_in_an_empty_folder_with_ones_own_reward_beside_i
 
 @pytest.mark.slow
 def test_actors_import_what_was_installed(installed: Installed) -> None:
-    files = json.loads(installed.says("python", "-c", ON_RAY, timeout=120).splitlines()[-1])
+    files = json.loads(installed.says("python", "-c", ON_RAY, timeout=600).splitlines()[-1])
     assert len(files) == 4
     for file in files:
         assert installed.environment in Path(file).parents

@@ -67,7 +67,7 @@ class Worker:
 name, address, cpus, wait, work = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:])
 session.start(address, 128, dashboard=False)
 say = lambda what, text="": print(json.dumps([what, text, time.time()]), flush=True)
-retry_policy = RetryPolicy(task_timeout_seconds=60.0)
+retry_policy = RetryPolicy(task_timeout_seconds=300.0)
 pools = [
     WorkerPool(Worker, role, 1, {"num_cpus": cpus}, (), DriverByteCounter(), retry_policy)
     for role in ("rollout", "reward")
@@ -102,6 +102,6 @@ def begin(address: str, code: str, *arguments: str, **changed: str) -> subproces
 
 def answers(process: subprocess.Popen[str]) -> list[Any]:
     """Its lines of JSON."""
-    out, trouble = process.communicate(timeout=120)
+    out, trouble = process.communicate(timeout=300)
     assert process.returncode == 0, trouble
     return [json.loads(line) for line in out.splitlines()]

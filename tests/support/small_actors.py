@@ -18,6 +18,8 @@ from cluster.retry_policy import RetryPolicy
 from cluster.tasks import wait
 from cluster.worker_pool import WorkerPool
 
+DAWDLE_SECONDS = 3.0
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors have no path to this folder
 
 
@@ -65,7 +67,7 @@ class Worker:
             os.kill(os.getpid(), signal.SIGSTOP)
         if act == "die":
             os._exit(1)
-        time.sleep(3.0)
+        time.sleep(DAWDLE_SECONDS)
         return key, self.index, self.weights
 
     def kills(self, key: int) -> None:
@@ -182,7 +184,7 @@ def pool(
         resources={"num_cpus": cpus},
         arguments=(str(folder),),
         byte_counter=DriverByteCounter(),
-        retry_policy=RetryPolicy(**{"task_timeout_seconds": 60.0} | retry_policy),
+        retry_policy=RetryPolicy(**{"task_timeout_seconds": 300.0} | retry_policy),
     )
 
 
@@ -202,7 +204,7 @@ def results(made: WorkerPool, calls: list[tuple[Any, ...]]) -> list[Any]:
 
 def until(made: WorkerPool, condition: Callable[[], bool]) -> None:
     """Poll the pool until it is so."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, made.states()
         made.poll()

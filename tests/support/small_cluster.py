@@ -75,7 +75,8 @@ def environment(token: str = TOKEN) -> dict[str, str]:
         if token
         else {"RAY_AUTH_TOKEN_PATH": "/no/such/file"}
     )
-    return kept | has | {"HF_HUB_OFFLINE": "1"}
+    niceness = {"RAY_worker_niceness": "0"}  # as tests/conftest.py says
+    return kept | has | niceness | {"HF_HUB_OFFLINE": "1"}
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ SMALL = {
     "reward_workers.cpus": "0.25",
     "learner.cpus": "0.25",
     "learner.threads": "1",
-    "learner.timeout_seconds": "60",
+    "learner.timeout_seconds": "300",
     "learner.learning_rate": "0.001",
     "learner.warmup": "0",
     "evaluation.prompts": "4",
@@ -48,7 +49,8 @@ SMALL = {
     "evaluation.steps": "4",
     "checkpoint.every": "2",
     "checkpoint.every_minutes": "0",
-    "cluster.straggler_seconds": "2",
+    # a busy machine is slow, but nothing hangs; what is about hanging asks for less
+    "cluster.straggler_seconds": "120",
 }
 
 
@@ -196,7 +198,7 @@ def busy(
     acts on its process. lent: the rank at this place."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             pool = made.rollout_pool.workers
             workers = [worker for worker in list(pool) if worker.state == "ready"]
@@ -214,6 +216,18 @@ def busy(
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
+
+
+@contextmanager
+def impatient(made: RayService, seconds: float) -> Iterator[None]:
+    """Rollout tasks are stragglers after so many seconds, until the end of the block."""
+    deadlines = made.rollout_pool.workers.deadlines
+    usual = deadlines.policy
+    deadlines.policy = replace(usual, straggler_seconds=seconds)
+    try:
+        yield
+    finally:
+        deadlines.policy = usual
 
 
 def kill(process: int) -> None:
