@@ -148,6 +148,7 @@ def test_a_reward_server_that_speaks_no_msgpack_ends_the_run(running: Head, tmp_
     """The reward's worker asks it, not the driver: the models are being loaded meanwhile."""
     with answering(NO_MSGPACK) as url:
         keys = SMALL | {
+            "rollout.workers": "1",
             "rewards": json.dumps([{"name": "remote", "url": url}]),
             "cluster.address": running.address,
             "run.folder": str(tmp_path / "runs"),

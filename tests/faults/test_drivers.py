@@ -24,14 +24,18 @@ SECONDS = 50
 """In which the driver must end when its head is lost: Ray alone lets it wait for 60."""
 
 
+ALONE = {"rollout.workers": "1"}
+"""How many there are is not the point, and each takes long to start."""
+
+
 @pytest.fixture(scope="module")
 def plain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Without faults."""
-    return carried(tmp_path_factory.mktemp("plain") / "plain-run", config())
+    return carried(tmp_path_factory.mktemp("plain") / "plain-run", config(**ALONE))
 
 
 def arguments(folder: Path, **options: str) -> list[str]:
-    keys = SMALL | {"run.folder": str(folder), "cluster.dashboard": "false"} | options
+    keys = SMALL | ALONE | {"run.folder": str(folder), "cluster.dashboard": "false"} | options
     return [
         sys.executable,
         str(ROOT / "run.py"),

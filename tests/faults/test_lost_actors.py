@@ -22,13 +22,11 @@ from cluster.ray_service import RayService
 
 TWO = {"learner.ranks": "2"}
 LAYOUTS = {"separate": TWO, "shared": TWO | {"cluster.layout": "shared", "rollout.workers": "1"}}
+SHARED = pytest.param("shared", marks=pytest.mark.slow)
+"""Its actors take long to start again; faults/test_lent_ranks.py has tiny ones, always."""
 separate = pytest.mark.parametrize("layout", ["separate"], indirect=True)
-shared = pytest.mark.parametrize("layout", ["shared"], indirect=True)
-both = pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
-often = pytest.mark.parametrize(
-    "layout", ["separate", pytest.param("shared", marks=pytest.mark.slow)], indirect=True
-)
-"""Both, where little differs between them."""
+shared = pytest.mark.parametrize("layout", [SHARED], indirect=True)
+both = pytest.mark.parametrize("layout", ["separate", SHARED], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +134,8 @@ def updating(made: RayService, act: Any, deadline: float = 300.0) -> None:
     made.learner_group.begin = begun  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(
-    ("layout", "at"),
-    [
-        ("separate", 1),
-        ("separate", 3),
-        ("shared", 1),
-        pytest.param("shared", 3, marks=pytest.mark.slow),
-    ],
-    indirect=["layout"],
-)
+@both
+@pytest.mark.parametrize("at", [1, 3])
 def test_a_rank_killed_inside_an_update(
     stage: Stage, layout: dict[str, str], plain: Run, tmp_path: Path, at: int
 ) -> None:
@@ -216,7 +206,7 @@ def test_a_rank_that_hangs_ends_at_the_deadline(
     assert any("ranks [0, 1] missed the deadline" in note for note in found.notes)
 
 
-@often
+@both  # the last of each layout: the service ends with it
 def test_an_error_of_one_rank_ends_the_run_and_is_named(
     stage: Stage, layout: dict[str, str], tmp_path: Path
 ) -> None:

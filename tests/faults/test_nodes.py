@@ -202,23 +202,18 @@ def asked() -> Any:
     return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null")
 
 
-@both
 @pytest.mark.slow
 def test_ranks_without_room_wait_for_it_and_training_goes_on(
-    cluster: Cluster, ground: Ground, tmp_path: Path, layout: str
+    cluster: Cluster, ground: Ground, tmp_path: Path
 ) -> None:
     """They take it after the first checkpoint at which a node for them is there."""
     ground.end()
     second, places = [], list[int]()
-    options = (
-        STAYING
-        | LAYOUTS[layout]
-        | {
-            "learner.resource": "",
-            "learner.cpus": "1",
-            "checkpoint.every": "1",
-        }
-    )
+    options = STAYING | {
+        "learner.resource": "",
+        "learner.cpus": "1",
+        "checkpoint.every": "1",
+    }
 
     def sabotage(made: RayService, iteration: int) -> None:
         made.scaling.desired, made.last_look = 2, 0.0

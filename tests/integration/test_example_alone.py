@@ -21,7 +21,7 @@ def test_it_runs_without_ray() -> None:
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=environment,
         cwd=FILE.parents[1],
     )

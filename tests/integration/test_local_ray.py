@@ -65,9 +65,9 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
         "--run.folder",
         str(tmp_path / "runs"),
         "--evaluation.prompts",
-        "16",
-        "--evaluation.pictures",
         "8",
+        "--evaluation.pictures",
+        "4",
         HOME=str(tmp_path),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +77,7 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["iterations"] == 2 and summary["stopped_by"] == "iterations"
-    assert summary["held_out"]["ocr/exact"]["n"] == 16
+    assert summary["held_out"]["ocr/exact"]["n"] == 8
     assert (
         summary["gates"]["on_policy_deviation"] <= 1e-5
         and summary["gates"]["fingerprint_difference"] <= 1e-4
@@ -171,7 +171,7 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     from branchgrpo.app.service import ray_service
 
     alone = config_for(workers=1, fork_depth=0, ranks=1)
-    several = config_for(workers=3, fork_depth=2, ranks=2)
+    several = config_for(workers=2, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))
     service = ray_service(several)
     grown: list[tuple[int, SegmentRequest]] = []  # worker, and what it was to grow

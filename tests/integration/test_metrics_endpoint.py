@@ -78,9 +78,9 @@ def scrape(targets: list[str]) -> Samples:
 
 
 def wait_for(read: Callable[[], list[str]], holds: Callable[[Samples], bool]) -> None:
-    """Until the samples are as they should be; says what they were when that takes longer than 90
+    """Until the samples are as they should be; says what they were when that takes longer than 300
     s."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not holds(samples := scrape(read())):
         assert time.monotonic() < deadline, samples
         time.sleep(0.5)

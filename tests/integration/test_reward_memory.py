@@ -46,7 +46,7 @@ def test_the_memory_of_a_server_is_bounded() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=os.environ,
     )
     assert done.returncode == 0, done.stderr

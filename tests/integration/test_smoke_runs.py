@@ -30,16 +30,16 @@ from branchgrpo.report.terminal import Display
 from branchgrpo.training.carry_out import carry_out
 
 ROOT = Path(__file__).parents[2]
-OFTEN = "flux.1-dev-1node"
+OFTEN = "quickstart"
 KINDS = ("flux.1-dev-1node-full", "flux.1-dev-4nodes-full", "wan2.1-1.3b-1node")
-"""All weights in shards, roles apart that grow ahead, a video."""
+"""All weights in shards, roles apart that grow ahead, adapters and a video."""
 ALIKE = (
     *("flux.1-dev-1gpu", "sd3.5-medium-1node", "wan2.1-1.3b-1gpu", "bench/sd3.5-medium-384-tree"),
     *("paper/branchgrpo", "paper/depprune", "paper/mix", "paper/widprune"),
     *("paper/dancegrpo-tf06", "paper/mixgrpo"),
 )
 """Each is of a kind with another that runs: see `kind`."""
-HERE = [name for name in names() if name not in (OFTEN, *KINDS, *ALIKE)]
+HERE = [name for name in names() if name not in (*KINDS, *ALIKE)]
 
 
 @pytest.fixture
@@ -76,8 +76,10 @@ def test_a_config_of_every_kind_runs() -> None:
     assert seen == {reward.called for config in loaded.values() for reward in config.rewards}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in HERE],
+)
 def test_a_shipped_config_made_small_goes_all_the_way(name: str, tmp_path: Path) -> None:
     small = shrunk(configs.load(config_file(name)), tmp_path)
     check(small)
@@ -98,9 +100,8 @@ def test_a_shipped_config_made_small_goes_all_the_way(name: str, tmp_path: Path)
     assert json.loads((folder / "held_out.json").read_text()).keys() == {"before", "after"}
 
 
-@pytest.mark.parametrize(
-    "name", [OFTEN, *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_the_command_passes(name: str, tmp_path: Path, short: Path) -> None:
     environment = {
         "PYTHONPATH": str(ROOT),
