@@ -89,7 +89,8 @@ def call(config: Config, model: PipelineModel) -> str:
         "num_inference_steps": config.evaluation.steps or config.sampling.steps,
         **model.stock_call(),
     }
-    return f"pipe(prompt, {', '.join(f'{name}={value!r}' for name, value in keys.items())})"
+    told = ", ".join(f"{name}={value!r}" for name, value in keys.items())
+    return f"pipe(prompt=prompt, {told})"  # some pipelines take a picture first
 
 
 def _code(config: Config, model: PipelineModel) -> list[str]:

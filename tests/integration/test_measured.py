@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
+from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan
+from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.report.contact_sheet import evenly, kept
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
@@ -82,6 +86,15 @@ CASES = {
     "qwen, adapters": Case(
         "qwen_image", "lora", LORA | {"true_cfg": 3.0}, {"learner.learning_rate": "0.2"}
     ),
+    "klein, adapters": Case(
+        "flux2_klein", "lora", LORA | {"true_cfg": 3.0}, {"learner.learning_rate": "0.1"}
+    ),
+    "z-image, adapters": Case(
+        "z_image",
+        "lora",
+        LORA | {"true_cfg": 3.0, "cfg_normalization": 1.0, "cfg_truncation": 0.9},
+        {"learner.learning_rate": "0.1"},
+    ),
     "wan, adapters": Case(
         "wan",
         "lora",
@@ -106,14 +119,15 @@ def base(family: str, folder: Path) -> dict[str, Any]:
             "guidance": 2.0,
             "max_sequence_length": 16,
         }
-    if family == "wan":
-        return {"name": "wan", "path": str(small_wan(folder))}
-    made = (
-        small_qwen_image(folder)
-        if family == "qwen_image"
-        else small_sd3(folder, t5=family == "sd3")
-    )
-    return {"name": family.partition(" ")[0], "path": str(made)}
+    write: Callable[[Path], Path] = {
+        "sd3": small_sd3,
+        "sd3 without t5": partial(small_sd3, t5=False),
+        "qwen_image": small_qwen_image,
+        "flux2_klein": small_flux2_klein,
+        "z_image": small_z_image,
+        "wan": small_wan,
+    }[family]
+    return {"name": family.partition(" ")[0], "path": str(write(folder))}
 
 
 def display() -> Display:
@@ -267,7 +281,7 @@ def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch
             if "negative_prompt" in keys
             else {}
         )
-        return original(self, HELD_OUT, latents=roots, output_type="np", **keys)
+        return original(self, prompt=HELD_OUT, latents=roots, output_type="np", **keys)
 
     monkeypatch.setattr(pipeline, "__call__", drawn)
     monkeypatch.chdir(weights)

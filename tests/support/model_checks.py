@@ -304,4 +304,4 @@ def blocks_are_compiled(family: Family, monkeypatch: pytest.MonkeyPatch) -> None
     reached: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: reached.append(self))
     model = family.build(("denoiser",), compile=True)
-    assert reached == list(model.denoiser.transformer_blocks) == model.blocks_of(model.denoiser)
+    assert reached and reached == model.blocks_of(model.denoiser)

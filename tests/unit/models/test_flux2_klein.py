@@ -150,6 +150,10 @@ def test_an_embedding_of_guidance_is_left_alone(family: checks.Family, tmp_path:
     assert all(one.isfinite().all() for one in gradients)
 
 
+def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.blocks_are_compiled(family, monkeypatch)
+
+
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
     assert model.latent_shape == model.evaluation_shape == (16, 6, 3)

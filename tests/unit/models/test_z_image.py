@@ -141,6 +141,10 @@ def test_bfloat16_is_near(family: checks.Family) -> None:
     checks.bfloat16_is_near(family)
 
 
+def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.blocks_are_compiled(family, monkeypatch)
+
+
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
     assert model.latent_shape == model.evaluation_shape == (4, 12, 6)
