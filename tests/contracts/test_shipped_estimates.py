@@ -14,7 +14,7 @@ from branchgrpo.estimate.cards import CARDS
 from branchgrpo.estimate.estimate import Estimate, of_model
 from branchgrpo.estimate.model import ModelNeeds, model_needs
 
-pytestmark = pytest.mark.slow  # a minute: six models are counted
+pytestmark = pytest.mark.slow  # a minute: every model is counted
 
 LARGE = [name for name in names() if name != "quickstart"]
 PAGE = Path(__file__).parents[2] / "docs" / "gpus.md"
