@@ -34,6 +34,12 @@ FAST_FOLDERS = {Path(__file__).parent / folder for folder in ("unit", "contracts
 GPU_FOLDER = Path(__file__).parent / "gpu"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The fast lane reads no other folder: each process of tests would import what they need."""
+    others = Path(__file__).parent / "integration", Path(__file__).parent / "faults"
+    return True if config.option.markexpr == "fast" and collection_path in others else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as `fast` what lies in those folders, is not slow, builds no networks, does not wait;

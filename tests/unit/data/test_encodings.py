@@ -59,6 +59,7 @@ def store_of(loaded: Config) -> Encodings:
     return Encodings.open(loaded.model)
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("guided", [False, True])
 def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) -> None:
     loaded = config(
