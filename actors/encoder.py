@@ -1,5 +1,4 @@
-"""The encoder: turns prompts into text encodings before training, so that training needs no text
-encoders."""
+"""The encoder: turns records into encodings before training, so that training needs no encoders."""
 
 from __future__ import annotations
 
@@ -7,7 +6,9 @@ from pathlib import Path
 
 from actors.devices import use_threads
 from branchgrpo.config.schema import Config
-from branchgrpo.data.encodings import write_shard
+from branchgrpo.data.shards import write_shard
+from branchgrpo.models.base import Part
+from branchgrpo.types import Sample
 
 
 class Encoder:
@@ -21,16 +22,20 @@ class Encoder:
         """Is it alive?"""
 
     def ready(self) -> None:
-        """Load the text encoders."""
+        """Load the encoders; of models that take pictures, the autoencoder is one."""
         alone = self.config.model.model_copy(update={"offload_encoders": False})
-        self.model = alone.build(self.config.rollout.device, ("encoders",))
+        parts: tuple[Part, ...] = ("encoders", "decoder")
+        self.model = alone.build(
+            self.config.rollout.device, parts if alone.pictures_taken[1] else parts[:1]
+        )
 
     def __repr__(self) -> str:
         return f"encoder-{self.index}"
 
-    def encode(self, texts: list[str], path: Path) -> tuple[str, int]:
-        """Write the encodings of n texts to the shard `path`, which other nodes must see. Returns
-        its name and n."""
-        lengths, limit = self.model.tokenize(texts)
-        write_shard(path, texts, self.model.texts(texts), [length > limit for length in lengths])
-        return path.name, len(texts)
+    def encode(self, shown: list[Sample], path: Path) -> tuple[str, int]:
+        """Write the encodings of n of models.texts.seen to the shard `path`, which other nodes
+        must see. Returns its name and n."""
+        lengths, limit = self.model.tokenize([sample.prompt for sample in shown])
+        too_long = [length > limit for length in lengths]
+        write_shard(path, shown, self.model.rows(shown), too_long)
+        return path.name, len(shown)

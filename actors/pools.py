@@ -28,6 +28,8 @@ from branchgrpo.types import (
     EncodedPrompts,
     GrownSegment,
     RewardScores,
+    Sample,
+    ScoreRequest,
     SegmentRequest,
     StepStats,
 )
@@ -102,12 +104,12 @@ class Encoders:
         return tasks
 
     def encode(
-        self, tasks: Any, texts: list[str], path: Path, then: Callable[[str, int], None]
+        self, tasks: Any, samples: list[Sample], path: Path, then: Callable[[str, int], None]
     ) -> None:
         def done(references: list[Reference]) -> None:
             then(*self.pool.fetch(references[0]))
 
-        self.pool.submit(tasks, Encoder.encode, texts, path, then=done)
+        self.pool.submit(tasks, Encoder.encode, samples, path, then=done)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Rollouts:
         return self.pool.share(plan)
 
     def encode(
-        self, tasks: Any, prompts: list[str], then: Callable[[EncodedPrompts], None]
+        self, tasks: Any, samples: list[Sample], then: Callable[[EncodedPrompts], None]
     ) -> None:
         def done(references: list[Reference]) -> None:
             then(EncodedPrompts.of(self.pool.fetch(references[0]), references[1:]))
@@ -135,9 +137,9 @@ class Rollouts:
         self.pool.submit(
             tasks,
             RolloutCalls.encode,
-            prompts,
-            returns=1 + len(prompts),
-            size=len(prompts),
+            samples,
+            returns=1 + len(samples),
+            size=len(samples),
             then=done,
         )
 
@@ -183,8 +185,8 @@ class Rewards:
     def score(
         self,
         tasks: Any,
-        media: Reference,
-        prompts: list[str],
+        request: ScoreRequest,
+        media: Sequence[Reference],
         *,
         size: float,
         then: Callable[[RewardScores], None],
@@ -192,7 +194,7 @@ class Rewards:
         def done(references: list[Reference]) -> None:
             then(self.pool.fetch(references[0]))
 
-        self.pool.submit(tasks, RewardWorker.score, media, prompts, size=size, then=done)
+        self.pool.submit(tasks, RewardWorker.score, request, *media, size=size, then=done)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, kind_and_line
 from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import limits
-from branchgrpo.types import F32, LeafMedia, RewardScores
+from branchgrpo.types import F32, U8, Bool, LeafMedia, RewardScores, Sample, ScoreRequest
 
 
 class BadScores(Exception):
@@ -48,41 +48,24 @@ class RewardWorker:
     def __repr__(self) -> str:
         return f"reward-{self.index}"
 
-    def score(self, media: LeafMedia, prompts: list[str]) -> RewardScores:
-        """Scores of all leaves; `prompts` holds one text for each of the media's subtrees.
+    def score(self, request: ScoreRequest, *media: LeafMedia) -> RewardScores:
+        """Scores of the leaves of `request.subtrees`, in that order.
 
         A leaf is `ok` when each reward gave it a finite score, at the latest on its last retry. A
         reward that raises fails all leaves; a UserError is not retried but raised.
         """
-        each = len(media.pixels) // len(media.subtrees)
-        texts = [prompt for prompt in prompts for _ in range(each)]
-        trained = np.full((len(self.scorers), len(texts)), np.nan, np.float32)
+        pixels = chosen_pixels(request.places, media)
+        each = len(pixels) // len(request.places)
+        samples = [sample for sample in request.samples for _ in range(each)]
+        asked = [self.scorers[self.rewards.index(reward)] for reward in request.rewards]
+        trained = np.full((len(asked), len(samples)), np.nan, np.float32)
         parts = dict[str, F32]()
         retries, reason = 0, ""
-        for _, scorer in self.scorers:
-            limits.check(media.pixels.shape, prompts, scorer.max_ratio)
-        for row, (title, scorer) in enumerate(self.scorers):
-            found: Mapping[str, F32] = {}
-            for attempt in range(self.config.reward_workers.retries + 1):
-                retries += attempt > 0
-                try:
-                    found = checked(scorer, scorer.score(media.pixels, texts), len(texts))
-                    finite = np.all(
-                        [np.isfinite(found[name]) for name in {scorer.trains_on, *scorer.reports}],
-                        0,
-                    )
-                    if finite.all():
-                        break
-                    reason = (
-                        f"{title}: {int((~finite).sum())} of {len(texts)} scores are not finite"
-                    )
-                except UserError:
-                    raise
-                # whatever a reward fails of, its policy decides; the reason travels
-                except Exception as error:
-                    found = {}
-                    reason = f"{title}: {kind_and_line(error)}"
-                    traceback.print_exc(file=sys.stderr)
+        for _, scorer in asked:
+            limits.check(pixels.shape, request.samples, scorer.max_ratio)
+        for row, (title, scorer) in enumerate(asked):
+            found, finite, more, why = self._tried(title, scorer, pixels, samples)
+            retries, reason = retries + more, why or reason
             if found:
                 trained[row] = np.where(finite, found[scorer.trains_on], np.nan)
             parts |= {
@@ -95,6 +78,45 @@ class RewardWorker:
             retries=retries,
             reason=reason,
         )
+
+    def _tried(
+        self, title: str, scorer: Scorer, pixels: U8, samples: list[Sample]
+    ) -> tuple[dict[str, F32], Bool, int, str]:
+        """Scores, none where the reward raised; where all that count are finite; how many tries
+        came after the first; and why the last that failed did."""
+        found, finite = dict[str, F32](), np.zeros(len(samples), bool)
+        reason, retries = "", 0
+        for attempt in range(self.config.reward_workers.retries + 1):
+            retries = attempt
+            try:
+                found = checked(scorer, scorer.score(pixels, samples), len(samples))
+                finite = np.all(
+                    [np.isfinite(found[name]) for name in {scorer.trains_on, *scorer.reports}], 0
+                )
+                if finite.all():
+                    break
+                reason = f"{title}: {int((~finite).sum())} of {len(samples)} scores are not finite"
+            except UserError:
+                raise
+            # whatever a reward fails of, its policy decides; the reason travels
+            except Exception as error:
+                found = {}
+                reason = f"{title}: {kind_and_line(error)}"
+                traceback.print_exc(file=sys.stderr)
+        return found, finite, retries, reason
+
+
+def chosen_pixels(places: Sequence[tuple[int, int]], media: Sequence[LeafMedia]) -> U8:
+    """Pixels [l*n, F, H, W, 3] of n subtrees: of each, which LeafMedia and which subtree of it. No
+    copy where they are all of one in its own order."""
+    if len(media) == 1 and list(places) == [(0, row) for row in range(len(media[0].subtrees))]:
+        return media[0].pixels
+    parts = []
+    for index, row in places:
+        one = media[index]
+        each = len(one.pixels) // len(one.subtrees)
+        parts.append(one.pixels[row * each : (row + 1) * each])
+    return np.concatenate(parts)
 
 
 def loaded(options: RewardOptions, resources: Resources, role: RewardRole) -> Scorer:

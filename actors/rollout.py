@@ -23,6 +23,7 @@ from branchgrpo.types import (
     EncodedPrompts,
     GrownSegment,
     LeafMedia,
+    Sample,
     SegmentHeader,
     SegmentRequest,
     TreePayload,
@@ -72,17 +73,17 @@ class RolloutWorker(RolloutCalls):
         """Load the model."""
         self.configure(self.config)
 
-    def encode(self, prompts: list[str]) -> list[Any]:
-        """Encode a batch of prompts; returns EncodedPrompts.objects.
+    def encode(self, samples: list[Sample]) -> list[Any]:
+        """Encode a batch of records; returns EncodedPrompts.objects.
 
-        Encoded here, or read where model.encode is precompute. Raises UserError for prompts that
+        Encoded here, or read where model.encode is precompute. Raises UserError for records that
         were not encoded.
         """
         if self.encodings:
-            truncated = self.encodings.truncated(prompts)
-            conditioning = self.encodings.conditioning(prompts)
+            truncated = self.encodings.truncated(samples)
+            conditioning = self.encodings.conditioning(samples)
         else:
-            truncated, conditioning = self.model.truncated(prompts), self.model.encode(prompts)
+            truncated, conditioning = self.model.truncated(samples), self.model.encode(samples)
         return EncodedPrompts(
             truncated=truncated, bytes=conditioning.nbytes, conditioning=conditioning.split()
         ).objects()

@@ -12,7 +12,7 @@ from branchgrpo.learner import fsdp
 from branchgrpo.learner.payloads import Fetch
 from branchgrpo.learner.shown import Shown
 from branchgrpo.service import RestoredState, UpdateRequest
-from branchgrpo.types import BranchPlan, SegmentRequest, StepStats
+from branchgrpo.types import BranchPlan, Sample, SegmentRequest, StepStats
 
 
 class SharedLearner(Learner, SharedLearnerCalls):
@@ -72,9 +72,9 @@ class SharedLearner(Learner, SharedLearnerCalls):
 
     # as a RolloutWorker
 
-    def encode(self, prompts: list[str]) -> list[Any]:
+    def encode(self, samples: list[Sample]) -> list[Any]:
         """See RolloutWorker.encode."""
-        return self.grower.encode(prompts)
+        return self.grower.encode(samples)
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """See RolloutWorker.grow."""

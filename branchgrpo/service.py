@@ -20,6 +20,8 @@ from branchgrpo.types import (
     EncodedPrompts,
     GrownSegment,
     RewardScores,
+    Sample,
+    ScoreRequest,
     SegmentHeader,
     SegmentRequest,
     StepStats,
@@ -102,9 +104,9 @@ class EncoderPool(Protocol):
         """A new set of pending tasks."""
 
     def encode(
-        self, tasks: Any, texts: list[str], path: Path, then: Callable[[str, int], None]
+        self, tasks: Any, samples: list[Sample], path: Path, then: Callable[[str, int], None]
     ) -> None:
-        """Write a shard of encodings; `then` gets its name and how many texts it has."""
+        """Write a shard of encodings; `then` gets its name and how many records it has."""
 
 
 class RolloutPool(Protocol):
@@ -119,9 +121,9 @@ class RolloutPool(Protocol):
         """A plan that several tasks take, sent once."""
 
     def encode(
-        self, tasks: Any, prompts: list[str], then: Callable[[EncodedPrompts], None]
+        self, tasks: Any, samples: list[Sample], then: Callable[[EncodedPrompts], None]
     ) -> None:
-        """Encode a batch of prompts."""
+        """Encode what the model sees of a batch of records."""
 
     def grow(
         self,
@@ -152,13 +154,13 @@ class RewardPool(Protocol):
     def score(
         self,
         tasks: Any,
-        media: Reference,
-        prompts: list[str],
+        request: ScoreRequest,
+        media: Sequence[Reference],
         *,
         size: float,
         then: Callable[[RewardScores], None],
     ) -> None:
-        """Score a segment's leaves; `prompts` has one for each of its subtrees."""
+        """Score leaves. media: → LeafMedia of the segments that `request.places` names."""
 
 
 class PendingUpdate(Protocol):

@@ -61,12 +61,12 @@ class Painting(Adapter):
         self.denoiser = network().to(self.device)  # what trains
         self.denoiser.load_state_dict(load_file(options.folder() / WEIGHTS, device=device))
 
-    def encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, samples: list[bg.Sample]) -> Conditioning:
         """Which of the colours a prompt names: arrays of P rows, under names of one's own."""
-        words = [[colour in prompt.split() for colour in COLOURS] for prompt in prompts]
-        return Conditioning({"words": np.array(words, np.float32)}, len(prompts))
+        words = [[colour in sample.prompt.split() for colour in COLOURS] for sample in samples]
+        return Conditioning({"words": np.array(words, np.float32)}, len(samples))
 
-    def truncated(self, prompts: list[str]) -> int:
+    def truncated(self, samples: list[bg.Sample]) -> int:
         """No prompt is too long."""
         return 0
 

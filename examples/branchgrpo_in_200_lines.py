@@ -22,6 +22,7 @@ from torch import Tensor
 from branchgrpo.models.flux import Flux, FluxModel
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import OcrReward
+from branchgrpo.types import Sample
 
 PROMPTS = files("branchgrpo") / "assets" / "prompts" / "train.txt"
 Draw = Callable[[int, bool], Tensor]  # (node, is it the noise its children share?) → [P, *S]
@@ -182,13 +183,14 @@ def main() -> None:
     judge = OcrReward(target=r"number (\d+)").build(Resources(threads=2))  # how surely it is read
     adam = torch.optim.AdamW(model.trainable().values(), s.learning_rate, weight_decay=1e-4)
     noise, dice = torch.Generator().manual_seed(s.seed), random.Random(s.seed)
-    texts, shape = PROMPTS.read_text().splitlines(), (s.prompts, *model.latent_shape)
+    samples = [Sample(prompt=line) for line in PROMPTS.read_text().splitlines()]
+    shape = (s.prompts, *model.latent_shape)
     for iteration in range(options.iterations):
-        chosen = dice.sample(texts, s.prompts)
+        chosen = dice.sample(samples, s.prompts)
         text = model.conditioning(model.encode(chosen))
         trees = grow(model, s, text, lambda *_: torch.randn(shape, generator=noise))
         leaves = trees.x[-1]  # [P, L, *S]
-        asked = [prompt for prompt in chosen for _ in range(leaves.shape[1])]
+        asked = [sample for sample in chosen for _ in range(leaves.shape[1])]
         scores = judge.score(model.decode(leaves.flatten(0, 1)), asked)
         credit(s, trees, torch.from_numpy(scores["likelihood"]).view(leaves.shape[:2]))
         update(model, adam, s, trees, s.seed + iteration)

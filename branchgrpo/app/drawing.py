@@ -16,7 +16,7 @@ from branchgrpo.models.weights import dtype_named
 from branchgrpo.rewards.function import images
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.runs.measured import put_together, weights_of
-from branchgrpo.types import EVALUATION, U8, Subtree, TreeKey
+from branchgrpo.types import EVALUATION, U8, Sample, Subtree, TreeKey
 
 
 class Drawing:
@@ -31,8 +31,8 @@ class Drawing:
             model = put_together(target, Path(place).resolve()).model
             self.model = model.build("cuda" if torch.cuda.is_available() else "cpu")
 
-    def pixels(self, prompts: Sequence[str], count: int, seed: int, steps: int) -> U8:
-        """Pictures u8 [P, count, F, H, W, 3] of P prompts, by the held-out check's ODE sampler:
+    def pixels(self, samples: Sequence[Sample], count: int, seed: int, steps: int) -> U8:
+        """Pictures u8 [P, count, F, H, W, 3] of P records, by the held-out check's ODE sampler:
         with the run's seed, the first held-out prompts give its very pictures.
 
         steps: of denoising; 0 = those of the held-out check.
@@ -40,7 +40,7 @@ class Drawing:
         config = self.config
         subtrees = tuple(
             Subtree(TreeKey("drawing", EVALUATION, row, tree), row, 0)
-            for row in range(len(prompts))
+            for row in range(len(samples))
             for tree in range(count)
         )
         sampler = Sampler(
@@ -57,12 +57,12 @@ class Drawing:
                 x=sampler.roots(plan, subtrees),
                 start=0,
                 stop=plan.steps,
-                conditioning=self.model.encode(list(prompts)),
+                conditioning=self.model.encode(list(samples)),
             )
             drawn = self.model.decode(segment.frontier.float())
-        return np.ascontiguousarray(drawn).reshape(len(prompts), count, *drawn.shape[1:])
+        return np.ascontiguousarray(drawn).reshape(len(samples), count, *drawn.shape[1:])
 
-    def pictures(self, prompts: Sequence[str], count: int, seed: int, steps: int) -> list[Any]:
+    def pictures(self, samples: Sequence[Sample], count: int, seed: int, steps: int) -> list[Any]:
         """The same as PIL images, of videos as lists of their frames; prompt by prompt."""
-        found = self.pixels(prompts, count, seed, steps)
+        found = self.pixels(samples, count, seed, steps)
         return images(found.reshape(-1, *found.shape[2:]))

@@ -24,9 +24,9 @@ def encode(config: Config, display: Display) -> int:
     config = roles.without_learners(config)
     store = Encodings.open(config.model)
     train, held_out = prompts.lists(config)
-    texts = list(store.missing(chain(train, held_out, [store.model.negative_prompt])))
-    if texts:
-        display.phase(f"encoding {len(texts)} prompts into {store.folder}")
+    samples = store.missing(chain(train, held_out))
+    if samples:
+        display.phase(f"encoding {len(samples)} prompts into {store.folder}")
         pool = WorkerPool(
             cls=Encoder,
             role="encoder",
@@ -39,7 +39,7 @@ def encode(config: Config, display: Display) -> int:
         try:
             place_alone(pool, config.cluster.wait_seconds, display.note)
             pool.wait_ready()
-            encode_missing(Encoders(pool), store, texts, display.advance)
+            encode_missing(Encoders(pool), store, samples, display.advance)
         finally:
             pool.stop()
-    return len(texts)
+    return len(samples)

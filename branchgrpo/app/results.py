@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
+from branchgrpo.types import Sample
 
 if TYPE_CHECKING:
     from branchgrpo.app.drawing import Drawing
@@ -26,7 +27,7 @@ class Result:
 
     def sample(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sample | Sequence[str | Sample],
         *,
         count: int = 1,
         seed: int | None = None,
@@ -39,14 +40,15 @@ class Result:
         pictures of samples/after.png. steps: of denoising; 0 = those of the held-out check. Raises
         UserError where the run wrote neither weights nor checkpoints.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts or count < 1 or steps < 0 or steps == 1:
+        given = [prompts] if isinstance(prompts, (str, Sample)) else list(prompts)
+        samples = [Sample(prompt=one) if isinstance(one, str) else one for one in given]
+        if not samples or count < 1 or steps < 0 or steps == 1:
             raise UserError(
                 "sample: expected at least one prompt, count ≥ 1 and steps 0 or ≥ 2, got "
-                f"{len(texts)} prompts, count {count} and steps {steps}"
+                f"{len(samples)} prompts, count {count} and steps {steps}"
             )
         chosen = self.config.run.seed if seed is None else seed
-        return self._drawing.pictures(texts, count=count, seed=chosen, steps=steps)
+        return self._drawing.pictures(samples, count=count, seed=chosen, steps=steps)
 
     @cached_property
     def _drawing(self) -> Drawing:

@@ -19,6 +19,7 @@ from branchgrpo.config import cross_checks
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
+from branchgrpo.data.records import row_of
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.small.stand_in import stand_in
 
@@ -171,7 +172,8 @@ def _prompts(config: Config, folder: Path) -> dict[str, Any]:
     files = {}
     for key, texts, count in zip(given, lists, (PROMPTS, CHECKED), strict=True):
         path = folder / f"{key}.jsonl"
-        lines = [json.dumps({"prompt": texts[place]}) for place in range(min(count, len(texts)))]
+        rows = (row_of(texts[place]) for place in range(min(count, len(texts))))
+        lines = [json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         files[key] = str(path)
     return files

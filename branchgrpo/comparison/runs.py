@@ -18,6 +18,7 @@ from branchgrpo.comparison.budget import Budget
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
+from branchgrpo.data.records import row_of
 from branchgrpo.errors import UserError
 from branchgrpo.files.whole import write_whole
 from branchgrpo.report.terminal import Display
@@ -125,7 +126,9 @@ class Comparison:
         digest = hashlib.sha256(
             "\n".join(one.model_dump_json() for one in self.configs.values()).encode()
         )
-        for text in chain(*prompts.lists(one)):
+        for sample in chain(*prompts.lists(one)):
+            row = row_of(sample)  # without more than a prompt, that alone
+            text = json.dumps(row, sort_keys=True) if len(row) > 1 else sample.prompt
             digest.update(b"\n" + text.encode())
         self.digest = digest.hexdigest()
         self.folder = folder or root(one) / f"compare-{self.digest[:8]}"

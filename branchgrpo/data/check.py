@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
-from branchgrpo.data.files import Prompts
+from branchgrpo.data.lists import Prompts
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import RewardOptions
 
@@ -95,9 +95,9 @@ def refused(config: Config, key: str, texts: Prompts) -> list[Refused]:
         for index, reward in enumerate(config.rewards)
         if type(reward).refusal is not RewardOptions.refusal
     ]
-    for place, text in enumerate(texts if asked else ()):
+    for place, sample in enumerate(texts if asked else ()):
         for index, reward in asked:
-            if (why := reward.refusal(text, *size)) is None:
+            if (why := reward.refusal(sample, *size)) is None:
                 continue
             name = f"rewards.{index} ({reward.title})"
             one = found.setdefault(

@@ -1,4 +1,4 @@
-"""Text encodings made once, before training: safetensors shards and a manifest.
+"""Encodings of records made once, before training: safetensors shards and a manifest.
 
     FOLDER/manifest.json            model, text keys, and every finished shard with its count
     FOLDER/shard-NAME.safetensors   arrays of n prompts, their digests [n, 16], and which were too
@@ -17,18 +17,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from branchgrpo.data.shards import DIGEST_BYTES, DIGESTS, TOO_LONG, digest
 from branchgrpo.errors import UserError
 from branchgrpo.files.safetensors_header import BadHeader, header
-from branchgrpo.files.whole import write_whole, written_aside
+from branchgrpo.files.whole import write_whole
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import padded, pair
 from branchgrpo.models.pipeline_options import PipelineModel
-from branchgrpo.models.texts import packed
+from branchgrpo.models.texts import packed, seen, unwanted
 from branchgrpo.service import EncoderPool
-from branchgrpo.types import Conditioning
+from branchgrpo.types import Conditioning, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,13 +39,6 @@ SHARD = 64
 
 SAMPLE = 1 << 16
 SHARD_NAME = re.compile(r"shard-[A-Za-z0-9_.-]{1,100}\.safetensors")
-DIGEST_BYTES = 16
-_DIGESTS, _TOO_LONG = "digests", "too_long"
-
-
-def digest(text: str) -> bytes:
-    """DIGEST_BYTES that name a text."""
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def folder_of(model: PipelineModel) -> Path:
@@ -123,7 +115,7 @@ class Encodings:
     def _add(self, shard: str, count: int) -> None:
         index = len(self.shards)
         self.shards.append(shard)
-        digests = self._open(index).get_tensor(_DIGESTS).numpy()
+        digests = self._open(index).get_tensor(DIGESTS).numpy()
         if len(digests) != count:
             raise UserError(
                 f"model.encodings: expected {count} prompts in {self.folder / shard}, got "
@@ -158,21 +150,31 @@ class Encodings:
                 f"model.encodings: expected the safetensors file {path}, which cannot be "
                 f"read: {what}"
             ) from error
-        rows = tensors[_DIGESTS].shape[0] if _DIGESTS in tensors and tensors[_DIGESTS].shape else -1
+        rows = tensors[DIGESTS].shape[0] if DIGESTS in tensors and tensors[DIGESTS].shape else -1
         shapes = {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
-        fits = (shapes.get(_DIGESTS), shapes.get(_TOO_LONG)) == (
+        fits = (shapes.get(DIGESTS), shapes.get(TOO_LONG)) == (
             ("U8", (rows, DIGEST_BYTES)),
             ("U8", (rows,)),
         )
         if not fits or any(shape[:1] != (rows,) for _, shape in shapes.values()):
             raise UserError(
-                f"model.encodings: expected {_DIGESTS} [n, {DIGEST_BYTES}], {_TOO_LONG} [n] "
+                f"model.encodings: expected {DIGESTS} [n, {DIGEST_BYTES}], {TOO_LONG} [n] "
                 f"and arrays of n rows in {path}"
             )
 
-    def missing(self, texts: Iterable[str]) -> list[str]:
-        """Texts that are not here yet, each once, in their order."""
-        return [text for text in dict.fromkeys(texts) if digest(text) not in self.where]
+    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+        """What the encoders see of these records, negative prompts too, that is not here yet, each
+        once, in the records' order."""
+        found = dict[bytes, Sample]()
+        for sample in samples:
+            for shown in self._shown(sample):
+                if (name := digest(shown)) not in self.where:
+                    found.setdefault(name, shown)
+        return list(found.values())
+
+    def _shown(self, sample: Sample) -> list[Sample]:
+        negative = [unwanted(self.model, sample)] if self.model.guided else []
+        return [seen(self.model, sample), *negative]
 
     def commit(self, shard: str, count: int) -> None:
         """Name a finished shard in the manifest, beside those that other jobs may have added
@@ -183,7 +185,7 @@ class Encodings:
                     self._add(name, known)
         self._add(shard, count)
         shards = {
-            name: int(self._open(index).get_slice(_DIGESTS).get_shape()[0])
+            name: int(self._open(index).get_slice(DIGESTS).get_shape()[0])
             for index, name in enumerate(self.shards)
         }
         manifest = {
@@ -195,33 +197,33 @@ class Encodings:
         }
         write_whole(self.folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
-    def truncated(self, prompts: Sequence[str]) -> int:
+    def truncated(self, samples: Sequence[Sample]) -> int:
         """How many of these were longer than the encoders take."""
-        places = [self._place(prompt) for prompt in prompts]
-        return sum(int(self._open(shard).get_slice(_TOO_LONG)[row]) for shard, row in places)
+        places = [self._place(seen(self.model, sample)) for sample in samples]
+        return sum(int(self._open(shard).get_slice(TOO_LONG)[row]) for shard, row in places)
 
-    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        """Of P prompts, with the negative prompt beside each where the model is guided. Raises
-        UserError for texts that are not here."""
-        rows = self._rows(prompts)
+    def conditioning(self, samples: Sequence[Sample]) -> Conditioning:
+        """Of P records, with the negative prompt beside each where the model is guided. Raises
+        UserError for what is not here."""
+        rows = self._rows([seen(self.model, sample) for sample in samples])
         if self.model.guided:
-            rows = pair(rows, self._rows([self.model.negative_prompt]))
-        return packed(rows, len(prompts))
+            rows = pair(rows, self._rows([unwanted(self.model, sample) for sample in samples]))
+        return packed(rows, len(samples))
 
-    def _place(self, text: str) -> tuple[int, int]:
-        place = self.where.get(digest(text))
+    def _place(self, shown: Sample) -> tuple[int, int]:
+        place = self.where.get(digest(shown))
         if place is None:
             raise UserError(
-                f"model.encodings: expected the encoding of {text[:60]!r} in {self.folder}, "
-                "found none: branchgrpo encode makes what is missing"
+                f"model.encodings: expected the encoding of {shown.prompt[:60]!r} in "
+                f"{self.folder}, found none: branchgrpo encode makes what is missing"
             )
         return place
 
-    def _rows(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _rows(self, shown: Sequence[Sample]) -> dict[str, Tensor]:
         rows: dict[str, list[Tensor]] = {}
-        for shard, row in (self._place(text) for text in texts):
+        for shard, row in map(self._place, shown):
             file = self._open(shard)
-            for name in set(file.keys()) - {_DIGESTS, _TOO_LONG}:
+            for name in set(file.keys()) - {DIGESTS, TOO_LONG}:
                 array = file.get_slice(name)[row : row + 1]
                 # older shards have masks of integers
                 rows.setdefault(name, []).append(
@@ -231,14 +233,14 @@ class Encodings:
 
 
 def encode_missing(
-    pool: EncoderPool, store: Encodings, texts: Iterable[str], told: Callable[[int, int], None]
+    pool: EncoderPool, store: Encodings, samples: Iterable[Sample], told: Callable[[int, int], None]
 ) -> int:
     """Have a pool of actors.encoder.Encoder encode what `store` lacks, shard by shard; `told` hears
-    (done, all) texts.
+    (done, all) of them.
 
     Returns how many were encoded. Shards that finished before an interruption are kept.
     """
-    missing = store.missing(texts)
+    missing = store.missing(samples)
     tasks, done = pool.tasks(), 0
 
     def finished(shard: str, count: int) -> None:
@@ -265,22 +267,3 @@ def _stacked(rows: Sequence[Tensor]) -> Tensor:
         width = max(row.shape[1] for row in rows)
         rows = [padded(row, width) for row in rows]
     return torch.cat(list(rows))
-
-
-def write_shard(
-    path: Path, texts: Sequence[str], arrays: dict[str, Any], too_long: Sequence[bool]
-) -> None:
-    """Write tensors [n, …] of n texts, so that the file is there whole or not at all."""
-    import torch
-    from safetensors.torch import save_file
-
-    digests = torch.from_numpy(
-        np.frombuffer(b"".join(digest(text) for text in texts), np.uint8)
-        .reshape(-1, DIGEST_BYTES)
-        .copy()
-    )
-    tensors = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors |= {_DIGESTS: digests, _TOO_LONG: torch.tensor(too_long, dtype=torch.uint8)}
-    with written_aside(path) as partial:
-        save_file(tensors, partial)

@@ -1,5 +1,5 @@
-"""Lists of prompts, and text files of them that are read on access: of 10 million lines, 16 bytes
-each are kept in memory.
+"""Files of records, one a line, that are read on access: of 10 million lines,
+16 bytes each are kept in memory, 20 where they have metadata.
 
 Why not Arrow: a prompt may stand once only, so all are compared. Of 2 million lines of 70 bytes
 on two busy cores, added memory at its highest: this index 54 MB in 7.5 s (idle, 10 million lines in
@@ -13,17 +13,17 @@ import os
 import shutil
 import tempfile
 import weakref
-from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import overload
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from branchgrpo.data.lists import Marks, Prompts
+from branchgrpo.data.records import digest
 from branchgrpo.errors import UserError
+from branchgrpo.types import Sample
 
 LONGEST = 1 << 20
 """Bytes of the longest line that is taken for a prompt; it bounds the memory of reading."""
@@ -47,88 +47,9 @@ MAGIC = {
 }
 
 
-def digest(text: str) -> int:
-    """64 bits that tell texts apart; blanks around a text don't count. Of 10 million texts, two
-    collide once in 370,000 lists."""
-    return xxhash.xxh3_64_intdigest(text.strip().encode())
-
-
-class Prompts(Sequence[str]):
-    """Prompts in a fixed order; a slice is a list."""
-
-    format = "list"  # what its file was read as
-    unit = "prompt"  # what `number` counts
-    source = ""  # the file
-    blank = 0  # rows left out: no text, null, or no field with text
-    repeated = 0  # rows left out: their text came before
-    hint = ""  # why there may be no prompt at all
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        places = range(len(self))[index]
-        return (
-            self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
-        )
-
-    @abstractmethod
-    def _at(self, place: int) -> str:
-        """The prompt at a place from 0 to len − 1."""
-
-    @property
-    @abstractmethod
-    def digests(self) -> NDArray[np.uint64]:
-        """[len] `digest` of each prompt."""
-
-    def number(self, place: int) -> int:
-        """Which line, item or row of the file holds the prompt at a place, counted from 1."""
-        return place + 1
-
-
-class Listed(Prompts):
-    """Prompts in memory; blank ones are left out and counted."""
-
-    def __init__(
-        self,
-        texts: Iterable[str],
-        source: str = "",
-        *,
-        form: str = "list",
-        unit: str = "prompt",
-        hint: str = "",
-    ):
-        self._texts: list[str] = []
-        self._numbers = array("q")
-        self.source = source
-        self.format = form
-        self.unit = unit
-        self.hint = hint
-        for number, text in enumerate(texts, 1):
-            if text.strip():
-                self._texts.append(text)
-                self._numbers.append(number)
-            else:
-                self.blank += 1
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def _at(self, place: int) -> str:
-        return self._texts[place]
-
-    def number(self, place: int) -> int:
-        return self._numbers[place]
-
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        return np.array([digest(text) for text in self._texts], np.uint64)
-
-
 class LineFile(Prompts):
-    """Prompts of a file, one a line, indexed once and read from the file on access. Takes 16 bytes
-    of memory a prompt.
+    """Records of a file, one a line, indexed once and read from the file on access. Takes 16 bytes
+    of memory a record, 20 with metadata.
 
     Lines end with LF, CR LF or CR. Every line is checked when the file is indexed. The file stays
     open and must not change; of a .gz, a temporary copy that ends with the process is read. Raises
@@ -147,21 +68,26 @@ class LineFile(Prompts):
         self._identity = identity(os.fstat(self._file))
         if reason := no_text(os.pread(self._file, HEAD, 0)):
             raise UserError(f"{key}: expected {self.expected}, got in {path}: {reason}")
-        self._starts, self._digests = self._index()
+        self._starts, marks = self._index()
+        self._digests, self._details = marks.digests, marks.details
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Sample]:
         self._check_same()
         for _, block in self._blocks():
             for line in block.decode().replace("\r", "\n").split("\n"):
-                if text := self._prompt(line):
-                    yield text
+                if sample := self._sample(line):
+                    yield sample
 
     @property
     def digests(self) -> NDArray[np.uint64]:
         return self._digests
+
+    @property
+    def details(self) -> NDArray[np.uint32] | None:
+        return self._details
 
     def number(self, place: int) -> int:
         start = int(self._starts[place])
@@ -180,34 +106,45 @@ class LineFile(Prompts):
                 f"{self.key}: expected {self.path} to stay as it was at the start, it has changed"
             )
 
-    def _at(self, place: int) -> str:
+    def _at(self, place: int) -> Sample:
         self._check_same()
         # up to the next prompt, with what was left out between them
         start, end = self._starts[place : place + 2].tolist()
         read = os.pread(self._file, min(end - start, LONGEST), start)
-        return self._prompt(read.replace(b"\r", b"\n").partition(b"\n")[0].decode())
+        found = self._sample(read.replace(b"\r", b"\n").partition(b"\n")[0].decode())
+        assert found is not None  # the index has only lines with one
+        return found
 
-    def _prompt(self, line: str) -> str:
-        """The prompt of a line, empty where it holds none. Raises ValueError for a line that is
+    def _sample(self, line: str) -> Sample | None:
+        """The record of a line, None where it holds none. Raises ValueError for a line that is
         wrong."""
-        return line.strip()
+        text = line.strip()
+        return Sample(prompt=text) if text else None
 
-    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """Where the lines with a prompt begin, with the length of the file after, and digests of
-        the prompts."""
+    def _marked(self, lines: Iterable[str], found: list[tuple[int, int] | None]) -> None:
+        """Add to `found` the digest and the detail of each line's record, None where there is none.
+        Raises ValueError for the first line that is wrong."""
+        for line in lines:
+            text = line.strip()  # making a record of each line would take as long again
+            found.append((digest(text), 0) if text else None)
+
+    def _index(self) -> tuple[NDArray[np.int64], Marks]:
+        """Where the lines with a record begin, with the length of the file after, and what tells
+        the records apart."""
         # they grow in place: joining in the end would take the memory twice
         starts = array("q")
-        digests = array("Q")
+        marks = Marks()
         lines = 0
         last = b"\n"
         for offset, block in self._blocks():
-            kept, texts = self._kept(block, lines)
+            kept, found = self._kept(block, lines)
             starts.frombytes((kept + offset).tobytes())
-            digests.extend(map(digest, texts))
+            details = [detail for _, detail in found]
+            marks.add((one for one, _ in found), details if any(details) else ())
             lines, last = lines + _line_ends(block), block[-1:]
         self.blank = lines + (last not in b"\r\n") - len(starts)
         starts.append(os.fstat(self._file).st_size)
-        return np.frombuffer(starts, np.int64), np.frombuffer(digests, np.uint64)
+        return np.frombuffer(starts, np.int64), marks
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """The file in pieces of whole lines, with the offset of each; a line that is far too long
@@ -226,9 +163,9 @@ class LineFile(Prompts):
         if rest:
             yield offset, rest
 
-    def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[str]]:
-        """The prompts in a block that comes after so many other lines, and where their lines
-        begin."""
+    def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+        """Where the lines begin that hold a record, in a block that comes after so many other
+        lines, and digest and detail of these."""
         try:
             text = block.decode()
         except UnicodeDecodeError as error:
@@ -247,14 +184,15 @@ class LineFile(Prompts):
             raise self._wrong(
                 lines + _line_ends(block[: starts[longest]]), f"longer than {LONGEST} bytes"
             )
-        found: list[str] = []
+        found: list[tuple[int, int] | None] = []
         try:
-            found.extend(map(self._prompt, text.replace("\r", "\n").split("\n")[: len(starts)]))
+            self._marked(text.replace("\r", "\n").split("\n")[: len(starts)], found)
         except ValueError as error:  # of the line after those that are found
             raise self._wrong(
                 lines + _line_ends(block[: starts[len(found)]]), str(error)
             ) from error
-        return starts[np.array(list(map(bool, found)))], list(filter(None, found))
+        there = [one for one in found if one]
+        return starts[np.array([one is not None for one in found])], there
 
     def _wrong(self, before: int, reason: str) -> UserError:
         """What to raise for the line behind `before` others."""

@@ -1,53 +1,43 @@
-"""Prompts of JSON and JSON Lines files."""
+"""Records of JSON and JSON Lines files."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 
-from branchgrpo.data.files import HEAD, LineFile, Listed, no_text, unpacked
+from branchgrpo.data.files import HEAD, LineFile, no_text, unpacked
+from branchgrpo.data.lists import Listed
+from branchgrpo.data.records import NAMED, detail_of, digest_of, kind, sample_of, without
 from branchgrpo.errors import UserError
-
-FIELDS = ("prompt", "text", "caption")
-"""Where a record keeps its prompt: the first of these that holds text. Capitals and a plural's s
-don't matter."""
-
-NAMED = "prompt, text or caption"
-
-
-@lru_cache(maxsize=256)  # records of a file mostly have the same keys
-def fields_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of a record's keys that may hold the prompt, the first to be asked first."""
-    return tuple(
-        name
-        for field in FIELDS
-        for name in names
-        if name.strip().casefold() in (field, f"{field}s")
-    )
+from branchgrpo.types import Sample
 
 
 class JsonLineFile(LineFile):
-    """Prompts of a JSON Lines file: a string, or an object with a key prompt, text or caption, a
-    line; kept as they are."""
+    """Records of a JSON Lines file: a string, or an object with a key prompt, text or caption, a
+    line; texts are kept as they are."""
 
     format = "JSON Lines"
     expected = f"a JSON string, or an object with {NAMED}, a line"
 
-    def _prompt(self, line: str) -> str:
+    def _sample(self, line: str) -> Sample | None:
         if not line.strip():
-            return ""
-        value = _parsed(line)
-        if not (text := text_of(value)):
+            return None
+        value = parsed(line)
+        if not (sample := sample_of(value, self.path.parent)):
             self.hint = self.hint or without(value)
-        return text
+        return sample
+
+    def _marked(self, lines: Iterable[str], found: list[tuple[int, int] | None]) -> None:
+        for line in lines:
+            sample = self._sample(line)
+            found.append((digest_of(sample), detail_of(sample)) if sample else None)
 
 
 def json_file(key: str, path: Path) -> Listed:
-    """Prompts of a JSON list of strings or of objects with a key prompt, text or caption; kept as
-    they are.
+    """Records of a JSON list of strings or of objects with a key prompt, text or caption; texts are
+    kept as they are.
 
     Raises UserError, naming the config key and the file, and the line or item that is wrong.
     """
@@ -57,14 +47,14 @@ def json_file(key: str, path: Path) -> Listed:
     if reason := no_text(data[:HEAD]):
         raise UserError(f"{expected}, got in {path}: {reason}")
     try:
-        found = _parsed(data.decode("utf-8-sig"))
+        found = parsed(data.decode("utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{expected}, cannot read {path}: {error}") from error
     if not isinstance(found, list):
-        raise UserError(f"{expected}, got {_kind(found)} in {path}")
+        raise UserError(f"{expected}, got {kind(found)} in {path}")
     hint = next(filter(None, map(without, found)), "")
     return Listed(
-        _texts(found, f"{expected}, got at item", path),
+        _samples(found, f"{expected}, got at item", path),
         str(path),
         form="JSON",
         unit="item",
@@ -72,50 +62,16 @@ def json_file(key: str, path: Path) -> Listed:
     )
 
 
-def _texts(items: Iterable[object], expected: str, path: Path) -> Iterator[str]:
+def _samples(items: Iterable[object], expected: str, path: Path) -> Iterator[Sample | None]:
     for number, item in enumerate(items, 1):
         try:
-            yield text_of(item)
+            yield sample_of(item, path.parent)
         except ValueError as error:
             raise UserError(f"{expected} {number} of {path}: {error}") from error
 
 
-def text_of(value: object) -> str:
-    """The prompt of a JSON value: a string, or the first field of an object that holds text. Empty
-    where it is null or blank or has no such field. Raises ValueError for anything else."""
-    values = (
-        [value[name] for name in fields_of(tuple(value))] if isinstance(value, dict) else [value]
-    )
-    for text in values:
-        if text is None:
-            continue
-        if not isinstance(text, str):
-            raise ValueError(_kind(text))
-        if text.strip():
-            return checked(text)
-    return ""
-
-
-def checked(text: str) -> str:
-    """The text. Raises ValueError where it is none: with a NUL, or half a surrogate pair, which
-    JSON can spell."""
-    text.encode()
-    if "\0" in text:
-        raise ValueError("a NUL, which no text has")
-    return text
-
-
-def without(value: object) -> str:
-    """Which keys an object has that has none for a prompt; empty for anything else."""
-    if not isinstance(value, dict) or fields_of(tuple(value)):
-        return ""
-    return (
-        f"expected {NAMED}, got an object with "
-        f"{', '.join(map(repr, sorted(value)[:5])) or 'no key'}"
-    )
-
-
-def _parsed(text: str) -> object:
+def parsed(text: str) -> object:
+    """The JSON value. Raises ValueError, in one line, for text that is none."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -123,14 +79,3 @@ def _parsed(text: str) -> object:
         raise ValueError(f"not JSON, {error.msg} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
-
-
-def _kind(value: object) -> str:
-    """What JSON calls a value's type."""
-    return {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        type(None): "null",
-    }.get(type(value), "a number")

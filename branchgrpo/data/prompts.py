@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from branchgrpo.data.files import LineFile, Listed, Prompts, identity
+from branchgrpo.data.files import LineFile, identity
 from branchgrpo.data.json_files import JsonLineFile, json_file
+from branchgrpo.data.lists import Listed, Prompts
 from branchgrpo.data.tables import CsvFile, ParquetFile, TsvFile
 from branchgrpo.data.views import Indices, Rest, Taken
 from branchgrpo.errors import UserError, one_line
@@ -56,8 +57,8 @@ READ = (
 
 
 def read(key: str, source: str) -> Prompts:
-    """The different prompts of a file, by its suffix, see READ: in the file's order, blank, null
-    and repeated ones left out.
+    """The different records of a file, by its suffix, see READ: in the file's order, those without
+    a prompt and repeated ones left out.
 
     embedded:NAME is a list shipped with the package, hpsv2:STYLE are the benchmark prompts of the
     package hpsv2. Files are indexed, not loaded, lists of JSON apart, and must not change. A file
@@ -120,17 +121,40 @@ def lists(config: Config) -> tuple[Prompts, Prompts]:
 
 
 def distinct(source: Prompts) -> Prompts:
-    """Each text once, where it comes first. The source itself where no text comes twice."""
-    ordered = np.sort(source.digests)
-    if not (ordered[1:] == ordered[:-1]).any():
+    """Each record once, where it comes first: they differ in what models see, or in metadata. The
+    source itself where none comes twice."""
+    repeated = _repeated(source.digests, source.details)
+    if not len(repeated):
         return source
-    found = Taken(source, np.sort(np.unique(source.digests, return_index=True)[1]))
-    found.repeated = len(source) - len(found)
+    found = Rest(source, repeated)
+    found.repeated = len(repeated)
     return found
 
 
+def _repeated(digests: NDArray[np.uint64], details: NDArray[np.uint32] | None) -> Indices:
+    """Places of what came before, rising. A sixteenth of the digests is looked at a time, which
+    takes that much less memory than sorting all."""
+    tops = digests.view(np.uint8)[np.dtype(np.uint64).itemsize - 1 :: 8] >> 4  # little endian
+    found = [np.empty(0, np.int64)]
+    for part in range(16):
+        places = np.flatnonzero(tops == part)
+        keys = digests[places]
+        order = np.argsort(keys, kind="stable")
+        same = keys[order[1:]] == keys[order[:-1]]
+        if same.any() and details is not None:  # few: sorted by both
+            near = np.zeros(len(order), bool)
+            near[:-1] = same
+            near[1:] |= same
+            places, keys = places[np.sort(order[near])], keys[np.sort(order[near])]
+            marks = details[places]
+            order = np.lexsort((places, marks, keys))
+            same = (keys[order[1:]] == keys[order[:-1]]) & (marks[order[1:]] == marks[order[:-1]])
+        found.append(places[order[1:][same]])
+    return np.sort(np.concatenate(found))
+
+
 def shared(train: Prompts, held_out: Prompts) -> NDArray[np.bool_]:
-    """[len(held_out)] which texts are trained on too."""
+    """[len(held_out)] which are trained on too, by what models see of them."""
     wanted, places = np.unique(held_out.digests, return_inverse=True)
     trained, digests = np.zeros(len(wanted), bool), train.digests
     for first in range(0, len(digests), PART):
@@ -140,14 +164,16 @@ def shared(train: Prompts, held_out: Prompts) -> NDArray[np.bool_]:
     return trained[places]
 
 
-def split(prompts: Sequence[str], count: int, seed: int) -> tuple[Prompts, Prompts]:
-    """Take `count` texts out by a seeded shuffle: (those that stay, in their order; those taken
+def split(prompts: Sequence[str] | Prompts, count: int, seed: int) -> tuple[Prompts, Prompts]:
+    """Take `count` records out by a seeded shuffle: (those that stay, in their order; those taken
     out, as shuffled).
 
-    Views: no text is copied, and they keep `count` indices. No text is on both sides: what comes
-    twice counts once. Raises UserError unless 0 < count < number of different texts.
+    Views: no text is copied, and they keep `count` indices. What comes twice counts once, and what
+    models see is on one side alone: records that differ from those taken out in metadata only stay
+    on neither. Raises UserError unless 0 < count < number of different records, and where none
+    stays.
     """
-    found = distinct(prompts if isinstance(prompts, Prompts) else Listed(prompts))
+    found = distinct(prompts if isinstance(prompts, Prompts) else Listed.of(prompts))
     if not 0 < count < len(found):
         got = f"{len(found)} different texts, got {count}" + (
             f" ({found.repeated} more are repeated)" if found.repeated else ""
@@ -158,7 +184,16 @@ def split(prompts: Sequence[str], count: int, seed: int) -> tuple[Prompts, Promp
         )
     # 3 numbers: no epoch of `deal` is shuffled alike
     taken = _shuffled(len(found), (seed, 0, 1))[:count].copy()
-    return Rest(found, taken), Taken(found, taken)
+    held_out = Taken(found, taken)
+    if found.details is None:
+        return Rest(found, taken), held_out
+    stays = Rest(found, np.flatnonzero(shared(held_out, found)))
+    if not stays:
+        raise UserError(
+            f"held_out: expected {SPLIT}N that leaves prompts to train on, got N = {count}: all "
+            f"{len(found)} records have a prompt of those held out"
+        )
+    return stays, held_out
 
 
 def deal(count: int, batch: int, iteration: int, seed: int) -> list[int]:
@@ -214,12 +249,12 @@ def _benchmark(key: str, style: str) -> Listed:
             f"{key}: expected {HPSV2}STYLE with STYLE one of {', '.join(STYLES)}, all, got "
             f"{HPSV2}{style}"
         )
-    texts = (
-        text
+    samples = (
+        sample
         for one in (STYLES if style == "all" else (style,))
-        for text in json_file(key, _benchmark_file(key, one))
+        for sample in json_file(key, _benchmark_file(key, one))
     )
-    return Listed(texts, f"{HPSV2}{style}")
+    return Listed(samples, f"{HPSV2}{style}")
 
 
 def _benchmark_file(key: str, style: str) -> Path:

@@ -13,7 +13,7 @@ from rich.text import Text
 from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
 from branchgrpo.data import prompts
-from branchgrpo.data.files import Prompts
+from branchgrpo.data.lists import Prompts
 from branchgrpo.errors import UserError
 
 EXAMPLES = 10
@@ -80,7 +80,7 @@ def _read(config: Config, problems: list[str]) -> tuple[Prompts | None, Prompts 
 def facts(config: Config, key: str, texts: Prompts) -> dict[str, Any]:
     """Of one list: what its file became, the longest, EXAMPLES, and what each reward would refuse,
     by kind."""
-    _, first = max((len(text), -place) for place, text in enumerate(texts))
+    _, first = max((len(sample.prompt), -place) for place, sample in enumerate(texts))
     longest = -first
     shown = sorted({int((index + 0.5) * len(texts) / EXAMPLES) for index in range(EXAMPLES)})
     return {
@@ -91,11 +91,11 @@ def facts(config: Config, key: str, texts: Prompts) -> dict[str, Any]:
         "blank": texts.blank,
         "repeated": texts.repeated,
         "longest": {
-            "characters": len(texts[longest]),
+            "characters": len(texts[longest].prompt),
             texts.unit: texts.number(longest),
-            "text": texts[longest],
+            "text": texts[longest].prompt,
         },
-        "examples": [{texts.unit: texts.number(place), "text": texts[place]} for place in shown],
+        "examples": [_example(texts, place) for place in shown],
         "refused": [
             {
                 "reward": one.reward,
@@ -106,6 +106,20 @@ def facts(config: Config, key: str, texts: Prompts) -> dict[str, Any]:
             for one in prompt_check.refused(config, key, texts)
         ],
     }
+
+
+def _example(texts: Prompts, place: int) -> dict[str, Any]:
+    """A record, with what it has beside its prompt."""
+    sample = texts[place]
+    found = {
+        texts.unit: texts.number(place),
+        "text": sample.prompt,
+        "id": sample.id,
+        "negative_prompt": sample.negative_prompt,
+        "images": [picture.path for picture in sample.images],
+        "metadata": dict(sample.metadata),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def render(found: dict[str, Any]) -> RenderableType:

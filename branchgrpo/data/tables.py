@@ -1,4 +1,4 @@
-"""Prompts of tables: CSV, TSV and parquet files with a column prompt, text or caption."""
+"""Records of tables: CSV, TSV and parquet files with a column prompt, text or caption."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import os
 import tempfile
 import weakref
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.data import files as prompt_files
-from branchgrpo.data.files import HEAD, Prompts, digest, no_text
-from branchgrpo.data.json_files import NAMED, checked, fields_of
+from branchgrpo.data.files import HEAD, no_text
+from branchgrpo.data.lists import Marks, Prompts
+from branchgrpo.data.parquet_pictures import PictureCells, as_json, column_of, holds_bytes
+from branchgrpo.data.records import NAMED, checked, detail_of, digest_of, fields_of, sample_of
 from branchgrpo.errors import UserError, one_line
+from branchgrpo.types import Picture, Sample
 
 if TYPE_CHECKING:
     import pyarrow
@@ -35,12 +40,14 @@ COPIED = 1 << 14
 
 
 class Table(Prompts):
-    """Prompts of a file whose rows cannot be found without reading all before them.
+    """Records of a file whose rows cannot be found without reading all before them.
 
-    They are copied once to a temporary file that ends with the process, and read from there on
-    access; kept as they are. Takes 16 bytes of memory a prompt. Raises UserError, naming key, file
-    and row, for a row that is wrong.
+    They are copied once, as JSON, to a temporary file that ends with the process, and read from
+    there on access; texts are kept as they are. Takes 16 bytes of memory a record, 20 with
+    metadata. Raises UserError, naming key, file and row, for a row that is wrong.
     """
+
+    cells: PictureCells | None = None  # of files that hold pictures
 
     def __init__(self, key: str, path: Path):
         self.key = key
@@ -48,36 +55,57 @@ class Table(Prompts):
         self.source = str(path)
         self._copy = tempfile.TemporaryFile()
         weakref.finalize(self, self._copy.close)
-        starts, digests = array("q", [0]), array("Q")
-        for _, text in self._rows():
-            if text:
-                starts.append(starts[-1] + self._copy.write(text.encode()))
-                digests.append(digest(text))
-            else:
+        starts, marks = array("q", [0]), Marks()
+        self._numbers = array("q")  # of rows with pictures
+        for number, row in self._rows():
+            sample = self._sample(number, row)
+            if not sample:
                 self.blank += 1
+                continue
+            starts.append(starts[-1] + self._copy.write(json.dumps(row).encode()))
+            if self.cells:
+                self._numbers.append(number)
+                sample = replace(sample, images=(Picture(self.cells.named(number)),))
+            marks.add([digest_of(sample)], [detail_of(sample)] if sample.metadata else ())
         self._copy.flush()
         self._starts = np.frombuffer(starts, np.int64)
-        self._digests = np.frombuffer(digests, np.uint64)
+        self._digests, self._details = marks.digests, marks.details
 
     @abstractmethod
-    def _rows(self) -> Iterator[tuple[int, str]]:
-        """Number and prompt of each row, empty where there is none."""
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and cells of each row, by the names of their columns."""
+
+    def _sample(self, number: int, row: dict[str, Any]) -> Sample | None:
+        try:
+            return sample_of(row, self.path.parent)
+        except ValueError as error:
+            raise UserError(
+                f"{self.key}: expected text, got at {self.unit} {number} of {self.path}: {error}"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def _at(self, place: int) -> str:
+    def _at(self, place: int) -> Sample:
         start, end = self._starts[place : place + 2].tolist()
-        return os.pread(self._copy.fileno(), end - start, start).decode()
+        row = json.loads(os.pread(self._copy.fileno(), end - start, start))
+        found = sample_of(row, self.path.parent)
+        assert found is not None  # no others were copied
+        return found
 
     @property
     def digests(self) -> NDArray[np.uint64]:
         return self._digests
 
+    @property
+    def details(self) -> NDArray[np.uint32] | None:
+        return self._details
+
     def number(self, place: int) -> int:
-        return next(
-            itertools.islice((number for number, text in self._rows() if text), place, None)
-        )
+        if self._numbers:
+            return self._numbers[place]
+        there = (number for number, row in self._rows() if self._sample(number, row))
+        return next(itertools.islice(there, place, None))
 
 
 class CsvFile(Table):
@@ -99,7 +127,7 @@ class CsvFile(Table):
                 reason = reason or str(error)
         raise UserError(f"{key}: expected cells separated by {self.between}, got {reason}")
 
-    def _rows(self) -> Iterator[tuple[int, str]]:
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with (
             gzip.open(self.path)
             if self.path.suffix.lower() == ".gz"
@@ -112,8 +140,7 @@ class CsvFile(Table):
             file.seek(0)
             rows = self._cells(file)
             header = next((cells for _, cells in rows if cells), [])
-            columns = [header.index(name) for name in fields_of(tuple(header))]
-            if header and not columns:
+            if header and not fields_of(tuple(header)):
                 got = ", ".join(map(repr, header[:5]))
                 raise UserError(
                     f"{self.key}: expected a column {NAMED} in the first line of "
@@ -126,17 +153,11 @@ class CsvFile(Table):
                         f"{self.between} within a cell need quotes around it"
                     )
                     raise self._wrong(line, reason)
-                yield (
-                    line,
-                    next(
-                        (
-                            cells[column]
-                            for column in columns
-                            if column < len(cells) and cells[column].strip()
-                        ),
-                        "",
-                    ),
-                )
+                row = dict[str, Any]()
+                for name, cell in zip(header, cells, strict=False):
+                    if name.strip() and cell.strip():
+                        row.setdefault(name, cell)  # of columns of one name, the first
+                yield line, row
 
     def _cells(self, file: BinaryIO | gzip.GzipFile) -> Iterator[tuple[int, list[str]]]:
         """The line at which each row begins, and its cells. Raises csv.Error for quotes that don't
@@ -196,7 +217,11 @@ class ParquetFile(Table):
                 f"{key}: expected the package pyarrow to read {path}, it is not installed: "
                 "pip install 'branchgrpo[parquet]'"
             ) from error
+        from pyarrow import parquet
+
         try:
+            if column := column_of(parquet.read_schema(path)):
+                self.cells = PictureCells(path, column)
             super().__init__(key, path)
         # ValueError: text that is not UTF-8
         except (OSError, ValueError, pyarrow.ArrowException) as error:
@@ -204,7 +229,11 @@ class ParquetFile(Table):
                 f"{key}: expected a parquet file, cannot read {path}: {one_line(error)}"
             ) from error
 
-    def _rows(self) -> Iterator[tuple[int, str]]:
+    def _at(self, place: int) -> Sample:
+        found = super()._at(place)
+        return replace(found, images=self.cells.read(self._numbers[place])) if self.cells else found
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         from pyarrow import parquet
 
         number = itertools.count(1)
@@ -212,42 +241,33 @@ class ParquetFile(Table):
         with parquet.ParquetFile(
             self.path, buffer_size=prompt_files.BLOCK, pre_buffer=False
         ) as file:
-            columns = text_columns(self.key, self.path, file.schema_arrow)
+            columns = columns_of(self.key, self.path, file.schema_arrow)
             groups = range(file.num_row_groups)
             for batch in itertools.chain.from_iterable(
                 file.iter_batches(COPIED, [group], columns) for group in groups
             ):
-                for values in zip(
-                    *(batch.column(name).to_pylist() for name in columns), strict=True
-                ):
-                    row = next(number)
-                    try:
-                        yield (
-                            row,
-                            checked(next((text for text in values if text and text.strip()), "")),
-                        )
-                    except ValueError as error:
-                        raise UserError(
-                            f"{self.key}: expected text, got at row {row} of {self.path}: {error}"
-                        ) from error
+                for cells, row in zip(batch.to_pylist(), number, strict=False):
+                    yield row, as_json(cells)
 
 
-def text_columns(key: str, path: Path, schema: pyarrow.Schema) -> list[str]:
-    """The columns of a parquet file that may hold the prompt, the first to be asked first. Raises
-    UserError where there is none, and where the first is not text."""
+def columns_of(key: str, path: Path, schema: pyarrow.Schema) -> list[str]:
+    """The columns of a parquet file to read: texts that may be the prompt, and all others without
+    bytes. Raises UserError where nothing may be the prompt, and where what is asked first is not
+    text."""
     from pyarrow import types
 
-    columns = fields_of(tuple(schema.names))
-    if not columns:
+    named = fields_of(tuple(schema.names))
+    if not named:
         raise UserError(
             f"{key}: expected a column {NAMED} in {path}, got {', '.join(schema.names)}"
         )
-    found = []
-    for column in columns:
+    found = list[str]()
+    for column in named:
         kind = schema.field(column).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
         if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
             found.append(column)
         elif not found and not types.is_null(kind):
             raise UserError(f"{key}: expected text in column {column} of {path}, got {kind}")
-    return found
+    others = (name for name in schema.names if name not in named)
+    return [*found, *(name for name in others if not holds_bytes(schema.field(name).type))]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from branchgrpo.data.files import Prompts
+from branchgrpo.data.lists import Prompts
+from branchgrpo.types import Sample
 
 Indices = NDArray[np.integer[Any]]
 
@@ -28,7 +29,7 @@ class View(Prompts):
     def _place(self, place: int) -> int:
         """Where the others have the prompt at a place."""
 
-    def _at(self, place: int) -> str:
+    def _at(self, place: int) -> Sample:
         return self._whole[self._place(place)]
 
     def number(self, place: int) -> int:
@@ -52,6 +53,11 @@ class Taken(View):
     def digests(self) -> NDArray[np.uint64]:
         return self._whole.digests[self._places]
 
+    @property
+    def details(self) -> NDArray[np.uint32] | None:
+        found = self._whole.details
+        return None if found is None else found[self._places]
+
 
 class Rest(View):
     """The prompts at all other places, in their order."""
@@ -69,4 +75,13 @@ class Rest(View):
 
     @property
     def digests(self) -> NDArray[np.uint64]:
-        return np.delete(self._whole.digests, self._before + np.arange(len(self._before)))
+        return np.delete(self._whole.digests, self._left_out)
+
+    @property
+    def details(self) -> NDArray[np.uint32] | None:
+        found = self._whole.details
+        return None if found is None else np.delete(found, self._left_out)
+
+    @property
+    def _left_out(self) -> Indices:
+        return self._before + np.arange(len(self._before))

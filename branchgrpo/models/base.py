@@ -12,7 +12,7 @@ from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.errors import UserError
-from branchgrpo.types import U8, Component, Conditioning
+from branchgrpo.types import U8, Component, Conditioning, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +85,13 @@ class ModelOptions(Component):
         return 1
 
     @property
+    def pictures_taken(self) -> tuple[int, int]:
+        """How many pictures of a record it sees: at least, at most. Rewards may see more."""
+        return 0, 0
+
+    @property
     def memory_advice(self) -> str:
-        """A key, and its value, by which an update takes less memory; empty where there is none, or
-        it is set."""
+        """A key and a value by which an update takes less memory; empty: none, or it is set."""
         return ""
 
     def needed_files(self) -> list[str]:
@@ -165,8 +169,8 @@ class Adapter(ABC):
     decodings_halved = 0  # how often batches for the decoder were, for want of memory
 
     @abstractmethod
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Text conditioning of P prompts. Needs the text encoders."""
+    def encode(self, samples: list[Sample]) -> Conditioning:
+        """Conditioning of P records. Needs the encoders."""
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -203,13 +207,11 @@ class Adapter(ABC):
         return self.latent_shape
 
     @abstractmethod
-    def truncated(self, prompts: list[str]) -> int:
-        """How many of these prompts are longer than what the longest text encoder takes. Needs the
-        text encoders."""
+    def truncated(self, samples: list[Sample]) -> int:
+        """How many of these have prompts that are longer than the encoders take. Needs them."""
 
-    def texts(self, texts: list[str]) -> dict[str, Tensor]:
-        """Encodings of n texts, n rows each: of families whose prompts may be encoded before
-        training."""
+    def rows(self, shown: list[Sample]) -> dict[str, Tensor]:
+        """Encodings of n of models.texts.seen: of families that are encoded before training."""
         raise NotImplementedError
 
     def tokenize(self, texts: list[str]) -> tuple[list[int], int]:
@@ -284,7 +286,7 @@ class Adapter(ABC):
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Overwrite trainable parameters. Raises ValueError unless the names are exactly theirs."""
+        """Overwrite trainable parameters. Raises ValueError unless the names are theirs."""
         import torch
 
         own = self.trainable()

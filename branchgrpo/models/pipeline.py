@@ -23,8 +23,8 @@ from branchgrpo.models.decoding import Decoding
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
 from branchgrpo.models.skeleton import class_named, hollow
-from branchgrpo.models.texts import packed
-from branchgrpo.types import U8, Conditioning
+from branchgrpo.models.texts import packed, seen, unwanted
+from branchgrpo.types import U8, Conditioning, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -162,21 +162,29 @@ class PipelineAdapter(Adapter):
         found: nn.Module | None = self.pipe.vae
         return found
 
-    def encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, samples: list[Sample]) -> Conditioning:
+        options, count = self.options, len(samples)
+        negatives = [unwanted(options, sample) for sample in samples] if options.guided else []
+        # mostly one for all
+        different = {(one.prompt, one.images): one for one in negatives}
         with self.offloaded.on_device():
-            rows = self.texts(
-                [*prompts, self.options.negative_prompt] if self.options.guided else prompts
-            )
-        count = len(prompts)
-        if self.options.guided:
+            rows = self.rows([*(seen(options, one) for one in samples), *different.values()])
+        if negatives:
+            order = {key: count + index for index, key in enumerate(different)}
+            places = [order[one.prompt, one.images] for one in negatives]
             rows = pair(
                 {name: array[:count] for name, array in rows.items()},
-                {name: array[count:] for name, array in rows.items()},
+                {name: array[places] for name, array in rows.items()},
             )
         return packed(rows, count)
 
-    def truncated(self, prompts: list[str]) -> int:
-        lengths, limit = self.tokenize(prompts)
+    def rows(self, shown: list[Sample]) -> dict[str, Tensor]:
+        """Encodings of n of models.texts.seen, n rows each. Families that take pictures override
+        it."""
+        return self.texts([sample.prompt for sample in shown])
+
+    def truncated(self, samples: list[Sample]) -> int:
+        lengths, limit = self.tokenize([sample.prompt for sample in samples])
         return sum(length > limit for length in lengths)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -265,9 +273,9 @@ def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def pair(wanted: Mapping[str, Tensor], unwanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encodings for guidance: [P, 2, …], each prompt's row beside the negative one [1, …], so that
-    rows stay independent. Where the texts differ in length, dimension 1 is padded with zeros
-    after."""
+    """Encodings for guidance: [P, 2, …], each prompt's row beside its negative one (or one for all,
+    [1, …]), so that rows stay independent. Where the texts differ in length, dimension 1 is padded
+    with zeros after."""
     import torch
 
     found = {}

@@ -70,7 +70,7 @@ class PipelineModel(ModelOptions):
         description="classifier-free guidance, away from negative_prompt, in rollouts and "
         "training; 1 = none",
     )
-    negative_prompt: str = Field("", description="what true_cfg guides away from")
+    negative_prompt: str = Field("", description="true_cfg guides away from it or a record's own")
     lora_rank: int = Field(
         0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights"
     )

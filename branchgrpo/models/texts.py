@@ -1,11 +1,13 @@
-"""Encoded prompts on the way from a model's text encoders to other processes."""
+"""What a model's encoders see of records, and encodings on their way to other processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from branchgrpo.types import Conditioning
+from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.types import Conditioning, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,3 +38,14 @@ def chat_lengths(tokenizer: Any, texts: list[str], *, thinking: bool) -> list[in
         for text in texts
     ]
     return [len(ids) for ids in tokenizer(asked, truncation=False)["input_ids"]]
+
+
+def seen(model: PipelineModel, sample: Sample) -> Sample:
+    """What the encoders see of a record: its prompt, and as many pictures as the model takes."""
+    return Sample(prompt=sample.prompt, images=sample.images[: model.pictures_taken[1]])
+
+
+def unwanted(model: PipelineModel, sample: Sample) -> Sample:
+    """What they see of what guidance leads away from."""
+    negative = sample.negative_prompt or model.negative_prompt
+    return replace(seen(model, sample), prompt=negative)

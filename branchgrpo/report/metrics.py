@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from branchgrpo.rollout.collect import RolloutBatch
+from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.types import StepStats
 
 

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.http import limits
-from branchgrpo.types import F32, U8, Component
+from branchgrpo.types import F32, U8, Component, Sample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,13 +82,19 @@ class RewardOptions(Component):
         """Raise UserError for what can be seen to be wrong without loading anything: files that are
         missing."""
 
-    def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
-        """Why the reward cannot score pictures of this prompt, asked before anything starts; None
+    @property
+    def grouped(self) -> bool:
+        """Its scores compare the pictures of a record: `score` gets all of one record at once,
+        whatever workers drew them, tree by tree, leaves by rising number."""
+        return False
+
+    def refusal(self, sample: Sample, height: int, width: int) -> Refusal | None:
+        """Why the reward cannot score pictures of this record, asked before anything starts; None
         where it can.
 
         height, width: of the pictures, in pixels; 0 where the model doesn't say.
         """
-        del prompt, height, width
+        del sample, height, width
         return None
 
     def footprint(self, frames: int) -> Footprint | None:
@@ -117,8 +123,9 @@ class Scorer(ABC):
     max_ratio: float = limits.MAX_RATIO
 
     @abstractmethod
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        """Named scores [L] of pixels u8 [L, F, H, W, 3] for their L prompts; higher is better."""
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
+        """Named scores [L] of pixels u8 [L, F, H, W, 3], drawn for L records; higher is better.
+        Pictures of one record have one object."""
 
     def networks(self) -> Iterable[nn.Module]:
         """What it scores with that reward_workers.offload may keep in main memory between calls of
@@ -155,10 +162,10 @@ class PictureScorer(Scorer):
     def pictures(self, pictures: U8, prompts: list[str]) -> F32:
         """Scores [B] of pictures u8 [B, H, W, 3] for their B prompts; at most `batch` of them."""
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         chosen = evenly(pixels.shape[1], self.picture_options.frames)
         flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
-        texts = [prompt for prompt in prompts for _ in chosen]
+        texts = [sample.prompt for sample in samples for _ in chosen]
         rows = limits.batches(len(flat), self.picture_options.batch, flat.shape[1] * flat.shape[2])
         found = [self.pictures(flat[part], texts[part]) for part in rows]
         return {

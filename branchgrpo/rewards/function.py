@@ -16,9 +16,14 @@ Scoring = Callable[[list[Any], list[Sample]], Iterable[float]]
 
 
 class FunctionReward(RewardOptions):
-    """The options that every reward has, and a function."""
+    """The options that every reward has, and a function. One with a true attribute `grouped` gets
+    all pictures of a record at once."""
 
     function: ClassVar[Scoring]
+
+    @property
+    def grouped(self) -> bool:
+        return bool(getattr(type(self).function, "grouped", False))
 
     def build(self, resources: Resources) -> FunctionScorer:
         """The function gets what it needs by itself."""
@@ -31,8 +36,7 @@ class FunctionScorer(Scorer):
     def __init__(self, function: Scoring, title: str):
         self.function, self.title = function, title
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        samples = [Sample(prompt=prompt) for prompt in prompts]
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         found = self.function(images(pixels), samples)
         try:
             scores = [float(value) for value in found]

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.rewards.base import Footprint, Resources, RewardOptions, Scorer, evenly
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class Jpeg(Scorer):
     def __init__(self, options: JpegReward):
         self.options = options
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        del prompts
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
+        del samples
         chosen = evenly(pixels.shape[1], self.options.frames)
         sizes = np.array(
             [[self.kilobytes(video[frame]) for frame in chosen] for video in pixels], np.float32

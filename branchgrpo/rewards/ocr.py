@@ -21,7 +21,7 @@ from branchgrpo.rewards import ocr_network as network
 from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.ocr_targets import QUOTED, find, unlikely
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,8 +107,8 @@ class OcrReward(RewardOptions):
     def reported(self) -> tuple[str, ...]:
         return self.report
 
-    def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
-        text, refused = find(self.target, prompt)
+    def refusal(self, sample: Sample, height: int, width: int) -> Refusal | None:
+        text, refused = find(self.target, sample.prompt)
         if refused or "likelihood" not in self.wanted:
             return refused
         return unlikely(text, self.width or (network.line_width(height, width) if height else 0))
@@ -135,11 +135,11 @@ class Reader(Scorer):
         self.trains_on = options.train_on
         self.reports = options.report
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         chosen = evenly(pixels.shape[1], self.options.frames)
         flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
         found = self.pictures(
-            flat, [self.options.target_of(prompt) for prompt in prompts for _ in chosen]
+            flat, [self.options.target_of(sample.prompt) for sample in samples for _ in chosen]
         )
         return {
             name: np.array(values, np.float32).reshape(-1, len(chosen)).mean(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.rewards.base import Scorer
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 
 class OffloadedScorer(Scorer):
@@ -16,6 +16,6 @@ class OffloadedScorer(Scorer):
         self.max_ratio = scorer.max_ratio
         self.weights = Offloaded(scorer.networks(), device)
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         with self.weights.on_device():
-            return self.scorer.score(pixels, prompts)
+            return self.scorer.score(pixels, samples)

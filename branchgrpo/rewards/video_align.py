@@ -34,7 +34,7 @@ from branchgrpo.rewards.video_align_files import (
     weights_file,
 )
 from branchgrpo.rewards.video_align_text import PROMPT, SPECIAL, TEMPLATE, TOKENS, checked_prompt
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,17 +94,12 @@ class VideoAlignReward(RewardOptions):
         qwen_config(base)
         self.text()
 
-    def refusal(self, prompt: str, height: int, width: int) -> Refusal | None:
+    def refusal(self, sample: Sample, height: int, width: int) -> Refusal | None:
         del height, width
-        found = SPECIAL.search(prompt)
-        return (
-            Refusal(
-                "a special token, which the network would take for ours",
-                f"{found.group()} in {prompt!r}",
-            )
-            if found
-            else None
-        )
+        if not (found := SPECIAL.search(sample.prompt)):
+            return None
+        what = f"{found.group()} in {sample.prompt!r}"
+        return Refusal("a special token, which the network would take for ours", what)
 
     def folders(self) -> tuple[Path, Path]:
         """The checkpoint's folder and the base's. Raises UserError for one that is missing."""
@@ -207,10 +202,11 @@ class VideoAlign(Scorer):
     def networks(self) -> Iterable[nn.Module]:
         return (self.model,)
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         chosen = sampled(pixels.shape[1], self.options)
         each = len(chosen) * max(MIN_PIXELS, pixels.shape[2] * pixels.shape[3])
         rows = limits.batches(len(pixels), self.options.batch, each)
+        prompts = [sample.prompt for sample in samples]
         parts = [self._criteria(pixels[part][:, chosen], prompts[part]) for part in rows]
         raw = np.concatenate(parts)
         scores = {

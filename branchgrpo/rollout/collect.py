@@ -7,7 +7,7 @@ grow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
 from typing import TypeVar
@@ -16,15 +16,17 @@ import numpy as np
 
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.config.schema import Config
+from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.rollout.texts import EncodedTexts
-from branchgrpo.service import Reference, Service
+from branchgrpo.rollout.whole_groups import WholeGroups
+from branchgrpo.service import Reference, RewardPool, Service
 from branchgrpo.types import (
     EVALUATION,
-    F32,
     BranchPlan,
     GrownSegment,
     RewardScores,
-    SegmentHeader,
+    Sample,
+    ScoreRequest,
     SegmentRequest,
     Subtree,
     TreeKey,
@@ -36,45 +38,6 @@ FORWARD_ROWS = 4
 """A forward takes about as long as so many rows more would."""
 
 
-@dataclass
-class RolloutBatch:
-    """Grown and scored trees: headers and scores here, everything large by reference."""
-
-    # → Conditioning of one row, by prompt index
-    conditioning: list[Reference] = field(default_factory=list)
-    segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
-    media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
-    # (prompt index, tree) → trained scores [R, L]
-    scores: dict[tuple[int, int], F32] = field(default_factory=dict)
-    # (prompt index, tree) → their weighted sum [L]
-    rewards: dict[tuple[int, int], F32] = field(default_factory=dict)
-    parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
-    truncated: int = 0  # prompts that the text encoders cut short
-    retries: int = 0  # of rewards
-    # prompt indices without rewards, whose trees are left out; and why
-    dropped: dict[int, str] = field(default_factory=dict)
-    # encode, grow, score: from the end of the phase before to the end of its last task; of
-    # encoding, what was waited for
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def edges(self, plan: BranchPlan) -> int:
-        """Stochastic edges of all trees: as many as an update may train on, at least 1."""
-        return max(1, len(self.scores) * int(topology(plan).stochastic.sum()))
-
-    def part(self, name: str) -> F32:
-        """Scores of all leaves under one name, by (prompt index, tree, leaf)."""
-        scores = self.parts[name]
-        return np.concatenate([scores[key] for key in sorted(scores)])
-
-    def leaf_rewards(self) -> F32:
-        """[trees, L] rewards, trees by (prompt index, tree)."""
-        return np.stack([self.rewards[key] for key in sorted(self.rewards)])
-
-    def total(self) -> F32:
-        """Rewards of all leaves, in the same order."""
-        return np.concatenate([self.rewards[key] for key in sorted(self.rewards)])
-
-
 class RolloutCollector:
     """Grows trees of one policy version."""
 
@@ -83,9 +46,9 @@ class RolloutCollector:
         self.service = service
         self.run = run
 
-    def encode(self, texts: list[str]) -> EncodedTexts:
-        """Have prompts encoded, without waiting for it."""
-        return EncodedTexts(self.service.rollouts, texts, self.config.rollout.encode_batch)
+    def encode(self, samples: list[Sample]) -> EncodedTexts:
+        """Have records encoded, without waiting for it."""
+        return EncodedTexts(self.service.rollouts, samples, self.config.rollout.encode_batch)
 
     def collect(
         self,
@@ -93,21 +56,21 @@ class RolloutCollector:
         iteration: int,
         version: int,
         prompts: list[int],
-        texts: list[str],
+        samples: list[Sample],
         trees: int,
         encoded: EncodedTexts | None = None,
     ) -> RolloutBatch:
-        """Grow and score `trees` trees for each prompt: indices in the prompt list, and their
-        texts. encoded: encodings that begin with theirs; None: they are made now."""
+        """Grow and score `trees` trees for each prompt: indices in the prompt list, and the records
+        there. encoded: encodings that begin with theirs; None: they are made now."""
         return _Collection(
             collector=self,
             plan=plan,
             iteration=iteration,
             version=version,
             prompts=prompts,
-            texts=texts,
+            samples=samples,
             trees=trees,
-            encoded=encoded or self.encode(texts),
+            encoded=encoded or self.encode(samples),
         ).run()
 
 
@@ -121,14 +84,14 @@ class _Collection:
         iteration: int,
         version: int,
         prompts: list[int],
-        texts: list[str],
+        samples: list[Sample],
         trees: int,
         encoded: EncodedTexts,
     ):
         self.config = collector.config
         self.plan = plan
         self.version = version
-        self.texts, self.encoded = texts, encoded
+        self.samples, self.encoded = samples, encoded
         # A held-out check compares the same prompts before and after, so none may be missing.
         self.may_drop = (
             collector.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
@@ -148,13 +111,14 @@ class _Collection:
         )
         self.frontier = topology(plan).level(self.fork).tolist()
         self.tasks, self.shared_plan = self.rollouts.tasks(), self.rollouts.share(plan)
+        self.whole_groups = WholeGroups(trees * len(self.frontier))
         self.batch, self.begun = RolloutBatch(), perf_counter()
 
     def run(self) -> RolloutBatch:
         self.encoded.wait()
         self._clock("encode")
         self.batch.truncated = self.encoded.truncated
-        self.batch.conditioning = self.encoded.references(len(self.texts))
+        self.batch.conditioning = self.encoded.references(len(self.samples))
         if self.fork:
             for group in _groups(self.trees, len(self.rollouts)):
                 self._grow(group, [], 0, self.fork)
@@ -220,14 +184,37 @@ class _Collection:
             ]
             self._to_leaves(below, list(segment.frontier), header.stop)
             return
-        subtrees = header.subtrees
-        self.batch.media.append((subtrees, segment.media))
-        texts = [self.texts[subtree.prompt_index] for subtree in subtrees]
-        leaves = topology(self.plan).leaf_count
-        pictures = sum(int(leaves[subtree.node]) for subtree in subtrees)
+        self.batch.media.append((header.subtrees, segment.media))
+        whole = self.whole_groups.add(header.subtrees, segment.media)
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            then = partial(self._scored, group, subtrees)
-            pool.score(self.tasks, segment.media, texts, size=pictures, then=then)
+            grouped = tuple(index for index in group if self.config.rewards[index].grouped)
+            if alone := tuple(index for index in group if index not in grouped):
+                places = [(0, row) for row in range(len(header.subtrees))]
+                self._score(pool, alone, header.subtrees, places, [segment.media])
+            for subtrees, places, media in whole if grouped else ():
+                self._score(pool, grouped, subtrees, places, media)
+
+    def _score(
+        self,
+        pool: RewardPool,
+        rewards: tuple[int, ...],
+        subtrees: tuple[Subtree, ...],
+        places: Sequence[tuple[int, int]],
+        media: Sequence[Reference],
+    ) -> None:
+        leaves = topology(self.plan).leaf_count
+        pool.score(
+            self.tasks,
+            ScoreRequest(
+                rewards=rewards,
+                subtrees=subtrees,
+                places=tuple(places),
+                samples=tuple(self.samples[subtree.prompt_index] for subtree in subtrees),
+            ),
+            media,
+            size=sum(int(leaves[subtree.node]) for subtree in subtrees),
+            then=partial(self._scored, rewards, subtrees),
+        )
 
     def _scored(
         self, group: tuple[int, ...], subtrees: tuple[Subtree, ...], scores: RewardScores

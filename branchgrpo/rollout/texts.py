@@ -1,4 +1,4 @@
-"""Encoded prompts, as the driver knows them: one reference each. They are made in bounded batches
+"""Encoded records, as the driver knows them: one reference each. They are made in bounded batches
 by whichever workers are free, and need not be waited for."""
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from functools import partial
 from time import perf_counter
 
 from branchgrpo.service import Reference, RolloutPool
-from branchgrpo.types import EncodedPrompts
+from branchgrpo.types import EncodedPrompts, Sample
 
 
 class EncodedTexts:
-    """Encodings of some prompts: asked for, and there once they were waited for.
+    """Encodings of some records: asked for, and there once they were waited for.
 
-    Batches are of `batch` prompts whatever workers there are, since a prompt's encoding may differ
-    in its last bits with the batch that it was made in.
+    Batches are of `batch` records whatever workers there are, since an encoding may differ in its
+    last bits with the batch that it was made in.
     """
 
-    def __init__(self, rollouts: RolloutPool, texts: Sequence[str], batch: int):
-        self.texts = tuple(texts)
+    def __init__(self, rollouts: RolloutPool, samples: Sequence[Sample], batch: int):
+        self.samples = tuple(samples)
         self.truncated = 0  # prompts that the text encoders cut short
         self.bytes = 0
-        self._references: list[Reference] = [None] * len(texts)
+        self._references: list[Reference] = [None] * len(samples)
         self._tasks = rollouts.tasks()
-        for first in range(0, len(texts), batch):
+        for first in range(0, len(samples), batch):
             then = partial(self._encoded, first)
-            rollouts.encode(self._tasks, list(self.texts[first : first + batch]), then)
+            rollouts.encode(self._tasks, list(self.samples[first : first + batch]), then)
 
     def _encoded(self, first: int, found: EncodedPrompts) -> None:
         self.truncated += found.truncated

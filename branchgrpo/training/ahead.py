@@ -14,11 +14,12 @@ from branchgrpo.algo.methods.base import MethodRun
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
 from branchgrpo.report.metrics import overlooked
-from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.rollout.batch import RolloutBatch
+from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import Display, UpdateRequest
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import BranchPlan
+from branchgrpo.types import BranchPlan, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +83,14 @@ class Ahead:
         last = self.config.run.iterations or np.inf
         while (iteration := state.iteration + 1 + len(self.pending)) < last:
             if len(self.pending) >= self.config.async_.max_staleness:
-                self.encoded = {iteration: self.collector.encode(self._texts(iteration))}
+                self.encoded = {iteration: self.collector.encode(self._samples(iteration))}
                 return
             self.pending.append(self._grow(iteration, state.version))
 
     def settle(self) -> float:
         """After the update: until the prompts are encoded, so that all workers are idle and get the
         new weights at once. Returns the seconds that this took."""
-        return sum(texts.wait() for texts in self.encoded.values())
+        return sum(encoded.wait() for encoded in self.encoded.values())
 
     def clear(self) -> None:
         """After a fault: what was grown or encoded may be gone."""
@@ -110,7 +111,7 @@ class Ahead:
             iteration=iteration,
             version=version,
             prompts=chosen,
-            texts=self._texts(iteration),
+            samples=self._samples(iteration),
             trees=config.rollout.trees_per_prompt * plan.chains,
             encoded=self.encoded.pop(iteration, None),
         )
@@ -127,5 +128,5 @@ class Ahead:
         count, seed = self.config.rollout.prompts, self.config.run.seed
         return prompts.deal(len(self.prompts), count, iteration, seed)
 
-    def _texts(self, iteration: int) -> list[str]:
+    def _samples(self, iteration: int) -> list[Sample]:
         return [self.prompts[index] for index in self._chosen(iteration)]

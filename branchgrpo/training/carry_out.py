@@ -11,6 +11,7 @@ import numpy as np
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
+from branchgrpo.data.records import prompts_of, row_of
 from branchgrpo.files.whole import write_whole
 from branchgrpo.report import contact_sheet
 from branchgrpo.report import summary as report
@@ -26,7 +27,7 @@ from branchgrpo.training.hooks import HOOKS
 from branchgrpo.training.loop import train
 from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import U8
+from branchgrpo.types import U8, Sample
 
 
 def carry_out(
@@ -103,8 +104,8 @@ def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> di
 
 
 class RunFolder:
-    """Where a run keeps what its held-out checks find: held_out.json, and contact sheets of the
-    first prompts under samples/."""
+    """Where a run keeps what its held-out checks find: held_out.json, held_out.jsonl with the
+    records beside their scores, and contact sheets of the first ones under samples/."""
 
     def __init__(self, config: Config, folder: Path, before: Scores | None):
         self.config, self.folder = config, folder
@@ -113,13 +114,19 @@ class RunFolder:
             self._write("before", before)
 
     def keep(
-        self, when: str, scores: Scores, pixels: U8 | None, prompts: Sequence[str], title: str
+        self, when: str, scores: Scores, pixels: U8 | None, samples: Sequence[Sample], title: str
     ) -> None:
         """See branchgrpo.training.run.Keeper."""
         self._write(when, scores)
+        rows = [row_of(sample) for sample in samples[: len(scores["total"])]]
+        for known, found in self.scores.items():
+            for index, row in enumerate(rows):
+                row[known] = {name: float(values[index]) for name, values in found.items()}
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(self.folder / "held_out.jsonl", lines)
         if pixels is not None:
             path = self.folder / "samples" / f"{when}.png"
-            draw(self.config, path, scores, pixels, prompts, title=title)
+            draw(self.config, path, scores, pixels, samples, title=title)
 
     def _write(self, when: str, scores: Scores) -> None:
         self.scores[when] = scores
@@ -162,14 +169,14 @@ def draw(
     path: Path,
     scores: Scores,
     pixels: U8,
-    prompts: Sequence[str],
+    samples: Sequence[Sample],
     *,
     title: str,
 ) -> None:
     """A contact sheet of the first held-out prompts, and what it was made of."""
     path.parent.mkdir(exist_ok=True)
     values = np.asarray(scores[config.metric][: len(pixels)])
-    captions = list(prompts[: len(pixels)])
+    captions = prompts_of(samples[: len(pixels)])
     contact_sheet.pictures(
         path, pixels=pixels, captions=captions, scores=values, metric=config.metric, title=title
     )

@@ -7,10 +7,11 @@ import numpy as np
 from branchgrpo.algo.plan import ode_plan
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
-from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.rollout.batch import RolloutBatch
+from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import Service
-from branchgrpo.types import EVALUATION, F32, U8
+from branchgrpo.types import EVALUATION, F32, U8, Sample
 
 PICTURES = 4
 """Pictures of a prompt whose distances are measured."""
@@ -64,18 +65,18 @@ class Evaluator:
     ) -> tuple[RolloutBatch, dict[tuple[int, int], U8]]:
         """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of
         the first `pictures` prompts."""
-        texts, options = self.held_out[:count], self.config.evaluation
+        samples, options = self.held_out[:count], self.config.evaluation
         averaged = options.weights == "ema" and version > 0
         if averaged:
             self.service.publish("ema")
-        encoded = self._encoded(texts)
+        encoded = self._encoded(samples)
         plan = ode_plan(self.config.schedule(options.steps))
         batch = self.collector.collect(
             plan,
             iteration=EVALUATION,
             version=version,
-            prompts=list(range(len(texts))),
-            texts=texts,
+            prompts=list(range(len(samples))),
+            samples=samples,
             trees=trees,
             encoded=encoded,
         )
@@ -94,11 +95,11 @@ class Evaluator:
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
         return batch, found
 
-    def _encoded(self, texts: list[str]) -> EncodedTexts:
+    def _encoded(self, samples: list[Sample]) -> EncodedTexts:
         """Encodings that begin with those of the first held-out prompts: an earlier check's, if
         they were kept and are enough."""
-        if self.kept is None or len(self.kept.texts) < len(texts):
-            self.kept = self.collector.encode(texts)
+        if self.kept is None or len(self.kept.samples) < len(samples):
+            self.kept = self.collector.encode(samples)
         return self.kept
 
 

@@ -20,7 +20,7 @@ from branchgrpo.training.ahead import Ahead
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.stages import Stages
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 
 class Hook(Protocol):
@@ -41,7 +41,7 @@ class Keeper(Protocol):
     """Keeps what a held-out check has found."""
 
     def keep(
-        self, when: str, scores: Scores, pixels: U8 | None, prompts: Sequence[str], title: str
+        self, when: str, scores: Scores, pixels: U8 | None, samples: Sequence[Sample], title: str
     ) -> None:
         """when: "before" or "after" training. pixels: [n, F, H, W, 3] of the first n prompts."""
 
@@ -221,5 +221,5 @@ class Run:
 
     def _keep(self, when: str, scores: Scores, pixels: U8 | None, title: str) -> None:
         if self.keeper:
-            prompts = self.evaluator.held_out
-            self.keeper.keep(when, scores=scores, pixels=pixels, prompts=prompts, title=title)
+            samples = self.evaluator.held_out
+            self.keeper.keep(when, scores=scores, pixels=pixels, samples=samples, title=title)

@@ -15,12 +15,12 @@ from branchgrpo.types.learning import (
     WeightUpdate,
 )
 from branchgrpo.types.plan import BRANCH_NOISES, DETERMINISTIC, BranchPlan
-from branchgrpo.types.rollouts import EncodedPrompts, GrownSegment, SegmentRequest
+from branchgrpo.types.rollouts import EncodedPrompts, GrownSegment, ScoreRequest, SegmentRequest
+from branchgrpo.types.samples import Picture, Sample
 from branchgrpo.types.trees import (
     EVALUATION,
     Conditioning,
     LeafMedia,
-    Sample,
     SegmentHeader,
     Subtree,
     TreeHeader,
@@ -43,8 +43,10 @@ __all__ = [
     "GrownSegment",
     "LeafMedia",
     "LearnerShard",
+    "Picture",
     "RewardScores",
     "Sample",
+    "ScoreRequest",
     "SegmentHeader",
     "SegmentRequest",
     "StepStats",

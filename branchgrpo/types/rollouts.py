@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from branchgrpo.types.samples import Sample
 from branchgrpo.types.trees import SegmentHeader, Subtree
 
 
@@ -42,6 +43,20 @@ class SegmentRequest:
     def prompts(self) -> list[int]:
         """Indices of the prompts whose encodings it takes, rising."""
         return sorted({subtree.prompt_index for subtree in self.subtrees})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreRequest:
+    """Driver → reward worker: score leaves of these subtrees, by some of the config's rewards.
+
+    The pictures themselves come as one LeafMedia after the other, of which not every subtree need
+    be asked for.
+    """
+
+    rewards: tuple[int, ...]  # indices in Config.rewards
+    subtrees: tuple[Subtree, ...]  # in the order that scores are wanted in
+    places: tuple[tuple[int, int], ...]  # of each: which LeafMedia, and which subtree of it
+    samples: tuple[Sample, ...]  # of each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,13 +15,6 @@ EVALUATION = -1
 """The iteration number of evaluation trees: their noise never depends on how far training is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """What a picture or video was drawn for, as a reward sees it."""
-
-    prompt: str
-
-
 @dataclass(frozen=True, order=True)
 class TreeKey:
     """Names one tree of one run. All but the run's name determine, with the seed, every noise of

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from support.records import records
 
 from branchgrpo.config import load as configs
 from branchgrpo.rollout.sampler import Sampler
@@ -31,7 +32,7 @@ def main() -> None:
     config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all"})
     model = config.model.build("cpu")
     plan = config.method.plan(0, config.schedule())
-    conditioning = model.encode(["the number 38 in black on yellow"])
+    conditioning = model.encode(records(["the number 38 in black on yellow"]))
     subtrees = (Subtree(TreeKey("bench", 0, 0, 0), 0, 0),)
     samplers = {
         "batched": Sampler(model, 0, torch.float32, 64),

@@ -23,6 +23,8 @@ from branchgrpo.types import (
     GrownSegment,
     LeafMedia,
     RewardScores,
+    Sample,
+    ScoreRequest,
     SegmentHeader,
     SegmentRequest,
     StepStats,
@@ -72,9 +74,9 @@ class Grower:
         """GPU-seconds so far."""
         return self.busy
 
-    def encode(self, prompts: list[str]) -> list[Any]:
+    def encode(self, samples: list[Sample]) -> list[Any]:
         """Read from disk, as with model.encode: precompute."""
-        nothing = (None,) * len(prompts)
+        nothing = (None,) * len(samples)
         return EncodedPrompts(truncated=0, bytes=0, conditioning=nothing).objects()
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
@@ -115,11 +117,11 @@ class Scorer:
 
     def ping(self) -> None: ...
 
-    def score(self, media: LeafMedia, prompts: list[str]) -> RewardScores:
-        count = len(media.pixels)
+    def score(self, request: ScoreRequest, *media: LeafMedia) -> RewardScores:
+        count = sum(len(one.pixels) for one in media)
         rest(SCORE * count)
         return RewardScores(
-            trained=np.zeros((len(self.rewards), count), np.float32),
+            trained=np.zeros((len(request.rewards), count), np.float32),
             parts={},
             ok=np.ones(count, bool),
         )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.records import records
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -178,7 +179,7 @@ def gradient_error(micro_batches: int) -> dict[str, Any]:
         draw = torch.Generator().manual_seed(1000 * tree + node)
         return torch.randn(model.latent_shape, generator=draw)
 
-    encodings = model.encode([f"the number {n} in red" for n in range(prompts)]).split()
+    encodings = model.encode(records([f"the number {n} in red" for n in range(prompts)])).split()
     policy.gradients.add = watched  # type: ignore[method-assign]
     batches = MicroBatches(
         plan,

@@ -42,8 +42,8 @@ def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
     shuffled = perf_counter()
     for iteration in range(iterations):
         for index in prompts.deal(len(found), batch, iteration, 0):
-            if int(found[index][:8]) != index:
-                raise SystemExit(f"expected prompt {index}, got {found[index]!r}")
+            if int(found[index].prompt[:8]) != index:
+                raise SystemExit(f"expected prompt {index}, got {found[index].prompt!r}")
     dealt = perf_counter()
     return {
         "lines": len(found),

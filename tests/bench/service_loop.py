@@ -18,14 +18,14 @@ from support.small_runs import busy, carried, config, kill
 from actors.calls import LearnerCalls
 from actors.pools import Rollouts
 from branchgrpo.app.service import TrainingService
-from branchgrpo.rollout.collect import RolloutBatch
+from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import PublishedWeights, WeightSpec
 from branchgrpo.training.hooks import Record
 from branchgrpo.training.loop import step
 from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import StepStats
+from branchgrpo.types import Sample, StepStats
 from cluster.byte_counter import DriverByteCounter
 from cluster.rank_group import RankGroup
 from cluster.ray_service import RayService
@@ -74,7 +74,7 @@ class SleepingCollector:
     def __init__(self, pool: WorkerPool):
         self.pool = pool
 
-    def encode(self, texts: list[str]) -> EncodedTexts:
+    def encode(self, samples: list[Sample]) -> EncodedTexts:
         return EncodedTexts(Rollouts(self.pool), [], 1)
 
     def collect(self, *arguments: Any, **options: Any) -> RolloutBatch:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.own_parts import own_parts
+from support.records import records
 from support.remote_peers import Plain, running
 from support.small_clips import aesthetic_reward, clip_reward, hps_reward
 from support.small_trees import header, plan_of
@@ -74,12 +75,12 @@ def scored(options: Any) -> None:
     for frames in (1, 3):
         draw = np.random.default_rng(frames)
         pixels = draw.integers(0, 256, (3, frames, 32, 32, 3), np.uint8)
-        prompts = ["the number 38", "a fox with the number 7", "number 100"]
-        found = scorer.score(pixels, prompts)
+        samples = records(["the number 38", "a fox with the number 7", "number 100"])
+        found = scorer.score(pixels, samples)
         assert {scorer.trains_on, *scorer.reports} <= set(found)
         for name in {scorer.trains_on, *scorer.reports}:
             assert np.shape(found[name]) == (3,) and np.isfinite(found[name]).all(), name
-        again = scorer.score(pixels[::-1].copy(), prompts[::-1])
+        again = scorer.score(pixels[::-1].copy(), samples[::-1])
         np.testing.assert_allclose(
             found[scorer.trains_on], again[scorer.trains_on][::-1], rtol=1e-4, atol=1e-5
         )
@@ -117,7 +118,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def encoders_may_rest(model: PipelineAdapter) -> None:
     """In other memory, but while they encode; see tests/unit/models/test_offload.py."""
-    wanted = model.encode(["a red cube"]).arrays
+    wanted = model.encode(records(["a red cube"])).arrays
     parts = [getattr(model.pipe, part) for part in model.options.text_parts]
     encoders = [part for part in parts if isinstance(part, torch.nn.Module)]
     model.offloaded = Offloaded(encoders, "cpu")
@@ -127,7 +128,7 @@ def encoders_may_rest(model: PipelineAdapter) -> None:
         part.register_forward_pre_hook(
             lambda module, _: seen.add(next(module.parameters()).data_ptr())
         )
-    found = model.encode(["a red cube"]).arrays
+    found = model.encode(records(["a red cube"])).arrays
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert len(seen) == len(encoders) > 0 and not seen & set(rest)
     assert [next(part.parameters()).data_ptr() for part in encoders] == rest
@@ -144,7 +145,7 @@ def test_models_do_what_the_method_asks(name: str, own: Path, folders: dict[str,
     assert options.schedule(5).levels.shape == (6,) and options.picture_size == (32, 48)
     assert not options.adapter_rank and set(options.computing) <= set(type(options).model_fields)
     model = options.build("cpu")
-    cond = model.conditioning(model.encode(["a red cube", "the number 38"]))
+    cond = model.conditioning(model.encode(records(["a red cube", "the number 38"])))
     if isinstance(model, PipelineAdapter):
         encoders_may_rest(model)
     x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.records import records
 from support.small_trees import QUICKSTART, quickstart
 from torch import Tensor
 
@@ -131,7 +132,10 @@ def rewards_of(leaves: int) -> Tensor:
 
 def by_the_engine(config: Config) -> Iteration:
     model = copy.deepcopy(untrained())
-    plan, conditioning = config.method.plan(ITERATION, config.schedule()), model.encode(TEXTS)
+    plan, conditioning = (
+        config.method.plan(ITERATION, config.schedule()),
+        model.encode(records(TEXTS)),
+    )
     topo = topology(plan)
     sampler = Sampler(model=model, seed=SEED, storage=torch.float32, max_batch=5)
     subtrees = tuple(Subtree(key, row, 0) for row, key in enumerate(KEYS))
@@ -182,7 +186,7 @@ def learn(
 ) -> None:
     """The engine's update on one rank."""
     policy, steps = PolicyUpdate(config, model, 1), config.learner.optimiser_steps
-    cond = model.conditioning(model.encode(TEXTS))
+    cond = model.conditioning(model.encode(records(TEXTS)))
     for (one,) in shard.split(
         plan, credits=credits, ranks=1, optimiser_steps=steps, seed=SEED + ITERATION
     ):
@@ -205,7 +209,7 @@ def by_the_example(config: Config) -> Iteration:
         one = partial(noise.draw, SEED, node=node, shape=model.latent_shape, stream=int(shared))
         return torch.stack([one(key=key) for key in KEYS])
 
-    trees = module.grow(model, s, model.conditioning(model.encode(TEXTS)), draw)
+    trees = module.grow(model, s, model.conditioning(model.encode(records(TEXTS))), draw)
     module.credit(s, trees, rewards_of(trees.x[-1].shape[1]))
     adam = torch.optim.AdamW(model.trainable().values(), s.learning_rate, weight_decay=1e-4)
     module.update(model, adam, s, trees, SEED + ITERATION)

@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from support.records import records
 from support.small_trees import header, plan_of, quickstart
 
 from branchgrpo.algo.tree import topology
@@ -42,7 +43,7 @@ def test_the_function_scores_backgrounds() -> None:
     prompts = [f"the number 1 in red on {colour}" for colour in ("white", "black", "white")]
     pixels = solid((245, 245, 245), (245, 245, 245), (245, 245, 245))
     pixels[2, 0, :3] = 0  # a number, not the background
-    scores = reward.build(Resources()).score(pixels, prompts)["score"]
+    scores = reward.build(Resources()).score(pixels, records(prompts))["score"]
     np.testing.assert_allclose(scores, [1, 1 - 225 / 255, 1], rtol=1e-6)
 
 
@@ -61,7 +62,7 @@ def test_the_class_has_keys_and_two_scores() -> None:
     (reward,) = quickstart({"rewards": keys}).rewards
     pixels = solid((9, 9, 9), (9, 9, 9))
     pixels[0, 0, :2] = 200  # a quarter of the pixels
-    found = reward.build(Resources()).score(pixels, ["", ""])
+    found = reward.build(Resources()).score(pixels, records(["", ""]))
     np.testing.assert_allclose(found["ink"], [0.25, 0])
     np.testing.assert_allclose(found["score"], [1, 0.75])
     assert (reward.title, reward.reported()) == ("Ink", ("score", "ink"))
@@ -102,7 +103,7 @@ def test_the_model_draws_a_colour_and_its_weights_travel(tmp_path: Path) -> None
     options = quickstart(keys).model
     model = options.build("cpu")
     prompts = ["paint it red", "a blue picture"]
-    words = model.conditioning(model.encode(prompts))
+    words = model.conditioning(model.encode(records(prompts)))
     x, levels = torch.randn(2, *model.latent_shape), torch.tensor([0.9, 0.5])
     # untrained: x̂0 = (1 − σ)/4 / ((1 − σ)²/4 + σ²) · x, whatever the words
     clean = x - levels[:, None] * model.velocity(x, levels, words)

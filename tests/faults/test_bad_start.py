@@ -159,7 +159,7 @@ def test_a_reward_server_that_speaks_no_msgpack_ends_the_run(running: Head, tmp_
             seconds=300,
         )
     assert (
-        "error: rewards.remote.url: expected a reward server of protocol version 1 at "
+        "error: rewards.remote.url: expected a reward server of protocol version 2 at "
         f"{url}, got health: expected msgpack" in found
     )
     assert not (tmp_path / "runs").exists()

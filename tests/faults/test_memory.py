@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.records import records
 
 from branchgrpo.algo.methods.branch import BranchMethod
 from branchgrpo.algo.schedule import static
@@ -41,7 +42,7 @@ class Narrow(LinearModel):
 
 def grown(model: Any, max_batch: int, sampler: Sampler | None = None) -> tuple[Segment, Sampler]:
     sampler = sampler or Sampler(model, 5, torch.float32, max_batch)
-    cond: Conditioning = model.encode(PROMPTS)
+    cond: Conditioning = model.encode(records(PROMPTS))
     return sampler.grow(
         PLAN,
         subtrees=TREES,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.on_device import PROMPTS, TREES, Small, held_bytes, room_for
+from support.records import records
 from support.small_batch import batch, config, outcome
 from support.small_trees import plan_of
 
@@ -25,7 +26,7 @@ Families = dict[str, Small]
 
 def grown(model: object, max_batch: int) -> tuple[Sampler, Segment]:
     sampler = Sampler(model, 5, torch.float32, max_batch)  # type: ignore[arg-type]
-    conditioning = model.encode(PROMPTS)  # type: ignore[attr-defined]
+    conditioning = model.encode(records(PROMPTS))  # type: ignore[attr-defined]
     roots = sampler.roots(PLAN, TREES)
     return sampler, sampler.grow(
         PLAN, subtrees=TREES, x=roots, start=0, stop=PLAN.steps, conditioning=conditioning

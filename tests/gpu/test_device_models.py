@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.on_device import FAMILIES, PROMPTS, Small, forward, relative
+from support.records import records
 
 Families = dict[str, Small]
 
@@ -41,7 +42,7 @@ def test_texts_and_pixels(families: Families, family: str, device: str) -> None:
     here, there = (families[family].build(place) for place in ("cpu", device))
     wanted, found = (
         {name: value.cpu().float() for name, value in model.conditioning(both).items()}
-        for model, both in ((model, model.encode(PROMPTS)) for model in (here, there))
+        for model, both in ((model, model.encode(records(PROMPTS))) for model in (here, there))
     )
     assert wanted.keys() == found.keys()
     for name, value in wanted.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.records import records
 from support.small_clips import aesthetic_reward, clip_reward, hps_reward
 
 from branchgrpo.rewards.base import PictureOptions, Resources
@@ -29,7 +30,7 @@ def test_scores_are_those_of_the_cpu(name: str, device: str, tmp_path: Path) -> 
     coarse = draw.integers(0, 256, (5, 1, 8, 8, 3), dtype=np.uint8)
     pixels = coarse.repeat(16, 2).repeat(16, 3)
     wanted, found, half = (
-        kind.build(Resources(device=place)).score(pixels, PROMPTS)["score"]
+        kind.build(Resources(device=place)).score(pixels, records(PROMPTS))["score"]
         for kind, place in (
             (options, "cpu"),
             (options, device),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.in_process import Service
 from support.on_device import PROMPTS, TREES, Small, ratio_off
+from support.records import records
 from support.small_batch import batch, config, outcome
 from support.small_loop import config as small_run
 from support.small_trees import plan_of
@@ -26,7 +27,7 @@ def grown(model: object, max_batch: int) -> tuple[torch.Tensor, Segment]:
     """(roots, two trees of 8 leaves)."""
     sampler = Sampler(model, 5, torch.float32, max_batch)  # type: ignore[arg-type]
     roots = sampler.roots(PLAN, TREES)
-    conditioning = model.encode(PROMPTS)  # type: ignore[attr-defined]
+    conditioning = model.encode(records(PROMPTS))  # type: ignore[attr-defined]
     return roots, sampler.grow(
         PLAN, subtrees=TREES, x=roots, start=0, stop=PLAN.steps, conditioning=conditioning
     )

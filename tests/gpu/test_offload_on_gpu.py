@@ -8,13 +8,14 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
+from support.records import records
 from torch import nn
 
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.rewards.offloaded import OffloadedScorer
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -57,8 +58,8 @@ class Wide(Scorer):
     def networks(self) -> Iterable[nn.Module]:
         return (self.module,)
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        del prompts
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
+        del samples
         x = torch.from_numpy(pixels.reshape(len(pixels), -1)[:, :4096]).cuda().float() / 255
         with torch.inference_mode():
             wide = self.module[1](self.module[0](x))  # type: ignore[index]
@@ -70,19 +71,19 @@ class Wide(Scorer):
 def test_scores_are_the_same() -> None:
     scorer = Wide()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 64, 64, 3), np.uint8)
-    wanted = scorer.score(pixels, [""] * 8)["score"]
+    wanted = scorer.score(pixels, records([""] * 8))["score"]
     offloaded = OffloadedScorer(scorer, "cuda")
     for _ in range(2):
-        assert np.array_equal(offloaded.score(pixels, [""] * 8)["score"], wanted)
+        assert np.array_equal(offloaded.score(pixels, records([""] * 8))["score"], wanted)
 
 
 def test_encodings_are_the_same() -> None:
     options = {"path": "embedded:tiny-flux", "height": 32, "width": 32, "max_sequence_length": 16}
     there, resting = (FluxModel(offload_encoders=rest, **options) for rest in (False, True))
-    wanted = there.build("cuda").encode(["the number 38"]).arrays
+    wanted = there.build("cuda").encode(records(["the number 38"])).arrays
     model = resting.build("cuda")
     for _ in range(2):
         assert not next(model.pipe.text_encoder_2.parameters()).is_cuda
-        found = model.encode(["the number 38"]).arrays
+        found = model.encode(records(["the number 38"])).arrays
         assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert next(model.denoiser.parameters()).is_cuda and next(model.pipe.vae.parameters()).is_cuda

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.records import records, request_of
 
 from actors.learner import Learner
 from actors.reward import RewardWorker
@@ -46,12 +47,12 @@ def test_full_tree_iteration_counts_and_gates() -> None:
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())
     subtrees = (Subtree(TreeKey("test", 0, 0, 0), 0, 0),)
-    encoded, conditioning = rollout.encode([PROMPT])
+    encoded, conditioning = rollout.encode(records([PROMPT]))
     assert encoded.truncated == 0
     header, payload, media = rollout.grow(plan, whole(plan, subtrees), conditioning)
     worker = RewardWorker(config, (0,), 0)
     worker.ready()
-    scores = worker.score(media, [PROMPT])
+    scores = worker.score(request_of([PROMPT]), media)
     assert media.pixels.shape == (16, 1, 32, 32, 3) and scores.ok.all()
     assert header.forwards / 16 == 12.6875  # METHODS: 203 forwards a tree
     before = rollout.fingerprint()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.in_process import Service as InProcess
+from support.records import records
 
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
@@ -133,9 +134,9 @@ def one_iteration(
     """Grow, score, update and publish once; what every variant of the service must agree on, and
     the segments."""
     plan = config.method.plan(0, config.schedule())
-    texts = ["the number 38 in black on yellow", "the number 52 in red on white"]
+    samples = records(["the number 38 in black on yellow", "the number 52 in red on white"])
     batch = RolloutCollector(config, service, "test").collect(
-        plan, iteration=0, version=0, prompts=[5, 9], texts=texts, trees=1
+        plan, iteration=0, version=0, prompts=[5, 9], samples=samples, trees=1
     )
     trees = assemble(plan, [header for header, _ in batch.segments], batch.rewards)
     request = UpdateRequest(

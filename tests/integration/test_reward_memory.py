@@ -16,13 +16,14 @@ from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.http.protocol import MB, pack_request
 from branchgrpo.rewards.ocr import OcrReward
 from branchgrpo.rewards.http.server import RewardServer
+from branchgrpo.types import Sample
 
 def peak():  # of this program: ru_maxrss would count its parent's before exec
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
 def ask(*shape, prompt='"ab"'):
     pixels = np.zeros(shape, np.uint8)
-    return made.answer(pack_request(pixels, [prompt] * shape[0]))[0]
+    return made.answer(pack_request(pixels, [Sample(prompt=prompt)] * shape[0]))[0]
 
 made = RewardServer(OcrReward().build(Resources()), "ocr", 8 * MB)
 assert ask(4, 1, 32, 64, 3) == 200

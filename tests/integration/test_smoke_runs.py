@@ -52,10 +52,10 @@ def short() -> Iterator[Path]:
 def encoded(config: Config) -> None:
     """Encode its prompts, as a run on Ray does before it begins."""
     store = Encodings.open(config.model)
-    texts = [*chain(*prompts.lists(config)), store.model.negative_prompt]
+    samples = chain(*prompts.lists(config))
     encoder = Encoder(config, 0)
     encoder.ready()
-    encode_missing(Encoders(Pool([encoder])), store, texts, told=lambda done, count: None)
+    encode_missing(Encoders(Pool([encoder])), store, samples, told=lambda done, count: None)
 
 
 def kind(config: Config) -> tuple[object, ...]:

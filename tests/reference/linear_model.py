@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from branchgrpo.models.base import Adapter
-from branchgrpo.types import U8, Conditioning
+from branchgrpo.types import U8, Conditioning, Sample
 
 WIDTH = 6  # of a prompt's embedding
 
@@ -46,19 +46,19 @@ class LinearModel(Adapter):
         self.denoiser = LinearDenoiser(int(np.prod(latent_shape)), seed)
         self.largest_batch = self.rows = 0
 
-    def encode(self, prompts: list[str]) -> Conditioning:
+    def encode(self, samples: list[Sample]) -> Conditioning:
         rows = [
             np.random.default_rng(list(prompt.encode())).standard_normal(WIDTH)
-            for prompt in prompts
+            for prompt in (sample.prompt for sample in samples)
         ]
-        return Conditioning({"prompt": np.stack(rows).astype(np.float32)}, len(prompts))
+        return Conditioning({"prompt": np.stack(rows).astype(np.float32)}, len(samples))
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
         self.largest_batch, self.rows = max(self.largest_batch, len(x)), self.rows + len(x)
         out: Tensor = self.denoiser(x.flatten(1), sigma, cond["prompt"])
         return out.float().reshape(x.shape)
 
-    def truncated(self, prompts: list[str]) -> int:
+    def truncated(self, samples: list[Sample]) -> int:
         return 0
 
     def decode(self, x0: Tensor) -> U8:

@@ -31,6 +31,8 @@ from branchgrpo.types import (
     EncodedPrompts,
     GrownSegment,
     RewardScores,
+    Sample,
+    ScoreRequest,
     SegmentHeader,
     SegmentRequest,
     StepStats,
@@ -163,16 +165,16 @@ class Rollouts:
         return plan
 
     def encode(
-        self, tasks: Tasks, prompts: list[str], then: Callable[[EncodedPrompts], None]
+        self, tasks: Tasks, samples: list[Sample], then: Callable[[EncodedPrompts], None]
     ) -> None:
         service = self.service
 
         def act() -> EncodedPrompts:
             # nobody waits for encodings while ranks that may have to make them are at an update
             assert not service.updating or service.config.async_.max_staleness
-            assert len(prompts) <= service.config.rollout.encode_batch
-            made = [(prompt, service.losses) for prompt in prompts]
-            return EncodedPrompts(truncated=0, bytes=len(prompts), conditioning=made)
+            assert len(samples) <= service.config.rollout.encode_batch
+            made = [(sample.prompt, service.losses) for sample in samples]
+            return EncodedPrompts(truncated=0, bytes=len(samples), conditioning=made)
 
         tasks.pending.append(lambda: then(service.call("encode", act)))
 
@@ -236,14 +238,15 @@ class Rewards:
     def score(
         self,
         tasks: Tasks,
-        media: Reference,
-        prompts: list[str],
+        request: ScoreRequest,
+        media: Sequence[Reference],
         *,
         size: float,
         then: Callable[[RewardScores], None],
     ) -> None:
         def act() -> RewardScores:
-            weights, plan, subtrees = media
+            ((weights, plan, subtrees),) = media
+            assert request.subtrees == subtrees  # no reward here compares trees
             topo = topology(plan)
 
             def of(one: Subtree) -> list[float]:

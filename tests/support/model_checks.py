@@ -20,6 +20,7 @@ from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import Subtree, TreeKey
+from support.records import records
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle"]
 NEGATIVE = "the number 12"
@@ -83,7 +84,12 @@ def grown(
     plan = ode_plan(model.options.schedule(steps, shift))
     roots = sampler.roots(plan, trees)
     return roots, sampler.grow(
-        plan, subtrees=trees, x=roots, start=0, stop=steps, conditioning=model.encode(PROMPTS)
+        plan,
+        subtrees=trees,
+        x=roots,
+        start=0,
+        stop=steps,
+        conditioning=model.encode(records(PROMPTS)),
     ).frontier
 
 
@@ -178,7 +184,7 @@ def inputs(model: PipelineAdapter, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def encoded(model: PipelineAdapter, prompts: list[str]) -> dict[str, Tensor]:
-    return model.conditioning(model.encode(prompts))
+    return model.conditioning(model.encode(records(prompts)))
 
 
 def velocity(model: PipelineAdapter, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -265,7 +271,7 @@ def checkpointing_keeps_the_gradient(family: Family, rank: int) -> None:
 def long_prompts_are_counted(family: Family, longest: str, long: str) -> None:
     """`longest` just fits, `long` has one token more; what comes after the limit is not read."""
     model = family.build(("encoders",))
-    assert model.truncated([longest, *PROMPTS, long, f"{long} circle"]) == 2
+    assert model.truncated(records([longest, *PROMPTS, long, f"{long} circle"])) == 2
     cut, more = (model.texts([long + words * " circle"])["text"] for words in (12, 13))
     assert torch.equal(cut[:, -1], more[:, -1])
 

@@ -25,6 +25,7 @@ from support.model_checks import (
     move,
     velocity,
 )
+from support.records import records
 
 
 def exports_draw_the_policys_picture(family: Family, rank: int, folder: Path) -> float:
@@ -93,7 +94,7 @@ def only_the_wanted_parts_are_loaded(family: Family) -> None:
     assert all(
         torch.equal(array, cond[name]) for name, array in encoded(encoders, PROMPTS[:1]).items()
     )
-    assert encoders.truncated(PROMPTS) == 0
+    assert encoders.truncated(records(PROMPTS)) == 0
 
 
 def refused(options: PipelineModel, expected: str) -> None:

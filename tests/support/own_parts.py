@@ -34,7 +34,7 @@ class Brightness(Scorer):
     def __init__(self, options):
         self.options = options
 
-    def score(self, pixels, prompts):
+    def score(self, pixels, samples):
         means = pixels.reshape(len(pixels), -1).mean(1)
         return {"score": (self.options.factor * means).astype(np.float32)}
 

@@ -22,6 +22,7 @@ from branchgrpo.rewards.http import server
 from branchgrpo.rewards.http.client import Remote, RemoteReward
 from branchgrpo.rewards.http.protocol import MB
 from branchgrpo.rewards.http.server import RewardServer
+from branchgrpo.types import Sample
 
 TOKEN = "s3cret-t0ken"
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 2, 8, 6, 3), np.uint8)
@@ -38,14 +39,14 @@ class Plain(Scorer):
         self.threads: set[int] = set()
         self.busy = 0
 
-    def score(self, pixels: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+    def score(self, pixels: np.ndarray, samples: list[Sample]) -> dict[str, np.ndarray]:
         self.busy += 1
         assert self.busy == 1, "two requests are scored at once"
-        self.batches.append(len(prompts))
+        self.batches.append(len(samples))
         self.threads.add(threading.get_ident())
         found = {
             "bright": pixels.mean((1, 2, 3, 4), dtype=np.float32) / 7,
-            "length": np.array([len(prompt) / 3 for prompt in prompts]),
+            "length": np.array([len(sample.prompt) / 3 for sample in samples]),
             "other": 0,
         }
         self.busy -= 1
@@ -59,10 +60,10 @@ class Blocked(Plain):
         super().__init__()
         self.entered, self.free = threading.Event(), threading.Event()
 
-    def score(self, pixels: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+    def score(self, pixels: np.ndarray, samples: list[Sample]) -> dict[str, np.ndarray]:
         self.entered.set()
         assert self.free.wait(20)
-        return super().score(pixels, prompts)
+        return super().score(pixels, samples)
 
 
 class Failing(Plain):
@@ -72,7 +73,7 @@ class Failing(Plain):
         super().__init__()
         self.outcome = outcome
 
-    def score(self, pixels: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+    def score(self, pixels: np.ndarray, samples: list[Sample]) -> dict[str, np.ndarray]:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -115,18 +116,19 @@ def running(served: Scorer | RewardServer, **settings: Any) -> Iterator[str]:
 
 
 OFFER = {
-    "version": 1,
+    "version": 2,
     "reward": "stub",
     "reports": ["score"],
     "trains_on": "score",
     "max_bytes": MB,
+    "grouped": False,
 }
 
 
 def scores(*values: float) -> bytes:
     return msgpack.packb(
         {
-            "version": 1,
+            "version": 2,
             "trains_on": "score",
             "scores": {"score": {"data": struct.pack(f"<{len(values)}f", *values)}},
         }
@@ -232,13 +234,23 @@ def plain(url: str, **options: Any) -> Remote:
 def request_bytes(**changes: Any) -> bytes:
     """A valid request by hand, with changes."""
     message = {
-        "version": 1,
+        "version": 2,
         "pixels": {"shape": [1, 1, 2, 2, 3], "data": bytes(12)},
-        "prompts": ["a"],
+        "samples": [entry()],
+        "rows": [0],
     }
-    return msgpack.packb(
-        {key: value for key, value in (message | changes).items() if value is not ...}
-    )
+    return msgpack.packb(changed(message, changes))
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    """A valid record of a request by hand, with changes."""
+    record = {"prompt": "a", "id": "", "negative_prompt": "", "images": [], "metadata": "{}"}
+    return changed(record, changes)
+
+
+def changed(message: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """With changes; without what they make an ellipsis."""
+    return {key: value for key, value in (message | changes).items() if value is not ...}
 
 
 def one_line(text: str) -> bool:

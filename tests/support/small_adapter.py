@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from branchgrpo.algo.tree import topology
 from branchgrpo.models.base import Adapter
-from branchgrpo.types import U8, BranchPlan, Conditioning, TreeHeader, TreeKey
+from branchgrpo.types import U8, BranchPlan, Conditioning, Sample, TreeHeader, TreeKey
 
 SIZE = 6
 TEXT = 3
@@ -34,10 +34,10 @@ class SmallAdapter(Adapter):
         found.denoiser = copy.deepcopy(self.denoiser).double()
         return found
 
-    def encode(self, prompts: list[str]) -> Conditioning:
-        draw = np.random.default_rng(len(prompts))
+    def encode(self, samples: list[Sample]) -> Conditioning:
+        draw = np.random.default_rng(len(samples))
         return Conditioning(
-            {"text": draw.normal(size=(len(prompts), TEXT)).astype(np.float32)}, len(prompts)
+            {"text": draw.normal(size=(len(samples), TEXT)).astype(np.float32)}, len(samples)
         )
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -46,7 +46,7 @@ class SmallAdapter(Adapter):
         out: Tensor = self.denoiser(torch.cat([x, sigma[:, None], cond["text"]], 1).to(kind))
         return out
 
-    def truncated(self, prompts: list[str]) -> int:
+    def truncated(self, samples: list[Sample]) -> int:
         return 0
 
     def decode(self, x0: Tensor) -> U8:

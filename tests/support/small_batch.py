@@ -24,6 +24,7 @@ from branchgrpo.types import (
     Subtree,
     TreeKey,
 )
+from support.records import records
 from support.small_trees import quickstart
 
 PROMPTS = [
@@ -54,7 +55,7 @@ def batch(changes: dict[str, str] | None = None) -> tuple[UpdateRequest]:
     worker = RolloutWorker(options, 0)
     worker.ready()
     plan = options.method.plan(0, options.schedule())
-    _, *conditioning = worker.encode(PROMPTS)
+    _, *conditioning = worker.encode(records(PROMPTS))
     trees = tuple(
         Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS))
     )

@@ -14,6 +14,7 @@ from branchgrpo.models.small.wan import TOKENS
 from branchgrpo.models.wan import Wan, WanModel
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import Subtree, TreeKey
+from support.records import records
 
 PROMPTS = [
     "a red circle on white",
@@ -72,7 +73,12 @@ def sampled(model: Wan, steps: int = STEPS, shift: float | None = None) -> tuple
     plan = plans.ode_plan(model.options.schedule(steps, shift))
     roots = sampler.roots(plan, TREES)
     return roots, sampler.grow(
-        plan, subtrees=TREES, x=roots, start=0, stop=steps, conditioning=model.encode(PROMPTS)
+        plan,
+        subtrees=TREES,
+        x=roots,
+        start=0,
+        stop=steps,
+        conditioning=model.encode(records(PROMPTS)),
     ).frontier
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from branchgrpo.models.small.flux import PIXELS
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import OcrReward
+from branchgrpo.types import Sample
 from tools.tiny_flux.prompts import held_out_captions
 from tools.tiny_flux.render import BACKGROUNDS, COLOURS
 
@@ -64,7 +65,7 @@ def guidance_table(pipe: FluxPipeline, *, seed: int) -> dict[str, dict[str, floa
     table = {}
     for guidance in GUIDANCES:
         pictures = draw(pipe, captions, guidance=guidance, seed=seed)
-        scores = ocr.score(pictures[:, None], captions)
+        scores = ocr.score(pictures[:, None], [Sample(prompt=caption) for caption in captions])
         scores["background"] = right_backgrounds(pictures, captions)
         table[f"{guidance:.1f}"] = {
             name: round(float(values.mean()), 3) for name, values in scores.items()

@@ -3,7 +3,6 @@ machine or in another environment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from threading import Thread
 from time import sleep
@@ -17,8 +16,10 @@ from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import Footprint, Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import protocol
 from branchgrpo.rewards.http.exchange import Exchange, reason_of
-from branchgrpo.rewards.http.protocol import MB, Offer, ProtocolError
-from branchgrpo.types import F32, U8
+from branchgrpo.rewards.http.portions import portions
+from branchgrpo.rewards.http.protocol import MB, Offer
+from branchgrpo.rewards.http.values import ProtocolError
+from branchgrpo.types import F32, U8, Sample
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Session
@@ -92,8 +93,18 @@ class RemoteReward(RewardOptions):
         "server trains on",
     )
 
+    whole_groups: bool = Field(
+        False,
+        description="the server's reward compares the pictures of a record and gets all of one at "
+        "once; it says so where this is not set",
+    )
+
     def reported(self) -> tuple[str, ...]:
         return self.report
+
+    @property
+    def grouped(self) -> bool:
+        return self.whole_groups
 
     def check(self) -> None:
         """Raises UserError for a URL that cannot be one. The network is not touched."""
@@ -135,6 +146,11 @@ class Remote(Scorer):
                 f"rewards.remote.{key}: expected scores of {list(self.offer.names)}, which "
                 f"{self.url} offers, got {', '.join(missing)}"
             )
+        if self.offer.grouped != options.whole_groups:
+            raise UserError(
+                f"rewards.remote.whole_groups: expected {str(self.offer.grouped).lower()}, as "
+                f"{self.url} has it, got {str(options.whole_groups).lower()}"
+            )
         self.trains_on, self.reports = wanted[0], options.report
         self.request_limit = min(self.limit, self.offer.max_bytes)
 
@@ -146,36 +162,24 @@ class Remote(Scorer):
         session.headers["Accept-Encoding"] = "identity"
         return session
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         """As the server's scorer would. Raises UserError for what that scorer calls an error of the
         user, and RuntimeError where there is no answer, or none that can be used; both name the
         url."""
-        parts = [
-            self._portion(pixels[rows], prompts[rows]) for rows in self._portions(pixels, prompts)
-        ]
+        batch = len(samples) if self.offer.grouped else self.options.batch
+        found = portions(pixels, samples, limit=self.request_limit, most=batch, url=self.url)
+        if len(found) > 1 and self.offer.grouped:
+            raise UserError(
+                f"rewards.remote.max_mb: expected all {len(samples)} pictures of a record to fit "
+                f"the request limit of {self.url}, {self.request_limit} bytes"
+            )
+        parts = [self._portion(pixels[rows], samples[rows]) for rows in found]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.offer.names}
 
-    def _portions(self, pixels: U8, prompts: list[str]) -> Iterator[slice]:
-        """Rows of each request: at most `batch`, as many as fit the size limit."""
-        first, room = 0, self.request_limit - protocol.OVERHEAD
-        left = room
-        for row, prompt in enumerate(prompts):
-            size = protocol.row_bytes(pixels[row], prompt)
-            if size > room:
-                raise UserError(
-                    "rewards.remote.max_mb: expected a picture and its prompt to fit the "
-                    f"request limit of {self.url}, {self.request_limit} bytes, got {size}"
-                )
-            if size > left or row - first == self.options.batch:
-                yield slice(first, row)
-                first, left = row, room
-            left -= size
-        yield slice(first, len(prompts))
-
-    def _portion(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        body = self._answer(protocol.pack_request(pixels, prompts))
+    def _portion(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
+        body = self._answer(protocol.pack_request(pixels, samples))
         try:
-            return protocol.unpack_scores(body, self.limit, self.offer, len(prompts))
+            return protocol.unpack_scores(body, self.limit, self.offer, len(samples))
         except ProtocolError as error:
             raise RuntimeError(f"remote reward {self.url}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from branchgrpo.rewards.http import protocol
+from branchgrpo.rewards.http.values import one_line
 
 if TYPE_CHECKING:
     from requests import Session
@@ -60,4 +61,4 @@ def reason_of(error: Exception) -> str:
     inner: BaseException = error
     while (cause := inner.__cause__ or inner.__context__) is not None:
         inner = cause
-    return f"{type(error).__name__}: {protocol.one_line(str(inner))}"
+    return f"{type(error).__name__}: {one_line(str(inner))}"

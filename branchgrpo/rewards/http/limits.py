@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from branchgrpo.errors import UserError
+from branchgrpo.types import Sample
 
 MAX_RATIO = 32.0
 """Longer side / shorter side, at most, of scorers that say nothing else."""
@@ -25,8 +26,8 @@ MAX_PROMPT = 8192
 """Characters of a prompt."""
 
 
-def check(shape: Sequence[int], prompts: Sequence[str], ratio: float = MAX_RATIO) -> None:
-    """Raises UserError for pixels of this shape [L, F, H, W, 3], or prompts, that no scorer should
+def check(shape: Sequence[int], samples: Sequence[Sample], ratio: float = MAX_RATIO) -> None:
+    """Raises UserError for pixels of this shape [L, F, H, W, 3], or records, that no scorer should
     be given."""
     height, width = shape[2:4]
     long, short = max(height, width), max(1, min(height, width))
@@ -39,7 +40,7 @@ def check(shape: Sequence[int], prompts: Sequence[str], ratio: float = MAX_RATIO
         raise UserError(
             f"reward: expected pictures of at most {MAX_PIXELS:,} pixels, got {height} × {width}"
         )
-    if prompts and (longest := max(map(len, prompts))) > MAX_PROMPT:
+    if samples and (longest := max(len(sample.prompt) for sample in samples)) > MAX_PROMPT:
         raise UserError(
             f"reward: expected prompts of at most {MAX_PROMPT:,} characters, got {longest:,}"
         )

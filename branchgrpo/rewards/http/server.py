@@ -23,7 +23,8 @@ from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.http import limits, protocol
 from branchgrpo.rewards.http.connections import IDLE_SECONDS, Connections
-from branchgrpo.rewards.http.protocol import MB, Offer, ProtocolError
+from branchgrpo.rewards.http.protocol import MB, Offer
+from branchgrpo.rewards.http.values import ProtocolError
 
 QUEUE = 16
 """Requests being read, waiting or scored; more are refused."""
@@ -55,12 +56,13 @@ class RewardServer:
         token: str = "",
         queue: int = QUEUE,
         connections: Connections | None = None,
+        grouped: bool = False,
     ):
         self.connections = connections or Connections()
         self.scorer = scorer
         self.max_bytes = max_bytes
         self.queue = queue
-        self.offer = Offer(reward, tuple(scorer.reports), scorer.trains_on, max_bytes)
+        self.offer = Offer(reward, tuple(scorer.reports), scorer.trains_on, max_bytes, grouped)
         self.expected = f"Bearer {token}".encode() if token else b""
         self.thread = ThreadPoolExecutor(1, "scorer")
         self.held = self.held_bytes = 0  # requests in hand, and what they may take
@@ -93,13 +95,13 @@ class RewardServer:
         what the scorer calls an error of the user, 500 for its other errors, with the trace on
         stderr."""
         try:
-            pixels, prompts = protocol.unpack_request(body, self.max_bytes)
+            pixels, samples = protocol.unpack_request(body, self.max_bytes)
         except ProtocolError as error:
             return 400, protocol.pack_error(str(error))
         try:
-            limits.check(pixels.shape, prompts, self.scorer.max_ratio)
+            limits.check(pixels.shape, samples, self.scorer.max_ratio)
             return 200, protocol.pack_scores(
-                self.scorer.score(pixels, prompts), self.offer, len(prompts)
+                self.scorer.score(pixels, samples), self.offer, len(samples)
             )
         except UserError as error:
             return 422, protocol.pack_error(str(error))
@@ -219,7 +221,7 @@ def serve(
         # read by torch when the reward imports it, for every thread
         os.environ["OMP_NUM_THREADS"] = str(threads)
         scorer = options.build(Resources(threads=threads, device=device))
-        server = RewardServer(scorer, options.title, max_mb * MB, token)
+        server = RewardServer(scorer, options.title, max_mb * MB, token, grouped=options.grouped)
         asyncio.run(_until_asked(server, listener, ready))
 
 

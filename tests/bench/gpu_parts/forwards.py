@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from support.records import records
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +39,7 @@ def inputs(model: Any, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(x, σ, conditioning) of one forward."""
     draw = torch.Generator(model.device).manual_seed(3)
     x = torch.randn(rows, *model.latent_shape, generator=draw, device=model.device)
-    cond = model.conditioning(model.encode(["a"]))
+    cond = model.conditioning(model.encode(records(["a"])))
     sigma = torch.full((rows,), 0.9, device=model.device)
     return x, sigma, {name: array.expand(rows, *array.shape[1:]) for name, array in cond.items()}
 

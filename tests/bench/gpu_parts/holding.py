@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.records import records
 
 from branchgrpo.models import weights as wire
 from branchgrpo.models.offload import Offloaded
@@ -94,7 +95,7 @@ def scorers(setting: Setting) -> Iterator[Row]:
         side = 64 if setting.small else 384
         pixels = draw.integers(0, 256, (case["pictures"], 1, side, side, 3), dtype=np.uint8)
         texts = ["a"] * case["pictures"]
-        seconds = setting.seconds(lambda: scorer.score(pixels, texts))
+        seconds = setting.seconds(lambda: scorer.score(pixels, records(texts)))
         return {"ms": 1e3 * seconds, "ms_picture": 1e3 * seconds / case["pictures"]}
 
     count = 4 if setting.small else 32

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.records import records
 
 from actors.learner import Learner
 from actors.rollout import RolloutWorker
@@ -41,7 +42,7 @@ def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
     rollout.ready(), learner.join(1, "")
     learner.version = 1
     plan = config.method.plan(0, config.schedule())
-    _, conditioning = rollout.encode([PROMPT])
+    _, conditioning = rollout.encode(records([PROMPT]))
     first = SegmentRequest(version=1, subtrees=ONE, start=0, stop=1)
     _, update, *chunks = learner.publish()
     wrong, bad = update, [[part.copy() for part in chunk] for chunk in chunks]
@@ -65,7 +66,7 @@ def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())
-    _, conditioning = rollout.encode([PROMPT])
+    _, conditioning = rollout.encode(records([PROMPT]))
     header, payload, _ = rollout.grow(plan, whole(plan, ONE), conditioning)
     header.log_prob[0, 3] += 1e-3
     with pytest.raises(GateError, match="on-policy ratio"):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.records import records
 
 import branchgrpo as bg
 from branchgrpo.app import api
@@ -25,7 +26,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART
 from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.jpeg import JpegReward
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 LIGHT = """
 import sys
@@ -69,8 +70,8 @@ class ConstantScorer(Scorer):
     def __init__(self, value: float):
         self.value = value
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        return {"score": np.full(len(prompts), self.value, np.float32)}
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
+        return {"score": np.full(len(samples), self.value, np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_rewards_of_every_form(quick: Config) -> None:
     pixels = np.zeros((2, 1, 4, 4, 3), np.uint8)
     pixels[1, ..., 0] = 9
     scores = [
-        found[place].build(Resources()).score(pixels, ["one", "three"])
+        found[place].build(Resources()).score(pixels, records(["one", "three"]))
         for place in range(8)
         if place != 1
     ]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.records import records
 from support.small_trees import QUICKSTART, quickstart
 
 from branchgrpo.config import load as config
@@ -54,7 +55,7 @@ class Scales(Scorer):
     def __init__(self, options):
         self.options = options
 
-    def score(self, pixels, prompts):
+    def score(self, pixels, samples):
         return {"score": self.options.factor * pixels.mean((1, 2, 3, 4), dtype=np.float32)}
 
 class Empty(RewardOptions):
@@ -91,7 +92,7 @@ def message(*arguments: Any) -> str:
 
 def scores(loaded: Config, value: int = 9) -> list[float]:
     pixels = np.full((2, 1, 4, 4, 3), value, np.uint8)
-    found = loaded.rewards[0].build(Resources()).score(pixels, ["light", "dark"])
+    found = loaded.rewards[0].build(Resources()).score(pixels, records(["light", "dark"]))
     return [float(score) for score in found["score"]]
 
 
@@ -156,9 +157,11 @@ def test_a_file_travels_to_processes_that_do_not_have_it(mine: Path) -> None:
     mine.unlink()
     code = (
         "import pickle, sys, numpy as np; from branchgrpo.rewards.base import Resources; "
+        "from branchgrpo.types import Sample; "
         "config = pickle.load(open('config.pkl', 'rb')); "
         "reward = config.rewards[0]; pixels = np.full((1, 1, 2, 2, 3), 5, np.uint8); "
-        "print(reward.inner.depth, reward.build(Resources()).score(pixels, ['']), reward.name); "
+        "found = reward.build(Resources()).score(pixels, [Sample(prompt='')]); "
+        "print(reward.inner.depth, found, reward.name); "
         "assert pickle.loads(pickle.dumps(config)) == config"
     )
     done = subprocess.run(
@@ -419,7 +422,7 @@ def test_a_function_sees_videos_as_lists_of_frames(mine: Path) -> None:
     scorer = quickstart({"rewards.0.name": "./mine.py:f"}).rewards[0].build(Resources())
     pixels = np.zeros((1, 3, 4, 5, 3), np.uint8)
     pixels[0, 1, 0, 0, 2] = 7
-    assert scorer.score(pixels, [""])["score"].tolist() == [3 * 5 + 7]
+    assert scorer.score(pixels, records([""]))["score"].tolist() == [3 * 5 + 7]
 
 
 def test_the_rewards_of_the_documents_work(mine: Path) -> None:
@@ -437,5 +440,5 @@ def test_the_rewards_of_the_documents_work(mine: Path) -> None:
         ("Warmth", {"rewards.0.channel": "2"}, [0, 200]),
     ):
         loaded = quickstart({"rewards.0.name": f"./warmth.py:{name}", **keys})
-        found = loaded.rewards[0].build(Resources()).score(pixels, ["", ""])
+        found = loaded.rewards[0].build(Resources()).score(pixels, records(["", ""]))
         assert found["score"].tolist() == expected

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import in_process
+from support.records import records
 from support.small_trees import quickstart
 
 from actors.encoder import Encoder
@@ -20,7 +21,9 @@ from actors.rollout import RolloutWorker
 from branchgrpo.config.schema import Config
 from branchgrpo.data import encodings
 from branchgrpo.data.encodings import Encodings, encode_missing, folder_of
+from branchgrpo.data.shards import write_shard
 from branchgrpo.errors import UserError
+from branchgrpo.types import Sample
 
 PROMPTS = [f"the number {number} in red on white" for number in range(10, 30)]
 LONG = "the number 38 in black on yellow " * 5
@@ -41,11 +44,11 @@ class Counting(in_process.Pool):
         self.broadcast(Encoder.ready)
         encode, self.done = self.workers[0].encode, 0
 
-        def counted(texts: list[str], path: Path) -> tuple[str, int]:
+        def counted(shown: list[Sample], path: Path) -> tuple[str, int]:
             if self.done == stop_after:
                 raise KeyboardInterrupt
             self.done += 1
-            return encode(texts, path)
+            return encode(shown, path)
 
         self.workers[0].encode = counted
 
@@ -71,7 +74,7 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
         encode_missing(
             Encoders(Counting(loaded)),
             store_of(loaded),
-            [*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt],
+            records([*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt]),
             lambda *at: told.append(at),
         )
         == 22
@@ -94,7 +97,7 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
         and worker.model.pipe.tokenizer is None
     )
     chosen = [PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]
-    (one, *found), (other, *wanted) = worker.encode(chosen), inline.encode(chosen)
+    (one, *found), (other, *wanted) = worker.encode(records(chosen)), inline.encode(records(chosen))
     assert one.truncated == other.truncated == 1
     assert len(found) == len(wanted) == len(chosen)
     assert one.bytes == other.bytes == sum(part.nbytes for part in found)
@@ -115,22 +118,28 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     loaded = config(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         encode_missing(
-            Encoders(Counting(loaded, stop_after=2)), store_of(loaded), PROMPTS, lambda *_: None
+            Encoders(Counting(loaded, stop_after=2)),
+            store_of(loaded),
+            records(PROMPTS),
+            lambda *_: None,
         )
-    assert len(store_of(loaded).missing(PROMPTS)) == len(PROMPTS) - 12
+    assert len(store_of(loaded).missing(records(PROMPTS))) == len(PROMPTS) - 12
     pool = Counting(loaded)
     assert (
-        encode_missing(Encoders(pool), store_of(loaded), PROMPTS, lambda *_: None) == 8
+        encode_missing(Encoders(pool), store_of(loaded), records(PROMPTS), lambda *_: None) == 8
         and pool.done == 2
     )
-    assert not store_of(loaded).missing(PROMPTS)
+    assert not store_of(loaded).missing(records(PROMPTS))
     manifest = json.loads((folder_of(loaded.model) / encodings.MANIFEST).read_text())
     assert list(manifest["shards"].values()) == [6, 6, 6, 2] and all(
         (folder_of(loaded.model) / name).is_file() for name in manifest["shards"]
     )
     assert (
         encode_missing(
-            Encoders(Counting(loaded, stop_after=0)), store_of(loaded), PROMPTS, lambda *_: None
+            Encoders(Counting(loaded, stop_after=0)),
+            store_of(loaded),
+            records(PROMPTS),
+            lambda *_: None,
         )
         == 0
     )
@@ -138,10 +147,16 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
 
 def test_more_prompts_later_are_added(tmp_path: Path) -> None:
     loaded = config(tmp_path)
-    encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[:6], lambda *_: None)
-    encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[3:9], lambda *_: None)
+    encode_missing(
+        Encoders(Counting(loaded)), store_of(loaded), records(PROMPTS[:6]), lambda *_: None
+    )
+    encode_missing(
+        Encoders(Counting(loaded)), store_of(loaded), records(PROMPTS[3:9]), lambda *_: None
+    )
     store = store_of(loaded)
-    assert not store.missing(PROMPTS[:9]) and store.missing(PROMPTS) == PROMPTS[9:]
+    assert not store.missing(records(PROMPTS[:9])) and store.missing(records(PROMPTS)) == records(
+        PROMPTS[9:]
+    )
 
 
 def test_other_text_keys_have_another_folder(tmp_path: Path) -> None:
@@ -163,8 +178,8 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected the encoding of 'the number 10 .* found none: branchgrpo encode"
     ):
-        store.conditioning(PROMPTS[:1])
-    encode_missing(Encoders(Counting(loaded)), store, PROMPTS[:6], lambda *_: None)
+        store.conditioning(records(PROMPTS[:1]))
+    encode_missing(Encoders(Counting(loaded)), store, records(PROMPTS[:6]), lambda *_: None)
     (shard,) = folder_of(loaded.model).glob("*.safetensors")
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
@@ -223,11 +238,13 @@ def test_encodings_of_strangers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_they_keep_their_dtype(tmp_path: Path, dtype: str) -> None:
     loaded = config(tmp_path, **{"model.dtype": dtype})
-    encode_missing(Encoders(Counting(loaded)), store_of(loaded), PROMPTS[:3], lambda *_: None)
-    found = store_of(loaded).conditioning(PROMPTS[:2])
+    encode_missing(
+        Encoders(Counting(loaded)), store_of(loaded), records(PROMPTS[:3]), lambda *_: None
+    )
+    found = store_of(loaded).conditioning(records(PROMPTS[:2]))
     encoder = Encoder(loaded, 0)
     encoder.ready()
-    wanted = encoder.model.texts(PROMPTS[:3])
+    wanted = encoder.model.rows(records(PROMPTS[:3]))
     assert found.nbytes == sum(array[:2].nbytes for array in wanted.values())
     for name, array in encoder.model.conditioning(found).items():
         assert array.dtype == getattr(torch, dtype) and torch.equal(array, wanted[name][:2])
@@ -246,9 +263,9 @@ def test_shards_with_other_lengths_and_masks_of_integers_are_read(tmp_path: Path
             "mask": torch.ones(1, width, dtype=mask),
         }
         path = store.folder / f"shard-{shard}.safetensors"
-        encodings.write_shard(path, PROMPTS[prompt : prompt + 1], arrays, [False])
+        write_shard(path, records(PROMPTS[prompt : prompt + 1]), arrays, [False])
         store.commit(path.name, 1)
-    found = store_of(loaded).conditioning(PROMPTS[:3])
+    found = store_of(loaded).conditioning(records(PROMPTS[:3]))
     assert found.dtypes == {"text": "bfloat16"} and found.arrays["mask"].dtype == np.float32
     assert found.arrays["mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5, [1, 1, 1, 1, 0]]
     wanted = texts.clone()

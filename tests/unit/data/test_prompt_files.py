@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.prompt_checks import one_line
+from support.records import record, records
 
 from branchgrpo.data import files as prompt_files
 from branchgrpo.data import prompts
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
+from branchgrpo.types import Sample
 
 
 def universal(data: bytes) -> list[str]:
@@ -27,9 +30,10 @@ def lines_of(path: Path, data: bytes) -> list[str]:
     """What `read` makes of a text file."""
     path.write_bytes(data)
     found = prompts.read("prompts", str(path))
-    texts = [found[index] for index in range(len(found))]
-    assert list(found) == texts == found[:]
-    return texts
+    samples = [found[index] for index in range(len(found))]
+    assert list(found) == samples == found[:]
+    assert samples == [Sample(prompt=sample.prompt) for sample in samples]
+    return prompts_of(samples)
 
 
 # ---- text
@@ -117,7 +121,7 @@ def test_memory_of_a_large_file_is_that_of_its_index(tmp_path: Path) -> None:
         found = prompts.read("prompts", str(path))
         for iteration in range(3):
             for index in prompts.deal(len(found), 8, iteration, 0):
-                assert found[index].startswith(f"{index:07d} word")
+                assert found[index].prompt.startswith(f"{index:07d} word")
         train, held_out = prompts.split(found, 1000, 0)
         assert len(train) == count - 1000 and held_out[0] and train[0]
         assert sum(1 for _ in found) == count
@@ -138,7 +142,7 @@ def test_a_file_that_changes_is_an_error_and_read_anew(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             use()
         one_line(caught, "prompts: expected", str(path), "changed")
-    assert list(prompts.read("prompts", str(path))) == ["three", "four", "five"]
+    assert prompts_of(prompts.read("prompts", str(path))) == ["three", "four", "five"]
 
 
 def test_a_file_that_is_replaced_goes_on_as_it_was(tmp_path: Path) -> None:
@@ -147,8 +151,8 @@ def test_a_file_that_is_replaced_goes_on_as_it_was(tmp_path: Path) -> None:
     found = prompts.read("prompts", str(path))
     (tmp_path / "new").write_text("three\n")
     os.replace(tmp_path / "new", path)
-    assert list(found) == [found[0], found[1]] == ["one", "two"]
-    assert list(prompts.read("prompts", str(path))) == ["three"]
+    assert prompts_of(found) == prompts_of([found[0], found[1]]) == ["one", "two"]
+    assert prompts_of(prompts.read("prompts", str(path))) == ["three"]
 
 
 def test_a_file_is_closed_with_its_prompts(tmp_path: Path) -> None:
@@ -167,14 +171,15 @@ def test_a_file_is_closed_with_its_prompts(tmp_path: Path) -> None:
 def test_sequence(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a\nb\nc\nd\n")
     found = prompts.read("prompts", str(tmp_path / "list.txt"))
+    a, b, c, d = records("abcd")
     assert (found[-1], found[np.int64(1)], found[1:3], found[::-2], found[:99]) == (
-        "d",
-        "b",
-        ["b", "c"],
-        ["d", "b"],
-        ["a", "b", "c", "d"],
+        d,
+        b,
+        [b, c],
+        [d, b],
+        [a, b, c, d],
     )
-    assert "c" in found and "e" not in found and found.index("c") == 2
+    assert c in found and record("e") not in found and found.index(c) == 2
     for index in (4, -5):
         with pytest.raises(IndexError):
             found[index]
@@ -183,4 +188,4 @@ def test_sequence(tmp_path: Path) -> None:
 def test_embedded_lists_share_no_prompt() -> None:
     train = prompts.read("prompts", "embedded:train")
     held_out = prompts.read("held_out", "embedded:heldout")
-    assert train and held_out and not set(train) & set(held_out)
+    assert train and held_out and not set(prompts_of(train)) & set(prompts_of(held_out))

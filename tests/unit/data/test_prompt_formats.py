@@ -19,6 +19,7 @@ from support.prompt_checks import one_line
 from branchgrpo.data import files as prompt_files
 from branchgrpo.data import prompts
 from branchgrpo.data import tables as prompt_tables
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
 
 # ---- JSON
@@ -46,14 +47,14 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, b
     path = tmp_path / "list.JSONL"
     path.write_bytes(b"\xef\xbb\xbf" + end.join(RECORDS).encode())
     found = prompts.read("prompts", str(path))
-    assert list(found) == [found[index] for index in range(len(found))] == TEXTS
+    assert prompts_of(found) == [found[index].prompt for index in range(len(found))] == TEXTS
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_json(tmp_path: Path, bom: str) -> None:
     path = tmp_path / "list.json"
     path.write_text(f"{bom}[{','.join(RECORDS)}]", encoding="utf-8")
-    assert list(prompts.read("prompts", str(path))) == TEXTS
+    assert prompts_of(prompts.read("prompts", str(path))) == TEXTS
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,8 @@ def test_parquet(tmp_path: Path, kind: pyarrow.DataType, rows: int) -> None:
     expected = [text for text in table(path, kind, rows=rows) if text and text.strip()]
     assert parquet.ParquetFile(path).num_row_groups == -(-11 // rows)
     found = prompts.read("prompts", str(path))
-    assert list(found) == expected == [found[index - 5] for index in range(5)]
-    assert [found[index] for index in (4, 0, 3, 1, 2)] == [
+    assert prompts_of(found) == expected == [found[index - 5].prompt for index in range(5)]
+    assert [found[index].prompt for index in (4, 0, 3, 1, 2)] == [
         expected[index] for index in (4, 0, 3, 1, 2)
     ]
 
@@ -170,7 +171,7 @@ def test_parquet_is_in_memory_a_batch_at_a_time(
     tracemalloc.start()
     try:
         found = prompts.read("prompts", str(tmp_path / "list.parquet"))
-        assert [found[index] for index in (49_999, 0, 1000, 999)] == [
+        assert [found[index].prompt for index in (49_999, 0, 1000, 999)] == [
             texts[index] for index in (49_999, 0, 1000, 999)
         ]
         peak = tracemalloc.get_traced_memory()[1]
@@ -271,7 +272,7 @@ def test_hpsv2_benchmark_is_the_package_s(
             cache / "datasets--zhwang--HPDv2" / "snapshots" / "0123abc" / "benchmark"
         )
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    assert list(prompts.read("held_out", f"hpsv2:{style}")) == expected
+    assert prompts_of(prompts.read("held_out", f"hpsv2:{style}")) == expected
 
 
 def test_hpsv2_errors(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from support.prompt_checks import one_line
 
 from branchgrpo.data import files as prompt_files
 from branchgrpo.data import prompts
-from branchgrpo.data.files import Prompts
+from branchgrpo.data.lists import Prompts
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
 
 
@@ -51,7 +52,11 @@ def test_the_column_of_prompts_is_read(
     found = read(
         tmp_path / f"list.{suffix}", gzip.compress(data) if suffix.endswith("gz") else data
     )
-    assert list(found) == [found[place] for place in range(4)] == [row[1] for row in rows[1:]]
+    assert (
+        prompts_of(found)
+        == [found[place].prompt for place in range(4)]
+        == [row[1] for row in rows[1:]]
+    )
     assert [found.number(place) for place in range(4)] == [2, 3, 4, 6] and found.unit == "line"
     assert (found.blank, found.repeated) == (0, 0)
 
@@ -82,7 +87,7 @@ def test_cells_are_those_that_were_written(
             read(path, file.getvalue())
         return
     found = read(path, file.getvalue())
-    assert list(found) == [
+    assert prompts_of(found) == [
         text
         for text in dict.fromkeys(text.strip() for _, text in rows if text.strip())
         for text in [expected[text]]
@@ -93,7 +98,7 @@ def test_cells_are_those_that_were_written(
 def test_the_first_cell_with_text_counts(tmp_path: Path) -> None:
     data = "caption,id,Prompt,text\nno,1,a,\nb,2,,\nc,3, ,\t\n,4,,d\n,5,,\n\n,6\n"
     found = read(tmp_path / "list.csv", data)
-    assert list(found) == ["a", "b", "c", "d"] and found.blank == 3
+    assert prompts_of(found) == ["a", "b", "c", "d"] and found.blank == 3
     assert [found.number(place) for place in range(4)] == [2, 3, 4, 5]
     columns = {
         "caption": ["no", "b", None, None],
@@ -104,7 +109,7 @@ def test_the_first_cell_with_text_counts(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
     found = prompts.read("prompts", str(tmp_path / "list.parquet"))
     assert (
-        list(found) == ["a", "b", "c"]
+        prompts_of(found) == ["a", "b", "c"]
         and found.blank == 1
         and found.number(2) == 3
         and found.unit == "row"
@@ -159,7 +164,7 @@ def test_tables_without_prompts_are_one_line(
 def test_quotes_of_a_tsv_that_do_not_pair_are_characters(tmp_path: Path) -> None:
     texts = ['"Stop" on a sign', 'a 5" pipe', '"half']
     assert (
-        list(
+        prompts_of(
             read(
                 tmp_path / "list.tsv",
                 "Prompt\tCategory\n" + "".join(f"{text}\tArts\n" for text in texts),
@@ -192,7 +197,7 @@ def test_a_cell_longer_than_any_prompt(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_text_in_gzip_is_read(tmp_path: Path, name: str, data: str) -> None:
     found = read(tmp_path / name, gzip.compress(data.encode()))
-    assert (list(found), found[1], found.blank, found.source) == (
+    assert (prompts_of(found), found[1].prompt, found.blank, found.source) == (
         ["a", "b"],
         "b",
         1,
@@ -321,7 +326,7 @@ def test_lines_are_numbered_and_counted_as_an_editor_does(
         patch.setattr(prompt_files, "BLOCK", block)
         found = read(tmp_path_factory.mktemp("numbers") / "list.txt", data)
         assert [found.number(place) for place in range(len(found))] == [
-            editor.index(text) + 1 for text in found
+            editor.index(text) + 1 for text in prompts_of(found)
         ]
         assert found.blank == sum(not text.strip() for text in editor)
         assert found.repeated == len(editor) - found.blank - len(found)

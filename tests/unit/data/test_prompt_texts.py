@@ -18,6 +18,7 @@ from support.small_trees import quickstart
 from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
 from branchgrpo.data import prompts
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
 
 DUPLICATES = ["same prompt number 12"] * 30 + [
@@ -50,7 +51,9 @@ def test_a_text_that_comes_again_is_left_out_and_counted(tmp_path: Path, name: s
         form["jsonl"] = lambda found: "\n".join(map(json.dumps, found))
         path.write_text(form[path.suffix[1:]](texts))
     found = prompts.read("prompts", str(path))
-    assert list(found) == ["b", "a", "c"] and found[2] == "c"  # the order is the file's
+    assert (
+        prompts_of(found) == ["b", "a", "c"] and found[2].prompt == "c"
+    )  # the order is the file's
     assert (found.repeated, found.blank) == (3, 1)
     assert [found.number(place) for place in range(3)] == [
         place + ("csv" in name) for place in (1, 2, 6)
@@ -58,7 +61,7 @@ def test_a_text_that_comes_again_is_left_out_and_counted(tmp_path: Path, name: s
 
 
 def test_30_duplicates_of_50_put_no_held_out_text_into_training(tmp_path: Path) -> None:
-    train, held_out = prompts.lists(config(tmp_path, DUPLICATES, "split:15"))
+    train, held_out = map(prompts_of, prompts.lists(config(tmp_path, DUPLICATES, "split:15")))
     assert len(set(train)) == len(train) == 6 and len(set(held_out)) == len(held_out) == 15
     assert not set(train) & set(held_out) and {*train, *held_out} == set(DUPLICATES)
 
@@ -66,7 +69,7 @@ def test_30_duplicates_of_50_put_no_held_out_text_into_training(tmp_path: Path) 
 def test_a_batch_holds_no_text_twice(tmp_path: Path) -> None:
     train, _ = prompts.lists(config(tmp_path, DUPLICATES, "split:2"))
     for iteration in range(100):
-        batch = [train[index] for index in prompts.deal(len(train), 4, iteration, 0)]
+        batch = [train[index].prompt for index in prompts.deal(len(train), 4, iteration, 0)]
         assert len(set(batch)) == 4
 
 
@@ -79,20 +82,20 @@ def test_a_split_parts_texts(texts: list[str], seed: int, data: st.DataObject) -
         with pytest.raises(UserError, match=f"{len(different)} different texts, got {count}"):
             prompts.split(texts, count, seed)
         return
-    train, held_out = prompts.split(texts, count, seed)
+    train, held_out = map(prompts_of, prompts.split(texts, count, seed))
     assert len(held_out) == count and not set(train) & set(held_out)
-    assert list(train) == [text for text in different if text not in set(held_out)]
-    assert [list(part) for part in prompts.split(different, count, seed)] == [
-        list(train),
-        list(held_out),
+    assert train == [text for text in different if text not in set(held_out)]
+    assert [prompts_of(part) for part in prompts.split(different, count, seed)] == [
+        train,
+        held_out,
     ]
 
 
 def test_lists_without_duplicates_are_split_and_dealt_as_ever(tmp_path: Path) -> None:
     texts = [f"number {number}" for number in range(50)]
-    train, held_out = prompts.lists(config(tmp_path, texts, "split:12"))
+    train, held_out = map(prompts_of, prompts.lists(config(tmp_path, texts, "split:12")))
     order = np.random.default_rng((prompts.SPLIT_SEED, 0, 1)).permutation(50)[:12]
-    assert list(held_out) == [texts[place] for place in order]
+    assert held_out == [texts[place] for place in order]
     dealt = [train[index] for index in prompts.deal(len(train), 4, 0, 7)]
     assert dealt == [train[place] for place in np.random.default_rng((7, 0)).permutation(38)[:4]]
 
@@ -157,5 +160,5 @@ def test_overlap_is_found_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
             [f"text {number}" for number in draw.choice(60, count, replace=False)]
             for count in (40, 9)
         )
-        found = prompts.shared(prompts.Listed(train), prompts.Listed(held_out))
+        found = prompts.shared(prompts.Listed.of(train), prompts.Listed.of(held_out))
         assert found.tolist() == [text in train for text in held_out]

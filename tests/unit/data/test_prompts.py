@@ -13,6 +13,7 @@ from support.prompt_checks import one_line
 from support.small_trees import quickstart
 
 from branchgrpo.data import prompts
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
 
 
@@ -96,21 +97,20 @@ def test_a_batch_larger_than_the_list() -> None:
 def test_a_split_parts_the_list(total: int, count: int) -> None:
     texts = [f"prompt {number}" for number in range(total)]
     for seed in range(5):
-        train, held_out = prompts.split(texts, count, seed)
+        train, held_out = map(prompts_of, prompts.split(texts, count, seed))
         assert (len(train), len(held_out)) == (total - count, count)
         # those that stay, in their order
-        assert list(train) == [text for text in texts if text not in set(held_out)]
+        assert train == [text for text in texts if text not in set(held_out)]
         assert sorted([*train, *held_out]) == sorted(texts)
-        assert [list(part) for part in prompts.split(texts, count, seed)] == [
-            list(train),
-            list(held_out),
-        ]
-        assert train[-1] == train[total - count - 1] and held_out[:2] == list(held_out)[:2]
+        again = prompts.split(texts, count, seed)
+        assert [prompts_of(part) for part in again] == [train, held_out]
+        assert again[0][-1] == again[0][total - count - 1]
+        assert prompts_of(again[1][:2]) == held_out[:2]
 
 
 def test_a_split_is_drawn_evenly_and_unlike_the_first_epoch() -> None:
     texts = [str(number) for number in range(20)]
-    drawn = [list(prompts.split(texts, 4, seed)[1]) for seed in range(1000)]
+    drawn = [prompts_of(prompts.split(texts, 4, seed)[1]) for seed in range(1000)]
     counts = np.bincount([int(text) for part in drawn for text in part], minlength=20)
     # binomial, five standard deviations
     assert np.abs(counts - 200).max() < 5 * np.sqrt(1000 * 0.2 * 0.8)
@@ -129,19 +129,18 @@ def test_lists_of_a_config(tmp_path: Path) -> None:
     path.write_text("\n".join(texts))
     own = {"prompts": str(path), "held_out": "embedded:heldout", "run.seed": "4"}
     train, held_out = prompts.lists(quickstart(own))
-    assert list(train) == texts and list(held_out) == list(
-        prompts.read("held_out", "embedded:heldout")
-    )
+    assert prompts_of(train) == texts
+    assert list(held_out) == list(prompts.read("held_out", "embedded:heldout"))
     train, held_out = prompts.lists(quickstart(own | {"held_out": "split:12"}))
     assert [list(part) for part in (train, held_out)] == [
         list(part) for part in prompts.split(texts, 12, prompts.SPLIT_SEED)
     ]
     trained = {
-        train[index]
+        train[index].prompt
         for iteration in range(38)
         for index in prompts.deal(len(train), 4, iteration, 4)
     }
-    assert trained == set(texts) - set(held_out)
+    assert trained == set(texts) - set(prompts_of(held_out))
     other = prompts.lists(quickstart(own | {"held_out": "split:12", "run.seed": "5"}))
     assert list(other[1]) == list(held_out)  # seeds are compared on the same prompts
 

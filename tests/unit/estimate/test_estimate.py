@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.records import records
 from support.small_trees import QUICKSTART
 
 from branchgrpo.app import fits
@@ -161,7 +162,7 @@ def test_prompts_travel_in_bfloat16(flux: Estimate) -> None:
 def test_text_is_as_large_as_what_a_model_makes_of_it() -> None:
     config = load.load(QUICKSTART)
     model = config.model.build("cpu", ("denoiser", "encoders"))
-    packed = model.encode(["word " * 99])  # as many tokens as it takes
+    packed = model.encode(records(["word " * 99]))  # as many tokens as it takes
     counted = estimate(config).model
     assert counted and counted.text == packed.nbytes
 

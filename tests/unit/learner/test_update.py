@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.records import records
 from support.small_adapter import SmallAdapter, density, grow
 from support.small_trees import plan_of, quickstart
 
@@ -40,7 +41,9 @@ class Case:
         **overrides: str,
     ):
         self.plan, self.model = plan, SmallAdapter()
-        self.cond = {"text": torch.from_numpy(self.model.encode(["a"] * TREES).arrays["text"])}
+        self.cond = {
+            "text": torch.from_numpy(self.model.encode(records(["a"] * TREES)).arrays["text"])
+        }
         self.trees, self.latents = grow(
             self.model, plan=plan, trees=TREES, text=self.cond["text"], off=off
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.records import records
 from support.small_flux import PROMPTS, build, inputs, move, velocity
 from support.small_trees import quickstart
 
@@ -38,7 +39,12 @@ def test_the_guided_ode_path_is_diffusers_pipeline(scale: float, negative: str) 
     sampler, plan = Sampler(model, 5, torch.float32, 2), ode_plan(static(steps, 3.0))
     roots = sampler.roots(plan, trees)
     found = sampler.grow(
-        plan, subtrees=trees, x=roots, start=0, stop=steps, conditioning=model.encode(PROMPTS)
+        plan,
+        subtrees=trees,
+        x=roots,
+        start=0,
+        stop=steps,
+        conditioning=model.encode(records(PROMPTS)),
     ).frontier
 
     pipe = FluxPipeline.from_pretrained(model.options.folder())
@@ -65,10 +71,10 @@ def test_guided_velocity_is_that_of_two_plain_calls() -> None:
     guided, plain = build(true_cfg=scale, negative_prompt=NEGATIVE), build()
     x, sigma, _ = inputs(plain, 2)
     wanted, unwanted = (
-        velocity(plain, (x, sigma, plain.conditioning(plain.encode(texts))))
+        velocity(plain, (x, sigma, plain.conditioning(plain.encode(records(texts)))))
         for texts in (PROMPTS, [NEGATIVE] * 2)
     )
-    both = guided.conditioning(guided.encode(PROMPTS))
+    both = guided.conditioning(guided.encode(records(PROMPTS)))
     assert {name: tuple(array.shape[:2]) for name, array in both.items()} == {
         "text": (2, 2),
         "pooled": (2, 2),
@@ -90,7 +96,7 @@ def test_guided_velocity_is_that_of_two_plain_calls() -> None:
     torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=2e-5)  # rows are independent
     assert (
         guided.tokens(both)
-        == 2 * plain.tokens(plain.conditioning(plain.encode(PROMPTS)))
+        == 2 * plain.tokens(plain.conditioning(plain.encode(records(PROMPTS))))
         == 2 * (plain.latent_shape[0] + 16)
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.records import records
 from support.small_flux import PROMPTS, SMALL, velocity
 from support.small_trees import quickstart
 from torch import Tensor
@@ -41,7 +42,7 @@ class Case:
         self.worker, self.learner = RolloutWorker(self.config, 0), Learner(self.config, 0, list)
         self.plan = self.config.method.plan(0, static(5, 3.0))
         self.worker.ready(), self.learner.join(1, "")
-        _, *self.conditioning = self.worker.encode(PROMPTS)
+        _, *self.conditioning = self.worker.encode(records(PROMPTS))
         subtrees = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
         header, payload, _ = self.worker.grow(
             self.plan,

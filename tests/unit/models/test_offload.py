@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 import torch
+from support.records import records
 from support.small_trees import quickstart
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from actors.reward import loaded
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.rewards.base import Resources, RewardOptions, Scorer
 from branchgrpo.rewards.offloaded import OffloadedScorer
-from branchgrpo.types import F32, U8
+from branchgrpo.types import F32, U8, Sample
 
 
 class Mixed(nn.Module):
@@ -99,8 +100,8 @@ class OwnScorer(Scorer):
     def networks(self) -> Iterable[nn.Module]:
         return self.one, self.two
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
-        del prompts
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
+        del samples
         self.seen.append(self.two.weight.data_ptr())
         x = torch.from_numpy(pixels.astype(np.float32)).flatten(1)[:, :4] / 255
         with torch.inference_mode():
@@ -111,12 +112,12 @@ class OwnScorer(Scorer):
 def test_an_offloaded_scorer_scores_the_same() -> None:
     scorer = OwnScorer()
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 2, 2, 3), np.uint8)
-    wanted = scorer.score(pixels, [""] * 6)
+    wanted = scorer.score(pixels, records([""] * 6))
     offloaded = OffloadedScorer(scorer, "cpu")
     assert (offloaded.trains_on, offloaded.reports) == ("mean", ("mean", "other"))
     assert offloaded.max_ratio == 3.0
     rest = scorer.two.weight.data_ptr()
-    found = offloaded.score(pixels, [""] * 6)
+    found = offloaded.score(pixels, records([""] * 6))
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert scorer.seen[-1] != rest == scorer.two.weight.data_ptr()
 
@@ -138,11 +139,11 @@ class Plain(RewardOptions):
 
 
 class PlainScorer(Scorer):
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         return {"score": pixels.mean((1, 2, 3, 4), dtype=np.float32)}
 
 
 def test_rewards_without_networks_score_as_ever() -> None:
     pixels = np.full((2, 1, 2, 2, 3), 7, np.uint8)
-    found = OffloadedScorer(PlainScorer(), "cpu").score(pixels, ["", ""])
+    found = OffloadedScorer(PlainScorer(), "cpu").score(pixels, records(["", ""]))
     assert found["score"].tolist() == [7.0, 7.0]

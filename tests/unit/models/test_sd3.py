@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import model_checks as checks
 from support import model_folder_checks as folder_checks
+from support.records import records
 
 from branchgrpo.models.sd3 import SD3Model
 from branchgrpo.models.small.sd3 import CLIP_TOKENS, small_sd3
@@ -95,7 +96,7 @@ def test_long_prompts_are_counted(family: checks.Family, without_t5: checks.Fami
     model = without_t5.build(("encoders",))
     # CLIP adds two
     assert [
-        model.truncated([" ".join(["circle"] * words)])
+        model.truncated(records([" ".join(["circle"] * words)]))
         for words in (CLIP_TOKENS - 2, CLIP_TOKENS - 1)
     ] == [0, 1]
 

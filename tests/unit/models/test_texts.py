@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.model_checks import inputs, velocity
+from support.records import records
 
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.flux2_klein import Flux2KleinModel
@@ -64,7 +65,7 @@ def test_bfloat16_is_not_widened_and_velocities_are_the_same_to_the_bit(
     scale: float,
 ) -> None:
     model = build(family, "bfloat16", scale)
-    found = model.encode(PROMPTS)
+    found = model.encode(records(PROMPTS))
     assert found.dtypes["text"] == "bfloat16"
     own = model.conditioning(found)
     wide = {name: array.float() for name, array in own.items()}  # as they travelled before
@@ -78,8 +79,11 @@ def test_bfloat16_is_not_widened_and_velocities_are_the_same_to_the_bit(
 def test_encoded_apart_they_are_those_encoded_at_once(family: Options, scale: float) -> None:
     """In two batches, one object a prompt; texts of different lengths among them."""
     model = build(family, "float32", scale)
-    whole = model.encode(PROMPTS)
-    parts = [*model.encode(PROMPTS[1:]).split(), *model.encode(PROMPTS[:1]).split()]
+    whole = model.encode(records(PROMPTS))
+    parts = [
+        *model.encode(records(PROMPTS[1:])).split(),
+        *model.encode(records(PROMPTS[:1])).split(),
+    ]
     assert [part.rows for part in parts] == [1, 1, 1]
     joined = Conditioning.joined([parts[2], parts[0], parts[1]])
     assert joined.rows == 3 and joined.arrays.keys() == whole.arrays.keys()

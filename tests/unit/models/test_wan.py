@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.records import records
 from support.small_wan import (
     NEGATIVE,
     PROMPTS,
@@ -92,7 +93,10 @@ def test_rows_do_not_feel_their_neighbours(folder: Path) -> None:
     model = build(folder, true_cfg=3.0, negative_prompt=NEGATIVE)
     x, sigma, _ = inputs(model, 2)
     # of 6 and of 19 tokens
-    together, apart = model.encode(PROMPTS), [model.encode([prompt]) for prompt in PROMPTS]
+    together, apart = (
+        model.encode(records(PROMPTS)),
+        [model.encode(records([prompt])) for prompt in PROMPTS],
+    )
     for row, alone in enumerate(apart):
         assert together.arrays["text"].shape == (2, 2, TOKENS, 16)
         np.testing.assert_allclose(
@@ -115,8 +119,8 @@ def test_guidance_is_that_of_two_plain_calls_and_counts_twice(folder: Path) -> N
     guided = build(folder, true_cfg=3.0, negative_prompt=NEGATIVE)
     plain = build(folder, true_cfg=1.0)
     x, sigma, _ = inputs(plain, 2)
-    texts = [plain.conditioning(plain.encode(one)) for one in (PROMPTS, [NEGATIVE] * 2)]
-    both = guided.conditioning(guided.encode(PROMPTS))
+    texts = [plain.conditioning(plain.encode(records(one))) for one in (PROMPTS, [NEGATIVE] * 2)]
+    both = guided.conditioning(guided.encode(records(PROMPTS)))
     with torch.no_grad():
         wanted, unwanted = (plain.velocity(x, sigma, one) for one in texts)
         found = guided.velocity(x, sigma, both)
@@ -128,8 +132,11 @@ def test_guidance_is_that_of_two_plain_calls_and_counts_twice(folder: Path) -> N
 
 def test_truncated_counts_long_prompts(folder: Path) -> None:
     model = build(folder, max_sequence_length=8)
-    assert model.truncated(PROMPTS) == 1 and model.truncated(["a red circle on"]) == 0
-    assert model.encode(PROMPTS).arrays["text"].shape == (2, 2, 8, 16)
+    assert (
+        model.truncated(records(PROMPTS)) == 1
+        and model.truncated(records(["a red circle on"])) == 0
+    )
+    assert model.encode(records(PROMPTS)).arrays["text"].shape == (2, 2, 8, 16)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,8 @@ def test_a_process_loads_only_its_parts(folder: Path, parts: Any, absent: set[st
         assert np.array_equal(model.decode(x), whole.decode(x))
     if "encoders" in parts:
         assert np.array_equal(
-            model.encode(PROMPTS).arrays["text"], whole.encode(PROMPTS).arrays["text"]
+            model.encode(records(PROMPTS)).arrays["text"],
+            whole.encode(records(PROMPTS)).arrays["text"],
         )
 
 

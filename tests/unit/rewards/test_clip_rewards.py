@@ -18,6 +18,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from support.records import records
 from support.small_clips import (
     aesthetic_reward,
     clip_reward,
@@ -70,7 +71,7 @@ def one_by_one(
     scorer = options.build(Resources(device=device))
     return np.concatenate(
         [
-            scorer.score(image[None, None], [prompt])["score"]
+            scorer.score(image[None, None], records([prompt]))["score"]
             for image, prompt in zip(pictures, prompts, strict=True)
         ]
     )
@@ -291,19 +292,23 @@ def test_neither_batches_nor_neighbours_change_a_score(reward: Any) -> None:
     whole, single = (
         reward.model_copy(update={"batch": batch})
         .build(Resources())
-        .score(SAME_SIZE, PROMPTS)["score"]
+        .score(SAME_SIZE, records(PROMPTS))["score"]
         for batch in (8, 1)
     )
     close(single, whole, 1e-5)
     order = [3, 0, 3, 7, 5]
-    again = reward.build(Resources()).score(SAME_SIZE[order], [PROMPTS[i] for i in order])["score"]
+    again = reward.build(Resources()).score(SAME_SIZE[order], records([PROMPTS[i] for i in order]))[
+        "score"
+    ]
     np.testing.assert_allclose(again, whole[order], atol=1e-5)
 
 
 def test_a_video_scores_the_mean_of_its_frames(reward: Any) -> None:
     scorer = reward.model_copy(update={"frames": 2, "batch": 3}).build(Resources())
-    single = scorer.score(SAME_SIZE, [PROMPTS[i // 4] for i in range(8)])["score"].reshape(2, 4)
-    found = scorer.score(SAME_SIZE.reshape(2, 4, 40, 56, 3), PROMPTS[:2])["score"]
+    single = scorer.score(SAME_SIZE, records([PROMPTS[i // 4] for i in range(8)]))["score"].reshape(
+        2, 4
+    )
+    found = scorer.score(SAME_SIZE.reshape(2, 4, 40, 56, 3), records(PROMPTS[:2]))["score"]
     np.testing.assert_allclose(found, single[:, [1, 3]].mean(1), atol=1e-5)
 
 
@@ -312,7 +317,7 @@ def test_the_dtype_is_that_of_the_network(reward: Any, dtype: str) -> None:
     exact, rounded = (
         reward.model_copy(update={"dtype": kind})
         .build(Resources())
-        .score(SAME_SIZE, PROMPTS)["score"]
+        .score(SAME_SIZE, records(PROMPTS))["score"]
         for kind in ("float32", dtype)
     )
     assert rounded.dtype == np.float32

@@ -20,6 +20,7 @@ from reference.image_reward_forward import (
     by_torchvision,
     slow_score,
 )
+from support.records import records
 
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
@@ -70,7 +71,7 @@ def test_scores_are_those_of_the_written_out_network(folder: Path, scorer: Image
     wanted = []
     for index, (shape, prompt) in enumerate(zip(SHAPES, PROMPTS, strict=True)):
         picture = drawn(*shape, index)
-        found.append(float(scorer.score(picture[None], [prompt])["score"][0]))
+        found.append(float(scorer.score(picture[None], records([prompt]))["score"][0]))
         wanted.append(slow_score(state, picture[0], prompt))
     assert np.abs(np.subtract(found, wanted)).max() <= 1e-4
     assert np.std(wanted) > 0.01  # they tell pictures apart
@@ -80,7 +81,7 @@ def test_scores_are_those_of_the_written_out_network(folder: Path, scorer: Image
 def test_picture_and_prompt_both_matter(scorer: ImageReward) -> None:
     pixels = np.stack([drawn(64, 64, 0), drawn(64, 64, 1), drawn(64, 64, 0)])
     first, other_picture, other_prompt = scorer.score(
-        pixels, ["a red fox", "a red fox", "a blue house"]
+        pixels, records(["a red fox", "a red fox", "a blue house"])
     )["score"]
     assert abs(first - other_picture) > 1e-3
     assert abs(first - other_prompt) > 1e-3
@@ -95,28 +96,32 @@ def test_pictures_are_prepared_as_by_torchvision(shape: tuple[int, int]) -> None
 def test_neither_batches_nor_neighbours_change_scores(folder: Path, scorer: ImageReward) -> None:
     pixels = np.stack([drawn(70, 90, seed) for seed in range(5)])
     prompts = [*PROMPTS, "the snow"]
-    together = scorer.score(pixels, prompts)["score"]
+    together = scorer.score(pixels, records(prompts))["score"]
     assert together.shape == (5,) and together.dtype == np.float32
     small = options(folder, batch=2).build(Resources())
-    assert np.abs(small.score(pixels, prompts)["score"] - together).max() <= 1e-5
+    assert np.abs(small.score(pixels, records(prompts))["score"] - together).max() <= 1e-5
     order = [3, 0, 4, 1, 2]
-    mixed = scorer.score(pixels[order], [prompts[index] for index in order])["score"]
+    mixed = scorer.score(pixels[order], records([prompts[index] for index in order]))["score"]
     assert np.abs(mixed - together[order]).max() <= 1e-5
 
 
 def test_a_video_scores_the_mean_of_its_frames(folder: Path) -> None:
     frames = [drawn(64, 64, seed) for seed in range(3)]
     scorer = options(folder, frames=3).build(Resources())
-    each = scorer.score(np.stack(frames), ["a fox"] * 3)["score"]
-    assert scorer.score(np.concatenate(frames)[None], ["a fox"])["score"][0] == pytest.approx(
-        each.mean(), abs=1e-5
-    )
+    each = scorer.score(np.stack(frames), records(["a fox"] * 3))["score"]
+    assert scorer.score(np.concatenate(frames)[None], records(["a fox"]))["score"][
+        0
+    ] == pytest.approx(each.mean(), abs=1e-5)
 
 
 def test_half_precision_comes_close(folder: Path, scorer: ImageReward) -> None:
     pixels = np.stack([drawn(64, 64, seed) for seed in range(4)])
-    half = options(folder, dtype="bfloat16").build(Resources()).score(pixels, PROMPTS)["score"]
-    assert 0 < np.abs(half - scorer.score(pixels, PROMPTS)["score"]).max() < 0.1
+    half = (
+        options(folder, dtype="bfloat16")
+        .build(Resources())
+        .score(pixels, records(PROMPTS))["score"]
+    )
+    assert 0 < np.abs(half - scorer.score(pixels, records(PROMPTS))["score"]).max() < 0.1
 
 
 def test_the_table_leads_here(folder: Path) -> None:
@@ -143,7 +148,7 @@ def test_scores_are_those_of_the_package(tmp_path: Path) -> None:
     )
     scorer = options(tmp_path).build(Resources())
     found = [
-        float(scorer.score(picture[None], [prompt])["score"][0])
+        float(scorer.score(picture[None], records([prompt]))["score"][0])
         for picture, prompt in zip(pictures, prompts, strict=True)
     ]
     difference = np.abs(np.subtract(found, wanted)).max()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from support.records import records
 
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.jpeg import JpegReward
@@ -26,7 +27,9 @@ def test_the_score_is_the_size_of_the_file(tmp_path, want: str, sign: int, quali
     for picture in pixels[:, 0]:
         Image.fromarray(picture).save(tmp_path / "picture.jpg", quality=quality)
         expected.append(sign * (tmp_path / "picture.jpg").stat().st_size / 1000)
-    found = JpegReward(want=want, quality=quality).build(Resources()).score(pixels, [""] * 3)
+    found = (
+        JpegReward(want=want, quality=quality).build(Resources()).score(pixels, records([""] * 3))
+    )
     assert found["score"].dtype == np.float32
     np.testing.assert_allclose(found["score"], expected, rtol=1e-6)
     assert len(set(expected)) == 3
@@ -37,12 +40,14 @@ def test_a_video_scores_the_mean_of_frames_in_the_middle_of_its_parts() -> None:
     single = (
         JpegReward()
         .build(Resources())
-        .score(pixels[:, [1, 5]].reshape(4, 1, 24, 24, 3), [""] * 4)["score"]
+        .score(pixels[:, [1, 5]].reshape(4, 1, 24, 24, 3), records([""] * 4))["score"]
     )
     # of 7: ⌊1.75⌋ and ⌊5.25⌋
-    found = JpegReward(frames=2).build(Resources()).score(pixels, [""] * 2)["score"]
+    found = JpegReward(frames=2).build(Resources()).score(pixels, records([""] * 2))["score"]
     np.testing.assert_allclose(found, single.reshape(2, 2).mean(1), rtol=1e-6)
-    assert JpegReward(frames=9).build(Resources()).score(pixels, [""] * 2)["score"].shape == (2,)
+    assert JpegReward(frames=9).build(Resources()).score(pixels, records([""] * 2))[
+        "score"
+    ].shape == (2,)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from support.records import record, records
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards import ocr, ocr_targets
@@ -45,7 +46,9 @@ def bare() -> Ocr:
 
 def test_drawn_numbers_are_read_exactly(numbers: Ocr) -> None:
     pixels = np.stack([picture(number) for number in NUMBERS])
-    scores = numbers.score(pixels, [f"the number {number} in black on white" for number in NUMBERS])
+    scores = numbers.score(
+        pixels, records([f"the number {number} in black on white" for number in NUMBERS])
+    )
     assert scores["exact"].tolist() == [1.0] * 5
     assert scores["edit"].tolist() == [1.0] * 5
     assert scores["likelihood"].min() > 0.5
@@ -54,7 +57,9 @@ def test_drawn_numbers_are_read_exactly(numbers: Ocr) -> None:
 
 def test_a_wrong_number_scores_lower(numbers: Ocr) -> None:
     pixels = np.stack([picture("38")] * 4)
-    scores = numbers.score(pixels, [f"number {number}" for number in ("38", "39", "97", "3")])
+    scores = numbers.score(
+        pixels, records([f"number {number}" for number in ("38", "39", "97", "3")])
+    )
     assert scores["exact"].tolist() == [1.0, 0.0, 0.0, 0.0]
     assert scores["edit"] == pytest.approx([1.0, 0.5, 0.0, 0.0])
     assert scores["likelihood"][0] > 10 * scores["likelihood"][1:].max()
@@ -64,7 +69,7 @@ def test_batches_do_not_change_scores() -> None:
     pixels = np.stack([picture(number) for number in NUMBERS])
     prompts = [f"number {number}" for number in NUMBERS]
     one, all_ = (
-        OcrReward(target=TARGET, batch=size).build(Resources()).score(pixels, prompts)
+        OcrReward(target=TARGET, batch=size).build(Resources()).score(pixels, records(prompts))
         for size in (2, 64)
     )
     for name in all_:
@@ -133,7 +138,7 @@ def test_unknown_characters() -> None:
 
 
 def refused(prompt: str, size: int = 0, **options: Any) -> tuple[str, str] | None:
-    found = OcrReward(**options).refusal(prompt, size, size)
+    found = OcrReward(**options).refusal(record(prompt), size, size)
     return (found.kind, found.detail) if found else None
 
 
@@ -214,15 +219,15 @@ def test_scores_that_nobody_asked_for_are_not_computed(monkeypatch: pytest.Monke
     pixels = np.stack([picture("38")])
     scorer = OcrReward(train_on="edit", report=("edit",)).build(Resources())
     # no likelihood, which it has not
-    assert scorer.score(pixels, ['a menu with "naïve" on it']).keys() == {"edit"}
+    assert scorer.score(pixels, records(['a menu with "naïve" on it'])).keys() == {"edit"}
     monkeypatch.setattr(ocr, "edit_distance", None)
     scorer = OcrReward(train_on="likelihood", report=("exact",), target=TARGET).build(Resources())
-    assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood", "exact"}
+    assert scorer.score(pixels, records(["number 38"])).keys() == {"likelihood", "exact"}
     monkeypatch.setattr(Ocr, "decode", None)
     scorer = OcrReward(train_on="likelihood", report=("likelihood",), target=TARGET).build(
         Resources()
     )
-    assert scorer.score(pixels, ["number 38"]).keys() == {"likelihood"}
+    assert scorer.score(pixels, records(["number 38"])).keys() == {"likelihood"}
 
 
 @pytest.mark.parametrize(("size", "width"), [((32, 32), 0), ((32, 96), 0), ((32, 32), 96)])
@@ -249,7 +254,7 @@ def test_text_is_too_long_where_its_likelihood_is_0_and_only_there(
         "1234567890123456789",
     ):
         possible = scorer.likelihood(even, [text])[0] > 0
-        found = options.refusal(text, *size)
+        found = options.refusal(record(text), *size)
         assert (found is None) == possible, text
         assert found is None or found.kind == ocr_targets.TOO_LONG
         seen.add(possible)
@@ -292,7 +297,7 @@ def test_text_of_any_length_is_found_on_a_page(reader: Reader) -> None:
         ]
     )
     wanted = ["branches share their prefix", "Branches share their suffix", "anything"]
-    scores = reader.score(pixels, [f'a page that says "{text}"' for text in wanted])
+    scores = reader.score(pixels, records([f'a page that says "{text}"' for text in wanted]))
     assert scores.keys() == {"exact", "edit"} and reader.trains_on == "edit"
     assert scores["exact"].tolist() == [1.0, 0.0, 0.0]
     # three letters of 24 differ
@@ -308,7 +313,7 @@ def test_a_video_is_the_mean_of_its_frames(reader: Reader) -> None:
         page([]),
     ]
     # frames 1 and 3 of 0 … 4
-    assert reader.score(np.concatenate(frames)[None], ['"four words are here"'])[
+    assert reader.score(np.concatenate(frames)[None], records(['"four words are here"']))[
         "exact"
     ].tolist() == [0.5]
 
@@ -321,7 +326,7 @@ def test_a_long_line_needs_a_wide_picture() -> None:
     scores = (
         OcrReward(fold=True)
         .build(Resources())
-        .score(np.asarray(image)[None, None], ['"reinforcement learning"'])
+        .score(np.asarray(image)[None, None], records(['"reinforcement learning"']))
     )
     assert scores["exact"].tolist() == [1.0] and scores["likelihood"][0] > 0.5
 

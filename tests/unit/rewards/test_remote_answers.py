@@ -7,6 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from support.records import records
 from support.remote_peers import (
     PIXELS,
     PROMPTS,
@@ -27,7 +28,7 @@ def answer(**changes: Any) -> bytes:
     return msgpack.packb(
         {
             key: value
-            for key, value in ({"version": 1, "trains_on": "score", "scores": {}} | changes).items()
+            for key, value in ({"version": 2, "trains_on": "score", "scores": {}} | changes).items()
             if value is not ...
         }
     )
@@ -41,9 +42,9 @@ def answer(**changes: Any) -> bytes:
         (scores(1.0, 2.0)[:-1], "response: expected msgpack"),
         (scores(1.0, 2.0) + b"\x00", "response: expected msgpack.*extra"),
         (msgpack.packb([1]), "response: expected dict, got list of 1"),
-        (answer(version=2), "response.version: expected 1, got 2"),
-        (answer(version=True), "response.version: expected 1, got True"),
-        (answer(version=...), "response.version: expected 1, got None"),
+        (answer(version=1), "response.version: expected 2, got 1"),
+        (answer(version=True), "response.version: expected 2, got True"),
+        (answer(version=...), "response.version: expected 2, got None"),
         (
             answer(scores=...),
             r"response: expected the keys \['scores', 'trains_on', 'version'\], got "
@@ -90,7 +91,7 @@ def test_answers_that_are_none(body: bytes, line: str, waits: list[float]) -> No
         stub.serving() as url,
         pytest.raises(RuntimeError, match=f"remote reward {url}: {line}") as caught,
     ):
-        client(url).score(PIXELS[:2], PROMPTS[:2])
+        client(url).score(PIXELS[:2], records(PROMPTS[:2]))
     assert len(stub.seen) == 1 and not waits and one_line(str(caught.value))
 
 
@@ -99,4 +100,4 @@ def test_an_answer_over_the_limit_is_refused() -> None:
         Stub((200, bytes(1_500_000))).serving() as url,
         pytest.raises(RuntimeError, match=rf"{url}: expected an answer of at most 1000000 bytes"),
     ):
-        client(url, max_mb=1).score(PIXELS[:1], ["a"])
+        client(url, max_mb=1).score(PIXELS[:1], records(["a"]))

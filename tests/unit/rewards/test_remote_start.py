@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import requests
+from support.records import records
 from support.remote_peers import (
     OFFER,
     PIXELS,
@@ -78,10 +79,10 @@ def test_urls_and_secrets_in_them() -> None:
     ("changes", "options", "line"),
     [
         (
-            {"version": 2},
+            {"version": 1},
             {},
-            "rewards.remote.url: .*protocol version 1 at URL, got health.version: expected "
-            "1, got 2",
+            "rewards.remote.url: .*protocol version 2 at URL, got health.version: expected "
+            "2, got 1",
         ),
         (
             {"reports": "score"},
@@ -112,6 +113,17 @@ def test_urls_and_secrets_in_them() -> None:
             r"rewards.remote.report: expected scores of \['beauty', 'exact'\], which URL "
             r"offers, got score",
         ),
+        ({"grouped": 1}, {}, "rewards.remote.url: .*health.grouped: expected bool, got 1"),
+        (
+            {"grouped": True},
+            {},
+            "rewards.remote.whole_groups: expected true, as URL has it, got false",
+        ),
+        (
+            {},
+            {"whole_groups": True},
+            "rewards.remote.whole_groups: expected false, as URL has it, got true",
+        ),
     ],
 )
 def test_servers_that_do_not_offer_what_is_wanted(
@@ -130,7 +142,7 @@ def test_servers_that_do_not_offer_what_is_wanted(
     [
         (200, b"<html>hello", "health: expected msgpack"),
         (404, b"<html>", "HTTP 404"),
-        (503, msgpack.packb({"version": 1, "error": "later"}), "HTTP 503: later"),
+        (503, msgpack.packb({"version": 2, "error": "later"}), "HTTP 503: later"),
         (302, b"", "HTTP 302"),
     ],
 )
@@ -168,7 +180,7 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKEN", TOKEN + "\n")
     with running(Plain(), token=TOKEN) as url:
         far = plain(url, token_env="RIGHT")
-        assert far.score(PIXELS, PROMPTS)["length"][0] == np.float32(5 / 3)
+        assert far.score(PIXELS, records(PROMPTS))["length"][0] == np.float32(5 / 3)
         assert refused().startswith(
             f"rewards.remote.token_env: expected {url} to say what it offers, got HTTP 401"
         )
@@ -179,7 +191,7 @@ def test_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "printable ASCII" in refused(token_env="BROKEN")
         far.token = "other"
         with pytest.raises(RuntimeError, match="HTTP 401"):
-            far.score(PIXELS, PROMPTS)
+            far.score(PIXELS, records(PROMPTS))
         for header in (
             TOKEN,
             f"Basic {TOKEN}",

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from support import in_process
+from support.records import records, request_of
 from support.small_trees import quickstart
 
 from actors.reward import RewardWorker
 from branchgrpo.config.schema import Config
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import Scorer
 from branchgrpo.rewards.ocr import OcrReward
-from branchgrpo.rollout.collect import RolloutBatch, RolloutCollector
+from branchgrpo.rollout.batch import RolloutBatch
+from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.service import UpdateRequest
-from branchgrpo.types import EVALUATION, F32, U8, LeafMedia, Subtree, TreeKey
+from branchgrpo.types import EVALUATION, F32, U8, LeafMedia, Sample, Subtree, TreeKey
 
 pytestmark = pytest.mark.networks
 
@@ -47,8 +50,9 @@ class Flaky(Scorer):
         self.only = only
         self.attempts = 0
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         self.attempts += 1
+        prompts = prompts_of(samples)
         values = np.array([float(prompt.split()[2]) / 100 for prompt in prompts], np.float32)
         act = self.script.pop(0) if self.script and self.only in prompts[0] else ""
         if act == "raise":
@@ -78,7 +82,9 @@ def media(texts: list[str]) -> LeafMedia:
 @pytest.mark.parametrize("act", ["raise", "nan", "inf", "short", "nothing"])
 def test_a_failure_is_retried_and_counted(act: str) -> None:
     scorer = Flaky([act, act])
-    found = worker(scorer, **{"reward_workers.retries": "2"}).score(media(PROMPTS[:1]), PROMPTS[:1])
+    found = worker(scorer, **{"reward_workers.retries": "2"}).score(
+        request_of(PROMPTS[:1]), media(PROMPTS[:1])
+    )
     assert (found.retries, scorer.attempts, found.ok.all()) == (2, 3, True)
     np.testing.assert_allclose(found.trained, np.full((1, 4), 0.38), rtol=1e-6)
     np.testing.assert_allclose(found.parts["flaky/other"], np.full(4, 0.38), rtol=1e-6)
@@ -95,7 +101,7 @@ def test_a_failure_is_retried_and_counted(act: str) -> None:
     ],
 )
 def test_what_fails_for_good_says_why_and_is_never_zero(act: str, ok: int, reason: str) -> None:
-    found = worker(Flaky([act] * 2)).score(media(PROMPTS[:1]), PROMPTS[:1])
+    found = worker(Flaky([act] * 2)).score(request_of(PROMPTS[:1]), media(PROMPTS[:1]))
     assert (int(found.ok.sum()), found.reason, found.retries) == (ok, reason, 1)
     assert not np.isfinite(found.trained[0][~found.ok]).any()
 
@@ -103,7 +109,7 @@ def test_what_fails_for_good_says_why_and_is_never_zero(act: str, ok: int, reaso
 def test_a_mistake_of_the_user_is_not_retried() -> None:
     scorer = Flaky(["user"])
     with pytest.raises(UserError, match="expected a token"):
-        worker(scorer).score(media(PROMPTS[:1]), PROMPTS[:1])
+        worker(scorer).score(request_of(PROMPTS[:1]), media(PROMPTS[:1]))
     assert scorer.attempts == 1
 
 
@@ -120,7 +126,7 @@ def service(script: list[str], **options: str) -> tuple[Config, in_process.Servi
 def grow(config: Config, made: Any, iteration: int = 0) -> RolloutBatch:
     plan = config.method.plan(0, config.schedule())
     return RolloutCollector(config, made, "test").collect(
-        plan, iteration=iteration, version=0, prompts=[0, 1, 2], texts=PROMPTS, trees=1
+        plan, iteration=iteration, version=0, prompts=[0, 1, 2], samples=records(PROMPTS), trees=1
     )
 
 

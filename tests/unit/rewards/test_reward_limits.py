@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 import pytest
 import requests
+from support.records import records, request_of
 from support.remote_peers import (
     PIXELS,
     PROMPTS,
@@ -61,7 +62,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT, resource.getrlimit(resource.RL
 server.Connections = partial(server.Connections, MOST, header_seconds=1.5)
 
 class Mean(Scorer):
-    def score(self, pixels, prompts):
+    def score(self, pixels, samples):
         return {"score": pixels.mean((1, 2, 3, 4))}
 
 class Options(RewardOptions):
@@ -105,7 +106,8 @@ def test_half_open_connections_keep_nobody_out(
         begun = monotonic()
         far = client(url, token_env="REWARD_TOKEN", timeout_seconds=15.0, retries=0)
         assert np.array_equal(
-            far.score(PIXELS, PROMPTS)["score"], PIXELS.mean((1, 2, 3, 4)).astype(np.float32)
+            far.score(PIXELS, records(PROMPTS))["score"],
+            PIXELS.mean((1, 2, 3, 4)).astype(np.float32),
         )
         assert monotonic() - begun < 10
         for line in lines:  # each is ended: by its deadline, or to make room
@@ -125,12 +127,12 @@ def test_idle_connections_end_and_their_clients_do_not_notice() -> None:
     )
     with running(made) as url:
         far = plain(url, retries=0)
-        first = far.score(PIXELS, PROMPTS)
+        first = far.score(PIXELS, records(PROMPTS))
         begun = monotonic()
         while made.connections.open and monotonic() - begun < 10:
             sleep(0.05)
         assert not made.connections.open and not made.connections.idle
-        assert np.array_equal(far.score(PIXELS, PROMPTS)["bright"], first["bright"])
+        assert np.array_equal(far.score(PIXELS, records(PROMPTS))["bright"], first["bright"])
 
 
 def test_a_request_in_hand_is_not_ended_for_others() -> None:
@@ -207,7 +209,7 @@ def test_right_requests_that_no_scorer_should_see(
 ) -> None:
     scorer = Plain()
     made = RewardServer(scorer, "plain", 200 * MB)
-    status, body = made.answer(pack_request(np.zeros(shape, np.uint8), [prompt]))
+    status, body = made.answer(pack_request(np.zeros(shape, np.uint8), records([prompt])))
     error = msgpack.unpackb(body)["error"]
     assert status == 422 and line in error and one_line(error) and not scorer.batches
 
@@ -221,8 +223,8 @@ def test_training_refuses_them_too() -> None:
         UserError, match="longer side is at most 32 times the shorter one, got 8 × 2000"
     ):
         worker.score(
+            request_of(("the number 12 in red on white",)),
             LeafMedia(np.zeros((1, 1, 8, 2000, 3), np.uint8), (subtree,)),
-            ["the number 12 in red on white"],
         )
 
 
@@ -239,12 +241,12 @@ def test_wide_lines_are_read_in_smaller_batches(monkeypatch: pytest.MonkeyPatch)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 16, 64, 3), np.uint8)
     prompts = ['"ab"'] * 5
     widths: list[int] = []
-    whole, read = scorer.score(pixels, prompts), scorer._read
+    whole, read = scorer.score(pixels, records(prompts)), scorer._read
     monkeypatch.setattr(ocr, "COLUMNS", 400)  # a line here is 192 wide
     monkeypatch.setattr(
         scorer, "_read", lambda pictures: (widths.append(len(pictures) * 192), read(pictures))[1]
     )
-    parts = scorer.score(pixels, prompts)
+    parts = scorer.score(pixels, records(prompts))
     assert widths == [384, 384, 192]
     assert parts.keys() == whole.keys() and all(
         np.allclose(parts[name], whole[name], atol=1e-5) for name in whole

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.records import records
 from support.remote_peers import (
     PIXELS,
     PROMPTS,
     TOKEN,
     Plain,
     client,
+    entry,
     one_line,
     request_bytes,
 )
@@ -37,6 +39,14 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The server
 
+VERSION_1 = msgpack.packb(
+    {
+        "version": 1,
+        "pixels": {"shape": [1, 1, 2, 2, 3], "data": bytes(12)},
+        "prompts": ["a"],
+    }
+)
+
 
 @pytest.mark.parametrize(
     ("body", "line"),
@@ -45,19 +55,41 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"\xc1", "request: expected msgpack"),
         (request_bytes()[:-1], "request: expected msgpack"),
         (request_bytes() + b"\xc0", "request: expected msgpack"),
-        (request_bytes(version=0), "request.version: expected 1, got 0"),
-        (request_bytes(version=1.0), "request.version: expected 1, got 1.0"),
-        (request_bytes(version="1"), "request.version: expected 1, got '1'"),
+        (request_bytes(version=1), "request.version: expected 2, got 1"),
+        (request_bytes(version=2.0), "request.version: expected 2, got 2.0"),
+        (request_bytes(version="2"), "request.version: expected 2, got '2'"),
+        (VERSION_1, "request.version: expected 2, got 1"),
         (msgpack.packb(None), "request: expected dict, got None"),
-        (request_bytes(prompts=...), "request: expected the keys"),
+        (request_bytes(samples=...), "request: expected the keys"),
+        (request_bytes(rows=...), "request: expected the keys"),
         (request_bytes(extra=0), "request: expected the keys"),
-        (request_bytes(prompts="a"), "request.prompts: expected list, got 'a'"),
-        (request_bytes(prompts=[b"a"]), r"request.prompts\[0\]: expected str, got bytes of 1"),
-        (request_bytes(prompts=[]), "request.prompts: expected one for each of 1 pictures, got 0"),
-        (
-            request_bytes(prompts=["a", "b"]),
-            "request.prompts: expected one for each of 1 pictures, got 2",
+        (request_bytes(samples="a"), "request.samples: expected list, got 'a'"),
+        (request_bytes(samples=["a"]), r"request.samples\[0\]: expected dict, got 'a'"),
+        (request_bytes(samples=[], rows=[0]), r"rows\[0\]: expected one of 0 samples, .*, got 0"),
+        *(
+            (request_bytes(samples=[entry(**changes)]), rf"request.samples\[0\]{line}")
+            for changes, line in (
+                ({"prompt": ...}, ": expected the keys"),
+                ({"more": 1}, ": expected the keys"),
+                ({"prompt": b"a"}, ".prompt: expected str, got bytes of 1"),
+                ({"id": 3}, ".id: expected str, got 3"),
+                ({"negative_prompt": None}, ".negative_prompt: expected str, got None"),
+                ({"images": b"a"}, ".images: expected list, got bytes of 1"),
+                ({"images": ["a.png"]}, r".images\[0\]: expected bytes, got 'a.png'"),
+                ({"images": [b""] * 65}, ".images: expected at most 64, got 65"),
+                ({"metadata": {}}, ".metadata: expected str, got dict of 0"),
+                ({"metadata": "{"}, ".metadata: expected JSON, got '{'"),
+                ({"metadata": "[" * 100_000}, r".metadata: expected JSON, got '\[+'$"),
+                ({"metadata": "[]"}, ".metadata: expected dict, got list of 0"),
+            )
         ),
+        (request_bytes(rows={}), "request.rows: expected list, got dict of 0"),
+        *(
+            (request_bytes(rows=[row]), rf"request.rows\[0\]: expected one of 1 sam.*, got {row}$")
+            for row in (1, -1, True, 0.0)
+        ),
+        (request_bytes(rows=[]), "request.rows: expected one for each of 1 pictures, got 0"),
+        (request_bytes(rows=[0, 0]), "request.rows: expected one for each of 1 pictures, got 2"),
         (request_bytes(pixels=[]), "request.pixels: expected dict, got list of 0"),
         (request_bytes(pixels={"data": bytes(12)}), "request.pixels: expected the keys"),
         (
@@ -89,7 +121,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
             "request.pixels.shape",
         ),
         (
-            request_bytes(pixels={"shape": [0, 1, 2, 2, 3], "data": b""}, prompts=[]),
+            request_bytes(pixels={"shape": [0, 1, 2, 2, 3], "data": b""}, rows=[]),
             "request.pixels.shape",
         ),
         (
@@ -108,9 +140,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
             request_bytes(pixels={"shape": [1, 1, 2, 2, 3], "data": bytes(13)}),
             "request.pixels.data: expected 12 bytes.*, got 13",
         ),
-        (request_bytes(prompts=[msgpack.Timestamp(1)]), "request: expected msgpack.*max_ext_len"),
+        (request_bytes(samples=[msgpack.Timestamp(1)]), "request: expected msgpack.*max_ext_len"),
         (
-            request_bytes(prompts=[msgpack.ExtType(5, b"cos\nsystem")]),
+            request_bytes(samples=[msgpack.ExtType(5, b"cos\nsystem")]),
             "request: expected msgpack.*max_ext_len",
         ),
         (msgpack.packb({1: 2}), "request: expected msgpack"),
@@ -133,7 +165,7 @@ def test_requests_that_are_none(body: bytes, line: str) -> None:
     with pytest.raises(ProtocolError, match=line) as caught:
         protocol.unpack_request(body, MB)
     assert one_line(str(caught.value)) and msgpack.unpackb(found) == {
-        "version": 1,
+        "version": 2,
         "error": protocol.one_line(str(caught.value)),
     }
 
@@ -146,10 +178,10 @@ def test_a_request_of_the_wrong_kind_is_not_sent() -> None:
         (PIXELS[:4], "one for each of 4"),
     ):
         with pytest.raises(ProtocolError, match=line):
-            protocol.pack_request(pixels, PROMPTS)
+            protocol.pack_request(pixels, records(PROMPTS))
 
 
-KEYS = ["version", "pixels", "prompts", "shape", "data"]
+KEYS = ["version", "pixels", "samples", "rows", "shape", "data", "prompt", "images", "metadata"]
 SMALL = RewardServer(Plain(), "plain", MB)
 
 
@@ -188,7 +220,7 @@ def test_no_damage_breaks_the_server(changes: list[tuple[int, int]]) -> None:
     for place, value in changes:
         body[place] = value
     status, found = SMALL.answer(bytes(body))
-    assert status in (200, 400) and msgpack.unpackb(found)["version"] == 1
+    assert status in (200, 400) and msgpack.unpackb(found)["version"] == 2
 
 
 PROGRAM = """
@@ -199,7 +231,7 @@ assert not heavy, heavy
 from branchgrpo.rewards.base import RewardOptions, Scorer
 
 class Last(Scorer):
-    def score(self, pixels, prompts):
+    def score(self, pixels, samples):
         os.kill(os.getpid(), signal.NUMBER)  # asked to end with a request in hand
         return {"score": pixels.mean((1, 2, 3, 4))}
 
@@ -235,7 +267,7 @@ def test_a_server_of_its_own_answers_what_it_holds_and_ends(
         assert url.startswith("http://127.0.0.1:"), process.stderr.read()
         far = client(url, token_env="REWARD_TOKEN")
         assert far.offer == Offer("last", ("score",), "score", MB)
-        found = far.score(PIXELS, PROMPTS)["score"]
+        found = far.score(PIXELS, records(PROMPTS))["score"]
         out, err = process.communicate(timeout=20)
     assert np.array_equal(found, PIXELS.mean((1, 2, 3, 4)).astype(np.float32))
     assert (process.returncode, out, err) == (0, "ended\n", "")

@@ -38,11 +38,12 @@ def test_what_http_itself_refuses() -> None:
         assert ask("GET", "/health") == (
             200,
             {
-                "version": 1,
+                "version": 2,
                 "reward": "plain",
                 "reports": ["length", "bright"],
                 "trains_on": "bright",
                 "max_bytes": MB,
+                "grouped": False,
             },
         )
         assert (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.records import record, records
 from support.small_video_align import (
     TEXT,
     options,
@@ -115,7 +116,7 @@ def test_scores_are_those_of_a_straight_forward(folder: Path, name: str) -> None
     model = RewardModel.from_pretrained(folder / name, outputs=1 if name == "one" else 3).eval()
     made = processor()
     pixels = np.stack([film(9, 60, 90, seed) for seed in range(3)])
-    found = options(folder, name, batch=2).build(Resources()).score(pixels, PROMPTS)
+    found = options(folder, name, batch=2).build(Resources()).score(pixels, records(PROMPTS))
     wanted = [
         normalised(
             straight(model, made=made, frames=video[[0, 3, 5, 8]], size=(280, 392), prompt=prompt)
@@ -143,7 +144,7 @@ def test_a_picture_is_a_video_that_stands_still(folder: Path, scorer: VideoAlign
             prompt="a fox",
         )
     )
-    found = scorer.score(picture[None], ["a fox"])
+    found = scorer.score(picture[None], records(["a fox"]))
     assert all(abs(float(found[score][0]) - wanted[score]) <= 1e-4 for score in wanted)
 
 
@@ -153,17 +154,21 @@ def test_our_own_template_is_scored_too(folder: Path) -> None:
     wanted = normalised(
         straight(model, made=made, frames=video, size=(336, 336), prompt="a fox", text=TEMPLATE)
     )
-    found = options(folder, "three", template="").build(Resources()).score(video[None], ["a fox"])
+    found = (
+        options(folder, "three", template="")
+        .build(Resources())
+        .score(video[None], records(["a fox"]))
+    )
     assert all(abs(float(found[score][0]) - wanted[score]) <= 1e-4 for score in wanted)
 
 
 def test_neither_batches_nor_neighbours_change_scores(folder: Path, scorer: VideoAlign) -> None:
     pixels = np.stack([film(1, 60, 60, seed) for seed in range(5)])
     prompts = [*PROMPTS, "a", "the same again, in many more words"]
-    together = scorer.score(pixels, prompts)
-    alone = options(folder, batch=1).build(Resources()).score(pixels, prompts)
+    together = scorer.score(pixels, records(prompts))
+    alone = options(folder, batch=1).build(Resources()).score(pixels, records(prompts))
     order = [4, 2, 0, 3, 1]
-    mixed = scorer.score(pixels[order], [prompts[index] for index in order])
+    mixed = scorer.score(pixels[order], records([prompts[index] for index in order]))
     for score, values in together.items():
         assert np.abs(alone[score] - values).max() <= 1e-5
         assert np.abs(mixed[score] - values[order]).max() <= 1e-5
@@ -247,7 +252,7 @@ def test_the_published_layout_is_merged(
     found = (
         options(folder, path=str(tmp_path if root else place))
         .build(Resources())
-        .score(video[None], ["a fox"])
+        .score(video[None], records(["a fox"]))
     )
     wanted = {
         "vq": (vq - 1) / 4,
@@ -259,17 +264,23 @@ def test_the_published_layout_is_merged(
 
 def test_half_precision_comes_close(folder: Path, scorer: VideoAlign) -> None:
     pixels = np.stack([film(1, 60, 60, seed) for seed in range(2)])
-    half = options(folder, dtype="bfloat16").build(Resources()).score(pixels, PROMPTS[:2])
-    assert 0 < np.abs(half["overall"] - scorer.score(pixels, PROMPTS[:2])["overall"]).max() < 0.2
+    half = options(folder, dtype="bfloat16").build(Resources()).score(pixels, records(PROMPTS[:2]))
+    assert (
+        0
+        < np.abs(half["overall"] - scorer.score(pixels, records(PROMPTS[:2]))["overall"]).max()
+        < 0.2
+    )
 
 
 def test_prompts_with_special_tokens_are_refused(folder: Path, scorer: VideoAlign) -> None:
-    assert [options(folder).refusal(prompt, 0, 0) for prompt in PROMPTS] == [None] * len(PROMPTS)
-    refused = options(folder).refusal("a <|VQ_reward|>", 0, 0)
+    assert [options(folder).refusal(record(prompt), 0, 0) for prompt in PROMPTS] == [None] * len(
+        PROMPTS
+    )
+    refused = options(folder).refusal(record("a <|VQ_reward|>"), 0, 0)
     assert (
         refused
         and "special token" in refused.kind
         and refused.detail == "<|VQ_reward|> in 'a <|VQ_reward|>'"
     )
     with pytest.raises(UserError, match="expected prompts without special tokens"):
-        scorer.score(film(1, 60, 60, 0)[None], ["<|video_pad|>"])
+        scorer.score(film(1, 60, 60, 0)[None], records(["<|video_pad|>"]))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.records import records
 
 from branchgrpo.algo import kernels
 from branchgrpo.algo.methods.branch import BranchMethod
@@ -130,7 +131,7 @@ def setup(
     storage: torch.dtype = torch.float32, max_batch: int = 64
 ) -> tuple[Sampler, Conditioning]:
     model = LinearModel()
-    return Sampler(model, SEED, storage, max_batch), model.encode(PROMPTS)
+    return Sampler(model, SEED, storage, max_batch), model.encode(records(PROMPTS))
 
 
 def assert_same(found: Grown, expected: Grown) -> None:
@@ -195,7 +196,7 @@ def test_a_tree_is_the_walk_node_by_node(name: str) -> None:
     batches of 7."""
     plan, model = PLANS[name], LinearModel()
     sampler = Sampler(model, SEED, torch.float32, 7, keep_velocity=True)
-    cond = model.encode(PROMPTS)
+    cond = model.encode(records(PROMPTS))
     topo = topology(plan)
     segment = sampler.grow(
         plan,
@@ -482,7 +483,12 @@ def test_the_ode_path_is_diffusers_pipeline(which: str, tmp_path: Path) -> None:
     sampler, plan = Sampler(model, SEED, torch.float32, 2), ode_plan(static(steps, 3.0))
     roots = sampler.roots(plan, TREES)
     segment = sampler.grow(
-        plan, subtrees=TREES, x=roots, start=0, stop=steps, conditioning=model.encode(PROMPTS)
+        plan,
+        subtrees=TREES,
+        x=roots,
+        start=0,
+        stop=steps,
+        conditioning=model.encode(records(PROMPTS)),
     )
     assert segment.kept.shape == (0, *model.latent_shape)
     assert segment.log_prob.shape == (3, 0)

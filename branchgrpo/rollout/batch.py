@@ -1,0 +1,50 @@
+"""An iteration's trees, as the driver has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from branchgrpo.algo.tree import topology
+from branchgrpo.service import Reference
+from branchgrpo.types import F32, BranchPlan, SegmentHeader, Subtree
+
+
+@dataclass
+class RolloutBatch:
+    """Grown and scored trees: headers and scores here, everything large by reference."""
+
+    # → Conditioning of one row, by prompt index
+    conditioning: list[Reference] = field(default_factory=list)
+    segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
+    media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
+    # (prompt index, tree) → trained scores [R, L]
+    scores: dict[tuple[int, int], F32] = field(default_factory=dict)
+    # (prompt index, tree) → their weighted sum [L]
+    rewards: dict[tuple[int, int], F32] = field(default_factory=dict)
+    parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
+    truncated: int = 0  # prompts that the text encoders cut short
+    retries: int = 0  # of rewards
+    # prompt indices without rewards, whose trees are left out; and why
+    dropped: dict[int, str] = field(default_factory=dict)
+    # encode, grow, score: from the end of the phase before to the end of its last task; of
+    # encoding, what was waited for
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def edges(self, plan: BranchPlan) -> int:
+        """Stochastic edges of all trees: as many as an update may train on, at least 1."""
+        return max(1, len(self.scores) * int(topology(plan).stochastic.sum()))
+
+    def part(self, name: str) -> F32:
+        """Scores of all leaves under one name, by (prompt index, tree, leaf)."""
+        scores = self.parts[name]
+        return np.concatenate([scores[key] for key in sorted(scores)])
+
+    def leaf_rewards(self) -> F32:
+        """[trees, L] rewards, trees by (prompt index, tree)."""
+        return np.stack([self.rewards[key] for key in sorted(self.rewards)])
+
+    def total(self) -> F32:
+        """Rewards of all leaves, in the same order."""
+        return np.concatenate([self.rewards[key] for key in sorted(self.rewards)])
