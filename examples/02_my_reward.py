@@ -71,7 +71,7 @@ class InkScorer(Scorer):
     def __init__(self, options: Ink):
         self.options = options
 
-    def score(self, pixels: U8, prompts: list[str]) -> dict[str, F32]:
+    def score(self, pixels: U8, samples: list[bg.Sample]) -> dict[str, F32]:
         """Scores [L] of pixels u8 [L, F, H, W, 3]."""
         flat = pixels.reshape(len(pixels), -1, 3).astype(np.float32)
         distance = np.abs(flat - np.median(flat, 1, keepdims=True)).max(-1)

@@ -70,16 +70,18 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
         **({"model.true_cfg": "2.0", "model.negative_prompt": "a red circle"} if guided else {}),
     )
     told: list[tuple[int, int]] = []
+    own = Sample(prompt=PROMPTS[5], negative_prompt="a green square")
+    count = 22 + guided  # with what its record does not want, where anybody asks
     assert (
         encode_missing(
             Encoders(Counting(loaded)),
             store_of(loaded),
-            records([*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt]),
+            [*records([*PROMPTS, PROMPTS[3], LONG, loaded.model.negative_prompt]), own],
             lambda *at: told.append(at),
         )
-        == 22
+        == count
     )
-    assert told == [(6, 22), (12, 22), (18, 22), (22, 22)]
+    assert told == [(6, count), (12, count), (18, count), (count, count)]
     worker = RolloutWorker(loaded, 0)
     inline = RolloutWorker(
         quickstart(
@@ -96,8 +98,8 @@ def test_read_back_they_are_those_of_the_encoders(tmp_path: Path, guided: bool) 
         and worker.model.pipe.text_encoder_2 is None
         and worker.model.pipe.tokenizer is None
     )
-    chosen = [PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]
-    (one, *found), (other, *wanted) = worker.encode(records(chosen)), inline.encode(records(chosen))
+    chosen = [*records([PROMPTS[7], LONG, PROMPTS[0], PROMPTS[7]]), own]
+    (one, *found), (other, *wanted) = worker.encode(chosen), inline.encode(chosen)
     assert one.truncated == other.truncated == 1
     assert len(found) == len(wanted) == len(chosen)
     assert one.bytes == other.bytes == sum(part.nbytes for part in found)

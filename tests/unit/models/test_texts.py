@@ -25,7 +25,7 @@ from branchgrpo.models.small.wan import small_wan
 from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.models.wan import WanModel
 from branchgrpo.models.z_image import ZImageModel
-from branchgrpo.types import Conditioning
+from branchgrpo.types import Conditioning, Sample
 
 pytestmark = pytest.mark.networks
 
@@ -73,6 +73,27 @@ def test_bfloat16_is_not_widened_and_velocities_are_the_same_to_the_bit(
     assert found.arrays["text"].nbytes == wide["text"].nbytes // 2
     x, sigma = inputs(model, len(PROMPTS))
     assert torch.equal(velocity(model, x, sigma, own), velocity(model, x, sigma, wide))
+
+
+def test_each_record_has_its_own_negative_prompt(family: Options) -> None:
+    """As encodings of those texts by themselves, beside the prompt's; without one, the model's."""
+    guided, plain = build(family, "float32", 3.0), build(family, "float32", 1.0)
+    texts = ["", "a red circle", "", "the number 12", "a red circle"]
+    wanted = [text or "a blue square on white" for text in texts]
+    samples = [
+        Sample(prompt=prompt, negative_prompt=text)
+        for prompt, text in zip([*PROMPTS, *PROMPTS[:2]], texts, strict=True)
+    ]
+    whole = guided.encode(samples)
+    alone = Conditioning.joined([guided.encode([sample]) for sample in samples])
+    for name, array in whole.arrays.items():
+        np.testing.assert_allclose(array, alone.arrays[name], rtol=1e-6, atol=2e-6)
+        for row, (sample, text) in enumerate(zip(samples, wanted, strict=True)):
+            pair = [plain.encode(records([one])).arrays[name][0] for one in (sample.prompt, text)]
+            for found, expected in zip(array[row], pair, strict=True):
+                length = len(expected) if expected.ndim else None
+                np.testing.assert_allclose(found[:length], expected, rtol=1e-6, atol=2e-6)
+    assert guided.truncated(samples) == plain.truncated(samples) == 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
