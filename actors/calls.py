@@ -15,7 +15,7 @@ from branchgrpo.service import (
     UpdateRequest,
     WeightSpec,
 )
-from branchgrpo.types import F32, U8, BranchPlan, SegmentRequest, StepStats, WeightUpdate
+from branchgrpo.types import F32, U8, BranchPlan, Sample, SegmentRequest, StepStats, WeightUpdate
 
 
 class RolloutCalls(Protocol):
@@ -30,8 +30,8 @@ class RolloutCalls(Protocol):
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
 
-    def encode(self, prompts: list[str]) -> list[Any]:
-        """Encode a batch of prompts; returns EncodedPrompts.objects."""
+    def encode(self, samples: list[Sample]) -> list[Any]:
+        """Encode a batch of records; returns EncodedPrompts.objects."""
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """Grow a segment; returns GrownSegment.objects."""
@@ -90,7 +90,7 @@ class SharedLearnerCalls(LearnerCalls, Protocol):
     def show(self, weights: str) -> int:
         """Grow with these weights from now on; returns their version."""
 
-    def encode(self, prompts: list[str]) -> list[Any]:
+    def encode(self, samples: list[Sample]) -> list[Any]:
         """As of RolloutCalls."""
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:

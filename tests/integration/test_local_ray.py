@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from support.in_process import Service as InProcess
-from support.records import records
 
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
@@ -23,6 +23,8 @@ from branchgrpo.config.schema import Config
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.service import Service, UpdateRequest
 from branchgrpo.types import (
+    Picture,
+    Sample,
     SegmentHeader,
     SegmentRequest,
     StepStats,
@@ -105,8 +107,25 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
     assert any(not np.array_equal(trained[name].float(), base[name].float()) for name in base)
 
 
-def config_for(workers: int, fork_depth: int, ranks: int) -> Config:
+OWN = """
+def place(images, samples):
+    assert len({id(sample) for sample in samples}) == 1, "pictures of several records"
+    return [
+        100 * index + sample.metadata["count"] + len(sample.images[0].read())
+        for index, sample in enumerate(samples)
+    ]
+
+place.grouped = True
+"""
+
+
+def config_for(folder: Path, workers: int, fork_depth: int, ranks: int) -> Config:
+    """With a reward of one's own beside the config's, which says how records reach it."""
+    (folder / "own.py").write_text(OWN)
+    ocr = yaml.safe_load(QUICKSTART.read_text())["rewards"][0]
+    own = {"name": f"{folder / 'own.py'}:place", "weight": 0.0}
     changes = {
+        "rewards": json.dumps([ocr, own]),
         "rollout.workers": workers,
         "rollout.cpus": 0.25,
         "rollout.fork_depth": fork_depth,
@@ -134,7 +153,16 @@ def one_iteration(
     """Grow, score, update and publish once; what every variant of the service must agree on, and
     the segments."""
     plan = config.method.plan(0, config.schedule())
-    samples = records(["the number 38 in black on yellow", "the number 52 in red on white"])
+    samples = [
+        Sample(
+            prompt=prompt,
+            images=(Picture(__file__) if count == 1 else Picture("row 2", b"bytes"),),
+            metadata={"count": count},
+        )
+        for count, prompt in enumerate(
+            ("the number 38 in black on yellow", "the number 52 in red on white"), 1
+        )
+    ]
     batch = RolloutCollector(config, service, "test").collect(
         plan, iteration=0, version=0, prompts=[5, 9], samples=samples, trees=1
     )
@@ -157,6 +185,7 @@ def one_iteration(
         "change": fingerprints[0] - base,
         "stats": stats,
         "version": version,
+        "own": {key: scores.tolist() for key, scores in batch.parts["place/score"].items()},
         "forwards": sum(header.forwards for header, _ in batch.segments),
         "segments": sorted(
             (header.start, header.stop, len(header.subtrees)) for header, _ in batch.segments
@@ -165,14 +194,14 @@ def one_iteration(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
+def test_same_trees_and_update_for_any_cut_workers_and_ranks(tmp_path: Path) -> None:
     """Trees in one piece in this process, and cut in pieces on a Ray with two ranks."""
     import ray
 
     from branchgrpo.app.service import ray_service
 
-    alone = config_for(workers=1, fork_depth=0, ranks=1)
-    several = config_for(workers=2, fork_depth=2, ranks=2)
+    alone = config_for(tmp_path, workers=1, fork_depth=0, ranks=1)
+    several = config_for(tmp_path, workers=2, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))
     service = ray_service(several)
     grown: list[tuple[int, SegmentRequest]] = []  # worker, and what it was to grow
@@ -220,6 +249,13 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks() -> None:
     apart = np.abs(np.subtract(whole["change"], cut["change"])).max()
     assert moved > 0 and apart < 0.02 * moved
     assert whole["version"] == cut["version"] == 1
+    sizes = (1 + Path(__file__).stat().st_size, 2 + len(b"bytes"))
+    wanted = [100.0 * leaf for leaf in range(topo.leaves)]
+    assert (
+        whole["own"]
+        == cut["own"]
+        == {(row, 0): [score + size for score in wanted] for row, size in enumerate(sizes)}
+    )
     trunks = {
         subtree.key: worker
         for worker, request in grown

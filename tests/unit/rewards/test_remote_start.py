@@ -141,6 +141,19 @@ def test_servers_that_do_not_offer_what_is_wanted(
     ("status", "body", "line"),
     [
         (200, b"<html>hello", "health: expected msgpack"),
+        (
+            200,
+            msgpack.packb(
+                {
+                    "version": 1,
+                    "reward": "stub",
+                    "reports": ["score"],
+                    "trains_on": "score",
+                    "max_bytes": 1000,
+                }
+            ),
+            "health.version: expected 2, got 1",
+        ),
         (404, b"<html>", "HTTP 404"),
         (503, msgpack.packb({"version": 2, "error": "later"}), "HTTP 503: later"),
         (302, b"", "HTTP 302"),

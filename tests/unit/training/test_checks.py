@@ -19,6 +19,7 @@ from branchgrpo.training import loop
 from branchgrpo.training.state import TrainState
 from branchgrpo.types import (
     EVALUATION,
+    Sample,
     SegmentRequest,
 )
 
@@ -144,9 +145,9 @@ def test_prompts_are_encoded_once(
     encoded: list[int] = []
     encode = Rollouts.encode
 
-    def spy(self: Rollouts, tasks: Tasks, prompts: list[str], then: Any) -> None:
-        encoded.append(len(prompts))
-        encode(self, tasks, prompts, then)
+    def spy(self: Rollouts, tasks: Tasks, samples: list[Sample], then: Any) -> None:
+        encoded.append(len(samples))
+        encode(self, tasks, samples, then)
 
     monkeypatch.setattr(Rollouts, "encode", spy)
     keys = {"run__iterations": "2", "rollout__prompts": "2", "evaluation__every": "1"}
