@@ -90,10 +90,9 @@ def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def branch_noise(s: Settings, draw: Draw, parents: range, k: int) -> Tensor:
-    """[P, n·k, *S] for the children of n nodes: (ξ_shared + s·ξ_own) / √(1 + s²). Siblings agree in
-    part, each alone is N(0, I). An only child has its own."""
+    """[P, n·k, *S] for the children of n nodes: (ξ_shared + s·ξ_own) / √(1 + s²), each N(0, I)."""
     own = torch.stack([draw(parents.stop + i, False) for i in range(len(parents) * k)], 1)
-    if k == 1:
+    if k == 1:  # no sibling to agree with
         return own
     shared = torch.stack([draw(parent, True) for parent in parents], 1).repeat_interleave(k, 1)
     return (shared + s.branch_scale * own) / math.sqrt(1 + s.branch_scale**2)
@@ -183,10 +182,9 @@ def main() -> None:
     judge = OcrReward(target=r"number (\d+)").build(Resources(threads=2))  # how surely it is read
     adam = torch.optim.AdamW(model.trainable().values(), s.learning_rate, weight_decay=1e-4)
     noise, dice = torch.Generator().manual_seed(s.seed), random.Random(s.seed)
-    samples = [Sample(prompt=line) for line in PROMPTS.read_text().splitlines()]
-    shape = (s.prompts, *model.latent_shape)
+    texts, shape = PROMPTS.read_text().splitlines(), (s.prompts, *model.latent_shape)
     for iteration in range(options.iterations):
-        chosen = dice.sample(samples, s.prompts)
+        chosen = [Sample(prompt=text) for text in dice.sample(texts, s.prompts)]
         text = model.conditioning(model.encode(chosen))
         trees = grow(model, s, text, lambda *_: torch.randn(shape, generator=noise))
         leaves = trees.x[-1]  # [P, L, *S]
