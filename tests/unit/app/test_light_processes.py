@@ -40,7 +40,7 @@ import numpy as np
 from actors.reward import RewardWorker
 from branchgrpo.config import load
 from branchgrpo.config.shipped import config_file
-from branchgrpo.types import LeafMedia, Subtree
+from branchgrpo.types import LeafMedia, Sample, ScoreRequest, Subtree
 
 rewards = "[{name: ocr}, {name: jpeg}, {name: './examples/02_my_reward.py:background'}]"
 overrides = {"rewards": rewards, "reward_workers.threads": "1"}
@@ -49,7 +49,11 @@ worker = RewardWorker(config, (0, 1, 2), 0)
 worker.ready()
 subtree = Subtree(key=None, prompt_index=0, node=0)
 media = LeafMedia(np.full((2, 1, 32, 32, 3), 255, np.uint8), (subtree,))
-scores = worker.score(media, ['the number "38" in black on yellow'])
+sample = Sample(prompt='the number "38" in black on yellow')
+request = ScoreRequest(
+    rewards=(0, 1, 2), subtrees=(subtree,), places=((0, 0),), samples=(sample,)
+)
+scores = worker.score(request, media)
 assert scores.ok.all(), scores.reason
 """
 
