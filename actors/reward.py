@@ -41,7 +41,7 @@ class RewardWorker:
         self.config, role = config, config.reward_workers
         use_threads(role.compute_threads)
         resources = Resources(threads=role.compute_threads, device=role.device)
-        chosen = [config.rewards[index] for index in self.rewards]
+        chosen = [config.all_rewards[index] for index in self.rewards]
         self.scorers = [(options.title, loaded(options, resources, role)) for options in chosen]
         use_threads(role.compute_threads)  # again: of torch that a scorer has loaded
 

@@ -16,9 +16,9 @@ def check(config: Config, folder: Path | None = None) -> None:
     written, where it is not run.folder."""
     config.model.check()
     config.schedule()
-    for index, reward in enumerate(config.rewards):
+    for index, reward in enumerate(config.all_rewards):
         reward.check()
-        secrets.given(reward.runtime_env, f"rewards.{index}.runtime_env")
+        secrets.given(reward.runtime_env, f"{config.reward_key(index)}.runtime_env")
     check_sinks(config.all_sinks)
     prompt_check.check(config)
     places.check_folders(config, folder)

@@ -76,7 +76,7 @@ def code(package: str) -> str:
 def files(config: Config) -> list[str]:
     """What every node must have: those of a model that is not shipped with the package, and of
     rewards."""
-    parts = (config.model, *config.rewards)
+    parts = (config.model, *config.all_rewards)
     return [path for part in parts for path in part.needed_files()]
 
 
@@ -95,8 +95,10 @@ def folders(config: Config) -> dict[str, str]:
 def own(config: Config) -> dict[str, Callable[[], str]]:
     """Checks on the driver's machine, by name: each returns a line, or raises UserError."""
     rewards = {
-        f"rewards.{index} ({reward.title})": partial(_reward, reward, f"rewards.{index}")
-        for index, reward in enumerate(config.rewards)
+        f"{config.reward_key(index)} ({reward.title})": partial(
+            _reward, reward, config.reward_key(index)
+        )
+        for index, reward in enumerate(config.all_rewards)
     }
     return {"model": partial(_model, config), "prompts": partial(_prompts, config), **rewards}
 

@@ -62,13 +62,13 @@ def check_sendable(config: Config) -> None:
     """Raise UserError for a reward that cannot be pickled, as it is for workers."""
     from ray import cloudpickle
 
-    for index, reward in enumerate(config.rewards):
+    for index, reward in enumerate(config.all_rewards):
         try:
             cloudpickle.dumps(reward)
         except Exception as error:  # whatever somebody else's object does
             raise UserError(
-                f"rewards.{index} ({reward.title}): expected what can be pickled for workers: "
-                f"{kind_and_line(error)}"
+                f"{config.reward_key(index)} ({reward.title}): expected what can be pickled for "
+                f"workers: {kind_and_line(error)}"
             ) from error
 
 

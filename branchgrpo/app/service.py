@@ -101,8 +101,8 @@ def _rewards(config: Config, byte_counter: DriverByteCounter, run: str) -> list[
     """One for each environment."""
     pools = []
     for index, group in enumerate(config.reward_groups):
-        key = f"rewards.{group[0]}.runtime_env"
-        environment = secrets.given(config.rewards[group[0]].runtime_env, key)
+        key = f"{config.reward_key(group[0])}.runtime_env"
+        environment = secrets.given(config.all_rewards[group[0]].runtime_env, key)
         pools.append(
             WorkerPool(
                 cls=RewardWorker,

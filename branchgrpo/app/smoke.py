@@ -56,21 +56,25 @@ def shrunk(config: Config, folder: Path) -> Config:
     """The config made small, below `folder`; prints a line for each part that is replaced. Raises
     UserError where the smaller one does not go together."""
     rewards = [
-        stand_in(reward, folder / f"reward-{index}") for index, reward in enumerate(config.rewards)
+        stand_in(reward, folder / f"reward-{index}")
+        for index, reward in enumerate(config.all_rewards)
     ]
+    trained = len(config.rewards)
     small = config.model_copy(
         update={
             "model": _model(config, folder),
-            "rewards": tuple(reward for reward, _ in rewards),
+            "rewards": tuple(reward for reward, _ in rewards[:trained]),
             **roles(config, cores=len(os.sched_getaffinity(0)), gpus=_gpus()),
             **_course(config, folder),
         }
     )
+    measured = tuple(reward for reward, _ in rewards[trained:])
+    small = _with(small, evaluation=_with(small.evaluation, rewards=measured))
     if small.metric not in _scores(small):  # of a reward that is replaced
         small = _with(small, evaluation=_with(small.evaluation, metric=""))
     told = [
-        f"rewards.{index} ({reward.title}): {why} in place of its own"
-        for index, (reward, (_, why)) in enumerate(zip(config.rewards, rewards, strict=True))
+        f"{config.reward_key(index)} ({reward.title}): {why} in place of its own"
+        for index, (reward, (_, why)) in enumerate(zip(config.all_rewards, rewards, strict=True))
         if why
     ]
     for line in (*_differences(config, small), *told):
@@ -86,7 +90,8 @@ def _with(section: Any, **keys: Any) -> Any:
 
 
 def _scores(config: Config) -> list[str]:
-    return [f"{reward.title}/{score}" for reward in config.rewards for score in reward.reported()]
+    rewards = config.all_rewards
+    return [f"{reward.title}/{score}" for reward in rewards for score in reward.reported()]
 
 
 def _model(config: Config, folder: Path) -> Any:

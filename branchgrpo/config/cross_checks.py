@@ -105,14 +105,14 @@ def _suits(config: Keys) -> Iterator[str]:
 
 def _scores(config: Keys) -> Iterator[str]:
     """Names of scores that are taken twice, or that there are not."""
-    titles = [reward.title for reward in config.rewards]
+    titles = [reward.title for reward in config.all_rewards]
     if len(set(titles)) < len(titles):
         yield (
             "rewards: expected different labels (rewards.N.label) where a reward comes "
             f"twice, got {titles}"
         )
     reported = [
-        f"{reward.title}/{score}" for reward in config.rewards for score in reward.reported()
+        f"{reward.title}/{score}" for reward in config.all_rewards for score in reward.reported()
     ]
     metric = config.evaluation.metric
     if metric and metric not in reported:

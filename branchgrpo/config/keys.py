@@ -19,12 +19,12 @@ from branchgrpo.config.sections import (
     Cluster,
     Evaluation,
     Gates,
+    Reward,
     Run,
     Sampling,
     Section,
 )
 from branchgrpo.models.base import ModelOptions
-from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.sinks.base import SinkOptions
 
 Advantage = Annotated[AdvantageOptions, registry.ADVANTAGE]
@@ -32,7 +32,6 @@ Loss = Annotated[LossOptions, registry.LOSS]
 Method = Annotated[MethodOptions, registry.METHODS]
 Model = Annotated[ModelOptions, registry.MODELS]
 Pruning = Annotated[PruningOptions, registry.PRUNING]
-Reward = Annotated[RewardOptions, registry.REWARDS]
 Sink = Annotated[SinkOptions, registry.SINKS]
 
 

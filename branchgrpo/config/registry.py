@@ -35,7 +35,7 @@ from branchgrpo.config.references import Object as Object
 from branchgrpo.config.references import Source, Unusable
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ModelOptions
-from branchgrpo.rewards.base import RewardOptions
+from branchgrpo.rewards.base import Nested, RewardOptions
 from branchgrpo.rewards.function import component_of
 from branchgrpo.sinks.base import SinkOptions
 from branchgrpo.types import Component
@@ -162,6 +162,7 @@ def load(target: str) -> Any:
 
 
 REWARDS = Table("rewards", RewardOptions, rewards.REGISTRY, must="build", adapt=component_of)
+Nested.validate = REWARDS.validate
 MODELS = Table("models", ModelOptions, models.REGISTRY, must="build")
 METHODS = Table("methods", MethodOptions, methods.REGISTRY, must="full_plan")
 ADVANTAGE = Table("advantage", AdvantageOptions, advantage.REGISTRY, must="credit")

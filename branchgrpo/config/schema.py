@@ -10,6 +10,7 @@ from branchgrpo.algo.credit import Credit
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.config import cross_checks, registry
 from branchgrpo.config.keys import Keys
+from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.sinks.base import SinkOptions
 
 
@@ -44,10 +45,20 @@ class Config(Keys):
         return self.loss.needs_behaviour_mean and self.learner.old == "behaviour"
 
     @property
+    def all_rewards(self) -> tuple[RewardOptions, ...]:
+        """Those that train, and after them those that held-out checks measure alone."""
+        return (*self.rewards, *self.evaluation.rewards)
+
+    def reward_key(self, index: int) -> str:
+        """Where the config has one of `all_rewards`."""
+        trained = len(self.rewards)
+        return f"rewards.{index}" if index < trained else f"evaluation.rewards.{index - trained}"
+
+    @property
     def reward_groups(self) -> list[tuple[int, ...]]:
-        """Places of rewards that one worker scores: those that share a runtime_env."""
+        """Places in `all_rewards` that one worker scores: those that share a runtime_env."""
         groups: dict[str, list[int]] = {}
-        for index, reward in enumerate(self.rewards):
+        for index, reward in enumerate(self.all_rewards):
             groups.setdefault(repr(reward.runtime_env), []).append(index)
         return [tuple(group) for group in groups.values()]
 

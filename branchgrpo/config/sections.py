@@ -3,9 +3,14 @@ meaning, default and bounds."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from branchgrpo.config import registry
+from branchgrpo.rewards.base import RewardOptions
+
+Reward = Annotated[RewardOptions, registry.REWARDS]
 
 
 class Section(BaseModel):
@@ -122,6 +127,11 @@ class Evaluation(Section):
     pictures: int = Field(32, ge=1, description="pictures in samples/before.png and after.png")
     metric: str = Field(
         "", description="the reported score that decides; empty: the first one reported"
+    )
+    rewards: tuple[Reward, ...] = Field(
+        (),
+        description="rewards that are measured at held-out checks alone: they tell whether what is "
+        "trained on is hacked",
     )
 
 

@@ -90,16 +90,18 @@ def refused(config: Config, key: str, texts: Prompts) -> list[Refused]:
     """What each reward cannot score, of one list: by reward and reason, in the order they come."""
     size = config.model.picture_size
     found: dict[tuple[int, str], Refused] = {}
+    # what is trained on, only rewards that train see
+    rewards = config.rewards if key == "prompts" else config.all_rewards
     asked = [
         (index, reward)
-        for index, reward in enumerate(config.rewards)
+        for index, reward in enumerate(rewards)
         if type(reward).refusal is not RewardOptions.refusal
     ]
     for place, sample in enumerate(texts if asked else ()):
         for index, reward in asked:
             if (why := reward.refusal(sample, *size)) is None:
                 continue
-            name = f"rewards.{index} ({reward.title})"
+            name = f"{config.reward_key(index)} ({reward.title})"
             one = found.setdefault(
                 (index, why.kind),
                 Refused(key=key, reward=name, kind=why.kind, unit=texts.unit, source=texts.source),

@@ -94,9 +94,7 @@ def of_model(config: Config, model: ModelNeeds | None, card: Card | None = None)
         card=card,
         times=times,
         sent=_sent(config, work, model, least) if model else {},
-        unknown=[
-            reward.title for reward, one in zip(config.rewards, prints, strict=True) if not one
-        ],
+        unknown=[reward.title for reward in config.all_rewards if not reward.footprint(frames)],
         problems=placing.problems(config, needs, card),
         notes=placing.notes(config, needs, card),
     )

@@ -153,7 +153,7 @@ def rewards(config: Config, frames: int) -> list[Need]:
     the others."""
     role, found = config.reward_workers, []
     for index, group in enumerate(config.reward_groups):
-        prints = [config.rewards[place].footprint(frames) for place in group]
+        prints = [config.all_rewards[place].footprint(frames) for place in group]
         known = [one for one in prints if one]
         activations = max((one.activations for one in known), default=0.0)
         weights = sum(one.weights for one in known)

@@ -2,9 +2,13 @@
 
 REGISTRY = {
     "aesthetic": "branchgrpo.rewards.aesthetic:AestheticReward",
+    "colour": "branchgrpo.rewards.colour:ColourReward",
     "clip": "branchgrpo.rewards.clip:ClipReward",
+    "geneval": "branchgrpo.rewards.geneval.options:GenEvalReward",
     "hps": "branchgrpo.rewards.hps:HpsReward",
     "jpeg": "branchgrpo.rewards.jpeg:JpegReward",
+    "judge": "branchgrpo.rewards.judge.options:JudgeReward",
+    "pairwise": "branchgrpo.rewards.pairwise:PairwiseReward",
     "pickscore": "branchgrpo.rewards.pickscore:PickScoreReward",
     "ocr": "branchgrpo.rewards.ocr:OcrReward",
     "remote": "branchgrpo.rewards.http.client:RemoteReward",

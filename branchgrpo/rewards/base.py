@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field
+from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from branchgrpo.errors import UserError
@@ -127,10 +128,39 @@ class Scorer(ABC):
         """Named scores [L] of pixels u8 [L, F, H, W, 3], drawn for L records; higher is better.
         Pictures of one record have one object."""
 
+    def preferences(
+        self, pixels: U8, sample: Sample, pairs: Sequence[tuple[int, int]]
+    ) -> F32 | None:
+        """[pairs] how probably the first of two pictures of a record is the better one, 0 … 1; None
+        where their scores tell."""
+        del pixels, sample, pairs
+        return None
+
     def networks(self) -> Iterable[nn.Module]:
         """What it scores with that reward_workers.offload may keep in main memory between calls of
         `score`; their weights stay as they are."""
         return ()
+
+
+def made_already(value: Any) -> Any:
+    """A reward that is one. Raises ValueError for a section of a config."""
+    if not isinstance(value, RewardOptions):
+        raise ValueError(f"expected a reward, got {value!r}")
+    return value
+
+
+class Nested:
+    """Annotates a field that holds any reward. Sections of a config are read by the table, which
+    config/registry.py brings: what lies below it cannot know it."""
+
+    validate: ClassVar[Callable[[Any], Any]] = staticmethod(made_already)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        del source, handler
+        return core_schema.no_info_plain_validator_function(lambda value: Nested.validate(value))
+
+
+AnyReward = Annotated[RewardOptions, Nested()]
 
 
 class PictureOptions(RewardOptions):

@@ -92,9 +92,10 @@ class _Collection:
         self.plan = plan
         self.version = version
         self.samples, self.encoded = samples, encoded
+        self.measures = iteration == EVALUATION
         # A held-out check compares the same prompts before and after, so none may be missing.
         self.may_drop = (
-            collector.config.reward_workers.on_failure == "drop_group" and iteration != EVALUATION
+            collector.config.reward_workers.on_failure == "drop_group" and not self.measures
         )
         self.rollouts, self.rewards = collector.service.rollouts, collector.service.rewards
         self.trees = [
@@ -186,9 +187,11 @@ class _Collection:
             return
         self.batch.media.append((header.subtrees, segment.media))
         whole = self.whole_groups.add(header.subtrees, segment.media)
+        rewards = self.config.all_rewards[: None if self.measures else len(self.config.rewards)]
         for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            grouped = tuple(index for index in group if self.config.rewards[index].grouped)
-            if alone := tuple(index for index in group if index not in grouped):
+            asked = [index for index in group if index < len(rewards)]
+            grouped = tuple(index for index in asked if rewards[index].grouped)
+            if alone := tuple(index for index in asked if index not in grouped):
                 places = [(0, row) for row in range(len(header.subtrees))]
                 self._score(pool, alone, header.subtrees, places, [segment.media])
             for subtrees, places, media in whole if grouped else ():
@@ -237,7 +240,8 @@ class _Collection:
             trained = self.batch.scores.setdefault(
                 key, np.full((len(self.config.rewards), topo.leaves), np.nan, np.float32)
             )
-            trained[list(group), leaves] = scores.trained[:, rows]
+            trains = [place for place, index in enumerate(group) if index < len(trained)]
+            trained[[group[place] for place in trains], leaves] = scores.trained[trains][:, rows]
             for name, part in scores.parts.items():
                 self.batch.parts.setdefault(name, {}).setdefault(
                     key, np.full(topo.leaves, np.nan, np.float32)

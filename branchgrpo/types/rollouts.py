@@ -53,7 +53,7 @@ class ScoreRequest:
     be asked for.
     """
 
-    rewards: tuple[int, ...]  # indices in Config.rewards
+    rewards: tuple[int, ...]  # indices in Config.all_rewards
     subtrees: tuple[Subtree, ...]  # in the order that scores are wanted in
     places: tuple[tuple[int, int], ...]  # of each: which LeafMedia, and which subtree of it
     samples: tuple[Sample, ...]  # of each

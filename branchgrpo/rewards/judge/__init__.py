@@ -1,0 +1,1 @@
+"""A vision-language model behind a chat endpoint, as a reward."""
