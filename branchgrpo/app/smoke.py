@@ -177,11 +177,23 @@ def _prompts(config: Config, folder: Path) -> dict[str, Any]:
     files = {}
     for key, texts, count in zip(given, lists, (PROMPTS, CHECKED), strict=True):
         path = folder / f"{key}.jsonl"
-        rows = (row_of(texts[place]) for place in range(min(count, len(texts))))
+        rows = [row_of(texts[place]) for place in range(min(count, len(texts)))]
+        if wanted := config.model.pictures_taken[0]:
+            rows = [row | {"images": drawn(folder, wanted)} for row in rows]
         lines = [json.dumps(row) for row in rows]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         files[key] = str(path)
     return files
+
+
+def drawn(folder: Path, count: int) -> list[str]:
+    """Paths of so many small pictures, of one grey each, in place of the records' own."""
+    from PIL import Image
+
+    paths = [folder / f"picture-{index}.png" for index in range(count)]
+    for index, path in enumerate(paths):
+        Image.new("RGB", (48, 32), (60 + 40 * index,) * 3).save(path)
+    return list(map(str, paths))
 
 
 def _source(key: str, given: str, embedded: str) -> str:

@@ -4,6 +4,7 @@ cannot score."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
@@ -44,6 +45,9 @@ def check(config: Config) -> None:
     train, held_out = prompts.lists(config)
     if reason := shortage(config, train, held_out):
         raise UserError(reason)
+    for key, samples in (("prompts", train), ("held_out", held_out)):
+        if reason := pictureless(config, key, samples):
+            raise UserError(reason)
     found = [
         one
         for key, texts in (("prompts", train), ("held_out", held_out))
@@ -83,6 +87,27 @@ def shortage(config: Config, train: Prompts, held_out: Prompts) -> str:
     return (
         f"held_out: expected texts that are not trained on, got {config.held_out}: the first "
         f"{wanted}, which evaluation takes, are in {config.prompts} too"
+    )
+
+
+def pictureless(config: Config, key: str, samples: Prompts) -> str:
+    """Which records lack the pictures that the model is to see; empty where none does."""
+    least, most = config.model.pictures_taken
+    wrong, first = 0, ""
+    for place, sample in enumerate(samples if most else ()):
+        count = len(sample.images)
+        missing = [one.path for one in sample.images if not (one.data or Path(one.path).is_file())]
+        if least <= count <= most and not missing:
+            continue
+        wrong += 1
+        what = f"none at {missing[0]}" if missing else f"{count} pictures"
+        first = first or f"{samples.unit} {samples.number(place)}: {what}"
+    if not wrong:
+        return ""
+    wanted = f"{least}" if least == most else f"{least} to {most}"
+    return (
+        f"{key}: expected {wanted} pictures with each record, as image or images, for "
+        f"{config.model.called}, got {wrong} of {len(samples)} without ({samples.source}, {first})"
     )
 
 

@@ -51,6 +51,8 @@ def gather(config: Config) -> dict[str, Any]:
     for key, texts in (("prompts", train), ("held_out", held_out)):
         if texts is not None:
             found[key] = facts(config, key, texts)
+            if reason := prompt_check.pictureless(config, key, texts):
+                found["problems"].append(reason)
     if train is not None and held_out is not None:
         divided = config.held_out.startswith(prompts.SPLIT)
         found["overlap"] = 0 if divided else int(prompts.shared(train, held_out).sum())

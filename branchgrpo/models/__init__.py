@@ -2,6 +2,7 @@
 
 REGISTRY = {
     "flux": "branchgrpo.models.flux:FluxModel",
+    "flux_kontext": "branchgrpo.models.flux_kontext:FluxKontextModel",
     "sd3": "branchgrpo.models.sd3:SD3Model",
     "qwen_image": "branchgrpo.models.qwen_image:QwenImageModel",
     "flux2_klein": "branchgrpo.models.flux2_klein:Flux2KleinModel",

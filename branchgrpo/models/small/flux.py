@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+PARTS = (
+    *("scheduler", "vae", "transformer"),
+    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+)
 PIXELS = 32  # side of the pictures that the trained model draws
 SCHEDULE_SHIFT = 3.0
 
@@ -73,9 +77,10 @@ def build_tiny_flux(
     return save_tiny_flux(make_tiny_flux(sizes, seed=seed), folder)
 
 
-def small_flux(folder: Path) -> Path:
+def small_flux(folder: Path, pipeline: str = "FluxPipeline") -> Path:
     """FLUX.1 narrower still, with a scheduler that shifts by size, as the real one; 8 pixels a
-    token of the picture."""
+    token of the picture. pipeline: diffusers' class that the folder names."""
+    import diffusers
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     pipe = make_tiny_flux(
@@ -85,6 +90,9 @@ def small_flux(folder: Path) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, max_image_seq_len=4096
         )
+    )
+    pipe = getattr(diffusers, pipeline)(
+        **{name: pipe.components[name] for name in PARTS}  # those that all its pipelines have
     )
     pipe.save_pretrained(folder)
     return folder
