@@ -89,6 +89,11 @@ class RewardOptions(Component):
         whatever workers drew them, tree by tree, leaves by rising number."""
         return False
 
+    @property
+    def elsewhere(self) -> bool:
+        """Another machine scores: what a worker does by itself says nothing of it."""
+        return False
+
     def refusal(self, sample: Sample, height: int, width: int) -> Refusal | None:
         """Why the reward cannot score pictures of this record, asked before anything starts; None
         where it can.

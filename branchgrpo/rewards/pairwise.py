@@ -42,6 +42,10 @@ class PairwiseReward(RewardOptions):
     def grouped(self) -> bool:
         return True
 
+    @property
+    def elsewhere(self) -> bool:
+        return self.of.elsewhere
+
     def check(self) -> None:
         self.of.check()
 

@@ -103,6 +103,10 @@ class RemoteReward(RewardOptions):
         return self.report
 
     @property
+    def elsewhere(self) -> bool:
+        return True
+
+    @property
     def grouped(self) -> bool:
         return self.whole_groups
 

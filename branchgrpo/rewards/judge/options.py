@@ -72,6 +72,10 @@ class JudgeReward(RewardOptions):
         """The template. Raises UserError for one that is wrong."""
         return template("rewards.judge.template", self.template)
 
+    @property
+    def elsewhere(self) -> bool:
+        return True
+
     def reported(self) -> tuple[str, ...]:
         return ("score", *self.asking().criteria)
 
