@@ -90,7 +90,8 @@ def call(config: Config, model: PipelineModel) -> str:
         **model.stock_call(),
     }
     told = ", ".join(f"{name}={value!r}" for name, value in keys.items())
-    return f"pipe(prompt=prompt, {told})"  # some pipelines take a picture first
+    given = ", image=picture" if model.pictures_taken[1] else ""
+    return f"pipe(prompt=prompt{given}, {told})"  # some pipelines take a picture first
 
 
 def _code(config: Config, model: PipelineModel) -> list[str]:
@@ -117,8 +118,13 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
     if model.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     prompt = "a photo of a cat" if not model.embedded else "the number 38 in black on yellow"
+    if size := getattr(model, "source_size", None):
+        prompt = "make it night"
+        resized = f".resize({size[::-1]}, Image.Resampling.LANCZOS)"
+        lines.append(f'picture = Image.open("picture.png").convert("RGB"){resized}')
     return [
         "import torch",
+        *(["from PIL import Image"] if size else []),
         f"from diffusers import {', '.join(sorted(names))}",
         "",
         *lines,

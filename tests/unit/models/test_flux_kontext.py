@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from support import model_checks as checks
+from support.small_trees import quickstart
 
 from branchgrpo.algo.plan import ode_plan
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux_kontext import FluxKontextModel
 from branchgrpo.models.small.flux import small_flux
 from branchgrpo.rollout.sampler import Sampler
+from branchgrpo.runs import model_card
 from branchgrpo.types import Picture, Sample, Subtree, TreeKey
 
 pytestmark = pytest.mark.networks
@@ -149,3 +151,13 @@ def test_sizes_and_pictures_that_do_not_fit_are_refused(
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"prompts: expected a picture at .*broken.png"):
         family.build().encode([Sample(prompt="x", images=(Picture(str(path)),))])
+
+
+def test_the_card_s_code_opens_a_picture(family: checks.Family) -> None:
+    config = quickstart({"run.export": "lora", "model.lora_rank": "2"}).model_copy(
+        update={"model": family.make(lora_rank=2, width=48, source_width=24)}
+    )
+    lines = model_card.text(config, config.model, {"held_out": {}, "iterations": 1}).splitlines()
+    wanted = 'Image.open("picture.png").convert("RGB").resize((24, 32), Image.Resampling.LANCZOS)'
+    assert f"picture = {wanted}" in lines and "from PIL import Image" in lines
+    assert "pipe(prompt=prompt, image=picture, " in "\n".join(lines)
