@@ -1,0 +1,154 @@
+"""Editing from end to end in one process: a small random Kontext, pictures and targets in a file, a
+reward that goes by the metadata and one that is only measured."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from support.in_process import Service
+from support.small_trees import quickstart
+
+from branchgrpo.app.check import check
+from branchgrpo.config.schema import Config
+from branchgrpo.errors import UserError
+from branchgrpo.models.small.flux import small_flux
+from branchgrpo.report.sinks import read
+from branchgrpo.report.terminal import Display
+from branchgrpo.training.carry_out import carry_out
+
+pytestmark = pytest.mark.networks
+
+REWARD = '''
+import numpy as np
+
+def near(images, samples):
+    """As near to the record's grey, and as far from its picture, as it gets."""
+    found = []
+    for image, sample in zip(images, samples, strict=True):
+        assert sample.id.startswith("edit-") and len(sample.images) == 1
+        before = np.asarray(sample.images[0].open().resize(image.size)).astype(float)
+        after = np.asarray(image).astype(float)
+        apart = np.abs(after - before).mean() / 255
+        found.append(apart - abs(after.mean() - sample.metadata["grey"]) / 255)
+    return found
+'''
+KEYS = {
+    "run.iterations": "3",
+    "run.export": "lora",
+    "sampling.steps": "4",
+    "method.splits": "[0, 1]",
+    "method.leaves": "4",
+    "rollout.prompts": "2",
+    "rollout.threads": "1",
+    "learner.threads": "1",
+    "learner.learning_rate": "0.01",
+    "learner.warmup": "0",
+    "evaluation.prompts": "3",
+    "evaluation.prompts_between": "2",
+    "evaluation.pictures": "2",
+    "evaluation.steps": "2",
+    "evaluation.every": "0",
+    "evaluation.rewards": "[{name: jpeg}]",
+    "model.name": "flux_kontext",
+    "model.height": "32",
+    "model.width": "32",
+    "model.lora_rank": "2",
+    "model.max_sequence_length": "16",
+}
+
+
+def records(folder: Path, name: str, count: int, first: int) -> Path:
+    """A .jsonl file with pictures beside it."""
+    draw, rows = np.random.default_rng(first), []
+    for index in range(first, first + count):
+        pixels = draw.integers(0, 256, (20 + index, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        row = {"prompt": f"make it {index}", "id": f"edit-{index}", "image": f"{index}.png"}
+        rows.append(row | {"grey": 10 * index})
+    path = folder / name
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("editing")
+    (folder / "own.py").write_text(REWARD)
+    keys = KEYS | {
+        "model.path": str(small_flux(folder / "kontext", "FluxKontextPipeline")),
+        "prompts": str(records(folder, "train.jsonl", 5, 0)),
+        "held_out": str(records(folder, "held-out.jsonl", 3, 10)),
+        "rewards": json.dumps([{"name": f"{folder / 'own.py'}:near"}]),
+    }
+    found = quickstart(keys)
+    check(found)
+    return found
+
+
+def test_an_editing_run_trains_and_exports_what_the_stock_pipeline_loads(
+    config: Config, tmp_path: Path
+) -> None:
+    from diffusers import FluxKontextPipeline
+
+    service, folder = Service(config), tmp_path / "run"
+    display = Display("test", 1, config.metric, Console(file=StringIO()))
+    summary: Any = carry_out(
+        config, service=service, folder=folder, display=display, interrupted=lambda: False
+    )
+    steps = [row for row in read(folder / "metrics.jsonl") if "update/gradient_norm" in row]
+    assert len(steps) == 3 and all(row["update/gradient_norm"] > 0 for row in steps)
+
+    # what is only measured: at held-out checks alone, beside what trains
+    assert set(summary["held_out"]) == {"total", "near/score", "jpeg/score"}
+    asked = [arguments[0].rewards for _, arguments in service.reward_pools[0].calls]
+    assert set(asked) == {(0,), (0, 1)}
+    assert not any(name.startswith("reward/jpeg") for row in steps for name in row)
+
+    # records beside their scores
+    rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["edit-10", "edit-11", "edit-12"]
+    assert [row["grey"] for row in rows] == [100, 110, 120]
+    assert rows[0].keys() >= {"before", "after"} and rows[0]["after"].keys() == {
+        "total",
+        "near/score",
+        "jpeg/score",
+    }
+    held_out = json.loads((folder / "held_out.json").read_text())
+    assert [row["after"]["total"] for row in rows] == pytest.approx(held_out["after"]["total"])
+
+    pipe = FluxKontextPipeline.from_pretrained(config.model.path)
+    pipe.load_lora_weights(folder / "weights")
+    trained = {
+        name: value for name, value in pipe.transformer.named_parameters() if "lora_B" in name
+    }
+    assert trained and any(bool(torch.count_nonzero(value)) for value in trained.values())
+    assert "pipe(prompt, image=picture" in (folder / "weights" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image": None}, "expected 1 pictures with each record"),
+        ({"image": "gone.png"}, "none at"),
+        ({"image": ["0.png", "1.png"]}, "2 pictures"),
+    ],
+)
+def test_records_without_the_picture_are_refused_before_anything_starts(
+    config: Config, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    path = records(tmp_path, "own.jsonl", 4, 0)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2] |= change
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError) as caught:
+        check(config.model_copy(update={"prompts": str(path)}))
+    assert words in str(caught.value) and "line 3" in str(caught.value)
+    assert "1 of 4 without" in str(caught.value) and "\n" not in str(caught.value)
