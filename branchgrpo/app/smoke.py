@@ -69,7 +69,7 @@ def shrunk(config: Config, folder: Path) -> Config:
         }
     )
     measured = tuple(reward for reward, _ in rewards[trained:])
-    small = _with(small, evaluation=_with(small.evaluation, rewards=measured))
+    small = small.model_copy(update={"evaluation": _with(small.evaluation, rewards=measured)})
     if small.metric not in _scores(small):  # of a reward that is replaced
         small = _with(small, evaluation=_with(small.evaluation, metric=""))
     told = [

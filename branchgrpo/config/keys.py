@@ -25,6 +25,7 @@ from branchgrpo.config.sections import (
     Section,
 )
 from branchgrpo.models.base import ModelOptions
+from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.sinks.base import SinkOptions
 
 Advantage = Annotated[AdvantageOptions, registry.ADVANTAGE]
@@ -76,3 +77,13 @@ class Keys(Section):
     )
     gates: Gates = Field(default_factory=Gates, description="start-up checks")
     cluster: Cluster = Field(default_factory=Cluster, description="how to reach Ray")
+
+    @property
+    def all_rewards(self) -> tuple[RewardOptions, ...]:
+        """Those that train, and after them those that held-out checks measure alone."""
+        return (*self.rewards, *self.evaluation.rewards)
+
+    def reward_key(self, index: int) -> str:
+        """Where the config has one of `all_rewards`."""
+        trained = len(self.rewards)
+        return f"rewards.{index}" if index < trained else f"evaluation.rewards.{index - trained}"

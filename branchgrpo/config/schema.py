@@ -10,7 +10,6 @@ from branchgrpo.algo.credit import Credit
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.config import cross_checks, registry
 from branchgrpo.config.keys import Keys
-from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.sinks.base import SinkOptions
 
 
@@ -43,16 +42,6 @@ class Config(Keys):
     def keeps_behaviour_mean(self) -> bool:
         """Rollouts must keep velocities, since the loss measures from the policy that grew."""
         return self.loss.needs_behaviour_mean and self.learner.old == "behaviour"
-
-    @property
-    def all_rewards(self) -> tuple[RewardOptions, ...]:
-        """Those that train, and after them those that held-out checks measure alone."""
-        return (*self.rewards, *self.evaluation.rewards)
-
-    def reward_key(self, index: int) -> str:
-        """Where the config has one of `all_rewards`."""
-        trained = len(self.rewards)
-        return f"rewards.{index}" if index < trained else f"evaluation.rewards.{index - trained}"
 
     @property
     def reward_groups(self) -> list[tuple[int, ...]]:

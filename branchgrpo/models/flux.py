@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FluxModel(PipelineModel):
-    """FLUX.1-dev, or any folder that diffusers' FluxPipeline loads."""
+class FluxOptions(PipelineModel):
+    """What the models of FLUX.1 have in common."""
 
-    pipeline: ClassVar[str] = "FluxPipeline"
     transformer: ClassVar[str] = "FluxTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = (
         "text_encoder",
@@ -33,12 +32,19 @@ class FluxModel(PipelineModel):
     lora_alphas: ClassVar[bool] = True
     unit: ClassVar[int] = 2
 
-    name: Literal["flux"] = Field("flux", description="the model family")
     guidance: float = Field(3.5, ge=0, description="embedded guidance scale")
     max_sequence_length: int = Field(512, ge=1, description="T5 tokens per prompt")
 
     def family_call(self) -> dict[str, Any]:
         return {"guidance_scale": self.guidance, **super().family_call()}
+
+
+class FluxModel(FluxOptions):
+    """FLUX.1-dev, or any folder that diffusers' FluxPipeline loads."""
+
+    pipeline: ClassVar[str] = "FluxPipeline"
+
+    name: Literal["flux"] = Field("flux", description="the model family")
 
     def write_small(self, folder: Path) -> None:
         from branchgrpo.models.small.flux import small_flux
@@ -52,7 +58,7 @@ class FluxModel(PipelineModel):
 class Flux(PipelineAdapter):
     """A loaded FLUX."""
 
-    options: FluxModel
+    options: FluxOptions
 
     def prepare(self) -> None:
         config, unit = self.options.denoiser_config(), 2 * self.options.scale()

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ALL_PARTS, Part
-from branchgrpo.models.flux import Flux, FluxModel
+from branchgrpo.models.flux import Flux, FluxOptions
 from branchgrpo.models.pictures import opened
 from branchgrpo.types import Sample
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FluxKontextModel(FluxModel):
+class FluxKontextModel(FluxOptions):
     """FLUX.1-Kontext-dev, or any folder that diffusers' FluxKontextPipeline loads. Each record has
     the picture to edit, its prompt is the instruction."""
 

@@ -21,14 +21,8 @@ SMALL_TOKENS = 24
 SCHEDULER = "scheduler/scheduler_config.json"
 
 JOINT_ATTENTION = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
 )
 """diffusers' names of the projections where pictures and text attend to one another."""
 
@@ -260,6 +254,11 @@ class PipelineModel(ModelOptions):
     @property
     def picture_size(self) -> tuple[int, int]:
         return self.height, self.width
+
+    @property
+    def source_size(self) -> tuple[int, int]:
+        """Height and width that records' pictures are resized to; 0 where it sees none."""
+        return 0, 0
 
     def needed_files(self) -> list[str]:
         return [*super().needed_files(), *([self.lora_path] if self.lora_path else [])]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.own_parts import own_parts
-from support.records import records
+from support.records import records, seen_by
 from support.remote_peers import Plain, running
 from support.small_clips import aesthetic_reward, clip_reward, hps_reward
 from support.small_trees import header, plan_of
@@ -23,6 +23,7 @@ from branchgrpo.algo.tree import topology
 from branchgrpo.config.registry import TABLES
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.models.pipeline import PipelineAdapter
+from branchgrpo.models.small.flux import small_flux
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
@@ -41,10 +42,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Rewards
 
-SMALL_REWARDS = ("jpeg", "ocr", "remote", "own:Bright", "own:brightness")
+SMALL_REWARDS = ("jpeg", "ocr", "pairwise", "remote", "own:Bright", "own:brightness")
 
 
-ELSEWHERE = {"image_reward", "video_align"}
+ELSEWHERE = {"colour", "geneval", "image_reward", "judge", "video_align"}
 """See above."""
 
 
@@ -110,6 +111,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sd3": small_sd3(folder / "sd3"),
         "qwen_image": small_qwen_image(folder / "qwen"),
+        "flux_kontext": small_flux(folder / "kontext", "FluxKontextPipeline"),
         "flux2_klein": small_flux2_klein(folder / "klein"),
         "z_image": small_z_image(folder / "z-image"),
         "wan": small_wan(folder / "wan"),
@@ -118,7 +120,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def encoders_may_rest(model: PipelineAdapter) -> None:
     """In other memory, but while they encode; see tests/unit/models/test_offload.py."""
-    wanted = model.encode(records(["a red cube"])).arrays
+    samples = seen_by(model.options, ["a red cube"])
+    wanted = model.encode(samples).arrays
     parts = [getattr(model.pipe, part) for part in model.options.text_parts]
     encoders = [part for part in parts if isinstance(part, torch.nn.Module)]
     model.offloaded = Offloaded(encoders, "cpu")
@@ -128,7 +131,7 @@ def encoders_may_rest(model: PipelineAdapter) -> None:
         part.register_forward_pre_hook(
             lambda module, _: seen.add(next(module.parameters()).data_ptr())
         )
-    found = model.encode(records(["a red cube"])).arrays
+    found = model.encode(samples).arrays
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert len(seen) == len(encoders) > 0 and not seen & set(rest)
     assert [next(part.parameters()).data_ptr() for part in encoders] == rest
@@ -145,7 +148,7 @@ def test_models_do_what_the_method_asks(name: str, own: Path, folders: dict[str,
     assert options.schedule(5).levels.shape == (6,) and options.picture_size == (32, 48)
     assert not options.adapter_rank and set(options.computing) <= set(type(options).model_fields)
     model = options.build("cpu")
-    cond = model.conditioning(model.encode(records(["a red cube", "the number 38"])))
+    cond = model.conditioning(model.encode(seen_by(options, ["a red cube", "the number 38"])))
     if isinstance(model, PipelineAdapter):
         encoders_may_rest(model)
     x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))

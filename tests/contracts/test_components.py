@@ -1,9 +1,9 @@
 """What every component keeps, of each table and of a plug-in of each kind: its options are
 described and checked, it is written and read back, it travels, and it works on a CPU.
 
-Two rewards are not built here, for want of weights: image_reward and video_align, whose small
-checkpoints are made, layer by layer, where they are held against the originals
-(tests/unit/rewards/test_image_reward.py, test_video_align.py).
+Some rewards are not built here, for want of weights, an endpoint or records that suit them:
+colour, geneval, image_reward, judge and video_align, which tests of their own build
+(tests/unit/rewards).
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_an_editing_run_trains_and_exports_what_the_stock_pipeline_loads(
         name: value for name, value in pipe.transformer.named_parameters() if "lora_B" in name
     }
     assert trained and any(bool(torch.count_nonzero(value)) for value in trained.values())
-    assert "pipe(prompt, image=picture" in (folder / "weights" / "README.md").read_text()
+    assert "pipe(prompt=prompt, image=picture" in (folder / "weights" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
-"""Records of prompts that stand alone."""
+"""Records for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from io import BytesIO
 
-from branchgrpo.types import Sample, ScoreRequest, Subtree, TreeKey
+from PIL import Image
+
+from branchgrpo.models.base import ModelOptions
+from branchgrpo.types import Picture, Sample, ScoreRequest, Subtree, TreeKey
 
 
 def record(text: str) -> Sample:
@@ -27,3 +32,13 @@ def request_of(texts: Iterable[str]) -> ScoreRequest:
         places=tuple((0, row) for row in range(len(samples))),
         samples=samples,
     )
+
+
+def seen_by(options: ModelOptions, texts: Iterable[str]) -> list[Sample]:
+    """Records of these prompts, with as many grey pictures as the model must have."""
+    file = BytesIO()
+    Image.new("RGB", (24, 16), (90, 90, 90)).save(file, "PNG")
+    pictures = tuple(
+        Picture(f"picture {index}", file.getvalue()) for index in range(options.pictures_taken[0])
+    )
+    return [replace(sample, images=pictures) for sample in records(texts)]

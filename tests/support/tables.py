@@ -30,6 +30,8 @@ EVERY = SHIPPED + [(kind, f"own:{name}") for kind, names in MEMBERS.items() for 
 
 NEEDED = {
     "remote": {"url": "http://127.0.0.1:1"},
+    "judge": {"url": "http://127.0.0.1:1/v1", "model": "judge"},
+    "pairwise": {"of": "{name: jpeg}"},
     "trunk": {"children": "4"},
     "wandb": {"project": "mine"},
     "mlflow": {"uri": "http://127.0.0.1:9"},

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from requests import Response
 
-    from branchgrpo.rewards.judge.options import JudgeReward
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """HTTP statuses after which the same question may be answered later."""
@@ -45,12 +45,23 @@ class NoAnswer(RuntimeError):
     """The judge gave no answer that can be used, however often it was asked."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How it is asked; see JudgeReward's keys of the same names."""
+
+    temperature: float
+    retries: int
+    backoff_seconds: float
+    timeout_seconds: float
+    max_calls: int
+
+
 class Judge:
     """An endpoint. Threads may ask at once; what was answered lately is not asked again."""
 
-    def __init__(self, options: JudgeReward, token: str, log: Path | None):
-        self.options = options
-        self.url = f"{options.url.rstrip('/')}/chat/completions"
+    def __init__(self, url: str, model: str, manner: Manner, *, token: str, log: Path | None):
+        self.model, self.manner = model, manner
+        self.url = f"{url.rstrip('/')}/chat/completions"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.log = log
         self.random = Random()
@@ -82,11 +93,11 @@ class Judge:
         read: Callable[[Mapping[str, Any]], Any],
         kind: str,
     ) -> Any:
-        messages = [{"role": "system", "content": system}] if system else []
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": list(content)})
-        options = self.options
+        options = self.manner
         request = {
-            "model": options.model,
+            "model": self.model,
             "messages": messages,
             "temperature": options.temperature,
             "seed": 0,
@@ -131,7 +142,7 @@ class Judge:
                 self.url,
                 json=request,
                 headers=self.headers,
-                timeout=self.options.timeout_seconds,
+                timeout=self.manner.timeout_seconds,
                 allow_redirects=False,
             )
         except requests.RequestException as error:
@@ -155,7 +166,7 @@ class Judge:
 
     def _count(self) -> None:
         with self._lock:
-            if 0 < self.options.max_calls <= self.calls:
+            if 0 < self.manner.max_calls <= self.calls:
                 raise UserError(
                     f"rewards.judge.max_calls: {self.calls} calls were made by this worker, which "
                     "is all that it may make"

@@ -7,6 +7,8 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +20,7 @@ from pydantic import Field
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.rewards.http import protocol
-from branchgrpo.rewards.judge.asking import Judge, NoAnswer, shown
+from branchgrpo.rewards.judge.asking import Judge, Manner, NoAnswer, shown
 from branchgrpo.rewards.judge.template import Absent, Template, filled, template
 from branchgrpo.types import F32, U8, Sample
 
@@ -124,12 +126,14 @@ class JudgeScorer(Scorer):
             folder.mkdir(parents=True, exist_ok=True)
             log = folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
         token = protocol.token_of("rewards.judge.token_env", options.token_env)
-        self.judge = Judge(options, token, log)
+        keys = (field.name for field in fields(Manner))
+        manner = Manner(**{key: getattr(options, key) for key in keys})
+        self.judge = Judge(options.url, options.model, manner, token=token, log=log)
 
     def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         """Raises NoAnswer where no picture has an answer; single ones without have no number."""
         found = self._together(
-            [lambda row=row: self._one(pixels[row], samples[row]) for row in range(len(pixels))]
+            [partial(self._one, *both) for both in zip(pixels, samples, strict=True)]
         )
         names = ("score", *self.template.criteria)
         rows = [dict.fromkeys(names, np.nan) if row is None else row for row in found]
@@ -157,9 +161,10 @@ class JudgeScorer(Scorer):
             return self.judge.yes(content, LETTERS, self.template.system)
 
         orders = [order for one, other in pairs for order in ((one, other), (other, one))]
-        found = self._together([lambda order=order: first(*order) for order in orders])
+        found = self._together([partial(first, *order) for order in orders])
         values = np.array([np.nan if value is None else value for value in found], np.float32)
-        return (values[::2] + 1 - values[1::2]) / 2
+        better: F32 = ((values[::2] + 1 - values[1::2]) / 2).astype(np.float32)
+        return better
 
     def _together(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
         """What each comes to, None for one without an answer; a few at a time. Raises NoAnswer

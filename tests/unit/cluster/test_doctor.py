@@ -478,9 +478,8 @@ def test_what_a_config_wants() -> None:
         "checkpoint.folder"
     ] == os.path.abspath("here")
     found = examine(own.own(config))
-    assert set(found) == {"model", "prompts", "rewards.0 (ocr)"} and all(
-        finding.state == "ok" for finding in found.values()
-    )
+    wanted = {"model", "prompts", "rewards.0 (ocr)", "evaluation.rewards.0 (colour)"}
+    assert set(found) == wanted and all(finding.state == "ok" for finding in found.values())
 
 
 def test_a_model_and_a_reward_that_are_not_there(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def command(
     given: dict[str, str],
     *more: str,
 ) -> tuple[int, str]:
+    given = {"evaluation.rewards": "[]", **given}
     options = [part for key, value in given.items() for part in (f"--{key}", value)]
     monkeypatch.setattr(sys, "argv", ["run.py", "prompts", *more, *options])
     monkeypatch.setenv("COLUMNS", "100")

@@ -27,7 +27,7 @@ def drawn(ground: tuple[int, ...], ink: tuple[int, ...] | None, edge: bool = Tru
 
 def scores(picture: np.ndarray, prompt: str) -> tuple[float, float, float]:
     found = ColourReward().build(Resources()).score(picture[None], [Sample(prompt=prompt)])
-    return tuple(float(found[name][0]) for name in ("ink", "ground", "score"))  # type: ignore[return-value]
+    return float(found["ink"][0]), float(found["ground"][0]), float(found["score"][0])
 
 
 @pytest.mark.parametrize("ground", ["white", "black", "yellow", "cyan", "pink"])

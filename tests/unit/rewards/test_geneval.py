@@ -28,7 +28,8 @@ from transformers import (
 from branchgrpo.errors import UserError
 from branchgrpo.models.small.tokenizers import make_clip_tokenizer
 from branchgrpo.rewards.base import Resources
-from branchgrpo.rewards.geneval.options import GREY, GenEvalReward
+from branchgrpo.rewards.geneval.colours import GREY
+from branchgrpo.rewards.geneval.options import GenEvalReward
 from branchgrpo.rewards.geneval.rules import COLOURS, Detection
 from branchgrpo.types import Sample
 

@@ -285,4 +285,5 @@ def test_parts_of_a_record_stand_in_a_template(tmp_path: Path) -> None:
     reward = JudgeReward(url="http://h/v1", model="m", template=str(path))
     sample = Sample(prompt="a {prompt}", id="7", negative_prompt="b", metadata={"tags": [1, "é"]})
     assert reward.asking().asked(sample) == '7: a {prompt}, not b; [1, "é"] {other}'
-    assert "metadata 'tags'" in reward.refusal(Sample(prompt="x"), 0, 0).detail  # type: ignore[union-attr]
+    refused = reward.refusal(Sample(prompt="x"), 0, 0)
+    assert refused and "metadata 'tags'" in refused.detail
