@@ -201,7 +201,7 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks(tmp_path: Path) -> 
     from branchgrpo.app.service import ray_service
 
     alone = config_for(tmp_path, workers=1, fork_depth=0, ranks=1)
-    several = config_for(tmp_path, workers=2, fork_depth=2, ranks=2)
+    several = config_for(tmp_path, workers=3, fork_depth=2, ranks=2)
     whole, _ = one_iteration(alone, InProcess(alone))
     service = ray_service(several)
     grown: list[tuple[int, SegmentRequest]] = []  # worker, and what it was to grow
