@@ -19,7 +19,7 @@ from branchgrpo.data.lists import Listed, Prompts
 from branchgrpo.data.tables import CsvFile, ParquetFile, TsvFile
 from branchgrpo.data.views import Indices, Rest, Taken
 from branchgrpo.errors import UserError, one_line
-from branchgrpo.models.base import EMBEDDED
+from branchgrpo.models.places import EMBEDDED
 
 if TYPE_CHECKING:
     from branchgrpo.config.schema import Config

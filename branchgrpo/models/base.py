@@ -12,13 +12,13 @@ from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.errors import UserError
+from branchgrpo.models import places
+from branchgrpo.models.places import EMBEDDED
 from branchgrpo.types import U8, Component, Conditioning, Sample
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-EMBEDDED = "embedded:"
 
 Part = Literal["denoiser", "encoders", "decoder"]
 """What of a model a process loads: learners need only the denoiser."""
@@ -34,7 +34,8 @@ class ModelOptions(Component):
     attention_layers: ClassVar[tuple[str, ...]] = ()  # where LoRA adapters go unless told otherwise
 
     path: str = Field(
-        description="folder in diffusers layout, or embedded:NAME for one shipped with the package"
+        description="folder in diffusers layout; OWNER/NAME on the Hugging Face Hub, see "
+        "docs/models.md; or embedded:NAME for one shipped with the package"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the weights and of the forward pass"
@@ -48,16 +49,7 @@ class ModelOptions(Component):
     def folder(self) -> Path:
         """Where the weights are. Raises UserError when the folder or its model_index.json is
         missing."""
-        if self.embedded:
-            folder = Path(__file__).parents[1] / "assets" / self.path.removeprefix(EMBEDDED)
-        else:
-            folder = Path(self.path).expanduser()
-        if not (folder / "model_index.json").is_file():
-            raise UserError(
-                "model.path: expected a diffusers folder with model_index.json, found none "
-                f"at {folder}"
-            )
-        return folder
+        return places.folder_of(self.path)
 
     @property
     def embedded(self) -> bool:
@@ -95,7 +87,8 @@ class ModelOptions(Component):
         return ""
 
     def needed_files(self) -> list[str]:
-        return [] if self.embedded else [str(Path(self.path) / "model_index.json")]
+        there = self.embedded or places.on_hub(self.path)
+        return [] if there else [str(Path(self.path) / "model_index.json")]
 
     def shared_folders(self) -> dict[str, str]:
         """Folders that driver and workers must share, by config key."""

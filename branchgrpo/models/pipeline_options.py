@@ -283,7 +283,7 @@ class PipelineModel(ModelOptions):
     def sizes_of(self) -> str:
         folder = Path(self.path).expanduser()
         there = self.embedded or (folder / "model_index.json").is_file()
-        return "" if there else folder.name
+        return "" if there else folder.name.partition("@")[0]
 
     def without_weights(self, parts: tuple[Part, ...]) -> Adapter:
         # the adapter's file, compiling and other attention change no shape

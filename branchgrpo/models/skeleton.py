@@ -31,7 +31,7 @@ def folder_of_sizes(path: str) -> Path:
     folder = Path(path).expanduser()
     if (folder / "model_index.json").is_file():
         return folder
-    known = PUBLISHED / PurePath(path).name
+    known = PUBLISHED / PurePath(path).name.partition("@")[0]
     if not known.is_dir():
         raise UserError(
             f"model.path: expected a diffusers folder with model_index.json, or a last part among "

@@ -15,6 +15,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.files.regular import opened, read
 from branchgrpo.files.safetensors_header import header
+from branchgrpo.models import places as model_places
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 
@@ -89,7 +90,8 @@ def _section(dump: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _place(path: str) -> str:
-    return path if ":" in path else str(Path(path).expanduser().resolve())
+    named = ":" in path or model_places.on_hub(path)
+    return path if named else str(Path(path).expanduser().resolve())
 
 
 def model_digest(folder: Path) -> str:
