@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -200,10 +201,16 @@ def template(key: str, name: str) -> Template:
     shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
     path = shipped.get(name) or existing(key, name, f"a .yaml file or one of {', '.join(shipped)},")
     try:
-        return Template.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return _read(path, path.stat().st_mtime_ns)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{key}: {path}: {where and f'{where}: '}{first['msg']}") from error
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{key}: expected YAML, cannot read {path}: {one_line(error)}") from error
+
+
+@lru_cache(maxsize=16)  # every record of a prompt file is held against it
+def _read(path: Path, changed: int) -> Template:
+    del changed
+    return Template.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
