@@ -31,8 +31,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._events = folder / "tensorboard"
-        # TensorBoard leaves out earlier events from this iteration on
-        self._purged: int | None = None
+        self._purged: int | None = None  # see _purge
         self._writer: EventFileWriter | None = None
         self._sinks = tuple(sinks)
         self._begun = perf_counter()
@@ -77,9 +76,10 @@ class MetricsLog:
     def rewind(self, iteration: int) -> None:
         """Forget metrics of later iterations: they are done again. `elapsed` goes on from what is
         kept. TensorBoard is told to leave them out; W&B and MLflow take nothing back."""
-        if self._writer:
-            self._writer.close()
-        self._writer, self._purged = None, iteration + 1
+        if self._writer:  # another file's name might come before this one's within a second
+            self._writer.add_event(_purge(iteration + 1))
+        else:
+            self._purged = iteration + 1
         self._file.close()
         path = Path(self._file.name)
         kept = [record for record in read(path) if record["iteration"] <= iteration]
@@ -89,16 +89,22 @@ class MetricsLog:
 
 
 def _event_writer(folder: Path, purged: int | None) -> EventFileWriter:
-    """A new file of events. purged: iterations from this one on in earlier files are left out by
-    TensorBoard. Its own package writes them: torch's writer would load torch into the driver."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    """A new file of events; with `_purge` first. TensorBoard's own package writes them: torch's
+    writer would load torch into the driver."""
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     writer = EventFileWriter(str(folder), flush_secs=10)
     if purged is not None:
-        log = SessionLog(status=SessionLog.START)
-        writer.add_event(Event(wall_time=time(), step=purged, session_log=log))
+        writer.add_event(_purge(purged))
     return writer
+
+
+def _purge(iteration: int) -> Event:
+    """TensorBoard leaves out what it has read before from this iteration on."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    log = SessionLog(status=SessionLog.START)
+    return Event(wall_time=time(), step=iteration, session_log=log)
 
 
 def _scalars(iteration: int, metrics: Mapping[str, float]) -> Event:

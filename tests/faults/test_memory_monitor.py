@@ -15,7 +15,7 @@ from cluster.rank_group import RankGroup
 
 pytestmark = pytest.mark.alone  # what others take would count as well
 
-MARGIN = 2 << 30
+MARGIN = 4 << 30
 """Bytes beside what is used now, above which the monitor ends actors: these take less until they
 swell."""
 

@@ -118,6 +118,7 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.pictures": ("1", WHOLE, {}),
     "evaluation.metric": ("ocr/edit", WHOLE, {}),
     "evaluation.kept_mb": ("1", AT_START, {}),
+    "evaluation.rewards": ("[{name: jpeg}]", AT_START, {}),
     "learner.ranks": ("2", AT_START, {}),
     "learner.max_ranks": ("2", AT_START, {}),
     "learner.parallel": ("fsdp", AT_START, {}),

@@ -21,7 +21,7 @@ from branchgrpo.errors import StaleFence, UserError
 from branchgrpo.training.loop import step, train
 from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import EVALUATION
+from branchgrpo.types import EVALUATION, Sample
 
 
 @dataclass
@@ -252,10 +252,10 @@ def test_what_is_easily_overlooked_is_said_once_and_counted(tmp_path: Path) -> N
     log = Memory()
     score = service.reward_pools[0].workers[0].scorers[0][1].score
 
-    def failing(pixels: Any, texts: list[str]) -> Any:
-        scores = score(pixels, texts)
+    def failing(pixels: Any, samples: list[Sample]) -> Any:
+        scores, bad = score(pixels, samples), [one.prompt[:13] for one in samples]
         return {
-            name: np.where([text.startswith("the number 16") for text in texts], np.nan, values)
+            name: np.where(np.array(bad) == "the number 16", np.nan, values)
             for name, values in scores.items()
         }
 

@@ -21,7 +21,7 @@ from branchgrpo.config import load as configs
 from branchgrpo.models.small.wan import small_wan
 from branchgrpo.report.terminal import Display
 from branchgrpo.training.carry_out import carry_out
-from branchgrpo.types import EVALUATION, LeafMedia
+from branchgrpo.types import EVALUATION, LeafMedia, ScoreRequest
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ def test_a_run_trains_on_short_videos_and_is_judged_by_long_ones(
     scorer = service.reward_pools[0].workers[0]
     score = scorer.score
 
-    def spy(media: LeafMedia, prompts: list[str]) -> Any:
+    def spy(request: ScoreRequest, media: LeafMedia) -> Any:
         seen.update(
             (subtree.key.iteration == EVALUATION, media.pixels.shape[1:])
-            for subtree in media.subtrees
+            for subtree in request.subtrees
         )
-        return score(media, prompts)
+        return score(request, media)
 
     scorer.score = spy
     before = service.rollout_pool.workers[0].fingerprint()

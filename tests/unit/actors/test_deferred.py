@@ -21,6 +21,13 @@ def test_an_instance_passes_calls_on_to_one_of_the_class() -> None:
     assert not hasattr(made, "elements")
 
 
+def signature(method: Any) -> inspect.Signature:
+    """Without what Ray's tracing has added, where an actor was made of the class before."""
+    found = inspect.signature(method)
+    named = [value for name, value in found.parameters.items() if name != "_ray_trace_ctx"]
+    return found.replace(parameters=named)
+
+
 @pytest.mark.parametrize(
     ("real", "stands_in", "protocol"),
     [
@@ -36,9 +43,9 @@ def test_what_is_called_is_there(real: Any, stands_in: Any, protocol: type) -> N
     assert {"ping", "configure", "grow" if "grow" in names else "update"} <= names
     for name in names:
         assert getattr(real, name) is not called[name], name
-        wanted = inspect.signature(called[name])
-        assert inspect.signature(getattr(real, name)) == wanted, name
-        assert inspect.signature(getattr(stands_in, name)) == wanted, name
+        wanted = signature(called[name])
+        assert signature(getattr(real, name)) == wanted, name
+        assert signature(getattr(stands_in, name)) == wanted, name
     assert stands_in.__name__ == real.__name__
 
 

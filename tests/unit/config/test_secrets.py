@@ -65,12 +65,9 @@ def test_nothing_that_is_written_holds_a_secret(
     text = config.dump(found)
     assert SECRET not in text and text.count(MASK) == 6
     assert SECRET not in str(config.plain(found))
-    argv = [
-        "run.py",
-        "config",
-        *(part for key, value in KEYS.items() for part in (f"--{key}", value)),
-    ]
-    monkeypatch.setattr("sys.argv", argv)
+    given = {"evaluation.rewards": "[]", **KEYS}
+    options = [part for key, value in given.items() for part in (f"--{key}", value)]
+    monkeypatch.setattr("sys.argv", ["run.py", "config", *options])
     assert main() == 0 and capsys.readouterr().out == text
     comparison = Comparison(
         base=Path("configs/quickstart.yaml").resolve(),

@@ -81,6 +81,7 @@ def test_a_guided_pair_of_wan(frames: int, teraflops: float) -> None:
     ("name", "billions"),  # as their authors state them
     [
         ("FLUX.1-dev", 11.9),
+        ("FLUX.1-Kontext-dev", 11.9),
         ("FLUX.2-klein-base-4B", 3.9),
         ("Qwen-Image", 20.4),
         ("Wan2.1-T2V-1.3B-Diffusers", 1.4),
@@ -98,8 +99,9 @@ def test_published_sizes(name: str, billions: float) -> None:
         "Wan2.1": "wan2.1-1.3b-1node",
         "Z-Imag": "z-image-1gpu",
     }
+    known = "flux.1-kontext-1gpu" if "Kontext" in name else base.get(name[:6])
     config = shipped(
-        base.get(name[:6], "sd3.5-medium-1node"),
+        known or "sd3.5-medium-1node",
         model__lora_rank=0,
         run__export="none",
         model__path=f"/nowhere/{name}",
@@ -110,7 +112,7 @@ def test_published_sizes(name: str, billions: float) -> None:
 
 
 def test_each_published_folder_is_tried_above() -> None:
-    assert len(published()) == 8 and all((PUBLISHED / name).is_dir() for name in published())
+    assert len(published()) == 9 and all((PUBLISHED / name).is_dir() for name in published())
 
 
 def test_a_model_of_unknown_sizes_is_refused() -> None:
