@@ -4,6 +4,7 @@ change from one driver to the next."""
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,22 @@ def changes(old: Mapping[str, Any], config: Config) -> list[str]:
     """A line for each key whose value is another than in the resolved config `old`; keys that only
     one of them has are of components that were exchanged, or of another version."""
     before, now = dict(leaves(old)), dict(leaves(shown(config)))
+    # sections where there were none
+    now |= {
+        key: [value for name, value in now.items() if _is_name(name, key)]
+        for key, was in before.items()
+        if was == [] and f"{key}.0.name" in now
+    }
     return [
         f"{key}: {before[key]} → {value}"
         for key, value in now.items()
         if key in before and before[key] != value
     ]
+
+
+def _is_name(key: str, section: str) -> bool:
+    """Does it name a component of a list?"""
+    return bool(re.fullmatch(re.escape(section) + r"\.\d+\.name", key))
 
 
 def shown(config: Config) -> dict[str, Any]:
@@ -222,6 +234,7 @@ CHECKED_BY = (
     "run.seed",
     "evaluation.prompts",
     "evaluation.steps",
+    "evaluation.rewards",
 )
 """What the held-out scores before training depend on, beside what a run is."""
 

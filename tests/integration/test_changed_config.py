@@ -152,6 +152,7 @@ def test_scores_before_training_are_measured_again_where_the_check_is_another(
         ("sampling.steps", "5"),
         ("run.seed", "1"),
         ("rewards.0.weight", "2.0"),
+        ("evaluation.rewards", "[{name: jpeg}]"),
     ):
         assert not checked_alike(saved, config(**{key: value})), key
     (folder / "held_out.json").write_text("")  # damaged: measured again too
