@@ -144,6 +144,7 @@ def answering(body: bytes) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_reward_server_that_speaks_no_msgpack_ends_the_run(running: Head, tmp_path: Path) -> None:
     """The reward's worker asks it, not the driver: the models are being loaded meanwhile."""
     with answering(NO_MSGPACK) as url:
@@ -188,6 +189,7 @@ def test_a_reward_server_answers_bytes_that_are_no_msgpack_and_goes_on() -> None
         assert server.wait(SECONDS) == 0 and not server.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_working_directory_over_the_limit(tmp_path: Path) -> None:
     with (tmp_path / "data.bin").open("wb") as file:
         file.truncate(600 << 20)  # takes no room on the disk

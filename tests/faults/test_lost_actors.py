@@ -135,7 +135,7 @@ def updating(made: RayService, act: Any, deadline: float = 300.0) -> None:
 
 
 @both
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_rank_killed_inside_an_update(
     stage: Stage, layout: dict[str, str], plain: Run, tmp_path: Path, at: int
 ) -> None:

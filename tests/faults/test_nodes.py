@@ -100,6 +100,7 @@ def drain(which: Any, seconds: float) -> None:
     assert accepted, why
 
 
+@pytest.mark.slow
 def test_a_node_that_holds_prefixes_is_lost(
     cluster: Cluster, ground: Ground, undisturbed: Run, tmp_path: Path
 ) -> None:

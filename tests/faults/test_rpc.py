@@ -25,6 +25,7 @@ session.stop()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["req", "resp"])
 def test_lost_requests_and_replies(tmp_path: Path, lost: str) -> None:
     """A sixth of all calls fails, six times; a call whose reply is lost has run, and is repeated
