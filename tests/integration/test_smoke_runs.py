@@ -130,16 +130,18 @@ def test_the_command_passes(name: str, tmp_path: Path, short: Path) -> None:
 
 @pytest.mark.slow
 def test_one_that_fails_says_so(tmp_path: Path, short: Path) -> None:
-    """A scorer that nobody serves: of what is there, nothing is replaced."""
-    keys = {"name": "remote", "url": "http://127.0.0.1:9", "retries": "0"}
+    """A reward of one's own that cannot score: nothing stands in for it."""
+    (tmp_path / "own.py").write_text(
+        "def broken(images, samples):\n    raise ValueError('no such scale')\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "branchgrpo", "train", "--smoke"]
-        + [f"--rewards.0.{key}={value}" for key, value in keys.items()],
+        [sys.executable, "-m", "branchgrpo", "train", "--smoke", "--rewards.0.name=./own.py:broken"]
+        + ["--evaluation.rewards", "[]"],
         capture_output=True,
         text=True,
         timeout=600,
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(short)},
     )
-    assert done.returncode != 0 and "127.0.0.1:9" in done.stderr
+    assert done.returncode != 0 and "no such scale" in done.stderr
     assert "smoke: passed" not in done.stdout
