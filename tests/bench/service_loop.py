@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from service_pool import Sleeper
-from support.small_runs import busy, carried, config, kill
+from support.small_runs import busy, carried, embedded, kill
 
 from actors.calls import LearnerCalls
 from actors.pools import Rollouts
@@ -153,7 +153,7 @@ def hidden() -> dict[str, Any]:
         kept = Kept()
         rank_group.form()  # its version begins at 0
         run = Run(
-            config(**options),
+            embedded(**options),
             service,
             name="bench",
             log=kept,  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ def recovery() -> dict[str, Any]:
             made.learner_group.begin = begun  # type: ignore[method-assign]
 
     with tempfile.TemporaryDirectory() as folder:
-        run = carried(Path(folder) / "run", config(**{"run.iterations": str(LAST)}), sabotage)
+        run = carried(Path(folder) / "run", embedded(**{"run.iterations": str(LAST)}), sabotage)
     took = {iteration: first[iteration] - first[iteration - 1] for iteration in range(2, LAST)}
     hit = [kill + 1 for kill in ROLLOUT_KILLS + LEARNER_KILLS]
     usual = median(

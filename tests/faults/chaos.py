@@ -31,7 +31,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parent)]
 
 from support.small_cluster import Head, environment, head  # noqa: E402
-from support.small_runs import ROOT, SMALL  # noqa: E402
+from support.small_runs import ROOT, small  # noqa: E402
 
 from branchgrpo.report.sinks import read  # noqa: E402
 
@@ -86,7 +86,7 @@ class Driver:
             "checkpoint.keep": "1000",
             "rollout.prompts": "2",
         }
-        keys = SMALL | options | LAYOUTS[layout]
+        keys = small() | options | LAYOUTS[layout]
         parts = [part for key, value in keys.items() for part in (f"--{key}", value)]
         self.command = [sys.executable, str(ROOT / "run.py"), "train", "--resume", "auto", *parts]
         self.begun, self.failed = 0, 0

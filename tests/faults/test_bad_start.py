@@ -18,7 +18,7 @@ import msgpack
 import pytest
 import requests
 from support.small_cluster import TOKEN, Head, environment, head
-from support.small_runs import ROOT, SMALL
+from support.small_runs import ROOT, small
 
 SECONDS = 120
 """Most that a refusal may take here, where others work too; alone it takes less than 5."""
@@ -148,7 +148,7 @@ def answering(body: bytes) -> Iterator[str]:
 def test_a_reward_server_that_speaks_no_msgpack_ends_the_run(running: Head, tmp_path: Path) -> None:
     """The reward's worker asks it, not the driver: the models are being loaded meanwhile."""
     with answering(NO_MSGPACK) as url:
-        keys = SMALL | {
+        keys = small() | {
             "rollout.workers": "1",
             "rewards": json.dumps([{"name": "remote", "url": url}]),
             "cluster.address": running.address,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.small_cluster import environment, head
-from support.small_runs import ITERATIONS, ROOT, SMALL, Run, carried, config
+from support.small_runs import ITERATIONS, ROOT, Run, carried, config, small
 
 from branchgrpo.report.sinks import read
 
@@ -35,7 +35,7 @@ def plain(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def arguments(folder: Path, **options: str) -> list[str]:
-    keys = SMALL | ALONE | {"run.folder": str(folder), "cluster.dashboard": "false"} | options
+    keys = small() | ALONE | {"run.folder": str(folder), "cluster.dashboard": "false"} | options
     return [
         sys.executable,
         str(ROOT / "run.py"),

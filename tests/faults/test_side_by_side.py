@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.small_cluster import environment, head
-from support.small_runs import ROOT, SMALL
+from support.small_runs import ROOT, small
 
 from branchgrpo.report.sinks import read
 
@@ -55,7 +55,7 @@ def test_two_seeds_at_once_twice_and_one_is_killed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with ExitStack() as stack, head() as cluster:
         options = (
-            SMALL
+            small()
             | LITTLE
             | {"run.folder": str(runs), "run.name": "flux", "cluster.address": cluster.address}
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.in_process import Service
-from support.small_runs import carried, config
+from support.small_runs import carried, embedded
 from support.training import Memory, run_of
 
 from branchgrpo.config.schema import Config
@@ -38,7 +38,7 @@ def placed(layout: str, device: str) -> Config:
     changes = SMALL | {"cluster.layout": layout}
     changes |= {"rollout.workers": "0"} if layout == "shared" else {}
     share = SHARES[layout] if device.startswith("cuda") else {}
-    return config(**changes, **{f"{role}.gpus": str(part) for role, part in share.items()})
+    return embedded(**changes, **{f"{role}.gpus": str(part) for role, part in share.items()})
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     """Records of the same run in one process, on the CPU."""
-    loaded, log = config(**SMALL), Memory()
+    loaded, log = embedded(**SMALL), Memory()
     assert train(run_of(loaded, Service(loaded), tmp_path_factory.mktemp("cpu"), log=log)).complete
     return log.updates
 

@@ -134,9 +134,9 @@ def test_one_that_fails_says_so(tmp_path: Path, short: Path) -> None:
     (tmp_path / "own.py").write_text(
         "def broken(images, samples):\n    raise ValueError('no such scale')\n"
     )
+    keys = ["--rewards.0.name=./own.py:broken", "--evaluation.rewards=[]"]
     done = subprocess.run(
-        [sys.executable, "-m", "branchgrpo", "train", "--smoke", "--rewards.0.name=./own.py:broken"]
-        + ["--evaluation.rewards", "[]"],
+        [sys.executable, "-m", "branchgrpo", "train", "--smoke", *keys],
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,5 +1,5 @@
-"""Short real runs on a local Ray, in which things are made to fail: the embedded model, recogniser,
-actors and object store."""
+"""Short real runs on a local Ray, in which things are made to fail: real actors and a real object
+store, with a model that starts soon."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from branchgrpo.service import UpdateRequest
 from branchgrpo.training.carry_out import carry_out
 from cluster.ray_service import RayService
 from support.quiet_display import Quiet
+from support.slow_painter import slow_painter
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 4
@@ -54,6 +55,11 @@ SMALL = {
 }
 
 
+def small() -> dict[str, str]:
+    """Options of such a run, on the quick start's."""
+    return SMALL | slow_painter()
+
+
 @dataclass
 class Run:
     """What a run came to."""
@@ -69,6 +75,11 @@ class Run:
 
 
 def config(**options: str) -> Config:
+    return embedded(**small() | options)
+
+
+def embedded(**options: str) -> Config:
+    """The same with the quick start's own model and reward."""
     return configs.load(ROOT / "configs" / "quickstart.yaml", SMALL | options)
 
 
