@@ -30,8 +30,9 @@ class RolloutCalls(Protocol):
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
 
-    def encode(self, samples: list[Sample]) -> list[Any]:
-        """Encode a batch of records; returns EncodedPrompts.objects."""
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> list[Any]:
+        """Encode a batch of records; returns EncodedPrompts.objects. evaluated: for held-out
+        pictures, which may be of another size."""
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """Grow a segment; returns GrownSegment.objects."""
@@ -90,7 +91,7 @@ class SharedLearnerCalls(LearnerCalls, Protocol):
     def show(self, weights: str) -> int:
         """Grow with these weights from now on; returns their version."""
 
-    def encode(self, samples: list[Sample]) -> list[Any]:
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> list[Any]:
         """As of RolloutCalls."""
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:

@@ -129,7 +129,11 @@ class Rollouts:
         return self.pool.share(plan)
 
     def encode(
-        self, tasks: Any, samples: list[Sample], then: Callable[[EncodedPrompts], None]
+        self,
+        tasks: Any,
+        samples: list[Sample],
+        then: Callable[[EncodedPrompts], None],
+        evaluated: bool = False,
     ) -> None:
         def done(references: list[Reference]) -> None:
             then(EncodedPrompts.of(self.pool.fetch(references[0]), references[1:]))
@@ -137,7 +141,7 @@ class Rollouts:
         self.pool.submit(
             tasks,
             RolloutCalls.encode,
-            samples,
+            *(samples, evaluated),
             returns=1 + len(samples),
             size=len(samples),
             then=done,

@@ -13,9 +13,10 @@ from actors.devices import prepare
 from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
-from branchgrpo.models.base import ALL_PARTS, Adapter, Part
+from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.types import (
+    EVALUATION,
     F32,
     U8,
     BranchPlan,
@@ -45,23 +46,23 @@ class RolloutWorker(RolloutCalls):
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; resources stay as they were."""
         self.config, self.version = config, 0
-        for old in ("model", "sampler"):  # go before the new ones come
-            vars(self).pop(old, None)
+        self.let_go()  # before the new one comes
         prepare(config.rollout)
         self.serve(config, config.model.build(config.rollout.device, rollout_parts(config)))
+
+    def let_go(self) -> None:
+        """Hold no model any more."""
+        for one in ("model", "training", "evaluation"):
+            vars(self).pop(one, None)
 
     def serve(self, config: Config, model: Adapter) -> None:
         """Work with this model from now on; `version` says whose weights it has."""
         self.config, self.model = config, model
-        self.encodings = Encodings.open(config.model) if config.model.precomputed else None
-        storage = wire.dtype_named(config.rollout.storage_dtype)
-        self.sampler = Sampler(
-            model=self.model,
-            seed=config.run.seed,
-            storage=storage,
-            max_batch=config.rollout.max_batch,
-            keep_velocity=config.keeps_behaviour_mean,
-        )
+        size = config.evaluation.height, config.evaluation.width
+        judged = model.in_evaluation(*size)
+        self.training = self.evaluation = _Drawing(config, config.model, model)
+        if judged is not model:
+            self.evaluation = _Drawing(config, config.evaluated, judged)
 
     def __repr__(self) -> str:
         return f"rollout-{self.index}"
@@ -73,17 +74,19 @@ class RolloutWorker(RolloutCalls):
         """Load the model."""
         self.configure(self.config)
 
-    def encode(self, samples: list[Sample]) -> list[Any]:
-        """Encode a batch of records; returns EncodedPrompts.objects.
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> list[Any]:
+        """Encode a batch of records; returns EncodedPrompts.objects. evaluated: for held-out
+        pictures.
 
         Encoded here, or read where model.encode is precompute. Raises UserError for records that
         were not encoded.
         """
-        if self.encodings:
-            truncated = self.encodings.truncated(samples)
-            conditioning = self.encodings.conditioning(samples)
+        drawing = self.evaluation if evaluated else self.training
+        if encodings := drawing.encodings:
+            truncated, conditioning = encodings.truncated(samples), encodings.conditioning(samples)
         else:
-            truncated, conditioning = self.model.truncated(samples), self.model.encode(samples)
+            model = drawing.model
+            truncated, conditioning = model.truncated(samples), model.encode(samples)
         return EncodedPrompts(
             truncated=truncated, bytes=conditioning.nbytes, conditioning=conditioning.split()
         ).objects()
@@ -103,8 +106,10 @@ class RolloutWorker(RolloutCalls):
                 f"{self!r} has weights v{self.version}: asked to grow with weights "
                 f"v{request.version}"
             )
-        x = self._stack(roots) if start else self.sampler.roots(plan, subtrees)
-        segment = self.sampler.grow(
+        # a task is of one iteration
+        drawing = self.evaluation if subtrees[0].key.iteration == EVALUATION else self.training
+        x = self._stack(roots) if start else drawing.sampler.roots(plan, subtrees)
+        segment = drawing.sampler.grow(
             plan,
             subtrees=tuple(
                 replace(one, prompt_index=prompts.index(one.prompt_index)) for one in subtrees
@@ -134,9 +139,9 @@ class RolloutWorker(RolloutCalls):
             halved=segment.halved,
         )
         if stop == plan.steps:
-            before = self.model.decodings_halved
-            media = LeafMedia(self.model.decode(segment.frontier.float()), subtrees)
-            halved = segment.halved + self.model.decodings_halved - before
+            before = drawing.model.decodings_halved
+            media = LeafMedia(drawing.model.decode(segment.frontier.float()), subtrees)
+            halved = segment.halved + drawing.model.decodings_halved - before
             header = replace(header, halved=halved)
             return GrownSegment(header=header, payload=payload, media=media).objects()
         frontier, _ = wire.to_numpy(segment.frontier)
@@ -161,6 +166,21 @@ class RolloutWorker(RolloutCalls):
     def _stack(self, roots: tuple[Any, ...]) -> torch.Tensor:
         return torch.stack(
             [wire.to_torch(root, self.config.rollout.storage_dtype) for root in roots]
+        )
+
+
+class _Drawing:
+    """The model as it draws in training, or in evaluation: the networks are the same."""
+
+    def __init__(self, config: Config, options: ModelOptions, model: Adapter):
+        self.model = model
+        self.encodings = Encodings.open(options) if options.precomputed else None
+        self.sampler = Sampler(
+            model=model,
+            seed=config.run.seed,
+            storage=wire.dtype_named(config.rollout.storage_dtype),
+            max_batch=config.rollout.max_batch,
+            keep_velocity=config.keeps_behaviour_mean,
         )
 
 

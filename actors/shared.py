@@ -29,7 +29,7 @@ class SharedLearner(Learner, SharedLearnerCalls):
 
     def configure(self, config: Config) -> None:
         """As of Learner; trees can be grown at once."""
-        vars(self.grower).pop("model", None)
+        self.grower.let_go()
         self.parts = rollout_parts(config)
         super().configure(config)
         self.shown = Shown(self.policy)
@@ -72,9 +72,9 @@ class SharedLearner(Learner, SharedLearnerCalls):
 
     # as a RolloutWorker
 
-    def encode(self, samples: list[Sample]) -> list[Any]:
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> list[Any]:
         """See RolloutWorker.encode."""
-        return self.grower.encode(samples)
+        return self.grower.encode(samples, evaluated)
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """See RolloutWorker.grow."""

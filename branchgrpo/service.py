@@ -121,9 +121,13 @@ class RolloutPool(Protocol):
         """A plan that several tasks take, sent once."""
 
     def encode(
-        self, tasks: Any, samples: list[Sample], then: Callable[[EncodedPrompts], None]
+        self,
+        tasks: Any,
+        samples: list[Sample],
+        then: Callable[[EncodedPrompts], None],
+        evaluated: bool = False,
     ) -> None:
-        """Encode what the model sees of a batch of records."""
+        """Encode what the model sees of a batch of records. evaluated: as of EncodedTexts."""
 
     def grow(
         self,

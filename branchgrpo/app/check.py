@@ -15,7 +15,9 @@ def check(config: Config, folder: Path | None = None) -> None:
     """What can be known to be wrong before anything starts. Raises UserError. folder: what is
     written, where it is not run.folder."""
     config.model.check()
+    config.evaluated.check_size("evaluation")
     config.schedule()
+    config.evaluation_schedule()
     for index, reward in enumerate(config.all_rewards):
         reward.check()
         secrets.given(reward.runtime_env, f"{config.reward_key(index)}.runtime_env")

@@ -105,6 +105,7 @@ def own(config: Config) -> dict[str, Callable[[], str]]:
 
 def _model(config: Config) -> str:
     config.model.check()
+    config.evaluated.check_size("evaluation")
     return f"{config.model.path}: all files are there"
 
 

@@ -28,7 +28,7 @@ class Drawing:
         target = weights_of(folder, config)
         self.config = target.config
         with TemporaryDirectory(prefix="branchgrpo-") as place:
-            model = put_together(target, Path(place).resolve()).model
+            model = put_together(target, Path(place).resolve()).evaluated
             self.model = model.build("cuda" if torch.cuda.is_available() else "cpu")
 
     def pixels(self, samples: Sequence[Sample], count: int, seed: int, steps: int) -> U8:
@@ -49,7 +49,7 @@ class Drawing:
             storage=dtype_named(config.rollout.storage_dtype),
             max_batch=config.rollout.max_batch,
         )
-        plan = ode_plan(config.schedule(steps or config.evaluation.steps))
+        plan = ode_plan(config.evaluation_schedule(steps))
         with torch.no_grad():
             segment = sampler.grow(
                 plan,

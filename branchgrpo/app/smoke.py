@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from math import floor
+from operator import mul
 from pathlib import Path
 from tempfile import mkdtemp
 from time import perf_counter
@@ -60,12 +61,13 @@ def shrunk(config: Config, folder: Path) -> Config:
         for index, reward in enumerate(config.all_rewards)
     ]
     trained = len(config.rewards)
+    model = _model(config, folder)
     small = config.model_copy(
         update={
-            "model": _model(config, folder),
+            "model": model,
             "rewards": tuple(reward for reward, _ in rewards[:trained]),
             **roles(config, cores=len(os.sched_getaffinity(0)), gpus=_gpus()),
-            **_course(config, folder),
+            **_course(config, folder, model),
         }
     )
     measured = tuple(reward for reward, _ in rewards[trained:])
@@ -138,8 +140,8 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _course(config: Config, folder: Path) -> dict[str, Any]:
-    """A short run in a folder of its own, which nobody else hears of."""
+def _course(config: Config, folder: Path, model: Any) -> dict[str, Any]:
+    """A short run of the small model in a folder of its own, which nobody else hears of."""
     evaluation, checkpoint = config.evaluation, config.checkpoint
     iterations = 2 if config.async_.max_staleness else 1  # the second one's trees are grown ahead
     return {
@@ -154,6 +156,7 @@ def _course(config: Config, folder: Path) -> dict[str, Any]:
             every=min(evaluation.every, 1),
             diversity=min(evaluation.diversity, 2),
             pictures=min(evaluation.pictures, CHECKED),
+            **_evaluation_size(config, model),
         ),
         "checkpoint": _with(checkpoint, folder="", every=int(checkpoint.kept)),
         "cluster": _with(
@@ -164,6 +167,13 @@ def _course(config: Config, folder: Path) -> dict[str, Any]:
         ),
         "sinks": (),
     }
+
+
+def _evaluation_size(config: Config, model: Any) -> dict[str, int]:
+    """Twice the small model's along a side that is larger than in training; else as in training."""
+    pairs = zip(config.evaluated.picture_size, config.model.picture_size, strict=True)
+    sides = [2 * (judged > trained) for judged, trained in pairs]
+    return dict(zip(("height", "width"), map(mul, sides, model.picture_size), strict=True))
 
 
 def _prompts(config: Config, folder: Path) -> dict[str, Any]:

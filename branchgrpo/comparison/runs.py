@@ -46,6 +46,7 @@ def _shared(config: Config) -> dict[str, Any]:
         "reward_workers.workers": config.reward_workers.workers,
         "learner.ranks": config.learner.ranks,
     }
+    found |= {f"evaluation.{key}": getattr(config.evaluation, key) for key in ("height", "width")}
     found |= {
         f"model.{key}": value
         for key, value in config.model

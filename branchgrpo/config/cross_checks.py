@@ -42,6 +42,12 @@ def _length(config: Keys) -> Iterator[str]:
         yield "evaluation.diversity: expected 0 or at least 2 prompts, got 1: one has no interval"
     if evaluation.weights == "ema" and not config.learner.ema:
         yield "evaluation.weights: ema needs learner.ema above 0"
+    if (evaluation.height or evaluation.width) and not config.model.any_size:
+        yield (
+            "evaluation.height, evaluation.width: expected 0 for both with model.name: "
+            f"{config.model.called}, which draws one size, got {evaluation.height}, "
+            f"{evaluation.width}"
+        )
     if run.export == "lora" and not config.model.adapter_rank:
         yield "run.export: lora needs model.lora_rank above 0"
 

@@ -10,6 +10,7 @@ from branchgrpo.algo.credit import Credit
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.config import cross_checks, registry
 from branchgrpo.config.keys import Keys
+from branchgrpo.models.base import ModelOptions
 from branchgrpo.sinks.base import SinkOptions
 
 
@@ -26,6 +27,17 @@ class Config(Keys):
         """Noise levels of so many denoising steps (0: sampling.steps), as the model's family spaces
         them; reads its scheduler's config."""
         return self.model.schedule(steps or self.sampling.steps, self.sampling.shift)
+
+    @property
+    def evaluated(self) -> ModelOptions:
+        """The model as held-out pictures are drawn with it: the same, perhaps of another size."""
+        return self.model.in_evaluation(self.evaluation.height, self.evaluation.width)
+
+    def evaluation_schedule(self, steps: int = 0) -> Schedule:
+        """`schedule` of held-out pictures (0: evaluation.steps): a shift may depend on their
+        size."""
+        steps = steps or self.evaluation.steps or self.sampling.steps
+        return self.evaluated.schedule(steps, self.sampling.shift)
 
     @property
     def credit(self) -> Credit:

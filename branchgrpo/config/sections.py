@@ -104,6 +104,13 @@ class Evaluation(Section):
 
     prompts: int = Field(256, ge=2, description="held-out prompts before and after training")
     steps: int = Field(0, ge=0, description="denoising steps of evaluation; 0 = sampling.steps")
+    height: int = Field(
+        0,
+        ge=0,
+        description="height in pixels of what is drawn in evaluation, which may be larger than "
+        "in training; 0 = the model's",
+    )
+    width: int = Field(0, ge=0, description="and its width; 0 = the model's")
     weights: Literal["policy", "ema"] = Field(
         "policy", description="which weights are evaluated and exported"
     )

@@ -113,7 +113,7 @@ def pictureless(config: Config, key: str, samples: Prompts) -> str:
 
 def refused(config: Config, key: str, texts: Prompts) -> list[Refused]:
     """What each reward cannot score, of one list: by reward and reason, in the order they come."""
-    size = config.model.picture_size
+    size = (config.model if key == "prompts" else config.evaluated).picture_size
     found: dict[tuple[int, str], Refused] = {}
     # what is trained on, only rewards that train see
     rewards = config.rewards if key == "prompts" else config.all_rewards

@@ -23,9 +23,8 @@ from branchgrpo.files.safetensors_header import BadHeader, header
 from branchgrpo.files.whole import write_whole
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
-from branchgrpo.models.pipeline import padded, pair
 from branchgrpo.models.pipeline_options import PipelineModel
-from branchgrpo.models.texts import packed, seen, unwanted
+from branchgrpo.models.texts import packed, padded, pair, seen, unwanted
 from branchgrpo.service import EncoderPool
 from branchgrpo.types import Conditioning, Sample
 

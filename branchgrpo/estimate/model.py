@@ -39,6 +39,7 @@ class ModelNeeds:
     evaluation: Work = field(default_factory=Work)  # a forward of that
     training: Work = field(default_factory=Work)  # forward and backward
     decode: Work = field(default_factory=Work)
+    decoding: float = 0.0  # bytes of that at most, in evaluation too: of larger pictures
 
 
 def model_needs(config: Config) -> ModelNeeds | None:
@@ -51,23 +52,27 @@ def model_needs(config: Config) -> ModelNeeds | None:
 
     tokens = config.model.text_tokens
     forward = denoiser.forward(model, model.latent_shape, tokens)
-    evaluation = forward
-    if model.evaluation_shape != model.latent_shape:
-        evaluation = denoiser.forward(model, model.evaluation_shape, tokens)
     decode, pixels = denoiser.decode(model, model.latent_shape)
+    evaluation, decoding = forward, decode
+    judged = model.in_evaluation(config.evaluation.height, config.evaluation.width)
+    if judged is not model:
+        evaluation = denoiser.forward(judged, judged.latent_shape, tokens)
+    if config.evaluated.picture_size != config.model.picture_size:
+        decoding, _ = denoiser.decode(judged, judged.latent_shape)
     return _weights(
         config,
         model,
         tokens=model.tokens(model.fingerprint_conditioning(1, tokens)),
         latent=prod(model.latent_shape),
         pixels=pixels,
-        evaluated=prod(model.evaluation_shape) / prod(model.latent_shape),
+        evaluated=prod(judged.latent_shape) / prod(model.latent_shape),
         text=BYTES[config.model.dtype]
         * float(sum(one.numel() for one in model.fingerprint_conditioning(1, tokens).values())),
         forward=forward,
         evaluation=evaluation,
         training=denoiser.training(model, model.latent_shape, tokens),
         decode=decode,
+        decoding=max(decode.peak, decoding.peak),
     )
 
 

@@ -32,6 +32,7 @@ class ModelOptions(Component):
     # keys that say how it is computed: they may change at any time; all others say what it is
     computing: ClassVar[tuple[str, ...]] = ("offload_encoders",)
     attention_layers: ClassVar[tuple[str, ...]] = ()  # where LoRA adapters go unless told otherwise
+    any_size: ClassVar[bool] = False  # evaluation may draw pictures of another size than training
 
     path: str = Field(
         description="folder in diffusers layout; OWNER/NAME on the Hugging Face Hub, see "
@@ -98,13 +99,19 @@ class ModelOptions(Component):
         """Raise UserError for what the folder's files tell to be wrong; loads no weights."""
         self.folder()
 
+    def check_size(self, section: str = "model") -> None:
+        """Raise UserError for a size that it cannot draw, by keys of this section."""
+
+    def in_evaluation(self, height: int, width: int) -> Self:
+        """These options as held-out pictures are drawn: of this size in pixels, where the family
+        has `any_size`; 0 = as in training."""
+        del height, width
+        return self
+
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
         """Noise levels of so many denoising steps: those that the family's pipeline makes of its
-        default call.
-
-        shift: a static shift in place of the model's own. Raises UserError where the model's
-        scheduler is not known.
-        """
+        default call. shift: a static one in place of the model's own. Raises UserError where the
+        model's scheduler is not known."""
         return static(steps, shift or 1.0)
 
     @property
@@ -135,8 +142,7 @@ class ModelOptions(Component):
     def shrunk(self, folder: Path) -> Self:
         """These options on a narrow and shallow model of the same classes with random weights,
         written to `folder`, for small pictures: all else stays. What is shipped with the package is
-        small already. Raises UserError where the family makes none.
-        """
+        small already. Raises UserError where the family makes none."""
         if self.embedded:
             return self
         raise UserError(
@@ -150,8 +156,8 @@ class ModelOptions(Component):
 
 
 class Adapter(ABC):
-    """A loaded model. Latents are [B, *S]; `S` is whatever shape the denoiser takes them in:
-    `latent_shape` in training, `evaluation_shape` in evaluation; all methods take both."""
+    """A loaded model. Latents are [B, *S]; `S` is whatever shape the denoiser takes them in.
+    Evaluation may draw larger: `in_evaluation` is the same model at that size."""
 
     device: torch.device
     dtype: torch.dtype  # of forwards: what published weights are in
@@ -193,11 +199,11 @@ class Adapter(ABC):
         from `source` and this static shift in its scheduler's config (None: as it is there);
         `transformer`, the denoiser alone; or `lora`, the adapters alone."""
 
-    @property
-    def evaluation_shape(self) -> tuple[int, ...]:
-        """S of evaluation. Families that train on less than they are judged by (shorter videos)
-        override it."""
-        return self.latent_shape
+    def in_evaluation(self, height: int, width: int) -> Adapter:
+        """The same networks as `ModelOptions.in_evaluation` has them; this very model where that
+        changes nothing."""
+        del height, width
+        return self
 
     @abstractmethod
     def truncated(self, samples: list[Sample]) -> int:

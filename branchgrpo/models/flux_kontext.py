@@ -31,9 +31,10 @@ class FluxKontextModel(FluxOptions):
     source_height: int = Field(
         0,
         ge=0,
-        description="the picture to edit is resized to this height, whatever its shape; 0 = height",
+        description="the picture to edit is resized to this height, whatever its shape; 0 = that "
+        "of what is drawn",
     )
-    source_width: int = Field(0, ge=0, description="and to this width; 0 = width")
+    source_width: int = Field(0, ge=0, description="and to this width; 0 = likewise")
 
     @property
     def pictures_taken(self) -> tuple[int, int]:

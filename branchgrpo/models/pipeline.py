@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from branchgrpo.models.decoding import Decoding
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
 from branchgrpo.models.skeleton import class_named, hollow
-from branchgrpo.models.texts import packed, seen, unwanted
+from branchgrpo.models.texts import packed, pair, seen, unwanted
 from branchgrpo.types import U8, Conditioning, Sample
 
 if TYPE_CHECKING:
@@ -162,6 +161,15 @@ class PipelineAdapter(Adapter):
         found: nn.Module | None = self.pipe.vae
         return found
 
+    def in_evaluation(self, height: int, width: int) -> Adapter:
+        options = self.options.in_evaluation(height, width)
+        if options == self.options:
+            return self
+        found = copy(self)
+        found.options, found.decoding = options, Decoding(options.decode_batch)
+        found.prepare()
+        return found
+
     def encode(self, samples: list[Sample]) -> Conditioning:
         options, count = self.options, len(samples)
         negatives = [unwanted(options, sample) for sample in samples] if options.guided else []
@@ -269,29 +277,4 @@ def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
             f"model.path: expected all weights of {kind.__name__} in {folder}, which lacks "
             f"{len(wrong)} of them, as {wrong[0]}"
         )
-    return found
-
-
-def pair(wanted: Mapping[str, Tensor], unwanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encodings for guidance: [P, 2, …], each prompt's row beside its negative one (or one for all,
-    [1, …]), so that rows stay independent. Where the texts differ in length, dimension 1 is padded
-    with zeros after."""
-    import torch
-
-    found = {}
-    for name, array in wanted.items():
-        other = unwanted[name]
-        if array.ndim > 1:
-            width = max(array.shape[1], other.shape[1])
-            array, other = padded(array, width), padded(other, width)
-        found[name] = torch.stack([array, other.expand_as(array)], 1)
-    return found
-
-
-def padded(array: Tensor, width: int) -> Tensor:
-    """[n, l, …] as [n, width, …], zeros after."""
-    if array.shape[1] == width:
-        return array
-    found = array.new_zeros(len(array), width, *array.shape[2:])
-    found[:, : array.shape[1]] = array
     return found

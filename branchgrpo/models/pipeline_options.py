@@ -41,6 +41,7 @@ class PipelineModel(ModelOptions):
         *ModelOptions.computing,
     )
 
+    any_size: ClassVar[bool] = True
     pipeline: ClassVar[str]  # diffusers' class
     transformer: ClassVar[str]  # diffusers' class of the denoiser
     text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
@@ -127,24 +128,24 @@ class PipelineModel(ModelOptions):
         self.scheduler_config()
         if self.lora_path:
             self.lora_file()
+        self.check_size()
+
+    def check_size(self, section: str = "model") -> None:
         unit = self.unit * self.scale()
         if self.height % unit or self.width % unit:
             raise UserError(
-                f"model.height, model.width: expected multiples of {unit}, got "
+                f"{section}.height, {section}.width: expected multiples of {unit}, got "
                 f"{self.height}×{self.width}"
             )
+
+    def in_evaluation(self, height: int, width: int) -> Self:
+        size = {"height": height or self.height, "width": width or self.width}
+        return self.model_copy(update=size)
 
     def scheduler_config(self, shift: float | None = None) -> dict[str, Any]:
         """scheduler_config.json; with a number, that static shift in place of the model's own.
         Raises UserError for one that is not known."""
-        path = self.folder() / SCHEDULER
-        found = json_file("model.path", path)
-        scheduler.check(found, path, self.schedulers)
-        return (
-            found
-            if shift is None
-            else found | {"use_dynamic_shifting": False, scheduler.shift_key(found): shift}
-        )
+        return scheduler.read(self.folder() / SCHEDULER, self.schedulers, shift)
 
     def schedule(self, steps: int, shift: float | None = None) -> Schedule:
         found = self.scheduler_config(shift)
@@ -204,7 +205,7 @@ class PipelineModel(ModelOptions):
         )
 
     def stock_call(self) -> dict[str, Any]:
-        """Arguments of the stock pipeline's call, steps apart, that draws what evaluation draws."""
+        """Arguments of the stock pipeline's call, steps apart, that draws what these options do."""
         found = {
             "height": self.height,
             "width": self.width,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.errors import UserError
+from branchgrpo.models.files import json_file
 
 EULER, UNIPC = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"
 
@@ -24,6 +25,16 @@ _OTHER_LEVELS = (
     "invert_sigmas",
     "stochastic_sampling",
 )
+
+
+def read(path: Path, known: tuple[str, ...], shift: float | None) -> dict[str, Any]:
+    """A scheduler's config; with a number, that static shift in place of its own. Raises UserError
+    for one that is not known."""
+    found = json_file("model.path", path)
+    check(found, path, known)
+    if shift is None:
+        return found
+    return found | {"use_dynamic_shifting": False, shift_key(found): shift}
 
 
 def shift_key(config: dict[str, Any]) -> str:

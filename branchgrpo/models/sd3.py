@@ -65,10 +65,13 @@ class SD3Model(PipelineModel):
                 f"model.attention: expected it empty, since diffusers' {self.transformer} "
                 f"has no backends to choose from, got {self.attention!r}"
             )
+
+    def check_size(self, section: str = "model") -> None:
+        super().check_size(section)
         largest = int(self.denoiser_config()["pos_embed_max_size"]) * self.unit * self.scale()
         if max(self.height, self.width) > largest:
             raise UserError(
-                f"model.height, model.width: expected at most {largest}, as many positions "
+                f"{section}.height, {section}.width: expected at most {largest}, as many positions "
                 f"as the model knows, got {self.height}×{self.width}"
             )
 

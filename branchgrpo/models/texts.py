@@ -49,3 +49,28 @@ def unwanted(model: PipelineModel, sample: Sample) -> Sample:
     """What they see of what guidance leads away from."""
     negative = sample.negative_prompt or model.negative_prompt
     return replace(seen(model, sample), prompt=negative)
+
+
+def pair(wanted: Mapping[str, Tensor], unwanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encodings for guidance: [P, 2, …], each prompt's row beside its negative one (or one for all,
+    [1, …]), so that rows stay independent. Where the texts differ in length, dimension 1 is padded
+    with zeros after."""
+    import torch
+
+    found = {}
+    for name, array in wanted.items():
+        other = unwanted[name]
+        if array.ndim > 1:
+            width = max(array.shape[1], other.shape[1])
+            array, other = padded(array, width), padded(other, width)
+        found[name] = torch.stack([array, other.expand_as(array)], 1)
+    return found
+
+
+def padded(array: Tensor, width: int) -> Tensor:
+    """[n, l, …] as [n, width, …], zeros after."""
+    if array.shape[1] == width:
+        return array
+    found = array.new_zeros(len(array), width, *array.shape[2:])
+    found[:, : array.shape[1]] = array
+    return found

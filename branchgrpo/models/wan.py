@@ -4,7 +4,7 @@ classifier-free guidance."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -93,15 +93,19 @@ class WanModel(PipelineModel):
     def frames_drawn(self) -> int:
         return self.frames
 
-    def shape(self, frames: int) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         """Shape of a video's latents."""
         channels = int(self._autoencoder().get("z_dim", 16))
         return (
             channels,
-            (frames - 1) // self.period() + 1,
+            (self.frames - 1) // self.period() + 1,
             self.height // self.scale(),
             self.width // self.scale(),
         )
+
+    def in_evaluation(self, height: int, width: int) -> Self:
+        longer = {"frames": self.evaluation_frames or self.frames}
+        return super().in_evaluation(height, width).model_copy(update=longer)
 
     def _autoencoder(self) -> dict[str, Any]:
         return json_file("model.path", self.folder() / "vae" / "config.json")
@@ -113,7 +117,7 @@ class WanModel(PipelineModel):
         return 0
 
     def family_call(self) -> dict[str, Any]:
-        return {"num_frames": self.evaluation_frames or self.frames, **super().family_call()}
+        return {"num_frames": self.frames, **super().family_call()}
 
     def write_small(self, folder: Path) -> None:
         from branchgrpo.models.small.wan import small_wan
@@ -136,12 +140,7 @@ class Wan(PipelineAdapter):
     def prepare(self) -> None:
         options = self.options
         self.whole_timesteps = options.scheduler_config()["_class_name"] == scheduler.UNIPC
-        self.latent_shape = options.shape(options.frames)
-        self._evaluation_shape = options.shape(options.evaluation_frames or options.frames)
-
-    @property
-    def evaluation_shape(self) -> tuple[int, ...]:
-        return self._evaluation_shape
+        self.latent_shape = options.shape()
 
     def texts(self, texts: list[str]) -> dict[str, Tensor]:
         import torch

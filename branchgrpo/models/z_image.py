@@ -66,19 +66,22 @@ class ZImageModel(PipelineModel):
                 f"got {self.attention!r}"
             )
         # as many positions as the denoiser knows; beyond them a card fails without a word
-        text, rows, columns = self.denoiser_config()["axes_lens"]
-        unit = self.unit * self.scale()
-        if self.height > rows * unit or self.width > columns * unit:
-            raise UserError(
-                f"model.height, model.width: expected at most {rows * unit} and "
-                f"{columns * unit}, as many positions as the model knows, got "
-                f"{self.height}×{self.width}"
-            )
-        longest = (text - 2) // MULTIPLE * MULTIPLE
+        longest = (self.denoiser_config()["axes_lens"][0] - 2) // MULTIPLE * MULTIPLE
         if self.max_sequence_length > longest:
             raise UserError(
                 f"model.max_sequence_length: expected at most {longest}, as many positions as "
                 f"the model knows, got {self.max_sequence_length}"
+            )
+
+    def check_size(self, section: str = "model") -> None:
+        super().check_size(section)
+        _, rows, columns = self.denoiser_config()["axes_lens"]
+        unit = self.unit * self.scale()
+        if self.height > rows * unit or self.width > columns * unit:
+            raise UserError(
+                f"{section}.height, {section}.width: expected at most {rows * unit} and "
+                f"{columns * unit}, as many positions as the model knows, got "
+                f"{self.height}×{self.width}"
             )
 
     def stock_call(self) -> dict[str, Any]:

@@ -46,9 +46,11 @@ class RolloutCollector:
         self.service = service
         self.run = run
 
-    def encode(self, samples: list[Sample]) -> EncodedTexts:
-        """Have records encoded, without waiting for it."""
-        return EncodedTexts(self.service.rollouts, samples, self.config.rollout.encode_batch)
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> EncodedTexts:
+        """Have records encoded, without waiting for it. evaluated: as held-out checks need
+        them."""
+        batch = self.config.rollout.encode_batch
+        return EncodedTexts(self.service.rollouts, samples, batch, evaluated=evaluated)
 
     def collect(
         self,

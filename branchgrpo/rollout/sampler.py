@@ -17,7 +17,7 @@ from branchgrpo.algo import kernels, noise
 from branchgrpo.algo.tree import Topology, topology
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import Adapter
-from branchgrpo.types import EVALUATION, F32, I32, BranchPlan, Conditioning, Subtree
+from branchgrpo.types import F32, I32, BranchPlan, Conditioning, Subtree
 
 
 @dataclass
@@ -61,12 +61,7 @@ class Sampler:
             key = subtree.key
             if plan.shared_root:
                 key = replace(key, tree=key.tree - key.tree % plan.chains)
-            shape = (
-                self.model.evaluation_shape
-                if key.iteration == EVALUATION
-                else self.model.latent_shape
-            )
-            drawn.append(noise.draw(self.seed, key, 0, shape))
+            drawn.append(noise.draw(self.seed, key, 0, self.model.latent_shape))
         return torch.stack(drawn).to(self.storage)
 
     @torch.no_grad()

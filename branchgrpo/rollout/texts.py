@@ -18,15 +18,22 @@ class EncodedTexts:
     last bits with the batch that it was made in.
     """
 
-    def __init__(self, rollouts: RolloutPool, samples: Sequence[Sample], batch: int):
+    def __init__(
+        self,
+        rollouts: RolloutPool,
+        samples: Sequence[Sample],
+        batch: int,
+        evaluated: bool = False,
+    ):
+        """evaluated: for held-out pictures, which may be of another size."""
         self.samples = tuple(samples)
         self.truncated = 0  # prompts that the text encoders cut short
         self.bytes = 0
         self._references: list[Reference] = [None] * len(samples)
         self._tasks = rollouts.tasks()
         for first in range(0, len(samples), batch):
-            then = partial(self._encoded, first)
-            rollouts.encode(self._tasks, list(self.samples[first : first + batch]), then)
+            rows, then = list(self.samples[first : first + batch]), partial(self._encoded, first)
+            rollouts.encode(self._tasks, rows, then, evaluated=evaluated)
 
     def _encoded(self, first: int, found: EncodedPrompts) -> None:
         self.truncated += found.truncated

@@ -234,6 +234,8 @@ CHECKED_BY = (
     "run.seed",
     "evaluation.prompts",
     "evaluation.steps",
+    "evaluation.height",
+    "evaluation.width",
     "evaluation.rewards",
 )
 """What the held-out scores before training depend on, beside what a run is."""

@@ -23,7 +23,7 @@ def write_card(
 ) -> None:
     """Write README.md beside a run's weights and say the call; neither where nothing was
     exported."""
-    model: Any = config.model
+    model: Any = config.evaluated
     if config.run.export == "none" or not isinstance(model, PipelineModel):
         return
     weights = folder / "weights"

@@ -70,7 +70,7 @@ class Evaluator:
         if averaged:
             self.service.publish("ema")
         encoded = self._encoded(samples)
-        plan = ode_plan(self.config.schedule(options.steps))
+        plan = ode_plan(self.config.evaluation_schedule())
         batch = self.collector.collect(
             plan,
             iteration=EVALUATION,
@@ -99,7 +99,7 @@ class Evaluator:
         """Encodings that begin with those of the first held-out prompts: an earlier check's, if
         they were kept and are enough."""
         if self.kept is None or len(self.kept.samples) < len(samples):
-            self.kept = self.collector.encode(samples)
+            self.kept = self.collector.encode(samples, evaluated=True)
         return self.kept
 
 

@@ -74,7 +74,7 @@ class Grower:
         """GPU-seconds so far."""
         return self.busy
 
-    def encode(self, samples: list[Sample]) -> list[Any]:
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> list[Any]:
         """Read from disk, as with model.encode: precompute."""
         nothing = (None,) * len(samples)
         return EncodedPrompts(truncated=0, bytes=0, conditioning=nothing).objects()

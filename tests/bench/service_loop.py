@@ -74,7 +74,7 @@ class SleepingCollector:
     def __init__(self, pool: WorkerPool):
         self.pool = pool
 
-    def encode(self, samples: list[Sample]) -> EncodedTexts:
+    def encode(self, samples: list[Sample], evaluated: bool = False) -> EncodedTexts:
         return EncodedTexts(Rollouts(self.pool), [], 1)
 
     def collect(self, *arguments: Any, **options: Any) -> RolloutBatch:

@@ -149,6 +149,7 @@ def test_scores_before_training_are_measured_again_where_the_check_is_another(
     for key, value in (
         ("evaluation.prompts", "5"),
         ("evaluation.steps", "3"),
+        ("evaluation.height", "48"),
         ("sampling.steps", "5"),
         ("run.seed", "1"),
         ("rewards.0.weight", "2.0"),

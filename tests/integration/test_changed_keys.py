@@ -110,6 +110,8 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "async.max_staleness": ("1", attrgetter("ahead"), {}),
     "evaluation.prompts": ("5", WHOLE, {}),
     "evaluation.steps": ("3", WHOLE, {}),
+    "evaluation.height": ("64", WHOLE, {}),
+    "evaluation.width": ("64", WHOLE, {}),
     "evaluation.weights": ("ema", WHOLE, {}),
     "evaluation.every": ("1", attrgetter("checked"), {}),
     "evaluation.every_seconds": ("1e-9", attrgetter("checked"), {}),

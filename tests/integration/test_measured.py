@@ -78,13 +78,16 @@ CASES = {
         {"sampling.shift": "2.0"},
     ),
     "flux, pipeline of adapters, a shift": Case(
-        "flux", "pipeline", LORA, {"sampling.shift": "2.0"}
+        "flux", "pipeline", LORA, {"sampling.shift": "2.0", "evaluation.width": "48"}
     ),
     "flux, nothing, the mean of weights": Case(
         "flux", "none", {}, {"learner.ema": "0.5", "evaluation.weights": "ema"}
     ),
     "qwen, adapters": Case(
-        "qwen_image", "lora", LORA | {"true_cfg": 3.0}, {"learner.learning_rate": "0.2"}
+        "qwen_image",
+        "lora",
+        LORA | {"true_cfg": 3.0},
+        {"learner.learning_rate": "0.2", "evaluation.height": "48"},
     ),
     "klein, adapters": Case(
         "flux2_klein", "lora", LORA | {"true_cfg": 3.0}, {"learner.learning_rate": "0.1"}
@@ -99,7 +102,7 @@ CASES = {
         "wan",
         "lora",
         LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
-        {"learner.learning_rate": "0.1"},
+        {"learner.learning_rate": "0.1", "evaluation.height": "48"},
     ),
     "wan, nothing, adapters": Case(
         "wan",
@@ -263,9 +266,9 @@ def card_pictures(config: Config, weights: Path, monkeypatch: pytest.MonkeyPatch
     """The card's code, run from its text; only noise and prompts are those of evaluation. [P, F, H,
     W, 3], 0 … 1."""
     (code,) = re.findall(r"```python\n(.*?)```", (weights / "README.md").read_text(), re.DOTALL)
-    model: Any = config.model
+    model: Any = config.evaluated
     pipeline = getattr(diffusers, model.pipeline)
-    shape = model.build("cpu", ("denoiser",)).evaluation_shape
+    shape = model.build("cpu", ("denoiser",)).latent_shape
     roots = torch.stack(
         [
             noise.draw(config.run.seed, TreeKey("card", EVALUATION, row, 0), 0, shape)

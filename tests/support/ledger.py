@@ -165,7 +165,11 @@ class Rollouts:
         return plan
 
     def encode(
-        self, tasks: Tasks, samples: list[Sample], then: Callable[[EncodedPrompts], None]
+        self,
+        tasks: Tasks,
+        samples: list[Sample],
+        then: Callable[[EncodedPrompts], None],
+        evaluated: bool = False,
     ) -> None:
         service = self.service
 

@@ -44,6 +44,16 @@ def test_a_shipped_config_shrinks_to_one_that_is_ready(
     assert f"iterations {small.run.iterations} (was {given.run.iterations})" in told
 
 
+@pytest.mark.networks
+def test_held_out_pictures_that_are_larger_stay_so(tmp_path: Path) -> None:
+    keys = {"evaluation.height": "1024", "evaluation.width": "360"}
+    given = configs.load(config_file("sd3.5-medium-1gpu"), keys)
+    small = shrunk(given, tmp_path)
+    check(small)
+    assert small.model.picture_size == (32, 32) and given.model.picture_size[1] > 360
+    assert small.evaluated.picture_size == (64, 32)
+
+
 def two_nodes() -> Config:
     """Five rollout workers, two reward workers and four ranks, a GPU each."""
     keys = {"rollout.workers": "5", "reward_workers.workers": "2", "learner.ranks": "4"}

@@ -156,6 +156,21 @@ def test_flux_on_one_node(flux: Estimate) -> None:
     assert json.loads(json.dumps(flux.listing()))["needs"][1]["peak"] == learner.peak
 
 
+def test_larger_held_out_pictures_count_for_memory_alone(flux: Estimate) -> None:
+    """What a rollout worker holds beside weights, twice 720 × 720: forwards by tokens, decoding by
+    pixels; that a check takes longer is no iteration's time."""
+    keys = {"evaluation__height": 1440, "evaluation__width": 720}
+    found = estimate(shipped("flux.1-dev-1node", **SEPARATE, **keys), CARDS["h100"])
+    assert flux.model and found.model and flux.times == found.times
+    assert found.model.evaluated == 2.0
+    assert found.model.decoding == pytest.approx(2 * flux.model.decoding, rel=0.15)
+    tokens = [2 * 45 * 45 + 512, 45 * 45 + 512]
+    ratio = found.model.evaluation.peak / flux.model.evaluation.peak
+    assert ratio == pytest.approx(tokens[0] / tokens[1], rel=0.1)
+    assert found.needs[0].smallest > flux.needs[0].smallest
+    assert [need.peak for need in found.needs[1:]] == [need.peak for need in flux.needs[1:]]
+
+
 def test_prompts_travel_in_bfloat16(flux: Estimate) -> None:
     """Of T5 512 tokens of 4096 numbers, of CLIP 768 numbers, for each of 20 prompts."""
     assert flux.sent["text"] == 20 * 2 * (512 * 4096 + 768)

@@ -148,7 +148,7 @@ def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPa
 
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
-    assert model.latent_shape == model.evaluation_shape == (18, 16)
+    assert model.latent_shape == (18, 16)
     assert model.tokens(model.fingerprint_conditioning(2)) == 18 + 8
     assert model.blocks_of(model.denoiser) == list(model.denoiser.transformer_blocks)
 

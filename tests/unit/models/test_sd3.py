@@ -116,7 +116,7 @@ def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPa
 
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
-    assert model.latent_shape == model.evaluation_shape == (4, 12, 6)
+    assert model.latent_shape == (4, 12, 6)
     assert model.tokens(model.fingerprint_conditioning(2)) == 6 * 3 + 8
     assert model.blocks_of(model.denoiser) == list(model.denoiser.transformer_blocks)
 

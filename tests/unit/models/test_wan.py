@@ -152,11 +152,8 @@ def test_a_process_loads_only_its_parts(folder: Path, parts: Any, absent: set[st
     model = options(folder, frames=5, evaluation_frames=9).build("cpu", parts)
     held = {"transformer", "text_encoder", "tokenizer", "vae"}
     assert {name for name in held if getattr(model.pipe, name) is None} == absent
-    assert (
-        (model.latent_shape, model.evaluation_shape)
-        == (whole.latent_shape, whole.evaluation_shape)
-        == ((16, 2, 4, 6), (16, 3, 4, 6))
-    )
+    assert model.latent_shape == whole.latent_shape == (16, 2, 4, 6)
+    assert model.in_evaluation(0, 0).latent_shape == (16, 3, 4, 6)
     if "denoiser" in parts:
         with torch.no_grad():
             assert torch.equal(model.velocity(*inputs(model)), whole.velocity(*inputs(whole)))
@@ -207,15 +204,14 @@ def test_large_frames_are_decoded_in_tiles(folder: Path) -> None:
 
 def test_evaluation_draws_its_own_shape(folder: Path) -> None:
     model = options(folder, frames=5, evaluation_frames=9).build("cpu", ("denoiser",))
-    sampler, plan = Sampler(model, 5, torch.float32, 2), plans.ode_plan(model.options.schedule(2))
-    for iteration, shape in ((0, model.latent_shape), (EVALUATION, model.evaluation_shape)):
-        trees = tuple(
-            Subtree(TreeKey("run", iteration, prompt, 0), prompt, 0) for prompt in range(2)
-        )
+    plan = plans.ode_plan(model.options.schedule(2))
+    trees = tuple(Subtree(TreeKey("run", EVALUATION, row, 0), row, 0) for row in range(2))
+    for size, shape in (((0, 0), (16, 3, 4, 6)), ((64, 0), (16, 3, 8, 6))):
+        sampler = Sampler(model.in_evaluation(*size), 5, torch.float32, 2)
         assert sampler.roots(plan, trees).shape == (2, *shape)
-    assert model.evaluation_shape == (16, 3, 4, 6) and options(folder).build(
-        "cpu", ("denoiser",)
-    ).evaluation_shape == (16, 2, 4, 6)
+    assert model.latent_shape == (16, 2, 4, 6)
+    plain = options(folder).build("cpu", ("denoiser",))
+    assert plain.in_evaluation(0, 48) is plain and plain.in_evaluation(0, 0) is plain
 
 
 def test_the_lora_file_draws_the_policys_video(folder: Path, tmp_path: Path) -> None:
@@ -332,4 +328,4 @@ def test_an_older_folder_has_the_scales_that_its_pipeline_assumes(
     path.write_text(json.dumps(kept))
     model = options(tmp_path / "old")
     model.check()
-    assert (model.scale(), model.period(), model.shape(81)) == (8, 4, (16, 21, 4, 6))
+    assert (model.scale(), model.period(), model.shape()) == (8, 4, (16, 2, 4, 6))

@@ -147,7 +147,7 @@ def test_blocks_are_compiled(family: checks.Family, monkeypatch: pytest.MonkeyPa
 
 def test_tokens_and_shapes(family: checks.Family) -> None:
     model = family.build(("denoiser",), height=48, width=24)
-    assert model.latent_shape == model.evaluation_shape == (4, 12, 6)
+    assert model.latent_shape == (4, 12, 6)
     assert model.tokens(model.fingerprint_conditioning(2)) == 32 + 32  # of 18 and 8
     assert model.tokens(model.fingerprint_conditioning(2, 33)) == 32 + 64
     denoiser = model.denoiser
