@@ -196,7 +196,7 @@ def _growing(config: Config, model: ModelNeeds, device: str) -> tuple[dict[str, 
     forward = max(batch * model.forward.peak, batch * model.evaluation.peak)
     one = max(model.forward.peak, model.evaluation.peak)
     pixels = 3 * 4.0 * model.pixels
-    picture = model.decoding + pixels * (1 + model.evaluated)
+    picture = max(model.decode.peak, model.decoding) + pixels * (1 + model.evaluated)
     decode = picture * config.model.decoded_at_once
     turns = {"forward": forward, "decode": decode}
     if _offloads(config, device):

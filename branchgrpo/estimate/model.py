@@ -39,7 +39,7 @@ class ModelNeeds:
     evaluation: Work = field(default_factory=Work)  # a forward of that
     training: Work = field(default_factory=Work)  # forward and backward
     decode: Work = field(default_factory=Work)
-    decoding: float = 0.0  # bytes of that at most, in evaluation too: of larger pictures
+    decoding: float = 0.0  # bytes that are alive at most as a picture of evaluation is decoded
 
 
 def model_needs(config: Config) -> ModelNeeds | None:
@@ -72,7 +72,7 @@ def model_needs(config: Config) -> ModelNeeds | None:
         evaluation=evaluation,
         training=denoiser.training(model, model.latent_shape, tokens),
         decode=decode,
-        decoding=max(decode.peak, decoding.peak),
+        decoding=decoding.peak,
     )
 
 

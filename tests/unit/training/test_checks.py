@@ -145,9 +145,11 @@ def test_prompts_are_encoded_once(
     encoded: list[int] = []
     encode = Rollouts.encode
 
-    def spy(self: Rollouts, tasks: Tasks, samples: list[Sample], then: Any) -> None:
+    def spy(
+        self: Rollouts, tasks: Tasks, samples: list[Sample], then: Any, evaluated: bool
+    ) -> None:
         encoded.append(len(samples))
-        encode(self, tasks, samples, then)
+        encode(self, tasks, samples, then, evaluated)
 
     monkeypatch.setattr(Rollouts, "encode", spy)
     keys = {"run__iterations": "2", "rollout__prompts": "2", "evaluation__every": "1"}
