@@ -1,5 +1,5 @@
-"""Wan2.1 text-to-video through diffusers: latents [16, frames, rows, columns], UMT5 text,
-classifier-free guidance."""
+"""Wan2.1 and Wan2.2 text-to-video through diffusers: latents [channels, frames, rows, columns],
+UMT5 text, classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class WanModel(PipelineModel):
-    """Wan2.1-T2V-1.3B or -14B, or any folder that diffusers' WanPipeline loads with a single
-    denoiser.
+class WanOptions(PipelineModel):
+    """What Wan's pipelines have in common.
 
     LoRA goes into the projections of self- and cross-attention; `lora_targets` takes ffn.net.0.proj
     and ffn.net.2 too.
     """
 
-    pipeline: ClassVar[str] = "WanPipeline"
     transformer: ClassVar[str] = "WanTransformer3DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     attention_layers: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -41,7 +39,6 @@ class WanModel(PipelineModel):
     # as diffusers' documentation has it for this autoencoder
     decoder_dtype: ClassVar[str] = "float32"
 
-    name: Literal["wan"] = Field("wan", description="the model family")
     height: int = Field(480, ge=16, description="picture height in pixels")
     width: int = Field(832, ge=16, description="picture width in pixels")
     frames: int = Field(17, ge=1, description="frames of a video in training: 1 + a multiple of 4")
@@ -66,11 +63,10 @@ class WanModel(PipelineModel):
 
     def check(self) -> None:
         super().check()
-        index = json_file("model.path", self.folder() / "model_index.json")
-        if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
+        if self.index().get("boundary_ratio") is not None:
             raise UserError(
-                "model.path: expected a Wan2.1 folder, whose one denoiser serves every "
-                f"noise level, got Wan2.2 at {self.folder()}"
+                "model.path: expected a folder whose one denoiser serves every noise level, got "
+                f"one with a boundary_ratio, Wan2.2 A14B, at {self.folder()}"
             )
         for key, count in (
             ("frames", self.frames),
@@ -80,6 +76,15 @@ class WanModel(PipelineModel):
                 raise UserError(
                     f"model.{key}: expected 1 + a multiple of {self.period()}, got {count}"
                 )
+
+    def index(self) -> dict[str, Any]:
+        """model_index.json. Raises UserError where it cannot be read."""
+        return json_file("model.path", self.folder() / "model_index.json")
+
+    @property
+    def per_token(self) -> bool:
+        """Its denoiser takes a time step for every token: Wan2.2 TI2V."""
+        return bool(self.index().get("expand_timesteps"))
 
     def scale(self) -> int:
         # files older than the key are all of this scale
@@ -119,23 +124,44 @@ class WanModel(PipelineModel):
     def family_call(self) -> dict[str, Any]:
         return {"num_frames": self.frames, **super().family_call()}
 
-    def write_small(self, folder: Path) -> None:
-        from branchgrpo.models.small.wan import small_wan
-
-        small_wan(folder)
-
     def small_keys(self) -> dict[str, Any]:
+        found = super().small_keys()
+        if self.small_per_token():  # whose latents are of twice as many pixels
+            found |= {key: 64 for key in ("height", "width") if found[key] == 48}
         longer = min(self.evaluation_frames, 9)
-        return {**super().small_keys(), "frames": min(self.frames, 5), "evaluation_frames": longer}
+        return {**found, "frames": min(self.frames, 5), "evaluation_frames": longer}
+
+    def small_per_token(self) -> bool:
+        """Is a small model of Wan2.2 TI2V's form? Where nothing is known of the large one, it is of
+        Wan2.1's."""
+        try:
+            index = json_file("model.path", self._sizes() / "model_index.json")
+        except UserError:
+            return False
+        return bool(index.get("expand_timesteps"))
+
+
+class WanModel(WanOptions):
+    """Wan2.1-T2V-1.3B or -14B, Wan2.2-TI2V-5B, or any folder that diffusers' WanPipeline loads with
+    a single denoiser."""
+
+    pipeline: ClassVar[str] = "WanPipeline"
+
+    name: Literal["wan"] = Field("wan", description="the model family")
+
+    def write_small(self, folder: Path) -> None:
+        from branchgrpo.models.small.wan import small_wan, small_wan22
+
+        (small_wan22 if self.small_per_token() else small_wan)(folder)
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Wan:
         return Wan(self, device, parts)
 
 
 class Wan(PipelineAdapter):
-    """A loaded Wan2.1."""
+    """A loaded Wan."""
 
-    options: WanModel
+    options: WanOptions
 
     def prepare(self) -> None:
         options = self.options
@@ -166,27 +192,44 @@ class Wan(PipelineAdapter):
         return (patches + cond["text"].shape[-2]) * (2 if self.options.guided else 1)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        timestep = scheduler.TRAIN_TIMESTEPS * sigma
-        if self.whole_timesteps:  # that scheduler's begin below σ = 1 and are cut to integers
-            timestep = timestep.clamp(max=scheduler.TRAIN_TIMESTEPS - 1).floor()
+        # Where Wan2.2's pipeline gives each token a time step, all of a row are equal: so is the
+        # velocity of one for all, which takes far less memory.
+        return self.denoised(x, self.timestep(sigma), cond["text"])
+
+    def denoised(self, x: Tensor, timestep: Tensor, text: Tensor, **more: Any) -> Tensor:
+        """What the denoiser makes of its input, in float32."""
         out: Tensor = self.denoiser(
             hidden_states=x.to(self.dtype),
             timestep=timestep,
-            encoder_hidden_states=cond["text"].to(self.dtype),
+            encoder_hidden_states=text.to(self.dtype),
             return_dict=False,
+            **more,
         )[0]
         return out.float()
 
-    def pixels(self, x0: Tensor) -> Tensor:
-        import torch
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """[B] as the stock scheduler gives them to the denoiser."""
+        found = scheduler.TRAIN_TIMESTEPS * sigma
+        if self.whole_timesteps:  # that scheduler's begin below σ = 1 and are cut to integers
+            found = found.clamp(max=scheduler.TRAIN_TIMESTEPS - 1).floor()
+        return found
 
+    def pixels(self, x0: Tensor) -> Tensor:
         vae = self.pipe.vae
-        std, mean = (
-            torch.tensor(one, device=x0.device, dtype=vae.dtype).view(-1, 1, 1, 1)
-            for one in (vae.config.latents_std, vae.config.latents_mean)
-        )
+        mean, std = self.statistics(vae.dtype)
         video: Tensor = vae.decode(x0.to(vae.dtype) * std + mean, return_dict=False)[0]
         return video
+
+    def statistics(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [channels, 1, 1, 1] that the denoiser's latents are free of."""
+        import torch
+
+        config = self.pipe.vae.config
+        mean, std = (
+            torch.tensor(one, device=self.device, dtype=dtype).view(-1, 1, 1, 1)
+            for one in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
 
     def probe_texts(
         self, rows: int, generator: torch.Generator, length: int = 8

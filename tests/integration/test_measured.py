@@ -30,7 +30,7 @@ from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
-from branchgrpo.models.small.wan import small_wan
+from branchgrpo.models.small.wan import small_wan, small_wan22
 from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.report.contact_sheet import evenly, kept
 from branchgrpo.report.sinks import read
@@ -104,6 +104,12 @@ CASES = {
         LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
         {"learner.learning_rate": "0.1", "evaluation.height": "48"},
     ),
+    "wan2.2, adapters": Case(
+        "wan 2.2",
+        "lora",
+        LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
+        {"learner.learning_rate": "0.1"},
+    ),
     "wan, nothing, adapters": Case(
         "wan",
         "none",
@@ -129,6 +135,7 @@ def base(family: str, folder: Path) -> dict[str, Any]:
         "flux2_klein": small_flux2_klein,
         "z_image": small_z_image,
         "wan": small_wan,
+        "wan 2.2": small_wan22,
     }[family]
     return {"name": family.partition(" ")[0], "path": str(write(folder))}
 

@@ -1,4 +1,4 @@
-"""A Wan2.1 folder of the real classes, narrow, shallow and with random weights."""
+"""Wan folders of the real classes, narrow, shallow and with random weights."""
 
 from __future__ import annotations
 
@@ -12,29 +12,54 @@ from branchgrpo.models.small.tokenizers import make_t5_tokenizer
 TOKENS = 24
 """Tokens that its tokenizer takes of a prompt."""
 
+CHANNELS = 48
+"""Of Wan2.2 TI2V's latents."""
+
 
 def small_wan(folder: Path, seed: int = 0) -> Path:
-    """Write it with WanPipeline.save_pretrained; all scales are those of the full model (8 × 8
-    pixels, 4 frames)."""
-    from diffusers import UniPCMultistepScheduler, WanPipeline
-
+    """Wan2.1 text-to-video; all scales are those of the full model (8 × 8 pixels, 4 frames)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = make_t5_tokenizer(TOKENS)
-        pipe = WanPipeline(
-            tokenizer=tokenizer,
-            text_encoder=_text_encoder(len(tokenizer)),
-            vae=_autoencoder(),
-            scheduler=UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-            ),
-            transformer=_transformer(),
+        return _save(folder, "WanPipeline", 3.0, vae=_autoencoder, transformer=_transformer)
+
+
+def small_wan22(folder: Path, pipeline: str = "WanPipeline") -> Path:
+    """Wan2.2 TI2V, also for its first frame: 16 × 16 pixels, a residual autoencoder of pixels in
+    patches, and a time step for each token."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        return _save(
+            folder,
+            pipeline,
+            5.0,
+            vae=_residual_autoencoder,
+            transformer=lambda: _transformer(in_channels=CHANNELS, out_channels=CHANNELS),
+            expand_timesteps=True,
         )
+
+
+def _save(
+    folder: Path, pipeline: str, shift: float, vae: Any, transformer: Any, **more: Any
+) -> Path:
+    """Write it with the pipeline's own save_pretrained."""
+    import diffusers
+
+    tokenizer = make_t5_tokenizer(TOKENS)
+    pipe = getattr(diffusers, pipeline)(
+        tokenizer=tokenizer,
+        text_encoder=_text_encoder(len(tokenizer)),
+        vae=vae(),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+        ),
+        transformer=transformer(),
+        **more,
+    )
     pipe.save_pretrained(folder)
     return folder
 
 
-def _transformer() -> Any:
+def _transformer(**more: Any) -> Any:
     from diffusers import WanTransformer3DModel
 
     found = WanTransformer3DModel(
@@ -44,6 +69,7 @@ def _transformer() -> Any:
         freq_dim=32,
         ffn_dim=32,
         num_layers=2,
+        **more,
     )
     with torch.no_grad():
         found.proj_out.weight.mul_(3.0)  # velocities about as large as the noise
@@ -53,10 +79,33 @@ def _transformer() -> Any:
 def _autoencoder() -> Any:
     from diffusers import AutoencoderKLWan
 
-    found = AutoencoderKLWan(base_dim=4, num_res_blocks=1)
+    return _contrasting(AutoencoderKLWan(base_dim=4, num_res_blocks=1))
+
+
+def _residual_autoencoder() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return _contrasting(
+        AutoencoderKLWan(
+            base_dim=4,
+            decoder_base_dim=8,
+            z_dim=CHANNELS,
+            num_res_blocks=1,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+            scale_factor_spatial=16,
+            latents_mean=(torch.randn(CHANNELS) / 4).tolist(),
+            latents_std=(0.5 + torch.rand(CHANNELS)).tolist(),
+        )
+    )
+
+
+def _contrasting(autoencoder: Any) -> Any:
     with torch.no_grad():
-        found.decoder.conv_out.weight.mul_(2.0)  # pictures with contrast
-    return found
+        autoencoder.decoder.conv_out.weight.mul_(2.0)  # pictures with contrast
+    return autoencoder
 
 
 def _text_encoder(vocabulary: int) -> Any:

@@ -86,6 +86,7 @@ def test_a_guided_pair_of_wan(frames: int, teraflops: float) -> None:
         ("Qwen-Image", 20.4),
         ("Wan2.1-T2V-1.3B-Diffusers", 1.4),
         ("Wan2.1-T2V-14B-Diffusers", 14.3),
+        ("Wan2.2-TI2V-5B-Diffusers", 5.0),
         ("stable-diffusion-3.5-large", 8.1),
         ("Z-Image", 6.2),
         ("stable-diffusion-3.5-medium", 2.2),
@@ -97,6 +98,7 @@ def test_published_sizes(name: str, billions: float) -> None:
         "FLUX.2": "flux.2-klein-1gpu",
         "Qwen-I": "qwen-image-1node",
         "Wan2.1": "wan2.1-1.3b-1node",
+        "Wan2.2": "wan2.2-5b-1gpu",
         "Z-Imag": "z-image-1gpu",
     }
     known = "flux.1-kontext-1gpu" if "Kontext" in name else base.get(name[:6])

@@ -305,16 +305,6 @@ def test_bad_options_are_one_line(folder: Path, keys: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_two_denoisers_are_refused(folder: Path, tmp_path: Path) -> None:
-    copytree(folder, tmp_path / "wan22")
-    index = json.loads((folder / "model_index.json").read_text())
-    (tmp_path / "wan22" / "model_index.json").write_text(
-        json.dumps(index | {"boundary_ratio": 0.875})
-    )
-    with pytest.raises(UserError, match=r"expected a Wan2\.1 folder"):
-        options(tmp_path / "wan22").check()
-
-
 def test_an_older_folder_has_the_scales_that_its_pipeline_assumes(
     folder: Path, tmp_path: Path
 ) -> None:
