@@ -217,7 +217,7 @@ def test_the_last_check_is_as_the_config_says_now(
     )
     # pictures, height and width
     assert kept(folder / "samples" / "after.npz")[0].shape == (1, 1, 64, 64, 3)
-    assert len(wanted) == 7
+    assert len(wanted) == 9
 
 
 def test_what_is_read_at_the_start_is_in_no_checkpoint(
