@@ -44,7 +44,8 @@ def folder_of(model: PipelineModel) -> Path:
     """Where this model's encodings are: its name comes from the encoders' files and the text
     keys."""
     files = []
-    for part in model.text_parts:
+    # of pictures the autoencoder is an encoder too
+    for part in (*model.text_parts, *(("vae",) if model.pictures_taken[1] else ())):
         root = model.folder() / part
         files += [
             (str(path.relative_to(model.folder())), path.stat().st_size, _sample(path))

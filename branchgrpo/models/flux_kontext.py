@@ -11,7 +11,7 @@ from pydantic import Field
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.flux import Flux, FluxOptions
-from branchgrpo.models.pictures import opened
+from branchgrpo.models.pictures import opened, opening
 from branchgrpo.types import Sample
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class FluxKontextModel(FluxOptions):
         # the stock pipeline would resize both pictures to about a megapixel
         area = {"max_area": self.height * self.width, "_auto_resize": False}
         return {**super().family_call(), **area}
+
+    def picture_code(self) -> list[str]:
+        size = str(self.source_size[::-1])
+        return ["picture = " + opening('"picture.png"', size)]
 
     def text_keys(self) -> dict[str, Any]:
         return {**super().text_keys(), "source": list(self.source_size)}

@@ -19,3 +19,9 @@ def opened(picture: Picture) -> Image:
         raise UserError(
             f"prompts: expected a picture at {picture.path}, cannot read it: {one_line(error)}"
         ) from error
+
+
+def opening(name: str, size: str) -> str:
+    """Python of a picture in a file, resized as models see it. name, size: Python of a path, and of
+    width and height."""
+    return f'Image.open({name}).convert("RGB").resize({size}, Image.Resampling.LANCZOS)'

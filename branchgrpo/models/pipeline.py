@@ -21,7 +21,7 @@ from branchgrpo.models.base import ALL_PARTS, Adapter, Part
 from branchgrpo.models.decoding import Decoding
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import SCHEDULER, PipelineModel
-from branchgrpo.models.skeleton import class_named, hollow
+from branchgrpo.models.skeleton import class_named, hollow, is_network
 from branchgrpo.models.texts import packed, pair, seen, unwanted
 from branchgrpo.types import U8, Conditioning, Sample
 
@@ -62,7 +62,7 @@ class PipelineAdapter(Adapter):
         given: dict[str, Any] = dict(absent) | ({} if "decoder" in parts else {"vae": None})
         for part in (*options.text_parts, "vae"):
             # transformers would fill what a file lacks with random numbers
-            if part not in given and "Tokenizer" not in index[part][1]:
+            if part not in given and is_network(index[part]):
                 given[part] = self._network(
                     class_named(index[part]), folder / part, dtypes.get(part, self.dtype)
                 )

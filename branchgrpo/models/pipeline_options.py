@@ -256,10 +256,10 @@ class PipelineModel(ModelOptions):
     def picture_size(self) -> tuple[int, int]:
         return self.height, self.width
 
-    @property
-    def source_size(self) -> tuple[int, int]:
-        """Height and width that records' pictures are resized to; 0 where it sees none."""
-        return 0, 0
+    def picture_code(self) -> list[str]:
+        """Python that opens what a record shows, as `picture` of the stock call; empty where it
+        sees none."""
+        return []
 
     def needed_files(self) -> list[str]:
         return [*super().needed_files(), *([self.lora_path] if self.lora_path else [])]

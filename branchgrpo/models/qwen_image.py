@@ -30,17 +30,15 @@ MASKED = (
 """diffusers' attention backends that take a mask, which text of different lengths needs."""
 
 
-class QwenImageModel(PipelineModel):
-    """Qwen-Image, or any folder that diffusers' QwenImagePipeline loads."""
+class QwenImageOptions(PipelineModel):
+    """What Qwen-Image and Qwen-Image-Edit have in common."""
 
-    pipeline: ClassVar[str] = "QwenImagePipeline"
     transformer: ClassVar[str] = "QwenImageTransformer2DModel"
     text_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     attention_layers: ClassVar[tuple[str, ...]] = JOINT_ATTENTION
     guidance_key: ClassVar[str] = "true_cfg_scale"
     unit: ClassVar[int] = 2
 
-    name: Literal["qwen_image"] = Field("qwen_image", description="the model family")
     true_cfg: float = Field(
         4.0,
         ge=1,
@@ -80,6 +78,14 @@ class QwenImageModel(PipelineModel):
             )
         )
 
+
+class QwenImageModel(QwenImageOptions):
+    """Qwen-Image, or any folder that diffusers' QwenImagePipeline loads."""
+
+    pipeline: ClassVar[str] = "QwenImagePipeline"
+
+    name: Literal["qwen_image"] = Field("qwen_image", description="the model family")
+
     def write_small(self, folder: Path) -> None:
         from branchgrpo.models.small.qwen_image import small_qwen_image
 
@@ -92,13 +98,14 @@ class QwenImageModel(PipelineModel):
 class QwenImage(PipelineAdapter):
     """A loaded Qwen-Image."""
 
-    options: QwenImageModel
+    options: QwenImageOptions
 
     def prepare(self) -> None:
         options, config = self.options, self.options.denoiser_config()
         unit = options.unit * options.scale()
-        self.grid = (1, options.height // unit, options.width // unit)
-        self.latent_shape = (self.grid[1] * self.grid[2], int(config["in_channels"]))
+        grid = (1, options.height // unit, options.width // unit)
+        self.grids = [grid]  # of the pictures in a row of the denoiser's sequence
+        self.latent_shape = (grid[1] * grid[2], int(config["in_channels"]))
         if self.denoiser is not None:
             last = f"transformer_blocks.{int(config['num_layers']) - 1}."
             for name, value in self.denoiser.named_parameters():
@@ -135,7 +142,7 @@ class QwenImage(PipelineAdapter):
             timestep=(1000 * sigma).to(self.dtype) / 1000,  # rounded as the pipeline does it
             encoder_hidden_states=cond["text"].to(self.dtype),
             encoder_hidden_states_mask=cond["mask"].bool(),
-            img_shapes=[[self.grid]] * len(x),
+            img_shapes=[self.grids] * len(x),
             return_dict=False,
         )[0]
         return out.float()

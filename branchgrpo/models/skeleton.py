@@ -95,8 +95,14 @@ def text_parameters(folder: Path, parts: Iterable[str]) -> int:
     return sum(
         numbers(class_named(index[part]), folder / part)
         for part in there
-        if "Tokenizer" not in index[part][1]
+        if is_network(index[part])
     )
+
+
+def is_network(entry: list[str]) -> bool:
+    """Has a part weights, as model_index.json names it? Tokenizers and processors of pictures have
+    none."""
+    return not any(kind in entry[1] for kind in ("Tokenizer", "Processor"))
 
 
 def class_named(entry: list[str]) -> Any:

@@ -118,13 +118,12 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
     if model.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     prompt = "a photo of a cat" if not model.embedded else "the number 38 in black on yellow"
-    if model.pictures_taken[1]:
+    if opens := model.picture_code():
         prompt = "make it night"
-        resized = f".resize({model.source_size[::-1]}, Image.Resampling.LANCZOS)"
-        lines.append(f'picture = Image.open("picture.png").convert("RGB"){resized}')
+        lines += opens
     return [
         "import torch",
-        *(["from PIL import Image"] if model.pictures_taken[1] else []),
+        *(["from PIL import Image"] if opens else []),
         f"from diffusers import {', '.join(sorted(names))}",
         "",
         *lines,

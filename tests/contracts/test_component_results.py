@@ -25,7 +25,7 @@ from branchgrpo.models.offload import Offloaded
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.small.flux import small_flux
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
-from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.qwen_image import small_qwen_image, small_qwen_image_edit
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan
 from branchgrpo.models.small.z_image import small_z_image
@@ -111,6 +111,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sd3": small_sd3(folder / "sd3"),
         "qwen_image": small_qwen_image(folder / "qwen"),
+        "qwen_image_edit": small_qwen_image_edit(folder / "qwen-edit"),
         "flux_kontext": small_flux(folder / "kontext", "FluxKontextPipeline"),
         "flux2_klein": small_flux2_klein(folder / "klein"),
         "z_image": small_z_image(folder / "z-image"),

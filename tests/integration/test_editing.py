@@ -1,13 +1,16 @@
-"""Editing from end to end in one process: a small random Kontext, pictures and targets in a file, a
-reward that goes by the metadata and one that is only measured."""
+"""Editing from end to end in one process: small random models that see a picture, or two, pictures
+and targets in a file, a reward that goes by the metadata and one that is only measured."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,7 @@ from branchgrpo.app.check import check
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models.small.flux import small_flux
+from branchgrpo.models.small.qwen_image import small_qwen_image_edit
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
 from branchgrpo.training.carry_out import carry_out
@@ -33,7 +37,7 @@ def near(images, samples):
     """As near to the record's grey, and as far from its picture, as it gets."""
     found = []
     for image, sample in zip(images, samples, strict=True):
-        assert sample.id.startswith("edit-") and len(sample.images) == 1
+        assert sample.id.startswith("edit-") and len(sample.images) == COUNT
         before = np.asarray(sample.images[0].open().resize(image.size)).astype(float)
         after = np.asarray(image).astype(float)
         apart = np.abs(after - before).mean() / 255
@@ -57,35 +61,46 @@ KEYS = {
     "evaluation.steps": "2",
     "evaluation.every": "0",
     "evaluation.rewards": "[{name: jpeg}]",
-    "model.name": "flux_kontext",
     "model.height": "32",
     "model.width": "32",
+    "model.source_height": "32",
+    "model.source_width": "32",
     "model.lora_rank": "2",
     "model.max_sequence_length": "16",
 }
+MODELS: dict[str, tuple[Callable[[Path], Path], dict[str, str]]] = {
+    "flux_kontext": (partial(small_flux, pipeline="FluxKontextPipeline"), {}),
+    "qwen_image_edit": (small_qwen_image_edit, {"model.pictures": "2"}),
+}
+"""What writes a small one, and its keys."""
 
 
-def records(folder: Path, name: str, count: int, first: int) -> Path:
-    """A .jsonl file with pictures beside it."""
+def records(folder: Path, name: str, count: int, first: int, pictures: int) -> Path:
+    """A .jsonl file with so many pictures a record beside it."""
     draw, rows = np.random.default_rng(first), []
     for index in range(first, first + count):
-        pixels = draw.integers(0, 256, (20 + index, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-        row = {"prompt": f"make it {index}", "id": f"edit-{index}", "image": f"{index}.png"}
+        names = [f"{index}-{place}.png" for place in range(pictures)]
+        for file in names:
+            pixels = draw.integers(0, 256, (20 + index, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / file)
+        row = {"prompt": f"make it {index}", "id": f"edit-{index}", "images": names}
         rows.append(row | {"grey": 10 * index})
     path = folder / name
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    folder = tmp_path_factory.mktemp("editing")
-    (folder / "own.py").write_text(REWARD)
-    keys = KEYS | {
-        "model.path": str(small_flux(folder / "kontext", "FluxKontextPipeline")),
-        "prompts": str(records(folder, "train.jsonl", 5, 0)),
-        "held_out": str(records(folder, "held-out.jsonl", 3, 10)),
+@pytest.fixture(scope="module", params=MODELS)
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder, (small, own) = tmp_path_factory.mktemp("editing"), MODELS[request.param]
+    count = int(own.get("model.pictures", "1"))
+    (folder / "own.py").write_text(REWARD.replace("COUNT", str(count)))
+    keys = KEYS | own
+    keys |= {
+        "model.name": request.param,
+        "model.path": str(small(folder / "model")),
+        "prompts": str(records(folder, "train.jsonl", 5, 0, pictures=count)),
+        "held_out": str(records(folder, "held-out.jsonl", 3, 10, pictures=count)),
         "rewards": json.dumps([{"name": f"{folder / 'own.py'}:near"}]),
     }
     found = quickstart(keys)
@@ -96,8 +111,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_an_editing_run_trains_and_exports_what_the_stock_pipeline_loads(
     config: Config, tmp_path: Path
 ) -> None:
-    from diffusers import FluxKontextPipeline
-
     service, folder = Service(config), tmp_path / "run"
     display = Display("test", 1, config.metric, Console(file=StringIO()))
     summary: Any = carry_out(
@@ -124,7 +137,8 @@ def test_an_editing_run_trains_and_exports_what_the_stock_pipeline_loads(
     held_out = json.loads((folder / "held_out.json").read_text())
     assert [row["after"]["total"] for row in rows] == pytest.approx(held_out["after"]["total"])
 
-    pipe = FluxKontextPipeline.from_pretrained(config.model.path)
+    model: Any = config.model
+    pipe = getattr(diffusers, model.pipeline).from_pretrained(model.path)
     pipe.load_lora_weights(folder / "weights")
     trained = {
         name: value for name, value in pipe.transformer.named_parameters() if "lora_B" in name
@@ -136,19 +150,21 @@ def test_an_editing_run_trains_and_exports_what_the_stock_pipeline_loads(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image": None}, "expected 1 pictures with each record"),
-        ({"image": "gone.png"}, "none at"),
-        ({"image": ["0.png", "1.png"]}, "2 pictures"),
+        (lambda names: None, "got 1 of 4 without"),
+        (lambda names: [*names[1:], "gone.png"], "none at"),
+        (lambda names: [*names, names[0]], "{} pictures"),
     ],
 )
-def test_records_without_the_picture_are_refused_before_anything_starts(
-    config: Config, tmp_path: Path, change: dict[str, Any], words: str
+def test_records_without_the_pictures_are_refused_before_anything_starts(
+    config: Config, tmp_path: Path, change: Callable[[list[str]], Any], words: str
 ) -> None:
-    path = records(tmp_path, "own.jsonl", 4, 0)
+    count, _ = config.model.pictures_taken
+    path = records(tmp_path, "own.jsonl", 4, 0, pictures=count)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[2] |= change
+    rows[2] |= {"images": change(rows[2]["images"])}
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError) as caught:
         check(config.model_copy(update={"prompts": str(path)}))
-    assert words in str(caught.value) and "line 3" in str(caught.value)
+    assert words.format(count + 1) in str(caught.value) and "line 3" in str(caught.value)
+    assert f"expected {count} pictures with each record" in str(caught.value)
     assert "1 of 4 without" in str(caught.value) and "\n" not in str(caught.value)

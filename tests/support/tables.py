@@ -36,6 +36,7 @@ NEEDED = {
     "wandb": {"project": "mine"},
     "mlflow": {"uri": "http://127.0.0.1:9"},
     **{name: {"path": "embedded:tiny-flux"} for name in TABLES["models"].shipped},
+    "qwen_image_edit": {"path": "", "source_height": "32", "source_width": "32"},
     "flux": {"path": "embedded:tiny-flux", "height": "32", "width": "32"},
     "own:OwnFlux": {"path": "embedded:tiny-flux", "height": "32", "width": "32"},
 }

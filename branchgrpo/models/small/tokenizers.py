@@ -88,20 +88,23 @@ def make_t5_tokenizer(length: int = TEXT_TOKENS) -> T5Tokenizer:
     )
 
 
-def make_qwen_tokenizer() -> Any:
+DESCRIBING = (
+    "system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:\nuser\n"
+    "assistant\n"
+)
+"""What Qwen-Image's pipeline says around a prompt."""
+
+
+def make_qwen_tokenizer(instruction: str = DESCRIBING, more: tuple[str, ...] = ()) -> Any:
     """A Qwen2Tokenizer with one token for each word of the pipeline's instruction, so that it has
-    as many as the real one."""
+    as many as the real one. more: special tokens beside those of a chat."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
     from transformers import Qwen2Tokenizer
 
-    instruction = (
-        "system\nDescribe the image by detailing the color, shape, size, texture, "
-        "quantity, text, spatial relationships of the objects and background:\nuser\n"
-        "assistant\n"
-    )
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(

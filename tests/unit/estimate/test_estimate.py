@@ -84,6 +84,8 @@ def test_a_guided_pair_of_wan(frames: int, teraflops: float) -> None:
         ("FLUX.1-Kontext-dev", 11.9),
         ("FLUX.2-klein-base-4B", 3.9),
         ("Qwen-Image", 20.4),
+        ("Qwen-Image-Edit-2509", 20.4),
+        ("Qwen-Image-Edit-2511", 20.4),
         ("Wan2.1-T2V-1.3B-Diffusers", 1.4),
         ("Wan2.1-T2V-14B-Diffusers", 14.3),
         ("Wan2.2-TI2V-5B-Diffusers", 5.0),
@@ -101,7 +103,8 @@ def test_published_sizes(name: str, billions: float) -> None:
         "Wan2.2": "wan2.2-5b-1gpu",
         "Z-Imag": "z-image-1gpu",
     }
-    known = "flux.1-kontext-1gpu" if "Kontext" in name else base.get(name[:6])
+    editing = {"Kontext": "flux.1-kontext-1gpu", "Edit": "qwen-image-edit-1node"}
+    known = next((of for part, of in editing.items() if part in name), base.get(name[:6]))
     config = shipped(
         known or "sd3.5-medium-1node",
         model__lora_rank=0,
@@ -114,7 +117,7 @@ def test_published_sizes(name: str, billions: float) -> None:
 
 
 def test_each_published_folder_is_tried_above() -> None:
-    assert len(published()) == 9 and all((PUBLISHED / name).is_dir() for name in published())
+    assert len(published()) == 12 and all((PUBLISHED / name).is_dir() for name in published())
 
 
 def test_a_model_of_unknown_sizes_is_refused() -> None:
