@@ -180,8 +180,8 @@ def _prompts(config: Config, folder: Path) -> dict[str, Any]:
     """The first prompts of its lists, or of the embedded ones in place of files that are missing,
     in files of their own: all prompts may be encoded before training."""
     given = {
-        "prompts": _source("prompts", config.prompts, "embedded:train"),
-        "held_out": _source("held_out", config.held_out, "embedded:heldout"),
+        "prompts": _source(config, "prompts", "embedded:train"),
+        "held_out": _source(config, "held_out", "embedded:heldout"),
     }
     lists = prompts.lists(config.model_copy(update=given))
     files = {}
@@ -206,12 +206,13 @@ def drawn(folder: Path, count: int) -> list[str]:
     return list(map(str, paths))
 
 
-def _source(key: str, given: str, embedded: str) -> str:
+def _source(config: Config, key: str, embedded: str) -> str:
     """Where the prompts come from. Raises UserError for a file that is there and wrong."""
+    given: str = getattr(config, key)
     if given.startswith(prompts.SPLIT):
         return given
     try:
-        prompts.read(key, given)
+        prompts.read(key, given, config.evaluation.suites)
     except UserError as error:
         if Path(given).expanduser().exists():
             raise

@@ -115,7 +115,7 @@ class Comparison:
                         f"compare: expected the same {key} for all methods, got another with {name}"
                     )
         # the same for all, whatever they train with
-        steps = max(one.evaluation.steps or one.sampling.steps for one in first.values())
+        steps = max(one.evaluation_steps for one in first.values())
         fixed["evaluation.steps"] = str(steps)
         self.configs: dict[tuple[str, int], Config] = {}
         for seed in range(seeds):

@@ -43,7 +43,7 @@ class Keys(Section):
     model: Model = Field(description="what is trained")
     prompts: str = Field(
         description="training prompts: a text, .jsonl, .json, .csv, .tsv or .parquet file, "
-        "embedded:NAME, or hpsv2:STYLE"
+        "embedded:NAME, hpsv2:STYLE, or suite:NAME"
     )
     held_out: str = Field(
         description="held-out prompts, likewise; or split:N = N of the different training "

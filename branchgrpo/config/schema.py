@@ -36,8 +36,12 @@ class Config(Keys):
     def evaluation_schedule(self, steps: int = 0) -> Schedule:
         """`schedule` of held-out pictures (0: evaluation.steps): a shift may depend on their
         size."""
-        steps = steps or self.evaluation.steps or self.sampling.steps
-        return self.evaluated.schedule(steps, self.sampling.shift)
+        return self.evaluated.schedule(steps or self.evaluation_steps, self.sampling.shift)
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Of denoising, for held-out pictures."""
+        return self.evaluation.steps or self.sampling.steps
 
     @property
     def credit(self) -> Credit:

@@ -125,6 +125,16 @@ class Evaluation(Section):
         "are; 0 = none",
     )
     prompts_between: int = Field(64, ge=2, description="held-out prompts of those checks")
+    suites: str = Field(
+        "suites",
+        description="where published suites of prompts are, a folder for each: suite:NAME is in "
+        "SUITES/NAME",
+    )
+    category: str = Field(
+        "",
+        description="metadata of held-out prompts by whose values scores are shown as well, a mean "
+        "for each; empty: what the suite has",
+    )
     kept_mb: int = Field(
         2048,
         ge=0,

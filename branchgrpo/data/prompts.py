@@ -6,6 +6,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from branchgrpo.data import suites
 from branchgrpo.data.files import LineFile, identity
 from branchgrpo.data.json_files import JsonLineFile, json_file
 from branchgrpo.data.lists import Listed, Prompts
@@ -24,16 +26,12 @@ from branchgrpo.models.places import EMBEDDED
 if TYPE_CHECKING:
     from branchgrpo.config.schema import Config
 
-HPSV2, SPLIT = "hpsv2:", "split:"
+SPLIT = "split:"
 SPLIT_SEED = 0
 """Not the run's: runs of other seeds are compared on the same held-out prompts."""
 
 PART = 1 << 20
 """Digests compared at a time."""
-
-STYLES = ("anime", "concept-art", "paintings", "photo")
-"""Of HPSv2's benchmark, in the package's order."""
-
 
 LINES = ("", ".txt", ".text", ".prompts")
 """Suffixes of files with a prompt a line."""
@@ -56,21 +54,24 @@ READ = (
 )
 
 
-def read(key: str, source: str) -> Prompts:
+def read(key: str, source: str, folder: str = suites.FOLDER) -> Prompts:
     """The different records of a file, by its suffix, see READ: in the file's order, those without
     a prompt and repeated ones left out.
 
     embedded:NAME is a list shipped with the package, hpsv2:STYLE are the benchmark prompts of the
-    package hpsv2. Files are indexed, not loaded, lists of JSON apart, and must not change. A file
-    that was read lately is not indexed again. Raises UserError, naming the config key, for a file
+    package hpsv2, suite:NAME is a published suite, whose files are in FOLDER/NAME. Files are
+    indexed, not loaded, lists of JSON apart, and must not change. A file that was read lately is
+    not indexed again. Raises UserError, naming the config key, for a file
     that is missing, unreadable, wrong or empty.
     """
     if source.startswith(SPLIT):
         raise UserError(
             f"{key}: expected a source of its own, got {source}: that is for held_out alone"
         )
-    if source.startswith(HPSV2):
-        return distinct(_benchmark(key, source.removeprefix(HPSV2)))
+    if source.startswith(suites.HPSV2):
+        return distinct(suites.benchmark(key, source))
+    if source.startswith(suites.SUITE):
+        return _suite(key, source, folder)
     path = Path(os.path.expanduser(source))
     if source.startswith(EMBEDDED):
         path = (
@@ -103,14 +104,14 @@ def read(key: str, source: str) -> Prompts:
 def lists(config: Config) -> tuple[Prompts, Prompts]:
     """Training prompts and held-out prompts of a config, no text twice in either. Raises UserError
     as `read` and `split` do, and where all held-out texts are trained on."""
-    train = read("prompts", config.prompts)
+    train = read("prompts", config.prompts, config.evaluation.suites)
     if config.held_out.startswith(SPLIT):
         if not re.fullmatch(r"[0-9]{1,18}", number := config.held_out.removeprefix(SPLIT)):
             raise UserError(
                 f"held_out: expected {SPLIT}N with N a number of prompts, got {config.held_out}"
             )
         return split(train, int(number), SPLIT_SEED)
-    held_out = read("held_out", config.held_out)
+    held_out = read("held_out", config.held_out, config.evaluation.suites)
     if shared(train, held_out).all():
         got = f"got {config.held_out}: all its {len(held_out)} are in {config.prompts} too"
         raise UserError(
@@ -241,38 +242,21 @@ def _opened(key: str, path: Path, known: tuple[int, ...]) -> Prompts:
     return distinct(READERS[inner](key, path))
 
 
-def _benchmark(key: str, style: str) -> Listed:
-    """What hpsv2.benchmark_prompts(style) gives, of the files it keeps; `all` joins the styles.
-    Nothing is downloaded."""
-    if style not in (*STYLES, "all"):
-        raise UserError(
-            f"{key}: expected {HPSV2}STYLE with STYLE one of {', '.join(STYLES)}, all, got "
-            f"{HPSV2}{style}"
-        )
+def _suite(key: str, source: str, folder: str) -> Prompts:
+    """The records of suite:NAME, each with its category in its metadata."""
+    name = suites.named(key, source).category
+    paths = suites.files(key, source, folder)
+    if len(paths) == 1:
+        found = read(key, str(paths[0]))
+        if name not in found[0].metadata:
+            raise UserError(
+                f"{key}: expected records with {name} beside their prompts in {paths[0]}, got "
+                f"{', '.join(found[0].metadata) or 'prompts alone'}"
+            )
+        return found
     samples = (
-        sample
-        for one in (STYLES if style == "all" else (style,))
-        for sample in json_file(key, _benchmark_file(key, one))
+        replace(sample, metadata={name: path.stem, **sample.metadata})
+        for path in paths
+        for sample in json_file(key, path)
     )
-    return Listed(samples, f"{HPSV2}{style}")
-
-
-def _benchmark_file(key: str, style: str) -> Path:
-    """In the folder of hpsv2, or in Hugging Face's cache, which hpsv2 downloads to."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = (
-        Path(os.environ.get("HPS_ROOT", os.path.expanduser("~/.cache/hpsv2")))
-        / "datasets"
-        / "benchmark"
-        / f"{style}.json"
-    )
-    if path.is_file():
-        return path
-    cached = try_to_load_from_cache("zhwang/HPDv2", f"benchmark/{style}.json", repo_type="dataset")
-    if not isinstance(cached, str):
-        raise UserError(
-            f"{key}: expected hpsv2's benchmark prompts at {path}, found none; "
-            "hpsv2.benchmark_prompts() downloads them"
-        )
-    return Path(cached)
+    return distinct(Listed(samples, source))

@@ -71,7 +71,8 @@ def _read(config: Config, problems: list[str]) -> tuple[Prompts | None, Prompts 
     found: list[Prompts | None] = []
     for key, source in (("prompts", config.prompts), ("held_out", config.held_out)):
         try:
-            found.append(None if source.startswith(prompts.SPLIT) else prompts.read(key, source))
+            split, folder = source.startswith(prompts.SPLIT), config.evaluation.suites
+            found.append(None if split else prompts.read(key, source, folder))
         except UserError as error:
             found.append(None)
             if str(error) not in problems:

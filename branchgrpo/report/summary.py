@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
+from branchgrpo.report.settings import words
 from branchgrpo.report.sinks import PHASES, smooth
 from branchgrpo.report.student import quantile
 from branchgrpo.types import F32
@@ -240,7 +242,8 @@ def summary(
 
 def table(summary: Mapping[str, Any]) -> Table:
     """The end of a run in a few lines: held-out scores, then cost per leaf and seconds."""
-    held_out = Table(title="held-out scores", title_justify="left")
+    drawn = f": {words(summary['settings'])}" if "settings" in summary else ""
+    held_out = Table(title=f"held-out scores{drawn}", title_justify="left")
     for column in ("score", "before", "after", "difference", "95 % interval"):
         held_out.add_column(column, justify="left" if column == "score" else "right")
     for score, row in summary["held_out"].items():
@@ -255,6 +258,10 @@ def table(summary: Mapping[str, Any]) -> Table:
             *(figure.replace("[", "\\[") for figure in figures),
             style="bold" if score == summary["metric"] else "",
         )
+    for category, found in summary.get("categories", {}).items():
+        row = found[summary["metric"]]
+        means = f"{row['before']:.4g}", f"{row['after']:.4g}", f"{row['difference']:+.4g}"
+        held_out.add_row(Text(f"  {category} ({found['n']})"), *means, "")
     cost = Table(title="cost", title_justify="left", show_header=False)
     cost.add_column()
     cost.add_column()

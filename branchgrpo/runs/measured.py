@@ -19,6 +19,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models import lora
 from branchgrpo.models.files import json_file
+from branchgrpo.report.settings import words
 from branchgrpo.runs.folder import is_run
 from branchgrpo.runs.places import checkpoints, named, root
 
@@ -130,13 +131,20 @@ def write(target: Target, folder: Path, row: Mapping[str, Any]) -> dict[str, Any
 
 
 def listing(row: Mapping[str, Any]) -> str:
-    """The metrics of an eval.json, a line each."""
+    """The metrics of an eval.json, a line each, and what they were drawn with."""
     diversity = {"diversity": row["diversity"]} if row["diversity"] else {}
-    return "\n".join(
+    drawn = words(row["settings"])
+    lines = [
         f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "
-        f"{value['n']} prompts"
+        f"{value['n']} prompts; {drawn}"
         for name, value in (row["held_out"] | diversity).items()
-    )
+    ]
+    lines += [
+        f"{name:16} {found[name]:.4f} of {found['n']} prompts of {category}; {drawn}"
+        for name in row["held_out"]
+        for category, found in row.get("categories", {}).items()
+    ]
+    return "\n".join(lines)
 
 
 def put_together(target: Target, made: Path) -> Config:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from branchgrpo.models import scheduler
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.report.settings import settings, words
 
 if TYPE_CHECKING:
     from branchgrpo.config.schema import Config
@@ -37,11 +38,18 @@ def write_card(
 def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> str:
     """The card, in Markdown."""
     base, rows = Path(model.path.removeprefix("embedded:")).name, summary["held_out"]
+    drawn = words(settings(config))
     scores = [
         f"| {name} | {one['before']:.4f} | {one['after']:.4f} | {one['difference']:+.4f} "
-        f"[{one['low']:+.4f}, {one['high']:+.4f}] |"
+        f"[{one['low']:+.4f}, {one['high']:+.4f}] | {drawn} |"
         for name, one in rows.items()
     ]
+    for category, found in summary.get("categories", {}).items():
+        scores += [
+            f"| {name}, {category} ({found['n']}) | {found[name]['before']:.4f} | "
+            f"{found[name]['after']:.4f} | {found[name]['difference']:+.4f} | {drawn} |"
+            for name in rows
+        ]
     count = next((one["n"] for one in rows.values()), 0)
     what = {
         "pipeline": "the whole pipeline",
@@ -67,11 +75,11 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
         "",
         "## Scores",
         "",
-        f"{count} held-out prompts, the same noise before and after; the 95 % interval is "
-        "over prompts.",
+        f"{count} held-out prompts (`{config.held_out}`), the same noise before and after; the "
+        "95 % interval is over prompts.",
         "",
-        "| score | before | after | difference |",
-        "|---|---|---|---|",
+        "| score | before | after | difference | drawn with |",
+        "|---|---|---|---|---|",
         *scores,
         "",
         "## Licence and versions",
@@ -86,7 +94,7 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
 def call(config: Config, model: PipelineModel) -> str:
     """How the stock pipeline is called to draw as evaluation did."""
     keys = {
-        "num_inference_steps": config.evaluation.steps or config.sampling.steps,
+        "num_inference_steps": config.evaluation_steps,
         **model.stock_call(),
     }
     told = ", ".join(f"{name}={value!r}" for name, value in keys.items())

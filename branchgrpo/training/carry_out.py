@@ -11,10 +11,12 @@ import numpy as np
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
+from branchgrpo.data import suites
 from branchgrpo.data.records import prompts_of, row_of
 from branchgrpo.files.whole import write_whole
-from branchgrpo.report import contact_sheet
+from branchgrpo.report import categories, contact_sheet
 from branchgrpo.report import summary as report
+from branchgrpo.report.settings import settings
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.identity import checked_alike, saved_config
@@ -98,18 +100,24 @@ def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> di
         stopped_by=state.stopped_by,
     )
     summary["gates"] = state.gates
+    summary["settings"] = settings(config)
+    if key := suites.category(config):
+        held_out = run.evaluator.held_out
+        summary["categories"] = categories.both(before, run.after, held_out, key)
     summary["diversity"] = None if run.diversity is None else report.interval(run.diversity)
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
 class RunFolder:
-    """Where a run keeps what its held-out checks find: held_out.json, held_out.jsonl with the
-    records beside their scores, and contact sheets of the first ones under samples/."""
+    """Where a run keeps what its held-out checks find: held_out.json, by category too
+    where there are any, held_out.jsonl with the records beside their scores, and contact sheets of
+    the first ones under samples/."""
 
     def __init__(self, config: Config, folder: Path, before: Scores | None):
         self.config, self.folder = config, folder
         self.scores: dict[str, Scores] = {}
+        self.samples: Sequence[Sample] = ()
         if before is not None:
             self._write("before", before)
 
@@ -117,6 +125,7 @@ class RunFolder:
         self, when: str, scores: Scores, pixels: U8 | None, samples: Sequence[Sample], title: str
     ) -> None:
         """See branchgrpo.training.run.Keeper."""
+        self.samples = samples
         self._write(when, scores)
         rows = [row_of(sample) for sample in samples[: len(scores["total"])]]
         for known, found in self.scores.items():
@@ -130,10 +139,15 @@ class RunFolder:
 
     def _write(self, when: str, scores: Scores) -> None:
         self.scores[when] = scores
-        kept = {
+        kept: dict[str, Any] = {
             name: {score: values.tolist() for score, values in known.items()}
             for name, known in self.scores.items()
         }
+        if (key := suites.category(self.config)) and self.samples:
+            kept["categories"] = {
+                name: categories.means(known, self.samples, key)
+                for name, known in self.scores.items()
+            }
         write_whole(self.folder / "held_out.json", json.dumps(kept) + "\n")
 
 
@@ -149,8 +163,8 @@ def _known(folder: Path, config: Config) -> Scores | None:
 def measure(
     config: Config, service: Service, display: Display, picture: Path | None = None, title: str = ""
 ) -> tuple[dict[str, Any], Scores]:
-    """The row of a model as it is: scores of the held-out prompts with 95 % intervals, diversity;
-    and the scores [P]."""
+    """The row of a model as it is: scores of the held-out prompts with 95 % intervals, diversity,
+    what they were drawn with, means by category; and the scores [P]."""
     evaluator = Evaluator(config, service, RolloutCollector(config, service, "eval"))
     options = config.evaluation
     display.phase(f"held-out check: {options.prompts} prompts")
@@ -161,7 +175,11 @@ def measure(
     diversity = evaluator.diversity(0) if options.diversity else None
     held_out = {name: report.interval(values) for name, values in scores.items()}
     interval = None if diversity is None else report.interval(diversity)
-    return {"held_out": held_out, "diversity": interval}, scores
+    row: dict[str, Any] = {"held_out": held_out, "diversity": interval}
+    row["settings"] = settings(config)
+    if key := suites.category(config):
+        row["categories"] = categories.means(scores, evaluator.held_out, key)
+    return row, scores
 
 
 def draw(

@@ -119,6 +119,8 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.diversity": ("2", WHOLE, {}),
     "evaluation.prompts_between": ("2", WHOLE, {}),
     "evaluation.pictures": ("1", WHOLE, {}),
+    "evaluation.category": ("topic", WHOLE, {}),
+    "evaluation.suites": ("elsewhere", AT_START, {}),
     "evaluation.metric": ("ocr/edit", WHOLE, {}),
     "evaluation.kept_mb": ("1", AT_START, {}),
     "evaluation.rewards": ("[{name: jpeg}]", AT_START, {}),
@@ -217,7 +219,8 @@ def test_the_last_check_is_as_the_config_says_now(
     )
     # pictures, height and width
     assert kept(folder / "samples" / "after.npz")[0].shape == (1, 1, 64, 64, 3)
-    assert len(wanted) == 9
+    assert summary["categories"]["none"]["n"] == 5  # of prompts without metadata
+    assert len(wanted) == 10
 
 
 def test_what_is_read_at_the_start_is_in_no_checkpoint(

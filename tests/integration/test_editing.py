@@ -24,7 +24,9 @@ from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
 from branchgrpo.models.small.flux import small_flux
 from branchgrpo.models.small.qwen_image import small_qwen_image_edit
+from branchgrpo.report.settings import words
 from branchgrpo.report.sinks import read
+from branchgrpo.report.summary import table
 from branchgrpo.report.terminal import Display
 from branchgrpo.training.carry_out import carry_out
 
@@ -60,6 +62,7 @@ KEYS = {
     "evaluation.pictures": "2",
     "evaluation.steps": "2",
     "evaluation.every": "0",
+    "evaluation.category": "grey",
     "evaluation.rewards": "[{name: jpeg}]",
     "model.height": "32",
     "model.width": "32",
@@ -73,6 +76,10 @@ MODELS: dict[str, tuple[Callable[[Path], Path], dict[str, str]]] = {
     "qwen_image_edit": (small_qwen_image_edit, {"model.pictures": "2"}),
 }
 """What writes a small one, and its keys."""
+
+
+GREYS = ["100", "110", "120"]
+"""Of the held-out records, as categories."""
 
 
 def records(folder: Path, name: str, count: int, first: int, pictures: int) -> Path:
@@ -136,6 +143,19 @@ def test_an_editing_run_trains_and_exports_what_the_stock_pipeline_loads(
     }
     held_out = json.loads((folder / "held_out.json").read_text())
     assert [row["after"]["total"] for row in rows] == pytest.approx(held_out["after"]["total"])
+    # and by their metadata
+    assert list(held_out["categories"]["before"]) == list(summary["categories"]) == GREYS
+    for row, grey in zip(rows, GREYS, strict=True):
+        mean = held_out["categories"]["after"][grey]
+        assert mean["n"] == 1 and mean["near/score"] == pytest.approx(row["after"]["near/score"])
+    drawn = words(summary["settings"])
+    assert drawn.startswith("2 Euler steps, 32×32, ") and "true_cfg_scale" in drawn
+    card = (folder / "weights" / "README.md").read_text()
+    assert f"| near/score, {GREYS[0]} (1) | " in card and card.count(f" | {drawn} |") == 3 * 4
+    console = Console(file=StringIO(), width=100)
+    console.print(table(summary))
+    assert isinstance(console.file, StringIO)
+    assert f"held-out scores: {drawn}" in " ".join(console.file.getvalue().split())
 
     model: Any = config.model
     pipe = getattr(diffusers, model.pipeline).from_pretrained(model.path)

@@ -35,7 +35,7 @@ from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.report.contact_sheet import evenly, kept
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
-from branchgrpo.runs.measured import chosen, prepared, write
+from branchgrpo.runs.measured import chosen, listing, prepared, write
 from branchgrpo.training.carry_out import carry_out, measure
 from branchgrpo.types import EVALUATION, TreeKey
 
@@ -194,6 +194,10 @@ def measured(
             title=target.name,
         )
         write(target, folder, row)
+    kept_row = json.loads((folder / "eval.json").read_text())
+    assert kept_row["settings"]["height"] == found.evaluated.picture_size[0]
+    drawn = f"; {found.evaluation_steps} Euler steps, "
+    assert all(drawn in line for line in listing(row).splitlines())
     assert sorted(path.name for path in folder.iterdir() if path.suffix != ".webp") == [
         "eval.json",
         "samples.npz",
