@@ -9,4 +9,5 @@ REGISTRY = {
     "flux2_klein": "branchgrpo.models.flux2_klein:Flux2KleinModel",
     "z_image": "branchgrpo.models.z_image:ZImageModel",
     "wan": "branchgrpo.models.wan:WanModel",
+    "wan_i2v": "branchgrpo.models.wan_i2v:WanI2VModel",
 }

@@ -30,16 +30,17 @@ def json_file(key: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def check_pipeline(key: str, folder: Path, pipeline: str) -> dict[str, Any]:
-    """A folder that diffusers' class `pipeline` wrote, with every part whole; returns
+def check_pipeline(key: str, folder: Path, *pipelines: str) -> dict[str, Any]:
+    """A folder that one of these classes of diffusers wrote, with every part whole; returns
     model_index.json.
 
     Raises UserError, naming the config key and the file.
     """
     index = json_file(key, folder / "model_index.json")
-    if index.get("_class_name") != pipeline:
+    if index.get("_class_name") not in pipelines:
         raise UserError(
-            f"{key}: expected a {pipeline} folder, got {index.get('_class_name')} at {folder}"
+            f"{key}: expected a {' or '.join(pipelines)} folder, got {index.get('_class_name')} "
+            f"at {folder}"
         )
     for part, named in index.items():
         if isinstance(named, list) and len(named) == 2 and named[1] is not None:

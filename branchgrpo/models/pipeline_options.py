@@ -43,14 +43,14 @@ class PipelineModel(ModelOptions):
 
     any_size: ClassVar[bool] = True
     pipeline: ClassVar[str]  # diffusers' class
+    also_loads: ClassVar[tuple[str, ...]] = ()  # classes that wrote folders which it loads too
     transformer: ClassVar[str]  # diffusers' class of the denoiser
     text_parts: ClassVar[tuple[str, ...]]  # parts of the pipeline that encode text
     # those of them that a folder may lack (null in model_index.json)
     optional_parts: ClassVar[tuple[str, ...]] = ()
     # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
     lora_alphas: ClassVar[bool] = False
-    # height and width must be multiples of this many pixels of a latent: the patch
-    unit: ClassVar[int]
+    unit: ClassVar[int]  # of the patch: height and width are multiples of so many latents' pixels
     # diffusers' classes whose schedules are known
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)
     guidance_key: ClassVar[str]  # what the stock pipeline calls true_cfg
@@ -113,7 +113,7 @@ class PipelineModel(ModelOptions):
 
     def check(self) -> None:
         folder = self.folder()
-        index = check_pipeline("model.path", folder, self.pipeline)
+        index = check_pipeline("model.path", folder, self.pipeline, *self.also_loads)
         for part in ("transformer", "vae", "scheduler", *self.text_parts):
             if part not in self.optional_parts and not (index.get(part) or [None])[-1]:
                 raise UserError(

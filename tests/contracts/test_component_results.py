@@ -27,7 +27,7 @@ from branchgrpo.models.small.flux import small_flux
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
 from branchgrpo.models.small.qwen_image import small_qwen_image, small_qwen_image_edit
 from branchgrpo.models.small.sd3 import small_sd3
-from branchgrpo.models.small.wan import small_wan
+from branchgrpo.models.small.wan import small_wan, small_wan_i2v
 from branchgrpo.models.small.z_image import small_z_image
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.pickscore import PickScoreReward
@@ -116,6 +116,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "flux2_klein": small_flux2_klein(folder / "klein"),
         "z_image": small_z_image(folder / "z-image"),
         "wan": small_wan(folder / "wan"),
+        "wan_i2v": small_wan_i2v(folder / "wan-i2v"),
     }
 
 

@@ -85,9 +85,15 @@ def sampled(model: Wan, steps: int = STEPS, shift: float | None = None) -> tuple
 def stock(folder: Path) -> Any:
     """diffusers' pipeline; its scheduler makes its own noise levels, and takes steps of first
     order, which are Euler's."""
-    from diffusers import UniPCMultistepScheduler, WanPipeline
+    from diffusers import WanPipeline
 
-    pipe = WanPipeline.from_pretrained(folder)
+    return first_order(WanPipeline.from_pretrained(folder))
+
+
+def first_order(pipe: Any) -> Any:
+    """The pipeline, silent, with such a scheduler."""
+    from diffusers import UniPCMultistepScheduler
+
     if isinstance(pipe.scheduler, UniPCMultistepScheduler):
         pipe.scheduler = UniPCMultistepScheduler.from_config(
             pipe.scheduler.config, solver_order=1, disable_corrector=list(range(1000))

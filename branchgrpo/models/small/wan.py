@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from branchgrpo.models.small.networks import loud
 from branchgrpo.models.small.tokenizers import make_t5_tokenizer
 
 TOKENS = 24
@@ -35,6 +36,33 @@ def small_wan22(folder: Path, pipeline: str = "WanPipeline") -> Path:
             vae=_residual_autoencoder,
             transformer=lambda: _transformer(in_channels=CHANNELS, out_channels=CHANNELS),
             expand_timesteps=True,
+        )
+
+
+def small_wan_i2v(folder: Path) -> Path:
+    """Wan2.1 image-to-video, with CLIP's encoder of pictures: of 16 × 16 pixels, in 17 tokens."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        vision = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+        )
+        side = {"height": 16, "width": 16}
+        return _save(
+            folder,
+            "WanImageToVideoPipeline",
+            3.0,
+            vae=_autoencoder,
+            # latents, a mask of 4 frames, and the first frame's latents
+            transformer=lambda: _transformer(in_channels=36, image_dim=16, added_kv_proj_dim=24),
+            image_encoder=loud(CLIPVisionModel(vision), 5.0),
+            image_processor=CLIPImageProcessor(size=side, crop_size=side),
         )
 
 

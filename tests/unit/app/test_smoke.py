@@ -35,7 +35,7 @@ def test_a_shipped_config_shrinks_to_one_that_is_ready(
     assert small.model.adapter_rank == given.model.adapter_rank
     here = ["jpeg" if one.elsewhere else one.called for one in given.rewards]
     assert [reward.called for reward in small.rewards] == here
-    assert max(small.model.picture_size) <= 48 and small.rollout.prompts <= 2
+    assert max(small.model.picture_size) <= 64 and small.rollout.prompts <= 2
     assert small.learner.parallel == given.learner.parallel and small.run.iterations <= 2
     assert small.run.export == given.run.export and Path(small.run.folder).parent == tmp_path
     told = capsys.readouterr().out

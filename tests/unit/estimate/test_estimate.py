@@ -88,6 +88,7 @@ def test_a_guided_pair_of_wan(frames: int, teraflops: float) -> None:
         ("Qwen-Image-Edit-2511", 20.4),
         ("Wan2.1-T2V-1.3B-Diffusers", 1.4),
         ("Wan2.1-T2V-14B-Diffusers", 14.3),
+        ("Wan2.1-I2V-14B-480P-Diffusers", 16.4),
         ("Wan2.2-TI2V-5B-Diffusers", 5.0),
         ("stable-diffusion-3.5-large", 8.1),
         ("Z-Image", 6.2),
@@ -103,8 +104,12 @@ def test_published_sizes(name: str, billions: float) -> None:
         "Wan2.2": "wan2.2-5b-1gpu",
         "Z-Imag": "z-image-1gpu",
     }
-    editing = {"Kontext": "flux.1-kontext-1gpu", "Edit": "qwen-image-edit-1node"}
-    known = next((of for part, of in editing.items() if part in name), base.get(name[:6]))
+    pictured = {
+        "Kontext": "flux.1-kontext-1gpu",
+        "Edit": "qwen-image-edit-1node",
+        "-I2V-": "wan2.2-5b-i2v-1gpu",
+    }
+    known = next((of for part, of in pictured.items() if part in name), base.get(name[:6]))
     config = shipped(
         known or "sd3.5-medium-1node",
         model__lora_rank=0,
