@@ -16,6 +16,9 @@ from branchgrpo.report.sinks import read
 
 KEYS = {
     "run.iterations": 2,
+    "sampling.steps": 6,
+    "method.splits": [1, 2, 3],
+    "method.leaves": 8,
     "cluster.dashboard": False,
     "rollout.workers": 1,
     "rollout.prompts": 1,
@@ -25,6 +28,7 @@ KEYS = {
     "evaluation.prompts": 4,
     "evaluation.prompts_between": 2,
     "evaluation.pictures": 4,
+    "evaluation.steps": 6,
 }
 
 

@@ -57,11 +57,18 @@ class Worker:
         return key, self.index, self.weights
 
     def once(self, key: int, act: str) -> tuple[int, int, str]:
-        """A task that dies, hangs or dawdles where it runs first."""
+        """A task that dies, hangs, dawdles or is overtaken where it runs first."""
         self.log(f"task {key}")
+        again = self.folder / f"again-{key}"
         try:
             (self.folder / f"once-{key}").touch(exist_ok=False)
         except FileExistsError:
+            again.touch()
+            return key, self.index, self.weights
+        while act == "overtaken" and not again.exists():
+            time.sleep(0.05)
+        if act == "overtaken":
+            time.sleep(0.3)
             return key, self.index, self.weights
         if act == "hang":
             os.kill(os.getpid(), signal.SIGSTOP)
