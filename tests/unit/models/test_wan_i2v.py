@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from support.small_trees import quickstart
-from support.small_wan import NEGATIVE, PROMPTS, TOKENS, first_order, move
+from support.small_wan import NEGATIVE, PROMPTS, TOKENS, move
+from support.small_wan_i2v import SIZES, TREES, build, drawn, grown, options, stock
 from torch import Tensor
 
 from branchgrpo.algo.methods.branch import BranchMethod
@@ -23,15 +24,11 @@ from branchgrpo.algo.schedule import static
 from branchgrpo.data.encodings import folder_of
 from branchgrpo.errors import UserError
 from branchgrpo.models.small.wan import small_wan, small_wan22, small_wan_i2v
-from branchgrpo.models.wan_i2v import WanI2V, WanI2VModel
-from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.runs import model_card
-from branchgrpo.types import BranchPlan, Picture, Sample, Subtree, TreeKey
+from branchgrpo.types import Picture, Sample
 
 pytestmark = pytest.mark.networks
 
-TREES = tuple(Subtree(TreeKey("run", 0, row, 0), row, 0) for row in range(2))
-SIZES = {"2.1": (32, 48), "2.2": (32, 64)}
 SETTINGS = [
     ("2.1", 5, (32, 48)),
     ("2.1", 9, (48, 32)),
@@ -57,54 +54,6 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         Image.fromarray(pixels).save(path)
         found.append(Sample(prompt=prompt, images=(Picture(str(path)),)))
     return found
-
-
-def options(folder: Path, **keys: Any) -> WanI2VModel:
-    height, width = SIZES[folder.name] if folder.name in SIZES else (32, 64)
-    own = {"path": str(folder), "height": height, "width": width, "frames": 5}
-    return WanI2VModel(**own | {"max_sequence_length": TOKENS, "true_cfg": 1.0} | keys)
-
-
-def build(folder: Path, **keys: Any) -> WanI2V:
-    torch.manual_seed(0)
-    return options(folder, **keys).build("cpu")
-
-
-def grown(
-    model: WanI2V, samples: list[Sample], plan: BranchPlan, trees: tuple[Subtree, ...] = TREES
-) -> tuple[Tensor, Tensor]:
-    """Noise of the trees' roots and their leaves."""
-    sampler = Sampler(model, 5, torch.float32, 2)
-    roots = sampler.roots(plan, trees)
-    return roots, sampler.grow(
-        plan,
-        subtrees=trees,
-        x=roots,
-        start=0,
-        stop=plan.steps,
-        conditioning=model.encode(samples),
-    ).frontier
-
-
-def stock(folder: Path) -> Any:
-    from diffusers import WanImageToVideoPipeline
-
-    return first_order(WanImageToVideoPipeline.from_pretrained(folder))
-
-
-def drawn(
-    pipe: Any, model: WanI2V, sample: Sample, roots: Tensor, steps: int
-) -> tuple[Tensor, np.ndarray]:
-    """The stock pipeline's latents [1, *S] and frames [1, F, H, W, 3] from the picture, resized."""
-    size = model.options.picture_size[::-1]
-    call = {
-        "image": sample.images[0].open().resize(size, Image.Resampling.LANCZOS),
-        "prompt": sample.prompt,
-        "num_inference_steps": steps,
-        **model.options.stock_call(),
-    }
-    latents = pipe(latents=roots.clone(), output_type="latent", **call).frames
-    return latents, np.asarray(pipe(latents=roots.clone(), output_type="np", **call).frames)
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(1.0, 4), (5.0, 4), (5.0, 7)])
@@ -325,3 +274,37 @@ def test_the_card_s_code_opens_a_picture(folders: dict[str, Path]) -> None:
     assert 'Image.open("picture.png").convert("RGB").resize((64, 32), ' in text
     assert "WanImageToVideoPipeline.from_pretrained(" in text
     assert "pipe(prompt=prompt, image=picture, " in text and "num_frames=5" in text
+
+
+@pytest.mark.parametrize("version", SIZES)
+def test_bfloat16_is_near(folders: dict[str, Path], samples: list[Sample], version: str) -> None:
+    """Encoders and denoiser; a first frame that is part of the video is not rounded."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        model = build(folders[version], dtype=dtype, true_cfg=3.0)
+        cond = model.conditioning(model.encode(samples))
+        assert cond["source"].dtype == (torch.float32 if version == "2.2" else model.dtype)
+        x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            found.append(model.velocity(x, torch.tensor([0.9, 0.3]), cond))
+    one, other = found
+    assert other.dtype == torch.float32
+    assert 0 < float((one - other).norm()) < 0.05 * float(one.norm())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("version", SIZES)
+def test_checkpointing_keeps_the_gradient(
+    folders: dict[str, Path], version: str, rank: int
+) -> None:
+    gradients = []
+    for again in (False, True):
+        model = build(folders[version], lora_rank=rank, gradient_checkpointing=again, true_cfg=3.0)
+        move(model, 0.01)
+        x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(3))
+        cond = model.fingerprint_conditioning(2, TOKENS)
+        loss = model.velocity(x, torch.tensor([0.9, 0.3]), cond).square().mean()
+        parts = torch.autograd.grad(loss, list(model.trainable().values()))
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    assert float(gradients[0].norm()) > 0
+    assert float((gradients[0] - gradients[1]).norm()) <= 1e-5 * float(gradients[0].norm())
