@@ -6,6 +6,7 @@ REGISTRY = {
     "clip": "branchgrpo.rewards.clip:ClipReward",
     "geneval": "branchgrpo.rewards.geneval.options:GenEvalReward",
     "hps": "branchgrpo.rewards.hps:HpsReward",
+    "hpsv3": "branchgrpo.rewards.hpsv3:HpsV3Reward",
     "jpeg": "branchgrpo.rewards.jpeg:JpegReward",
     "judge": "branchgrpo.rewards.judge.options:JudgeReward",
     "pairwise": "branchgrpo.rewards.pairwise:PairwiseReward",

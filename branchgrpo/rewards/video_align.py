@@ -23,17 +23,25 @@ from pydantic import Field
 
 from branchgrpo.errors import UserError
 from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, existing
-from branchgrpo.rewards.common.checkpoints import given, network
+from branchgrpo.rewards.common.checkpoints import given
+from branchgrpo.rewards.common.qwen2_vl import (
+    EMBEDDING,
+    Reader,
+    base_folder,
+    check_base,
+    checked_template,
+    filled,
+    refusal,
+)
 from branchgrpo.rewards.http import limits
 from branchgrpo.rewards.video_align_files import (
     KEY,
     model_config,
     normal,
-    qwen_config,
     weights,
     weights_file,
 )
-from branchgrpo.rewards.video_align_text import PROMPT, SPECIAL, TEMPLATE, TOKENS, checked_prompt
+from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS
 from branchgrpo.types import F32, U8, Sample
 
 if TYPE_CHECKING:
@@ -91,22 +99,17 @@ class VideoAlignReward(RewardOptions):
     def check(self) -> None:
         folder, base = self.folders()
         weights_file(folder)
-        qwen_config(base)
+        check_base(KEY, base)
         self.text()
 
     def refusal(self, sample: Sample, height: int, width: int) -> Refusal | None:
         del height, width
-        if not (found := SPECIAL.search(sample.prompt)):
-            return None
-        what = f"{found.group()} in {sample.prompt!r}"
-        return Refusal("a special token, which the network would take for ours", what)
+        return refusal(sample)
 
     def folders(self) -> tuple[Path, Path]:
         """The checkpoint's folder and the base's. Raises UserError for one that is missing."""
         folder = given(f"{KEY}.path", self.path, "a VideoReward folder")
-        return folder, existing(
-            f"{KEY}.base", self.base, "a Qwen2-VL folder"
-        ) if self.base else folder
+        return folder, base_folder(KEY, self.base, folder)
 
     def text(self) -> str:
         """The template. Raises UserError unless it holds the prompt's place and each special token
@@ -114,13 +117,7 @@ class VideoAlignReward(RewardOptions):
         if not self.template:
             return TEMPLATE
         text = existing(f"{KEY}.template", self.template, "a text file").read_text(encoding="utf-8")
-        for part in (PROMPT, *TOKENS.values()):
-            if text.count(part) != 1:
-                raise UserError(
-                    f"{KEY}.template: expected {part} once in {self.template}, found it "
-                    f"{text.count(part)} times"
-                )
-        return text
+        return checked_template(KEY, self.template, text, list(TOKENS.values()))
 
     def footprint(self, frames: int) -> Footprint:
         # Qwen2-VL-2B: 1.54 B read a token for four patches of two frames, and some 500 of text;
@@ -148,59 +145,39 @@ class VideoAlign(Scorer):
     come in steps of 1/64."""
 
     def __init__(self, options: VideoAlignReward, device: str):
-        from transformers import AutoConfig, AutoProcessor, Qwen2VLModel
+        from transformers import AutoConfig
 
         folder, base = options.folders()
-        config, training = AutoConfig.from_pretrained(qwen_config(base)), model_config(folder)
+        hidden = AutoConfig.from_pretrained(check_base(KEY, base)).text_config.hidden_size
+        training = model_config(folder)
         state = weights(folder, training)
         head = state.pop("rm_head.weight", None)
-        embedding = state.get("language_model.embed_tokens.weight")
-        hidden = config.text_config.hidden_size
+        embedding = state.get(EMBEDDING)
         if head is None or tuple(head.shape) not in ((1, hidden), (3, hidden)) or embedding is None:
             got = "none" if head is None or embedding is None else tuple(head.shape)
             raise UserError(
                 f"{KEY}.path: expected rm_head.weight [1 or 3, {hidden}] and a Qwen2-VL's "
                 f"weights in {folder}, got {got}"
             )
-        config.text_config.vocab_size = embedding.shape[0]  # training resized it to the tokenizer
         self.options = options
-        self.device = device
         self.head = head.float().to(device)
         self.template = options.text()
         self.trains_on, self.reports = options.train_on, options.report
         self.normal = normal(training)
-        self.model = network(
-            f"{KEY}.path",
+        self.reader = Reader(
+            KEY,
             path=folder,
-            kind=Qwen2VLModel,
-            config=config,
+            base=base,
             state=state,
+            tokens=list(TOKENS.values()),
             dtype=options.dtype,
-        ).to(device)
-        self.processor = AutoProcessor.from_pretrained(base)
-        if not self.processor.chat_template:
-            raise UserError(
-                f"{KEY}.base: expected a chat template (chat_template.json or .jinja) in "
-                f"{base}, found none"
-            )
-        self.processor.tokenizer.padding_side = "right"
-        self.processor.video_processor.cap_pixels_per_frame = False  # frames come resized
-        self.processor.tokenizer.add_tokens(list(TOKENS.values()), special_tokens=True)
-        self.places = dict(
-            zip(
-                TOKENS,
-                self.processor.tokenizer.convert_tokens_to_ids(list(TOKENS.values())),
-                strict=True,
-            )
+            device=device,
         )
-        if max(self.places.values()) >= len(embedding):
-            raise UserError(
-                f"{KEY}.path: expected embeddings of {1 + max(self.places.values())} "
-                f"tokens, the tokenizer's of {base}, got {len(embedding)}"
-            )
+        # frames come resized
+        self.reader.processor.video_processor.cap_pixels_per_frame = False
 
     def networks(self) -> Iterable[nn.Module]:
-        return (self.model,)
+        return (self.reader.model,)
 
     def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         chosen = sampled(pixels.shape[1], self.options)
@@ -217,45 +194,15 @@ class VideoAlign(Scorer):
 
     def _criteria(self, videos: U8, prompts: list[str]) -> F32:
         """The head's numbers [B, 3] for videos u8 [B, F, H, W, 3]."""
-        import torch
-
-        chat = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "video"}, {"type": "text", "text": self._text(prompt)}],
-                }
-            ]
-            for prompt in prompts
-        ]
-        text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        frames = [resized(video, self.options.max_pixels) for video in videos]
-        inputs = self.processor(
-            text=text,
-            videos=frames,
-            padding=True,
-            return_tensors="pt",
+        found = self.reader.states(
+            [filled(KEY, self.template, prompt) for prompt in prompts],
+            "video",
+            videos=[resized(video, self.options.max_pixels) for video in videos],
             videos_kwargs={"do_resize": False},
-        ).to(self.device)
-        ids = inputs["input_ids"]
-        positions = torch.arange(ids.shape[1], device=self.device).expand(3, *ids.shape)
-        with torch.inference_mode():
-            states = self.model(
-                input_ids=ids,
-                attention_mask=inputs["attention_mask"],
-                position_ids=positions,
-                pixel_values_videos=inputs["pixel_values_videos"],
-                video_grid_thw=inputs["video_grid_thw"],
-                use_cache=False,
-            ).last_hidden_state
-            # [B, 3, hidden]
-            found = torch.stack([states[ids == token] for token in self.places.values()], 1).float()
-            rows = self.head.expand(3, -1)  # one row for all three, or one each
-            raw: F32 = (found * rows).sum(-1).cpu().numpy()
+        )
+        rows = self.head.expand(3, -1)  # one row for all three, or one each
+        raw: F32 = (found * rows).sum(-1).cpu().numpy()
         return raw
-
-    def _text(self, prompt: str) -> str:
-        return self.template.replace(PROMPT, checked_prompt(prompt))
 
 
 def sampled(count: int, options: VideoAlignReward) -> list[int]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.files import check_weights, json_file
-from branchgrpo.rewards.common.checkpoints import (
-    check_checkpoint,
-    check_processor,
-    read_state,
-)
+from branchgrpo.rewards.common.checkpoints import check_checkpoint, read_state
+from branchgrpo.rewards.common.qwen2_vl import own_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,16 +43,6 @@ def weights_file(folder: Path) -> Path:
     raise UserError(f"{KEY}.path: expected *.safetensors or model.pth in {folder}, got {got}")
 
 
-def qwen_config(folder: Path) -> Path:
-    """The folder. Raises UserError unless it is a Qwen2-VL's, with tokenizer and processor."""
-    found = json_file(f"{KEY}.base", folder / "config.json").get("model_type")
-    if found != "qwen2_vl":
-        raise UserError(
-            f"{KEY}.base: expected model_type qwen2_vl in {folder / 'config.json'}, got {found}"
-        )
-    return check_processor(f"{KEY}.base", str(folder), tokenizer=True)
-
-
 def model_config(folder: Path) -> dict[str, Any]:
     """VideoAlign's model_config.json in the folder or the one above; empty where there is none."""
     for place in (folder, folder.parent):
@@ -80,13 +66,7 @@ def weights(folder: Path, training: dict[str, Any]) -> dict[str, Tensor]:
         state = {name: value for path in files for name, value in load_file(path).items()}
     else:
         state = merged(found, read_state(f"{KEY}.path", found), training)
-    for pattern, name in (
-        (r"^(model\.)?visual\.", "visual."),
-        (r"^model\.(language_model\.)?", "language_model."),
-    ):
-        state = {re.sub(pattern, name, old): value for old, value in state.items()}
-    state.pop("lm_head.weight", None)
-    return state
+    return own_names(state)
 
 
 def merged(path: Path, state: dict[str, Tensor], training: dict[str, Any]) -> dict[str, Tensor]:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from branchgrpo.errors import UserError
-from branchgrpo.rewards.video_align_files import KEY
-
 TOKENS = {"vq": "<|VQ_reward|>", "mq": "<|MQ_reward|>", "ta": "<|TA_reward|>"}
-PROMPT = "{text_prompt}"
-SPECIAL = re.compile(r"<\|\w+\|>")
 
 TEMPLATE = """
 Rate a generated video by three criteria, each on its own, from 0 (worst) to 10 (best).
@@ -26,13 +19,3 @@ Text alignment: how well subjects, actions, surroundings, style and camera follo
 Prompt: {text_prompt}
 Rating of text alignment: <|TA_reward|>
 """
-
-
-def checked_prompt(prompt: str) -> str:
-    """The prompt. Raises UserError for one that holds a special token, which the network would take
-    for ours."""
-    if found := SPECIAL.search(prompt):
-        raise UserError(
-            f"{KEY}: expected prompts without special tokens, got {found.group()} in {prompt!r}"
-        )
-    return prompt

@@ -45,7 +45,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL_REWARDS = ("jpeg", "ocr", "pairwise", "remote", "own:Bright", "own:brightness")
 
 
-ELSEWHERE = {"colour", "geneval", "image_reward", "judge", "video_align"}
+ELSEWHERE = {"colour", "geneval", "hpsv3", "image_reward", "judge", "video_align"}
 """See above."""
 
 

@@ -2,7 +2,7 @@
 described and checked, it is written and read back, it travels, and it works on a CPU.
 
 Some rewards are not built here, for want of weights, an endpoint or records that suit them:
-colour, geneval, image_reward, judge and video_align, which tests of their own build
+colour, geneval, hpsv3, image_reward, judge and video_align, which tests of their own build
 (tests/unit/rewards).
 """
 

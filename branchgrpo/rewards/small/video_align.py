@@ -28,8 +28,8 @@ SPECIAL = [
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in "
     "message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else "
-    "%}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
+    "<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
     "%}<|im_start|>assistant\n{% endif %}"
 )
@@ -96,7 +96,11 @@ def small_model(made: Qwen2VLProcessor, outputs: int) -> Any:
     """Random weights that are large enough for every part to matter; the vocabulary is the
     tokenizer's, the three tokens included."""
     torch.manual_seed(outputs)
-    model = RewardModel(small_config(made, len(made.tokenizer) + 3), outputs).eval()
+    return enlarged(RewardModel(small_config(made, len(made.tokenizer) + 3), outputs))
+
+
+def enlarged(model: Any) -> Any:
+    """The model with random weights of which every part matters."""
     for name, value in model.named_parameters():
         spread = (
             1.0 if "embed_tokens" in name else value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
@@ -105,7 +109,7 @@ def small_model(made: Qwen2VLProcessor, outputs: int) -> Any:
         value.data = torch.randn_like(value) * spread + float(
             value.ndim == 1 and "norm" in name and "weight" in name
         )
-    return model
+    return model.eval()
 
 
 def save_video_align(folder: Path) -> dict[str, str]:

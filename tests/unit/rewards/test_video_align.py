@@ -131,7 +131,7 @@ def test_scores_are_those_of_a_straight_forward(folder: Path, name: str) -> None
 
 
 def test_a_picture_is_a_video_that_stands_still(folder: Path, scorer: VideoAlign) -> None:
-    assert list(scorer.networks()) == [scorer.model]
+    assert list(scorer.networks()) == [scorer.reader.model]
     """640 × 640 pixels are too many: 448 × 448 are the largest sides of at most 200,704."""
     model, made = RewardModel.from_pretrained(folder / "one").eval(), processor()
     picture = film(1, 640, 640, 5)
