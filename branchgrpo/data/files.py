@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ class LineFile(Prompts):
         text = line.strip()
         return Sample(prompt=text) if text else None
 
-    def _marked(self, lines: Iterable[str], found: list[tuple[int, int] | None]) -> None:
+    def _marked(self, lines: Sequence[str], found: list[tuple[int, int] | None]) -> None:
         """Add to `found` the digest and the detail of each line's record, None where there is none.
         Raises ValueError for the first line that is wrong."""
         for line in lines:
@@ -139,8 +139,8 @@ class LineFile(Prompts):
         for offset, block in self._blocks():
             kept, found = self._kept(block, lines)
             starts.frombytes((kept + offset).tobytes())
-            details = [detail for _, detail in found]
-            marks.add((one for one, _ in found), details if any(details) else ())
+            digests, details = zip(*found, strict=True) if found else ((), ())
+            marks.add(digests, details if any(details) else ())
             lines, last = lines + _line_ends(block), block[-1:]
         self.blank = lines + (last not in b"\r\n") - len(starts)
         starts.append(os.fstat(self._file).st_size)
@@ -191,8 +191,10 @@ class LineFile(Prompts):
             raise self._wrong(
                 lines + _line_ends(block[: starts[len(found)]]), str(error)
             ) from error
-        there = [one for one in found if one]
-        return starts[np.array([one is not None for one in found])], there
+        if None not in found:
+            return starts, [one for one in found if one]
+        there = np.array([one is not None for one in found])
+        return starts[there], [one for one in found if one]
 
     def _wrong(self, before: int, reason: str) -> UserError:
         """What to raise for the line behind `before` others."""

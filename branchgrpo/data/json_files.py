@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from branchgrpo.data.files import HEAD, LineFile, no_text, unpacked
 from branchgrpo.data.lists import Listed
-from branchgrpo.data.records import NAMED, detail_of, digest_of, kind, sample_of, without
+from branchgrpo.data.records import (
+    NAMED,
+    detail_of,
+    digest_of,
+    kind,
+    marks_of,
+    sample_of,
+    without,
+)
 from branchgrpo.errors import UserError
 from branchgrpo.types import Sample
+
+TOGETHER = 256
+"""Lines that are parsed at once: that takes a third of the time of one by one."""
+
+UNSAFE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+"""An escape that may be a NUL or half of a surrogate pair."""
+
+BREAK = re.compile(r"\]\s*,\s*\[")
 
 
 class JsonLineFile(LineFile):
@@ -29,10 +46,35 @@ class JsonLineFile(LineFile):
             self.hint = self.hint or without(value)
         return sample
 
-    def _marked(self, lines: Iterable[str], found: list[tuple[int, int] | None]) -> None:
-        for line in lines:
-            sample = self._sample(line)
-            found.append((digest_of(sample), detail_of(sample)) if sample else None)
+    def _marked(self, lines: Sequence[str], found: list[tuple[int, int] | None]) -> None:
+        for first in range(0, len(lines), TOGETHER):
+            part = lines[first : first + TOGETHER]
+            if (marks := together(part)) is not None:
+                found += marks
+                continue
+            for line in part:
+                sample = self._sample(line)
+                found.append((digest_of(sample), detail_of(sample)) if sample else None)
+
+
+def together(lines: Sequence[str]) -> list[tuple[int, int]] | None:
+    """`digest_of` and `detail_of` each line's record, see records.marks_of. None where they must be
+    looked at one by one."""
+    text = "],[".join(lines)
+    breaks = len(lines) - 1
+    if "\\u" in text and UNSAFE.search(text):
+        return None
+    # a break between lists within a line could make up for a line that is cut
+    if text.count("]") > breaks and len(BREAK.findall(text)) > breaks:
+        return None
+    try:
+        rows = json.loads(f"[[{text}]]")
+        objects = [row for (row,) in rows]
+    except (ValueError, RecursionError):  # the former also for a line of several values
+        return None
+    if len(rows) != len(lines) or {*map(type, objects)} != {dict}:
+        return None
+    return marks_of(objects)
 
 
 def json_file(key: str, path: Path) -> Listed:

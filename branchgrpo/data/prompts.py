@@ -133,12 +133,14 @@ def distinct(source: Prompts) -> Prompts:
 
 
 def _repeated(digests: NDArray[np.uint64], details: NDArray[np.uint32] | None) -> Indices:
-    """Places of what came before, rising. A sixteenth of the digests is looked at a time, which
-    takes that much less memory than sorting all."""
-    tops = digests.view(np.uint8)[np.dtype(np.uint64).itemsize - 1 :: 8] >> 4  # little endian
+    """Places of what came before, rising. A 32nd of the digests is looked at a time, which takes
+    that much less memory than sorting all."""
+    tops = digests.view(np.uint8)[np.dtype(np.uint64).itemsize - 1 :: 8]  # little endian
     found = [np.empty(0, np.int64)]
-    for part in range(16):
-        places = np.flatnonzero(tops == part)
+    for part in range(32):
+        begins = range(0, len(tops), PART)
+        own = [np.flatnonzero(tops[first : first + PART] >> 3 == part) + first for first in begins]
+        places = np.concatenate([*own, np.empty(0, np.int64)])
         keys = digests[places]
         order = np.argsort(keys, kind="stable")
         same = keys[order[1:]] == keys[order[:-1]]

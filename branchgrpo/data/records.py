@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ NAMED = "prompt, text or caption"
 ID, NEGATIVE, IMAGE = ("id",), ("negative_prompt",), ("image", "images")
 """Where it keeps what it calls itself, what guidance leads away from, and its pictures: a path, or
 a list of paths. Values of other kinds are metadata."""
+
+PLAIN = {str, int}
+"""Types of an id."""
 
 
 @lru_cache(maxsize=256)  # records of a file mostly have the same keys
@@ -152,12 +157,49 @@ def digest_of(sample: Sample) -> int:
 
 
 def detail_of(sample: Sample) -> int:
-    """32 bits that tell metadata apart, 0 for none."""
-    return _detail(sample.metadata) if sample.metadata else 0
+    """32 bits that tell metadata apart within a process, 0 for none; equal numbers are equal."""
+    names = tuple(sorted(sample.metadata))
+    return _detail((hash(names), *map(sample.metadata.__getitem__, names))) if names else 0
 
 
-def _detail(metadata: Mapping[str, Any]) -> int:
-    return xxhash.xxh32_intdigest(json.dumps(metadata, sort_keys=True).encode())
+def _detail(entries: tuple[Any, ...]) -> int:
+    """Of the hash of the sorted names of metadata, and their values in that order."""
+    try:
+        found = hash(entries)
+    except TypeError:  # lists and objects among them
+        found = hash(json.dumps(entries, sort_keys=True))
+    return found & 0xFFFFFFFF or 1
+
+
+def marks_of(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]] | None:
+    """`digest_of` and `detail_of` of the records of rows that have the same keys, column by column:
+    in a third of the time. None for rows that need a closer look. Texts must be ones that `checked`
+    lets pass."""
+    names = tuple(rows[0])
+    prompts, own = fields_of(names), field_of(names, ID)
+    if len(prompts) != 1 or field_of(names, (*NEGATIVE, *IMAGE)) is not None:
+        return None
+    rest = tuple(sorted(set(names) - {prompts[0], own}))
+    try:
+        columns = [list(map(itemgetter(name), rows)) for name in (prompts[0], *rest)]
+        ids = list(map(itemgetter(own), rows)) if own else []
+    except KeyError:
+        return None
+    kinds = [set(map(type, column)) for column in columns]
+    if set(map(len, rows)) != {len(names)} or kinds[0] != {str} or not {*map(type, ids)} <= PLAIN:
+        return None
+    texts = list(map(str.strip, columns[0]))
+    if "" in texts or any(type(None) in kind for kind in kinds):
+        return None
+    digests = list(map(xxhash.xxh3_64_intdigest, map(str.encode, texts)))
+    if not rest:
+        return [(one, 0) for one in digests]
+    entries = list(zip(repeat(hash(rest)), *columns[1:], strict=False))
+    try:
+        details = [found & 0xFFFFFFFF or 1 for found in map(hash, entries)]
+    except TypeError:
+        details = list(map(_detail, entries))
+    return list(zip(digests, details, strict=True))
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
