@@ -10,6 +10,8 @@ import numpy as np
 
 from branchgrpo.comparison.runs import Comparison
 from branchgrpo.comparison.statistics import F64
+from branchgrpo.data import prompts
+from branchgrpo.models.pictures import opened
 from branchgrpo.report import contact_sheet as sheet
 from branchgrpo.report.sinks import read
 from branchgrpo.report.summary import Record, series
@@ -18,6 +20,9 @@ from branchgrpo.types import F32, U8
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
+
+Column = tuple[U8, list[str], F32 | None]
+"""Pixels [P, F, H, W, 3], captions, scores [P] where they have any."""
 
 MARGIN = 170
 """Pixels for the prompts beside the rows."""
@@ -92,13 +97,31 @@ def samples(comparison: Comparison, path: Path, metric: str) -> None:
     seed = max(comparison.seeds, key=lambda seed: len(kept[seed]))
     if not kept[seed]:
         return
-    columns = {name: sheet.kept(file) for name, file in kept[seed].items()}
-    _, captions, _ = next(iter(columns.values()))
+    columns: dict[str, Column] = {name: sheet.kept(file) for name, file in kept[seed].items()}
+    pixels, captions, _ = next(iter(columns.values()))
+    before = _sources(comparison, pixels)
+    columns = ({} if before is None else {"before": (before, captions, None)}) | columns
     title = (
         f"held-out prompts, the same noise in each row, seed {seed}; below each picture its "
         f"{metric}"
     )
     _grid(columns, captions, title).save(path)
+
+
+def _sources(comparison: Comparison, like: U8) -> U8 | None:
+    """What the first held-out pictures are made of, the first of each record, in the shape of
+    `like` [P, F, H, W, 3]; None where the model takes none."""
+    from PIL import ImageOps
+
+    config = next(iter(comparison.configs.values()))
+    if not config.model.pictures_taken[1]:
+        return None
+    samples = prompts.lists(config)[1][: len(like)]
+    size = like.shape[3], like.shape[2]
+    found = [
+        np.asarray(ImageOps.pad(opened(one.images[0]), size, color="#eeeeee")) for one in samples
+    ]
+    return np.broadcast_to(np.stack(found)[:, None], like.shape)
 
 
 def _kept(comparison: Comparison, seed: int) -> dict[str, Path]:
@@ -112,8 +135,8 @@ def _kept(comparison: Comparison, seed: int) -> dict[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
-def _grid(columns: dict[str, tuple[U8, list[str], F32]], captions: list[str], title: str) -> Image:
-    """Columns of (pixels [P, F, H, W, 3], captions, scores [P]) beside each other."""
+def _grid(columns: dict[str, Column], captions: list[str], title: str) -> Image:
+    """Columns beside each other."""
     from PIL import Image as images
     from PIL import ImageDraw
 
@@ -153,9 +176,10 @@ def _grid(columns: dict[str, tuple[U8, list[str], F32]], captions: list[str], ti
             draw.text(
                 (x, top - sheet.LINE * (len(head) - number) - 4), line, fill="black", font=narrow
             )
-        for row, (picture, score) in enumerate(zip(pictures, scores, strict=True)):
+        for row, picture in enumerate(pictures):
             y = top + row * pitch
             drawn.paste(sheet.strip(picture, size), (x, y))
             draw.rectangle((x - 1, y - 1, x + wide, y + size[0]), outline="#bbbbbb")
-            draw.text((x, y + size[0] + 2), f"{score:.3f}", fill="#1f4e8c", font=bold)
+            score = "" if scores is None else f"{scores[row]:.3f}"
+            draw.text((x, y + size[0] + 2), score, fill="#1f4e8c", font=bold)
     return drawn

@@ -4,6 +4,7 @@ beside it."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ is."""
 KEPT = 8
 """Prompts whose pictures a run keeps as they are, so that sheets of several runs can be drawn."""
 
+BETWEEN = 6
+"""Pixels between the pictures before and what was drawn after them."""
+
 GAP, LINE = 18, 17  # between tiles, and from line to line of small text
 COLUMNS = ((160, 8), (384, 4), (math.inf, 2))
 """Width of a tile in pixels, at most, and how many such tiles a line has."""
@@ -42,8 +46,10 @@ def pictures(
     metric: str,
     title: str,
     fps: float = 16.0,
+    sources: Sequence[Sequence[Image]] = (),
 ) -> None:
-    """A PNG sheet of P pictures or videos, each with its caption and score.
+    """A PNG sheet of P pictures or videos, each with its caption and score, and left of it the
+    pictures that it was made of, where `sources` has some: before and after.
 
     pixels: [P, F, H, W, 3]; scores: [P]. Of videos (F > 1) the sheet shows a few frames side by
     side, and an animated WebP under the same name shows the first of them moving, at `fps` frames a
@@ -58,8 +64,13 @@ def pictures(
         )
     frames = pixels.shape[1]
     size = tile_size(pixels.shape[2], pixels.shape[3], 384 if frames == 1 else 192)
-    strips = [strip(one[evenly(frames, STRIP)], size) for one in pixels]
+    before = _before(sources, len(pixels), size)
+    strips = [
+        beside(first, strip(one[evenly(frames, STRIP)], size))
+        for first, one in zip(before, pixels, strict=True)
+    ]
     what = "pictures" if frames == 1 else "videos"
+    what += ", each right of what it was made of" if any(before) else ""
     sheet, _ = _sheet(
         strips, captions=captions, scores=scores, metric=metric, title=title, what=what
     )
@@ -67,7 +78,13 @@ def pictures(
     if frames > 1:
         shown = slice(MOVING)
         times = evenly(frames, MOVING_FRAMES)
-        tiles = [[strip(one[[time]], size) for one in pixels[shown]] for time in times]
+        tiles = [
+            [
+                beside(first, strip(one[[time]], size))
+                for first, one in zip(before[shown], pixels[shown], strict=True)
+            ]
+            for time in times
+        ]
         base, corners = _sheet(
             tiles[0],
             captions=captions[shown],
@@ -137,6 +154,39 @@ def strip(frames: U8, size: tuple[int, int]) -> Image:
             (width, height), Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
         )
         found.paste(drawn, (number * (width + 2), 0))
+    return found
+
+
+def _before(
+    sources: Sequence[Sequence[Image]], count: int, size: tuple[int, int]
+) -> list[list[Image]]:
+    """For each of so many pictures those that it was made of, whole within `size` (height, width);
+    as many for all: blank ones after."""
+    from PIL import Image, ImageOps
+
+    columns, (height, width) = max(map(len, sources), default=0), size
+    found = []
+    for row in sources or [()] * count:
+        tiles = [ImageOps.pad(one, (width, height), color="#eeeeee") for one in row]
+        blank = Image.new("RGB", (width, height), "white")
+        found.append(tiles + [blank] * (columns - len(tiles)))
+    return found
+
+
+def beside(before: Sequence[Image], drawn: Image) -> Image:
+    """Pictures of one height, from left to right, what was drawn last."""
+    from PIL import Image
+
+    if not before:
+        return drawn
+    places, right = [], 0
+    for one in before:
+        places.append(right)
+        right += one.width + 2
+    right += BETWEEN - 2
+    found = Image.new("RGB", (right + drawn.width, drawn.height), "white")
+    for place, one in zip((*places, right), (*before, drawn), strict=True):
+        found.paste(one, (place, 0))
     return found
 
 

@@ -14,6 +14,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.data import suites
 from branchgrpo.data.records import prompts_of, row_of
 from branchgrpo.files.whole import write_whole
+from branchgrpo.models.pictures import opened
 from branchgrpo.report import categories, contact_sheet
 from branchgrpo.report import summary as report
 from branchgrpo.report.settings import settings
@@ -195,7 +196,15 @@ def draw(
     path.parent.mkdir(exist_ok=True)
     values = np.asarray(scores[config.metric][: len(pixels)])
     captions = prompts_of(samples[: len(pixels)])
+    most = config.model.pictures_taken[1]  # what was edited stands left of what was drawn
+    sources = [[opened(one) for one in sample.images[:most]] for sample in samples[: len(pixels)]]
     contact_sheet.pictures(
-        path, pixels=pixels, captions=captions, scores=values, metric=config.metric, title=title
+        path,
+        pixels=pixels,
+        captions=captions,
+        scores=values,
+        metric=config.metric,
+        title=title,
+        sources=sources,
     )
     contact_sheet.keep(path.with_suffix(".npz"), pixels, captions, values)

@@ -50,6 +50,37 @@ def test_large_pictures(tmp_path: Path, side: int, drawn: int) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]  # pictures don't move
 
 
+@pytest.mark.parametrize("frames", [1, 5])
+def test_pictures_before_stand_left_of_what_was_made_of_them(tmp_path: Path, frames: int) -> None:
+    """Whole, whatever their shape: a wide one, two, none."""
+    pixels = np.full((3, frames, 128, 128, 3), (10, 200, 30), np.uint8)
+    wide, tall = Image.new("RGB", (80, 40), "red"), Image.new("RGB", (30, 60), "blue")
+    sheet.pictures(
+        tmp_path / "a.png",
+        pixels=pixels,
+        captions=["x"] * 3,
+        scores=np.ones(3, np.float32),
+        metric="m/s",
+        title="",
+        sources=[[wide], [tall, wide], []],
+    )
+    whole = np.asarray(Image.open(tmp_path / "a.png"))
+
+    def columns(colour: tuple[int, int, int]) -> list[tuple[int, int]]:
+        there = (whole == colour).all(axis=-1)
+        at = np.flatnonzero(there.any(axis=0))
+        return [(run[0], run[-1]) for run in np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)]
+
+    assert (whole == (255, 0, 0)).all(axis=-1).sum() == 2 * 128 * 64
+    assert (whole == (0, 0, 255)).all(axis=-1).sum() == 64 * 128
+    drawn = (whole == (10, 200, 30)).all(axis=-1).sum()
+    assert drawn == 3 * 128 * 128 * min(frames, sheet.STRIP)
+    (left, right), after = columns((255, 0, 0))[0], columns((10, 200, 30))[0]
+    assert right - left == 127 and after[0] == left + 2 * (128 + 2) - 2 + sheet.BETWEEN
+    assert len({first for first, _ in columns((0, 0, 255))}) == 1
+    assert (tmp_path / "a.webp").exists() == (frames > 1)
+
+
 def test_pictures_need_a_caption_and_a_score_each(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2, 1, 2"):
         sheet.pictures(
