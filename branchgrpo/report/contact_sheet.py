@@ -78,13 +78,8 @@ def pictures(
     if frames > 1:
         shown = slice(MOVING)
         times = evenly(frames, MOVING_FRAMES)
-        tiles = [
-            [
-                beside(first, strip(one[[time]], size))
-                for first, one in zip(before[shown], pixels[shown], strict=True)
-            ]
-            for time in times
-        ]
+        pairs = list(zip(before[shown], pixels[shown], strict=True))
+        tiles = [[beside(own, strip(one[[time]], size)) for own, one in pairs] for time in times]
         base, corners = _sheet(
             tiles[0],
             captions=captions[shown],
