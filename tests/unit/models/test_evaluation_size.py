@@ -4,7 +4,7 @@ diffusers' own pipeline at that size, and its trees stay as they were, bit by bi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from branchgrpo.algo.plan import ode_plan
 from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import Encodings
 from branchgrpo.errors import UserError
+from branchgrpo.models.qwen_image_edit import stock
 from branchgrpo.models.small.flux import small_flux
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
-from branchgrpo.models.small.qwen_image import small_qwen_image
+from branchgrpo.models.small.qwen_image import small_qwen_image, small_qwen_image_edit
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan
 from branchgrpo.models.small.z_image import small_z_image
@@ -56,6 +57,7 @@ WRITE: dict[str, Callable[[Path], Any]] = {
     "flux": dynamic_flux,
     "flux_kontext": partial(dynamic_flux, pipeline="FluxKontextPipeline"),
     "qwen_image": small_qwen_image,
+    "qwen_image_edit": small_qwen_image_edit,
     "flux2_klein": partial(small_flux2_klein, distilled=False),
     "z_image": small_z_image,
     "wan": small_wan,
@@ -73,6 +75,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[family]
 
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """To edit, for the autoencoder: about 32², of the shape of what is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stock(), "VAE_IMAGE_SIZE", 32 * 32)
+        yield
 
 
 def config_of(family: str, folder: Path, size: tuple[int, int], **keys: Any) -> Config:
@@ -95,7 +105,7 @@ def config_of(family: str, folder: Path, size: tuple[int, int], **keys: Any) -> 
 
 def given(family: str, folder: Path) -> list[Sample]:
     """Two records, with the pictures that the family takes."""
-    if family != "flux_kontext":
+    if family not in ("flux_kontext", "qwen_image_edit"):
         return records(PROMPTS)
     found = []
     for index, prompt in enumerate(PROMPTS):
