@@ -157,18 +157,22 @@ def digest_of(sample: Sample) -> int:
 
 
 def detail_of(sample: Sample) -> int:
-    """32 bits that tell metadata apart within a process, 0 for none; equal numbers are equal."""
+    """32 bits that tell metadata apart within a process, 0 for none."""
     names = tuple(sorted(sample.metadata))
     return _detail((hash(names), *map(sample.metadata.__getitem__, names))) if names else 0
 
 
 def _detail(entries: tuple[Any, ...]) -> int:
     """Of the hash of the sorted names of metadata, and their values in that order."""
-    try:
-        found = hash(entries)
-    except TypeError:  # lists and objects among them
-        found = hash(json.dumps(entries, sort_keys=True))
-    return found & 0xFFFFFFFF or 1
+    return hash((entries[0], *map(_told, entries[1:]))) & 0xFFFFFFFF or 1
+
+
+def _told(value: object) -> object:
+    """Something whose hash tells a value from all others: those of 1, 1.0 and true are equal, those
+    of −1 and −2 too, and lists and objects have none."""
+    if type(value) is str or (type(value) is int and value != -1):
+        return value
+    return f"\0{json.dumps(value, sort_keys=True)}"
 
 
 def marks_of(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]] | None:
@@ -195,9 +199,13 @@ def marks_of(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]] | None:
     if not rest:
         return [(one, 0) for one in digests]
     entries = list(zip(repeat(hash(rest)), *columns[1:], strict=False))
-    try:
+    as_they_are = all(
+        kind == {str} or (kind == {int} and -1 not in column)
+        for kind, column in zip(kinds[1:], columns[1:], strict=True)
+    )
+    if as_they_are:  # see _told
         details = [found & 0xFFFFFFFF or 1 for found in map(hash, entries)]
-    except TypeError:
+    else:
         details = list(map(_detail, entries))
     return list(zip(digests, details, strict=True))
 
