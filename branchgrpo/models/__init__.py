@@ -10,4 +10,5 @@ REGISTRY = {
     "z_image": "branchgrpo.models.z_image:ZImageModel",
     "wan": "branchgrpo.models.wan:WanModel",
     "wan_i2v": "branchgrpo.models.wan_i2v:WanI2VModel",
+    "hunyuan_video": "branchgrpo.models.hunyuan_video:HunyuanVideoModel",
 }

@@ -54,6 +54,10 @@ def check_part(key: str, folder: Path, name: str) -> None:
         raise UserError(f"{key}: expected {folder} ({name}), which is missing")
     if "Scheduler" in name:
         json_file(key, folder / "scheduler_config.json")
+    elif name.endswith("Guidance"):
+        json_file(key, folder / "guider_config.json")
+    elif name == "ByT5Tokenizer":  # of bytes: it has no vocabulary
+        json_file(key, folder / "tokenizer_config.json")
     elif "Tokenizer" in name or "Processor" in name:
         if not any(
             (folder / file).is_file()

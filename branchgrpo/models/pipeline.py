@@ -66,7 +66,7 @@ class PipelineAdapter(Adapter):
                 given[part] = self._network(
                     class_named(index[part]), folder / part, dtypes.get(part, self.dtype)
                 )
-        self.pipe = pipeline.from_pretrained(folder, transformer=denoiser, **given, dtype=dtypes)
+        self.pipe = self._pipeline(pipeline, {"transformer": denoiser, **given, "dtype": dtypes})
         encoders = [getattr(self.pipe, part) for part in options.text_parts]
         encoders = [part for part in encoders if isinstance(part, torch.nn.Module)]
         resting = encoders if options.offload_encoders and self.device.type != "cpu" else []
@@ -83,6 +83,10 @@ class PipelineAdapter(Adapter):
             for block in self.blocks_of(denoiser):
                 block.compile()
         self.prepare()
+
+    def _pipeline(self, kind: Any, given: dict[str, Any]) -> Any:
+        """diffusers' pipeline with these parts; what it is not given it loads."""
+        return kind.from_pretrained(self.options.folder(), **given)
 
     def _load_denoiser(self, transformer: Any) -> Any:
         options = self.options

@@ -50,6 +50,7 @@ class PipelineModel(ModelOptions):
     optional_parts: ClassVar[tuple[str, ...]] = ()
     # the stock loader bears tensors `LAYER.alpha` beside A and B; others refuse the file
     lora_alphas: ClassVar[bool] = False
+    lora_code: ClassVar[str] = 'pipe.load_lora_weights(".")'  # Python that calls that loader
     unit: ClassVar[int]  # of the patch: height and width are multiples of so many latents' pixels
     # diffusers' classes whose schedules are known
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.EULER,)
@@ -175,8 +176,6 @@ class PipelineModel(ModelOptions):
         """Pixels per latent, along each side. Raises UserError when the autoencoder's config is
         missing."""
         path = self.folder() / "vae" / "config.json"
-        if not path.is_file():
-            raise UserError(f"model.path: expected {path}, which is missing")
         channels = json_file("model.path", path).get("block_out_channels")
         if not isinstance(channels, list):
             raise UserError(
@@ -197,22 +196,18 @@ class PipelineModel(ModelOptions):
     def lora_file(self) -> lora.LoraFile:
         """The adapter to begin with. Raises UserError where it is not one of this model, or of
         another rank, alpha or layers."""
-        return lora.check(
-            self.lora_path,
-            lora.layers(self.folder() / "transformer", self.adapted_layers),
-            self.lora_rank,
-            self.alpha,
-        )
+        layers = lora.layers(self.folder() / "transformer", self.adapted_layers)
+        return lora.check(self.lora_path, layers, self.lora_rank, self.alpha)
 
     def stock_call(self) -> dict[str, Any]:
         """Arguments of the stock pipeline's call, steps apart, that draws what these options do."""
-        found = {
-            "height": self.height,
-            "width": self.width,
-            **self.family_call(),
-            self.guidance_key: self.true_cfg,
-        }
+        size = {"height": self.height, "width": self.width}
+        found = {**size, **self.family_call(), **self.stock_guidance()}
         return found | ({"negative_prompt": self.negative_prompt} if self.guided else {})
+
+    def stock_guidance(self) -> dict[str, Any]:
+        """What the stock pipeline is told of guidance, by its own names."""
+        return {self.guidance_key: self.true_cfg}
 
     def family_call(self) -> dict[str, Any]:
         """Those of them that the family has beside size and guidance."""
@@ -255,6 +250,10 @@ class PipelineModel(ModelOptions):
     @property
     def picture_size(self) -> tuple[int, int]:
         return self.height, self.width
+
+    def setup_code(self) -> list[str]:
+        """Python that tells the stock pipeline what its call takes no arguments for."""
+        return []
 
     def picture_code(self) -> list[str]:
         """Python that opens what a record shows, as `picture` of the stock call; empty where it

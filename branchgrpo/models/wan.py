@@ -4,7 +4,7 @@ UMT5 text, classifier-free guidance."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline import PipelineAdapter
-from branchgrpo.models.pipeline_options import PipelineModel
+from branchgrpo.models.video import VideoOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class WanOptions(PipelineModel):
+class WanOptions(VideoOptions):
     """What Wan's pipelines have in common.
 
     LoRA goes into the projections of self- and cross-attention; `lora_targets` takes ffn.net.0.proj
@@ -35,16 +35,11 @@ class WanOptions(PipelineModel):
     guidance_key: ClassVar[str] = "guidance_scale"
     unit: ClassVar[int] = 2
     schedulers: ClassVar[tuple[str, ...]] = (scheduler.UNIPC, scheduler.EULER)
-    output: ClassVar[str] = "frames"
     # as diffusers' documentation has it for this autoencoder
     decoder_dtype: ClassVar[str] = "float32"
 
     height: int = Field(480, ge=16, description="picture height in pixels")
     width: int = Field(832, ge=16, description="picture width in pixels")
-    frames: int = Field(17, ge=1, description="frames of a video in training: 1 + a multiple of 4")
-    evaluation_frames: int = Field(
-        0, ge=0, description="frames of a video in evaluation; 0 = frames"
-    )
     true_cfg: float = Field(
         5.0,
         ge=1,
@@ -68,14 +63,6 @@ class WanOptions(PipelineModel):
                 "model.path: expected a folder whose one denoiser serves every noise level, got "
                 f"one with a boundary_ratio, Wan2.2 A14B, at {self.folder()}"
             )
-        for key, count in (
-            ("frames", self.frames),
-            ("evaluation_frames", self.evaluation_frames or self.frames),
-        ):
-            if (count - 1) % self.period():
-                raise UserError(
-                    f"model.{key}: expected 1 + a multiple of {self.period()}, got {count}"
-                )
 
     def index(self) -> dict[str, Any]:
         """model_index.json. Raises UserError where it cannot be read."""
@@ -91,26 +78,10 @@ class WanOptions(PipelineModel):
         return int(self._autoencoder().get("scale_factor_spatial", 8))
 
     def period(self) -> int:
-        """Frames per latent frame, but for the first, which stands alone."""
         return int(self._autoencoder().get("scale_factor_temporal", 4))
 
-    @property
-    def frames_drawn(self) -> int:
-        return self.frames
-
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a video's latents."""
-        channels = int(self._autoencoder().get("z_dim", 16))
-        return (
-            channels,
-            (self.frames - 1) // self.period() + 1,
-            self.height // self.scale(),
-            self.width // self.scale(),
-        )
-
-    def in_evaluation(self, height: int, width: int) -> Self:
-        longer = {"frames": self.evaluation_frames or self.frames}
-        return super().in_evaluation(height, width).model_copy(update=longer)
+    def channels(self) -> int:
+        return int(self._autoencoder().get("z_dim", 16))
 
     def _autoencoder(self) -> dict[str, Any]:
         return json_file("model.path", self.folder() / "vae" / "config.json")
@@ -118,18 +89,11 @@ class WanOptions(PipelineModel):
     def times(self, config: dict[str, Any], steps: int) -> NDArray[np.float64]:
         return scheduler.own_times(config, steps)  # WanPipeline gives its scheduler none
 
-    def picture_tokens(self) -> int:
-        return 0
-
-    def family_call(self) -> dict[str, Any]:
-        return {"num_frames": self.frames, **super().family_call()}
-
     def small_keys(self) -> dict[str, Any]:
         found = super().small_keys()
         if self.small_per_token():  # whose latents are of twice as many pixels
             found |= {key: 64 for key in ("height", "width") if found[key] == 48}
-        longer = min(self.evaluation_frames, 9)
-        return {**found, "frames": min(self.frames, 5), "evaluation_frames": longer}
+        return found
 
     def small_per_token(self) -> bool:
         """Is a small model of Wan2.2 TI2V's form? Where nothing is known of the large one, it is of

@@ -84,8 +84,8 @@ class ZImageModel(PipelineModel):
                 f"{self.height}×{self.width}"
             )
 
-    def stock_call(self) -> dict[str, Any]:
-        found = super().stock_call() | {self.guidance_key: self.true_cfg - 1}
+    def stock_guidance(self) -> dict[str, Any]:
+        found: dict[str, Any] = {self.guidance_key: self.true_cfg - 1}
         if not self.guided:
             return found
         return found | {

@@ -30,8 +30,10 @@ def settings(config: Config) -> dict[str, Any]:
         "seed": config.run.seed,
     }
     if isinstance(model, PipelineModel):
-        call = model.stock_call().items()
-        found["guidance"] = {key: value for key, value in call if "guidance" in key or "cfg" in key}
+        told = model.stock_call() | model.stock_guidance()
+        found["guidance"] = {
+            key: value for key, value in told.items() if "guidance" in key or "cfg" in key
+        }
     return found
 
 

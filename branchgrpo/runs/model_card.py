@@ -118,11 +118,12 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
         given = f", transformer=transformer{given}"
     lines.append(f'pipe = {model.pipeline}.from_pretrained("{base}"{given}, dtype={dtype})')
     if form == "lora":
-        lines.append('pipe.load_lora_weights(".")')
+        lines.append(model.lora_code)
     if changes := _scheduler(config, model):
         lines.append(
             f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {changes})"
         )
+    lines += model.setup_code()
     if model.vae_tiling:
         lines.append("pipe.vae.enable_tiling()")
     prompt = "a photo of a cat" if not model.embedded else "the number 38 in black on yellow"

@@ -25,6 +25,7 @@ from branchgrpo.models.offload import Offloaded
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.small.flux import small_flux
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
+from branchgrpo.models.small.hunyuan_video import small_hunyuan_video
 from branchgrpo.models.small.qwen_image import small_qwen_image, small_qwen_image_edit
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan, small_wan_i2v
@@ -115,6 +116,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "flux_kontext": small_flux(folder / "kontext", "FluxKontextPipeline"),
         "flux2_klein": small_flux2_klein(folder / "klein"),
         "z_image": small_z_image(folder / "z-image"),
+        "hunyuan_video": small_hunyuan_video(folder / "hunyuan-video"),
         "wan": small_wan(folder / "wan"),
         "wan_i2v": small_wan_i2v(folder / "wan-i2v"),
     }
@@ -122,7 +124,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def encoders_may_rest(model: PipelineAdapter) -> None:
     """In other memory, but while they encode; see tests/unit/models/test_offload.py."""
-    samples = seen_by(model.options, ["a red cube"])
+    samples = seen_by(model.options, ['a red cube that says "red"'])  # some read that apart
     wanted = model.encode(samples).arrays
     parts = [getattr(model.pipe, part) for part in model.options.text_parts]
     encoders = [part for part in parts if isinstance(part, torch.nn.Module)]

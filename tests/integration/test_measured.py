@@ -28,6 +28,7 @@ from branchgrpo.config.shipped import QUICKSTART
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
+from branchgrpo.models.small.hunyuan_video import small_hunyuan_video
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan, small_wan22
@@ -110,6 +111,12 @@ CASES = {
         LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
         {"learner.learning_rate": "0.1"},
     ),
+    "hunyuan, adapters": Case(
+        "hunyuan_video",
+        "lora",
+        LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
+        {"learner.learning_rate": "0.1", "evaluation.height": "48"},
+    ),
     "wan, nothing, adapters": Case(
         "wan",
         "none",
@@ -134,6 +141,7 @@ def base(family: str, folder: Path) -> dict[str, Any]:
         "qwen_image": small_qwen_image,
         "flux2_klein": small_flux2_klein,
         "z_image": small_z_image,
+        "hunyuan_video": small_hunyuan_video,
         "wan": small_wan,
         "wan 2.2": small_wan22,
     }[family]

@@ -288,7 +288,7 @@ def probes_have_the_texts_shapes(family: Family, scale: float) -> None:
     )
     assert all(
         array.ndim == text[name].ndim
-        and (name == "mask" or array.shape[-1] == text[name].shape[-1])
+        and (name.endswith("mask") or array.shape[-1] == text[name].shape[-1])
         for name, array in fixed.items()
     )
     x, sigma = inputs(model, 3)

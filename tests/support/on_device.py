@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
@@ -18,9 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.flux2_klein import Flux2KleinModel
+from branchgrpo.models.hunyuan_video import HunyuanVideoModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
+from branchgrpo.models.small.hunyuan_video import small_hunyuan_video
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan as write_small_wan
@@ -30,7 +33,7 @@ from branchgrpo.types import Subtree, TreeKey
 from support import small_wan
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle"]
-FAMILIES = ("flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan")
+FAMILIES = ("flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan", "hunyuan_video")
 TREES = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
 
 
@@ -58,7 +61,7 @@ def small_families(folder: Path) -> dict[str, Small]:
     """Every family, on folders that this writes."""
     sizes = {"height": 32, "width": 32, "true_cfg": 3.0, "negative_prompt": "the number 12"}
 
-    def pictures(kind: type[Any], path: str, text: int) -> Small:
+    def pictures(kind: Callable[..., Any], path: str, text: int) -> Small:
         base = sizes | {"path": path, "max_sequence_length": text}
         return Small(lambda **keys: kind(**base | keys))
 
@@ -70,6 +73,11 @@ def small_families(folder: Path) -> dict[str, Small]:
         "flux2_klein": pictures(Flux2KleinModel, str(small_flux2_klein(folder / "klein")), 24),
         "z_image": pictures(ZImageModel, str(small_z_image(folder / "z-image")), 24),
         "wan": Small(lambda **keys: small_wan.options(wan, **keys)),
+        "hunyuan_video": pictures(
+            partial(HunyuanVideoModel, frames=5),
+            str(small_hunyuan_video(folder / "hunyuan-video")),
+            24,
+        ),
     }
 
 

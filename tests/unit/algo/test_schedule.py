@@ -15,6 +15,7 @@ from branchgrpo.algo.schedule import Schedule, static
 from branchgrpo.errors import UserError
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.flux2_klein import Flux2KleinModel
+from branchgrpo.models.hunyuan_video import HunyuanVideoModel
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
@@ -57,6 +58,7 @@ CASES: dict[str, tuple[type[PipelineModel], dict[str, Any]]] = {
     "FLUX.2-klein, static": (Flux2KleinModel, EULER | {"shift": 3.0}),
     "Z-Image": (ZImageModel, EULER | {"shift": 6.0}),
     "Z-Image, by size": (ZImageModel, DEV),
+    "HunyuanVideo-1.5, 480p": (HunyuanVideoModel, EULER | {"shift": 5.0}),
     "Wan2.1": (WanModel, UNIPC | {"flow_shift": 3.0}),
     "Wan2.1, 720p": (WanModel, UNIPC | {"flow_shift": 5.0}),
     "Wan2.1, Euler": (WanModel, EULER | {"shift": 3.0}),
@@ -97,7 +99,8 @@ def of_diffusers(
     if mu is not None and isinstance(options, Flux2KleinModel):
         mu = compute_empirical_mu(tokens, steps)
     extra = {} if mu is None else {"mu": mu}
-    if isinstance(options, (FluxModel, Flux2KleinModel, QwenImageModel, ZImageModel)):
+    given = (FluxModel, Flux2KleinModel, QwenImageModel, ZImageModel, HunyuanVideoModel)
+    if isinstance(options, given):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(), **extra)
     else:
         scheduler.set_timesteps(steps, **extra)

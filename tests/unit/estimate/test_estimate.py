@@ -81,6 +81,7 @@ BILLIONS = {
     "FLUX.1-dev": 11.9,
     "FLUX.1-Kontext-dev": 11.9,
     "FLUX.2-klein-base-4B": 3.9,
+    "HunyuanVideo-1.5-Diffusers-480p_t2v": 8.3,
     "Qwen-Image": 20.4,
     "Qwen-Image-Edit-2509": 20.4,
     "Qwen-Image-Edit-2511": 20.4,
@@ -100,6 +101,7 @@ def test_published_sizes(name: str, billions: float) -> None:
     base = {
         "FLUX.1": "flux.1-dev-1node",
         "FLUX.2": "flux.2-klein-1gpu",
+        "Hunyua": "hunyuan-video-1.5-1node",
         "Qwen-I": "qwen-image-1node",
         "Wan2.1": "wan2.1-1.3b-1node",
         "Wan2.2": "wan2.2-5b-1gpu",

@@ -14,11 +14,13 @@ from support.records import records
 
 from branchgrpo.models.flux import FluxModel
 from branchgrpo.models.flux2_klein import Flux2KleinModel
+from branchgrpo.models.hunyuan_video import HunyuanVideoModel
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.qwen_image import QwenImageModel
 from branchgrpo.models.sd3 import SD3Model
 from branchgrpo.models.small.flux2_klein import small_flux2_klein
+from branchgrpo.models.small.hunyuan_video import small_hunyuan_video
 from branchgrpo.models.small.qwen_image import small_qwen_image
 from branchgrpo.models.small.sd3 import small_sd3
 from branchgrpo.models.small.wan import small_wan
@@ -35,7 +37,8 @@ SIZE = {"height": 32, "width": 32, "max_sequence_length": 16}
 
 
 @pytest.fixture(
-    scope="module", params=["flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan"]
+    scope="module",
+    params=["flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan", "hunyuan_video"],
 )
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Options:
     """Options of a small model of it."""
@@ -47,6 +50,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "flux2_klein": lambda: partial(Flux2KleinModel, path=str(small_flux2_klein(folder))),
         "z_image": lambda: partial(ZImageModel, path=str(small_z_image(folder))),
         "wan": lambda: partial(WanModel, path=str(small_wan(folder)), frames=5),
+        "hunyuan_video": lambda: partial(
+            HunyuanVideoModel, path=str(small_hunyuan_video(folder)), frames=5
+        ),
     }
     return partial(made[request.param](), **SIZE)
 
