@@ -20,7 +20,7 @@ from branchgrpo.rewards import ctc
 from branchgrpo.rewards import ocr_network as network
 from branchgrpo.rewards.base import Footprint, Refusal, Resources, RewardOptions, Scorer, evenly
 from branchgrpo.rewards.http import limits
-from branchgrpo.rewards.ocr_targets import QUOTED, find, unlikely
+from branchgrpo.rewards.ocr_targets import QUOTED, unlikely, wanted
 from branchgrpo.types import F32, U8, Sample
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class OcrReward(RewardOptions):
         QUOTED,
         description="regular expression whose first group that matches is the wanted text in the "
         'prompt; the default finds "…", “…”, „…“, «…», ‘…’',
+    )
+    target_key: str = Field(
+        "",
+        description="key of the record's metadata whose text is wanted, whatever the prompt says; "
+        "empty = what target finds",
     )
     read: Literal["line", "page"] = Field(
         "line",
@@ -89,13 +94,14 @@ class OcrReward(RewardOptions):
             raise ValueError(f"expected a regular expression with a group, got {value!r}")
         return value
 
-    def target_of(self, prompt: str) -> str:
-        """The text a prompt asks for. Raises UserError when it names none."""
-        text, refused = find(self.target, prompt)
+    def target_of(self, sample: Sample) -> str:
+        """The text a record asks for. Raises UserError when it names none."""
+        text, refused = wanted(sample, self.target, self.target_key)
         if refused:
+            looked = self.target_key or repr(self.target)
             raise UserError(
-                f"rewards.ocr.target: expected {self.target!r} to find text in every "
-                f"prompt, got {refused.kind} in {refused.detail}"
+                f"rewards.ocr.{'target_key' if self.target_key else 'target'}: expected {looked} "
+                f"to find text in every record, got {refused.kind} in {refused.detail}"
             )
         return text
 
@@ -108,7 +114,7 @@ class OcrReward(RewardOptions):
         return self.report
 
     def refusal(self, sample: Sample, height: int, width: int) -> Refusal | None:
-        text, refused = find(self.target, sample.prompt)
+        text, refused = wanted(sample, self.target, self.target_key)
         if refused or "likelihood" not in self.wanted:
             return refused
         return unlikely(text, self.width or (network.line_width(height, width) if height else 0))
@@ -139,7 +145,7 @@ class Reader(Scorer):
         chosen = evenly(pixels.shape[1], self.options.frames)
         flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
         found = self.pictures(
-            flat, [self.options.target_of(sample.prompt) for sample in samples for _ in chosen]
+            flat, [self.options.target_of(sample) for sample in samples for _ in chosen]
         )
         return {
             name: np.array(values, np.float32).reshape(-1, len(chosen)).mean(1)

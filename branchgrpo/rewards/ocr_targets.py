@@ -6,6 +6,7 @@ import re
 
 from branchgrpo.rewards import ocr_network as network
 from branchgrpo.rewards.base import Refusal
+from branchgrpo.types import Sample
 
 QUOTED = r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|‘((?:[^’]|’(?=\w))+)’(?!\w)'
 """The first quotation of a prompt, quotes of other kinds within it included. An apostrophe ends
@@ -19,6 +20,7 @@ OTHER_QUOTES = (
     'text in quotes that target does not look for; the default target finds "…", “…”, '
     "„…“, «…» and ‘…’"
 )
+NO_METADATA = "no text under the metadata key target_key"
 EMPTY = "an empty text"
 NESTED = (
     "quotes within quotes of the same kind, which leave open where the text ends; two kinds tell"
@@ -28,6 +30,19 @@ UNKNOWN = (
     "train_on and report can do without it"
 )
 TOO_LONG = "a text that the picture's frames cannot hold, so that likelihood is always 0"
+
+
+def wanted(sample: Sample, pattern: str, key: str) -> tuple[str, Refusal | None]:
+    """The text that a record asks for: what its metadata have under `key`, or, of no key, what
+    `pattern` finds in its prompt; or why there is none."""
+    if not key:
+        return find(pattern, sample.prompt)
+    text = sample.metadata.get(key)
+    # a number is a text that was written without quotes
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        return "", Refusal(NO_METADATA, f"{key}: {text!r}, of {sample.prompt!r}")
+    text = str(text)
+    return (text, None) if text.strip() else ("", Refusal(EMPTY, repr(sample.prompt)))
 
 
 def find(pattern: str, prompt: str) -> tuple[str, Refusal | None]:

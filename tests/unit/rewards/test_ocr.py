@@ -16,6 +16,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.rewards import ocr, ocr_targets
 from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import Ocr, OcrReward, Reader, edit_distance
+from branchgrpo.types import Sample
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 TARGET = r"number (\d+)"
@@ -146,9 +147,9 @@ def test_prompts_without_a_target() -> None:
     assert refused("number 3 in red", target=TARGET) is None
     assert refused("a red circle", target=TARGET) == (ocr_targets.NO_TEXT, "'a red circle'")
     with pytest.raises(UserError, match="a red circle") as caught:
-        OcrReward(target=TARGET).target_of("a red circle")
+        OcrReward(target=TARGET).target_of(record("a red circle"))
     assert "rewards.ocr.target" in str(caught.value) and "\n" not in str(caught.value)
-    assert OcrReward(target=TARGET).target_of("the number 47 in red, not 11") == "47"
+    assert OcrReward(target=TARGET).target_of(record("the number 47 in red, not 11")) == "47"
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -164,7 +165,23 @@ def test_prompts_with_an_empty_target(target: str, prompt: str, fold: bool) -> N
     options = {"target": target, "fold": fold, "train_on": "edit", "report": ("edit",)}
     assert refused(prompt, **options) == (ocr_targets.EMPTY, repr(prompt))
     with pytest.raises(UserError, match="an empty text"):
-        OcrReward(**options).target_of(prompt)
+        OcrReward(**options).target_of(record(prompt))
+
+
+def test_the_target_of_a_records_metadata() -> None:
+    """A user's file names the text in a column; the prompt need not quote it."""
+    sample = Sample(prompt='a shop called "Noon"', metadata={"text": "38", "year": 57, "none": " "})
+    options = OcrReward(target_key="text")
+    assert options.target_of(sample) == "38" and options.refusal(sample, 0, 0) is None
+    assert OcrReward(target_key="year").target_of(sample) == "57"
+    for pixels, exact in ((picture("38"), 1.0), (picture("57"), 0.0)):
+        scores = options.build(Resources()).score(pixels[None], [sample])
+        assert scores["exact"].tolist() == [exact]
+    for key, kind in (("gone", ocr_targets.NO_METADATA), ("none", ocr_targets.EMPTY)):
+        found = OcrReward(target_key=key).refusal(sample, 0, 0)
+        assert found and found.kind == kind
+        with pytest.raises(UserError, match=r"rewards\.ocr\.target_key: expected .*Noon"):
+            OcrReward(target_key=key).target_of(sample)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +200,7 @@ def test_prompts_with_an_empty_target(target: str, prompt: str, fold: bool) -> N
     ],
 )
 def test_quotes_that_the_default_target_understands(prompt: str, text: str) -> None:
-    assert OcrReward().target_of(prompt) == text
+    assert OcrReward().target_of(record(prompt)) == text
     assert refused(prompt, train_on="edit", report=("edit",)) is None
 
 
