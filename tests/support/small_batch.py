@@ -3,6 +3,7 @@ several ranks share."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from actors.learner import Learner
 from actors.rollout import RolloutWorker
@@ -32,6 +33,7 @@ PROMPTS = [
     "the number 12 in red on white",
     "a red circle on white",
 ]
+LIBRARIES = ("torch", "peft", "diffusers.pipelines.flux.pipeline_flux")
 OPTIONS = {
     "sampling.steps": "5",
     "method.splits": "[0, 2]",
@@ -95,18 +97,19 @@ def outcome(learner: Learner, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 def two_ranks(main: Callable[..., None], folder: Path, ranks: int = 2) -> list[dict[str, Any]]:
     """What two processes (or so many) that ran main(rank, address, folder) left in
-    folder/rankN.pt. They meet on the loopback device."""
-    threads = torch.get_num_threads()
+    folder/rankN.pt. They meet on the loopback device.
+
+    They are forked from a process that has imported the libraries, which takes each of them ten
+    seconds otherwise."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    before = os.environ.get("GLOO_SOCKET_IFNAME")
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    try:
-        spawn(main, (address, str(folder)), nprocs=ranks)
-    finally:
-        os.environ.pop("GLOO_SOCKET_IFNAME")
-        if before is not None:
-            os.environ["GLOO_SOCKET_IFNAME"] = before
-        torch.set_num_threads(threads)
+    multiprocessing.set_forkserver_preload(list(LIBRARIES))
+    arguments = (main, address, str(folder))
+    start_processes(_rank, arguments, nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _rank(rank: int, main: Callable[..., None], address: str, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    main(rank, address, folder)
