@@ -92,6 +92,20 @@ METRICS = (
         source="reward/spread",
     ),
     _gauge(
+        "flat_groups",
+        "share of prompts whose leaves have next to no spread",
+        panel="Flat groups",
+        unit="percentunit",
+        source="reward/flat_groups",
+    ),
+    _gauge(
+        "effective_samples",
+        "independent leaves that a prompt's leaves are worth",
+        panel="Effective samples",
+        unit="short",
+        source="tree/effective_samples",
+    ),
+    _gauge(
         "held_out_mean",
         "mean over held-out prompts",
         panel="Held-out score",

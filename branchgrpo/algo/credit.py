@@ -19,9 +19,20 @@ Scores = Mapping[tuple[int, int], F32]
 MIN_SPREAD = 1e-6
 """Rewards closer than this carry no signal."""
 
+FLAT = 0.01
+"""Groups of a smaller spread count as flat, where no `min_spread` is set."""
+
 
 class Estimator(Protocol):
     """An entry of `branchgrpo.algo.advantage`."""
+
+    @property
+    def min_spread(self) -> float:
+        """Groups whose leaves have a smaller std get no advantage."""
+
+    @property
+    def group_is_tree(self) -> bool:
+        """Whether such a group is one tree, or all trees of a prompt."""
 
     def credit(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[TreeCredit]:
         """Credit of each tree, in order; `keep` marks every stochastic edge."""
@@ -57,7 +68,7 @@ class Credit:
 
         combine: reward gives `totals`. combine: advantage gives Σ weight · (r − mean)/std with mean
         and unbiased std over all leaves of the prompt, so that no reward counts for more because
-        its scale is wider.
+        its scale is wider; 0 where the prompt's leaves have a std below `min_spread`.
         """
         if self.combine == "reward":
             return self.totals(scores)
@@ -75,7 +86,9 @@ class Credit:
                 else np.zeros((len(values), 1))
             )
             deviation = (values - values.mean(1, keepdims=True)) / np.maximum(spread, MIN_SPREAD)
-            level = np.where(spread < MIN_SPREAD, 0.0, deviation)
+            bound = self.estimator.min_spread
+            flat = (spread < MIN_SPREAD) | (values.std(1, keepdims=True) < bound)
+            level = np.where(flat, 0.0, deviation)
             ends = np.cumsum([scores[key].shape[1] for key in keys])[:-1]
             found |= dict(
                 zip(keys, np.split((weights @ level).astype(np.float32), ends), strict=True)
@@ -100,7 +113,7 @@ class Credit:
     ) -> list[TreeCredit]:
         """combine: advantage asks the estimator once for every reward and sums weight · advantage;
         node rewards stay those of `leaf_rewards`."""
-        credits = self.estimator.credit(plan, trees)
+        credits = self._estimated(plan, trees)
         if self.combine == "reward":
             return credits
         advantage = np.zeros((len(trees), len(credits[0].advantage)), np.float32)
@@ -110,9 +123,52 @@ class Credit:
                 for tree in trees
             ]
             advantage += np.float32(weight) * np.stack(
-                [one.advantage for one in self.estimator.credit(plan, alone)]
+                [one.advantage for one in self._estimated(plan, alone)]
             )
         return [replace(one, advantage=row) for one, row in zip(credits, advantage, strict=True)]
+
+    def _estimated(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[TreeCredit]:
+        """The estimator's credit, without advantages in groups that spread less than its
+        `min_spread`."""
+        names = [(tree.prompt_index, tree.key.tree) for tree in trees]
+        spreads = self._spreads(
+            {name: tree.leaf_reward for name, tree in zip(names, trees, strict=True)}
+        )
+        return [
+            replace(one, advantage=np.zeros_like(one.advantage))
+            if spreads[self._group(name)] < self.estimator.min_spread
+            else one
+            for name, one in zip(names, self.estimator.credit(plan, trees), strict=True)
+        ]
+
+    def _group(self, name: tuple[int, int]) -> tuple[int, ...]:
+        return name if self.estimator.group_is_tree else name[:1]
+
+    def _spreads(self, leaves: Mapping[tuple[int, int], F32]) -> dict[tuple[int, ...], float]:
+        """Std of the leaf rewards of each group, of those given."""
+        groups: dict[tuple[int, ...], list[F32]] = defaultdict(list)
+        for name, rewards in leaves.items():
+            groups[self._group(name)].append(rewards)
+        return {
+            group: float(np.concatenate(rewards).astype(np.float64).std())
+            for group, rewards in groups.items()
+        }
+
+    def flat_groups(self, scores: Scores) -> float:
+        """Share of groups whose leaves have a std below `min_spread`, or below FLAT where that is
+        not set; with combine: advantage its mean over rewards."""
+        compared = (
+            [self.totals(scores)]
+            if self.combine == "reward"
+            else [
+                {name: values[index] for name, values in scores.items()}
+                for index in range(len(self.weights))
+            ]
+        )
+        bound = self.estimator.min_spread or FLAT
+        return float(
+            np.mean([[s < bound for s in self._spreads(one).values()] for one in compared])
+        )
 
 
 def digest(credits: list[TreeCredit]) -> str:

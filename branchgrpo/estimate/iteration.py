@@ -76,11 +76,13 @@ def _compared(config: Config) -> float:
 
 
 def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> int:
-    """Distinct parents that a prompt's trees train, when no two rewards are equal."""
+    """Distinct parents that a prompt's trees train, when no group is flat and no two rewards are
+    equal."""
     topo, rewards = topology(plan), len(config.rewards)
     draw = np.random.default_rng((config.run.seed, iteration))
+    wide = 1.0 + 1e4 * config.advantage.min_spread
     scores = {
-        (0, tree): draw.standard_normal((rewards, topo.leaves)).astype(np.float32)
+        (0, tree): (wide * draw.standard_normal((rewards, topo.leaves))).astype(np.float32)
         for tree in range(trees)
     }
     leaves = config.credit.leaf_rewards(scores)

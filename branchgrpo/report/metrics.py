@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from branchgrpo.algo.credit import Credit
+from branchgrpo.algo.spread import effective_samples, sibling_spreads
 from branchgrpo.rollout.batch import RolloutBatch
-from branchgrpo.types import StepStats
+from branchgrpo.types import BranchPlan, StepStats
 
 
-def of_iteration(batch: RolloutBatch, stats: StepStats, driver_bytes: int) -> dict[str, float]:
+def of_iteration(
+    plan: BranchPlan, batch: RolloutBatch, stats: StepStats, *, credit: Credit, driver_bytes: int
+) -> dict[str, float]:
     """An iteration's metrics under their names in metrics.jsonl (docs/run-folder.md lists them)."""
     leaves = batch.leaf_rewards()
     rows = sorted({row for row, _ in batch.rewards})
@@ -19,7 +23,14 @@ def of_iteration(batch: RolloutBatch, stats: StepStats, driver_bytes: int) -> di
         ]
     )
     headers = [header for header, _ in batch.segments]
-    values = {"reward/total": float(leaves.mean()), "reward/spread": float(spread)}
+    values = {
+        "reward/total": float(leaves.mean()),
+        "reward/spread": float(spread),
+        "reward/flat_groups": credit.flat_groups(batch.scores),
+        "tree/effective_samples": effective_samples(plan, batch.rewards),
+    }
+    siblings = sibling_spreads(plan, batch.rewards)
+    values |= {f"spread/{index}": value for index, value in enumerate(siblings)}
     values |= {f"reward/{name}": float(batch.part(name).mean()) for name in batch.parts}
     values |= {f"time/{phase}": seconds for phase, seconds in batch.seconds.items()}
     values |= {

@@ -57,7 +57,13 @@ def update(run: Run, state: TrainState) -> None:
     version = publish(run, state, stats)  # confirmed by digest
     ended = perf_counter()
     state.advance(version, seconds=ended - began)
-    state.record |= of_iteration(pending.batch, stats, run.service.driver_bytes())
+    state.record |= of_iteration(
+        pending.plan,
+        pending.batch,
+        stats,
+        credit=run.config.credit,
+        driver_bytes=run.service.driver_bytes(),
+    )
     state.record |= run.method.observe(pending.plan, pending.batch.leaf_rewards())
     state.record |= {
         "time/encode": pending.batch.seconds["encode"] + encoding,

@@ -11,6 +11,8 @@ ROWS = {
     "Learning": (
         "Reward",
         "Reward spread",
+        "Flat groups",
+        "Effective samples",
         "Held-out score",
         "Advantage",
         "Clip fraction",
