@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from branchgrpo.config.keys import Keys
-from branchgrpo.config.registry import PRUNING
+from branchgrpo.config.registry import ADVANTAGE, PRUNING
 
 
 def problems(config: Keys) -> list[str]:
@@ -98,9 +98,12 @@ def _suits(config: Keys) -> Iterator[str]:
                 f"all lie on one trunk, got {rules}"
             )
     if method.shape == "chain" and config.advantage.compares_in_tree:
+        names = ADVANTAGE.shipped
+        fit = [f"`{name}`" for name in names if not ADVANTAGE.find(name)().compares_in_tree]
         yield (
             f"advantage: expected no comparison within a tree with {method.called}, which have "
-            "one leaf each"
+            f"one leaf each: {' or '.join(fit)} with their defaults, got "
+            f"`{config.advantage.called}`"
         )
     for rule in config.pruning:
         try:

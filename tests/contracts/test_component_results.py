@@ -14,13 +14,14 @@ from support.own_parts import own_parts
 from support.records import records, seen_by
 from support.remote_peers import Plain, running
 from support.small_clips import aesthetic_reward, clip_reward, hps_reward
-from support.small_trees import header, plan_of
+from support.small_trees import header, plan_of, quickstart
 from support.tables import EVERY, component, loaded
 
 from branchgrpo.algo.loss.base import Edges
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
 from branchgrpo.config.registry import TABLES
+from branchgrpo.errors import UserError
 from branchgrpo.models.offload import Offloaded
 from branchgrpo.models.pipeline import PipelineAdapter
 from branchgrpo.models.small.flux import small_flux
@@ -230,17 +231,25 @@ def trees(plan: BranchPlan) -> list[TreeHeader]:
 def test_estimators_give_credit(name: str, own: Path, shape: str) -> None:
     estimator = component(loaded(own, "advantage", name), "advantage")
     plan = PLANS[shape]
+    if shape == "chain" and estimator.compares_in_tree:
+        with pytest.raises(
+            UserError, match=r"advantage: expected no comparison within a tree.*`group`"
+        ):
+            quickstart({"method.name": "chains", "advantage.name": name})
+        return
     found = estimator.credit(plan, trees(plan))
     again = estimator.credit(plan, trees(plan))
     assert len(found) == 4 and isinstance(estimator.compares_in_tree, bool)
     for one, other in zip(found, again, strict=True):
         assert np.isfinite(one.advantage).all() and np.array_equal(one.advantage, other.advantage)
         assert np.array_equal(one.keep, topology(plan).stochastic)
-    # better leaves of a prompt earn more: of its last edges, which are those into its leaves
+    # better leaves of what is compared earn more: of the last edges, which are those into leaves
     last = topology(plan).level(plan.steps - 1)
-    rewards = np.concatenate([one.node_reward[last] for one in found[:2]])
-    advantages = np.concatenate([one.advantage[last] for one in found[:2]])
-    assert np.array_equal(np.argsort(rewards), np.argsort(advantages))
+    rewards = np.stack([one.node_reward[last] for one in found[:2]])
+    advantages = np.stack([one.advantage[last] for one in found[:2]])
+    together = plan.fanout[plan.splits[-1]] if estimator.compares_in_tree else rewards.size
+    order, earned = (np.argsort(one.reshape(-1, together)) for one in (rewards, advantages))
+    assert np.array_equal(order, earned)
 
 
 @pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "pruning"])

@@ -3,4 +3,5 @@
 REGISTRY = {
     "depthwise": "branchgrpo.algo.advantage.depthwise:DepthWise",
     "group": "branchgrpo.algo.advantage.group:GroupRelative",
+    "sibling": "branchgrpo.algo.advantage.sibling:SiblingCentred",
 }
