@@ -41,11 +41,12 @@ class SiblingCentred(AdvantageOptions):
     def credit(self, plan: BranchPlan, trees: list[TreeHeader]) -> list[TreeCredit]:
         """Credit of each tree, in order; `keep` marks every stochastic edge.
 
-        advantage(edge into n at depth d) = (r̄(n) − mean of r̄ over n and its siblings) / (std_d +
-        ε). The mean is r̄ of the parent; of a comb's trunk, of its random children alone. std_d² = Σ
-        of squared differences at depth d in all trees of the prompt / Σ over their parents of
-        (children − 1): unbiased, where siblings are independent, for the variance of r̄(n) given the
-        parent. An edge without siblings gets 0, and so does a depth whose divisor is below 1e-6.
+        advantage(edge into n at depth d) = (r̄(n) − mean of r̄ over n and its siblings) / (std_d
+        + ε). The mean is r̄ of the parent; of a comb's trunk, of its random children alone.
+        std_d² = Σ of squared differences at depth d in all trees of the prompt / Σ over their
+        parents of (children − 1): unbiased, where siblings are independent, for the variance of
+        r̄(n) given the parent. An edge without siblings gets 0, and so does a depth whose divisor is
+        below 1e-6.
         """
         topo = topology(plan)
         reward = np.stack([fuse(topo, tree.leaf_reward, tree.log_prob, 0.0)[0] for tree in trees])
@@ -88,7 +89,7 @@ class SiblingCentred(AdvantageOptions):
 
 
 def differences(topo: Topology, reward: F32) -> NDArray[np.float64]:
-    """Of each random edge, r̄ of its node less the mean of r̄ over the random children of its parent:
+    """Of each random edge, r̄ of its node less the mean of r̄ over its parent's random children:
     [trees, N] of reward [trees, N]; 0 elsewhere, and without siblings."""
     edges = np.flatnonzero(topo.stochastic)
     parents = topo.parent[edges]
