@@ -45,8 +45,8 @@ class SiblingCentred(AdvantageOptions):
         + ε). The mean is r̄ of the parent; of a comb's trunk, of its random children alone.
         std_d² = Σ of squared differences at depth d in all trees of the prompt / Σ over their
         parents of (children − 1): unbiased, where siblings are independent, for the variance of
-        r̄(n) given the parent. An edge without siblings gets 0, and so does a depth whose divisor is
-        below 1e-6.
+        r̄(n) given the parent. An edge without siblings gets 0, and so does a depth whose divisor
+        is below 1e-6.
         """
         topo = topology(plan)
         reward = np.stack([fuse(topo, tree.leaf_reward, tree.log_prob, 0.0)[0] for tree in trees])
