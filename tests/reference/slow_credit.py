@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import exp, sqrt
 
 from tests.reference.node_tree import Node
 
@@ -51,3 +51,25 @@ def sibling_advantages(trees: Sequence[Tree]) -> list[dict[int, float]]:
                     spread = sqrt(squares / freedom) if freedom else 1.0
                     advantage[node.number] = differences[node.number] / spread
     return found
+
+
+def backed_up(
+    trees: Sequence[Tree], log_prob: Sequence[dict[int, float]]
+) -> list[dict[int, float]]:
+    """Of the trees of one prompt: leaves' rewards standardised by all of them, and from the bottom
+    up of each node the mean of its children, weighted by the probability of the edges into them."""
+    leaves = [reward for _, rewards in trees for reward in rewards.values()]
+    mean = sum(leaves) / len(leaves)
+    spread = sqrt(sum((one - mean) ** 2 for one in leaves) / (len(leaves) - 1))
+
+    def value(node: Node, rewards: dict[int, float], likely: dict[int, float]) -> float:
+        if not node.children:
+            return (rewards[node.number] - mean) / spread
+        odds = [exp(likely[child.number]) for child in node.children]
+        values = [value(child, rewards, likely) for child in node.children]
+        return sum(odd * one for odd, one in zip(odds, values, strict=True)) / sum(odds)
+
+    return [
+        {node.number: value(node, rewards, likely) for node in nodes}
+        for (nodes, rewards), likely in zip(trees, log_prob, strict=True)
+    ]

@@ -33,3 +33,26 @@ def fuse(topo: Topology, leaf_reward: F32, log_prob: F32, beta: float) -> tuple[
                 -(weight * np.log(np.maximum(weight, 1e-300))).sum() / np.log(len(weight))
             )
     return reward, float(np.mean(entropies)) if entropies else 1.0
+
+
+def back_up(topo: Topology, leaf: F32, log_prob: F32) -> tuple[F32, float]:
+    """A(n) = Σ_c w_c A(c) over the children of n, level by level from the leaves [L] to the root; w
+    = softmax over the children of log_prob [N] of the edges into them (TreeGRPO).
+
+    Returns (A [N], mean normalised entropy of w over nodes with more than one child).
+    """
+    found = np.empty(topo.nodes, np.float64)
+    last = len(topo.offset) - 2
+    found[topo.level(last)] = leaf
+    entropies = []
+    for level in range(last - 1, -1, -1):
+        nodes, below = topo.level(level), topo.level(level + 1)
+        first, count = topo.first_child[nodes] - below[0], topo.child_count[nodes]
+        given = log_prob[below].astype(np.float64)
+        weight = np.exp(given - np.maximum.reduceat(given, first).repeat(count))
+        weight /= np.add.reduceat(weight, first).repeat(count)
+        found[nodes] = np.add.reduceat(weight * found[below], first)
+        entropy = -np.add.reduceat(weight * np.log(np.maximum(weight, 1e-300)), first)
+        entropies.append(entropy[count > 1] / np.log(count[count > 1]))
+    every = np.concatenate(entropies)
+    return found.astype(np.float32), float(every.mean()) if len(every) else 1.0

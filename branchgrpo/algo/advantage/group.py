@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from branchgrpo.algo.advantage.base import AdvantageOptions
-from branchgrpo.algo.advantage.fusion import fuse
+from branchgrpo.algo.advantage.fusion import back_up, fuse
 from branchgrpo.algo.credit import MIN_SPREAD
 from branchgrpo.algo.tree import topology
 from branchgrpo.types import BranchPlan, TreeCredit, TreeHeader
@@ -17,7 +17,7 @@ from branchgrpo.types import BranchPlan, TreeCredit, TreeHeader
 
 class GroupRelative(AdvantageOptions):
     """DanceGRPO's and Flow-GRPO's estimator; on a tree, an edge earns the mean advantage of the
-    leaves below it."""
+    leaves below it, by choice a weighted one (TreeGRPO)."""
 
     name: Literal["group"] = Field("group", description="the estimator")
     std: Literal["group", "global"] = Field(
@@ -29,6 +29,11 @@ class GroupRelative(AdvantageOptions):
         True,
         description="divide by the unbiased spread (DanceGRPO), or by the population's (Flow-GRPO)",
     )
+    weights: Literal["uniform", "likelihood"] = Field(
+        "uniform",
+        description="of the children of a node, in what the edge into it earns: alike, or by "
+        "softmax of their log-probs (TreeGRPO)",
+    )
     epsilon: float = Field(1e-8, gt=0, description="added to the divisor; Flow-GRPO takes 1e-4")
     clamp: float = Field(5.0, gt=0, description="advantages are clamped to ± this")
 
@@ -36,7 +41,8 @@ class GroupRelative(AdvantageOptions):
         """Credit of each tree, in order; `keep` marks every stochastic edge.
 
         advantage(leaf) = (r − mean) / (std + ε) over the leaves of all trees of its prompt; 0
-        without spread.
+        without spread. advantage(edge into a node) = Σ w · advantage over the node's children, w
+        by `weights`; with `uniform` that is the mean over its leaves.
         """
         topo = topology(plan)
         groups: dict[int, list[int]] = defaultdict(list)
@@ -58,7 +64,11 @@ class GroupRelative(AdvantageOptions):
             )
             for index, row in zip(members, leaf.astype(np.float32), strict=True):
                 tree = trees[index]
-                advantage, _ = fuse(topo, row, tree.log_prob, 0.0)
-                reward, entropy = fuse(topo, tree.leaf_reward, tree.log_prob, 0.0)
+                reward, _ = fuse(topo, tree.leaf_reward, tree.log_prob, 0.0)
+                advantage, entropy = (
+                    fuse(topo, row, tree.log_prob, 0.0)
+                    if self.weights == "uniform"
+                    else back_up(topo, row, tree.log_prob)
+                )
                 found[index] = TreeCredit(reward, advantage, topo.stochastic.copy(), entropy)
         return [found[index] for index in range(len(trees))]

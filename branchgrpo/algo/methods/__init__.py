@@ -6,4 +6,5 @@ REGISTRY = {
     "chains": "branchgrpo.algo.methods.chains:ChainMethod",
     "trunk": "branchgrpo.algo.methods.trunk:TrunkMethod",
     "tempflow": "branchgrpo.algo.methods.tempflow:TempFlowMethod",
+    "treegrpo": "branchgrpo.algo.methods.treegrpo:TreeMethod",
 }

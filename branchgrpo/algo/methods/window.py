@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -20,10 +21,16 @@ class Window(BaseModel):
     interval: int = Field(
         25, ge=1, description="iterations at a position; of the first one for decay and exp_decay"
     )
-    strategy: Literal["progressive", "random", "decay", "exp_decay"] = Field(
+    strategy: Literal["progressive", "random", "geometric", "decay", "exp_decay"] = Field(
         "progressive",
         description="progressive: interval each; decay, exp_decay: ever fewer; random: anew each "
-        "iteration",
+        "iteration; geometric: so too, early positions more often",
+    )
+    ratio: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="r of geometric: position i has a probability in proportion to r^i",
     )
     at_end: Literal["stay", "wrap"] = Field(
         "wrap", description="after the last position: stay there, or begin again"
@@ -65,11 +72,22 @@ class Window(BaseModel):
             stays = [float(self.interval)] * len(starts)
         return [max(1, round(stay)) for stay in stays]
 
+    def probabilities(self, steps: int) -> NDArray[np.float64]:
+        """Of each position at an iteration, with geometric: (1 − r)·r^i / (1 − r^n) of n (TreeGRPO,
+        arXiv 2512.08153)."""
+        count = len(self.positions(steps))
+        powers = self.ratio ** np.arange(count, dtype=np.float64)
+        return np.asarray((1.0 - self.ratio) * powers / (1.0 - self.ratio**count), np.float64)
+
     def at(self, iteration: int, steps: int, seed: int) -> tuple[int, ...]:
         """Steps of the window at an iteration."""
         positions = self.positions(steps)
         if self.strategy == "random":
             return positions[int(np.random.default_rng((seed, iteration)).integers(len(positions)))]
+        if self.strategy == "geometric":
+            below = np.cumsum(self.probabilities(steps))[:-1]
+            drawn = np.random.default_rng((seed, iteration)).random()
+            return positions[int(np.searchsorted(below, drawn, side="right"))]
         ends = np.cumsum(self.stays(steps))
         place = (
             iteration % int(ends[-1])

@@ -239,7 +239,7 @@ def counts(loaded: config.Config, iteration: int = 0) -> Counts:
 
 
 def test_the_table_has_every_preset() -> None:
-    assert sorted([*EXPECTED, "flowgrpo-fast"]) == presets()
+    assert sorted([*EXPECTED, "flowgrpo-fast", "treegrpo"]) == presets()
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
@@ -265,6 +265,25 @@ def test_flowgrpo_fast_splits_where_its_window_is() -> None:
             parents=49,
         )
     assert seen == {0, 1, 2}
+
+
+def test_treegrpo_splits_wherever_its_window_is() -> None:
+    """10 steps, windows of three at 0 … 6: w + 1 forwards of the trunk, 3 + 9 in the window, 27
+    rows for the rest; 3 + 9 + 27 edges of 1 + 3 + 9 parents, 27 leaves, as published."""
+    loaded = load("treegrpo")
+    starts = [plan_at(loaded, iteration).splits[0] for iteration in range(400)]
+    assert set(starts) == {0, 1, 2, 3, 4, 5, 6}
+    for iteration, w in enumerate(starts):
+        assert counts(loaded, iteration) == Counts(
+            steps=10,
+            chains=1,
+            leaves=27,
+            splits=(w, w + 1, w + 2),
+            random=(w, w + 1, w + 2),
+            forwards=w + 1 + 3 + 9 + 27 * (7 - w),
+            edges=39,
+            parents=13,
+        )
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ STEPS = {
     2: "flow-dppo flowgrpo flowgrpo-fast grpo-guard tempflow",
     1: (
         "branchgrpo-adaptive branchgrpo-antithetic branchgrpo-flash branchgrpo-splits "
-        "branchgrpo-splits-flash"
+        "branchgrpo-splits-flash treegrpo"
     ),
 }
-"""Optimiser steps per rollout: those of the published code (METHODS.md), of ours what measured best
-(docs/benchmarks)."""
+"""Optimiser steps per rollout: those of the published code (METHODS.md; of TreeGRPO none is), of
+ours what measured best (docs/benchmarks)."""
 
 
 def test_optimiser_steps_of_every_preset() -> None:
@@ -66,6 +66,17 @@ def test_optimiser_steps_of_every_preset() -> None:
         ("mixgrpo-flash-star", {"method.window.interval": 20, "method.tail_ratio": 0.2}),
         ("mixgrpo", {"method.window.interval": 25}),
         ("dancegrpo-bestofn", {"method.chains": 24}),
+        (
+            "treegrpo",
+            {
+                "sampling.steps": 10,
+                "method.fanout": 3,
+                "method.window.size": 3,
+                "method.window.ratio": 0.5,
+                "loss.kl_beta": 0.0,
+                "rollout.trees_per_prompt": 1,
+            },
+        ),
     ],
 )
 def test_published_constants(preset: str, published: dict[str, Any]) -> None:
@@ -159,7 +170,8 @@ def test_tempflow_weighs_a_step_by_its_noise() -> None:
 
 @pytest.mark.parametrize("preset", presets())
 def test_plans_over_training_have_random_steps_but_never_the_last(preset: str) -> None:
-    lengths = (20,) if preset.startswith("branch") else (2, 3, 5, 25)
+    # what splits at given steps, or at three in a row, wants a longer schedule
+    lengths = (20,) if preset.startswith(("branch", "treegrpo")) else (2, 3, 5, 25)
     for steps in lengths:
         loaded = load(preset, {"sampling.steps": str(steps)})
         for iteration in range(0, 1000, 13):
@@ -187,6 +199,10 @@ def test_plans_over_training_have_random_steps_but_never_the_last(preset: str) -
         ("mixgrpo-flash", {"method.tail_ratio": "0"}, ["tail_ratio", "got 0"]),
         ("dancergpo", {}, ["preset", "dancegrpo", "'dancergpo'"]),
         ("flowgrpo-fast", {"method.eta": "2.5"}, ["eta"]),
+        ("treegrpo", {"method.window.size": "0"}, ["window", "got 0 … 0 of 0"]),
+        ("treegrpo", {"sampling.steps": "3"}, ["window", "got 2 … 2 of 3", "schedule of 3"]),
+        ("treegrpo", {"method.window.stride": "4"}, ["window", "got 1 … 3 of 3"]),
+        ("treegrpo", {"method.window.ratio": "1"}, ["ratio", "got 1"]),
     ],
 )
 def test_options_that_cannot_be_are_one_line(

@@ -132,14 +132,31 @@ def test_random_windows_depend_on_seed_and_iteration_alone_and_cover_all_positio
     assert np.abs(counts - expected).max() < 5 * spread
 
 
-@pytest.mark.parametrize("strategy", ["progressive", "random", "decay", "exp_decay"])
+def test_geometric_windows_come_as_often_as_published() -> None:
+    """TreeGRPO, T = 10, w = 3, r = ½: Pr[i] = (1 − r)·r^i / (1 − r^(T − w)), i = 0 … T − w − 1."""
+    window = Window(size=3, strategy="geometric", ratio=0.5)
+    expected = np.array([0.5 * 0.5**i / (1 - 0.5**7) for i in range(7)])
+    assert window.probabilities(10) == pytest.approx(expected, rel=1e-12)
+    assert expected.sum() == pytest.approx(1.0) and window.positions(10)[-1] == (6, 7, 8)
+    starts = [window.at(iteration, 10, 1)[0] for iteration in range(20_000)]
+    shares = np.bincount(starts, minlength=7) / 20_000
+    assert np.abs(shares - expected).max() < 5 * math.sqrt(0.25 / 20_000)
+    assert shares == pytest.approx(expected, rel=0.35)
+    others = [window.at(iteration, 10, 2)[0] for iteration in range(200)]
+    assert starts[:200] != others
+    assert [window.at(iteration, 10, 1)[0] for iteration in range(200)] == starts[:200]
+    even = Window(size=3, strategy="geometric", ratio=0.999).probabilities(10)
+    assert even == pytest.approx([1 / 7] * 7, rel=0.01)
+
+
+@pytest.mark.parametrize("strategy", ["progressive", "random", "geometric", "decay", "exp_decay"])
 def test_a_window_without_steps_is_always_empty(strategy: str) -> None:
     window = Window(size=0, strategy=strategy)
     assert {window.at(iteration, 20, 1) for iteration in range(ITERATIONS)} == {()}
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
-@pytest.mark.parametrize("strategy", ["progressive", "random", "decay", "exp_decay"])
+@pytest.mark.parametrize("strategy", ["progressive", "random", "geometric", "decay", "exp_decay"])
 def test_short_schedules_keep_a_window(strategy: str, steps: int) -> None:
     """Wider than the schedule, or reaching over less than one step: never empty, never the last
     step."""
@@ -159,6 +176,8 @@ def test_short_schedules_keep_a_window(strategy: str, steps: int) -> None:
         {"reach": 0.0},
         {"reach": 1.1},
         {"strategy": "drunk"},
+        {"ratio": 0.0},
+        {"ratio": 1.0},
         {"at_end": "stop"},
     ],
 )

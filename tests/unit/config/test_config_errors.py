@@ -138,7 +138,7 @@ def test_keys_that_do_not_go_together_are_all_named(tmp_path: Path) -> None:
         ),
         (
             {"method.name": "chain"},
-            "--method.name: expected one of branchgrpo, chains, trunk, tempflow, got "
+            "--method.name: expected one of branchgrpo, chains, trunk, tempflow, treegrpo, got "
             "'chain'; did you mean chains?",
         ),
         ({"xyzzy.plugh": "1"}, "--xyzzy.plugh: unknown key"),

@@ -41,6 +41,15 @@ def test_presets(preset: str, leaves: int, grown: int, trained: int) -> None:
     assert work.trained == 3 * trained
 
 
+def test_treegrpo_is_cheaper_the_later_its_window() -> None:
+    """As often at each position as its draws are, of two iterations here."""
+    config = load.load(QUICKSTART, {"run.iterations": "2"}, "treegrpo")
+    starts = [config.method.window.at(iteration, 10, config.run.seed)[0] for iteration in range(2)]
+    work = found("treegrpo")
+    assert work.grown == 3 * sum(13 + w + 27 * (7 - w) for w in starts) / 2
+    assert (work.pictures, work.trained) == (3 * 27, 3 * 13)
+
+
 def test_more_trees_more_of_all() -> None:
     one, two = found("branchgrpo"), found("branchgrpo", rollout__trees_per_prompt="2")
     assert (two.trees, two.grown, two.trained) == (6, 2 * one.grown, 2 * one.trained)
