@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from branchgrpo.algo.tree import trainable
 from branchgrpo.types import F32, Bool, BranchPlan, TreeCredit, TreeHeader
 
 Scores = Mapping[tuple[int, int], F32]
@@ -99,8 +100,12 @@ class Credit:
         self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, scores: Scores
     ) -> list[TreeCredit]:
         """Credit of each tree, in order; its leaves have `leaf_rewards` of `scores`. Advantages
-        always see the whole tree; pruning only clears `keep`."""
-        credits = self._compared(plan, trees, scores)
+        always see the whole tree; pruning, and steps of weights that don't train, only clear
+        `keep`."""
+        learning = trainable(plan)
+        credits = [
+            replace(one, keep=one.keep & learning) for one in self._compared(plan, trees, scores)
+        ]
         for rule in self.pruning:
             masks = rule.keep(plan, trees, iteration, self.seed)
             credits = [

@@ -124,6 +124,13 @@ def topology(plan: BranchPlan) -> Topology:
     return _topology(plan.fanout, plan.stochastic, plan.comb)
 
 
+def trainable(plan: BranchPlan) -> Bool:
+    """[N] edges of the plan's tree that can be trained."""
+    topo = topology(plan)
+    found: Bool = topo.stochastic & np.append(plan.trainable, False)[topo.step]  # −1: the root
+    return found
+
+
 def fork_level(plan: BranchPlan, fork_depth: int) -> int:
     """Level at which trees are cut into subtrees: after the `fork_depth`-th split; 0 = whole
     trees.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from branchgrpo.algo.tree import topology
+from branchgrpo.algo.tree import trainable
 from branchgrpo.service import Reference
 from branchgrpo.types import F32, BranchPlan, SegmentHeader, Subtree
 
@@ -33,8 +33,8 @@ class RolloutBatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def edges(self, plan: BranchPlan) -> int:
-        """Stochastic edges of all trees: as many as an update may train on, at least 1."""
-        return max(1, len(self.scores) * int(topology(plan).stochastic.sum()))
+        """Edges of all trees that an update may train on, at least 1."""
+        return max(1, len(self.scores) * int(trainable(plan).sum()))
 
     def part(self, name: str) -> F32:
         """Scores of all leaves under one name, by (prompt index, tree, leaf)."""

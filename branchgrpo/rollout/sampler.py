@@ -27,7 +27,8 @@ class Segment:
     log_prob: F32  # [M, E] of stochastic edges, by rising child number
     kept_subtree: I32  # [m] rows of `kept`
     kept_node: I32  # [m]
-    kept: Tensor  # [m, *S] storage dtype: parents and children of stochastic edges
+    # [m, *S] storage dtype: parents and children of stochastic edges that can be trained
+    kept: Tensor
     parent_row: I32  # [p] rows of `kept` whose velocity is kept as well; empty unless asked for
     velocity: Tensor  # [p, *S] float32
     frontier: Tensor  # [M*f, *S] storage dtype, nodes of level `stop`
@@ -106,9 +107,11 @@ class Sampler:
                     children=children[random],
                 )
                 below[torch.from_numpy(np.flatnonzero(random)).to(device)] = drawn
-                record.add_edges(log_prob, state, v, np.unique(above[random]))
+                record.log_probs.append(log_prob)
+                if plan.trainable[step]:
+                    record.add_parents(state, v, np.unique(above[random]))
             state.advance(below, above, children)
-            if random.any():
+            if random.any() and plan.trainable[step]:
                 record.add_children(state, np.flatnonzero(random))
         # noise on the last edge is trained on, but not shown
         if stop == plan.steps and plan.stochastic[-1]:
@@ -258,9 +261,8 @@ class _Record:
         self.velocities = _Kept()
         self.forwards = 0
 
-    def add_edges(self, log_prob: F32, state: _State, v: Tensor, rows: np.ndarray) -> None:
-        """Random edges below some rows of the level that `state` is at."""
-        self.log_probs.append(log_prob)
+    def add_parents(self, state: _State, v: Tensor, rows: np.ndarray) -> None:
+        """Rows of the level that `state` is at, with edges below them that can be trained."""
         self.kept.add(state.x, state.owner, state.node, rows)
         if self.keep_velocity:
             self.velocities.add(v.float(), state.owner, state.node, rows)

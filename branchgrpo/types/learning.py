@@ -32,7 +32,7 @@ class TreeCredit:
 
     node_reward: F32  # [N] leaf rewards fused upward
     advantage: F32  # [N] of the edge into the node
-    keep: Bool  # [N] stochastic and not pruned
+    keep: Bool  # [N] stochastic, of weights that train, and not pruned
     weight_entropy: float = 1.0  # mean normalised entropy of the fusion weights; 1 = uniform
 
     def __post_init__(self) -> None:

@@ -35,17 +35,20 @@ class BranchPlan:
     chains: int = 1  # trees of a prompt that belong together
     shared_root: bool = True  # … and start from one root noise
     last_edge: bool = False  # the last step may be random (the picture is x̂0 all the same)
+    frozen: tuple[bool, ...] = ()  # [T] steps of weights that don't train; empty = none
 
     def __post_init__(self) -> None:
         steps = len(self.fanout)
         check_shapes(self, sigmas=(self.sigmas, (steps + 1,)))
-        if not (len(self.kernel) == len(self.noise_scale) == steps) or len(self.weight) not in (
-            0,
-            steps,
+        if (
+            not (len(self.kernel) == len(self.noise_scale) == steps)
+            or len(self.weight) not in (0, steps)
+            or len(self.frozen) not in (0, steps)
         ):
             raise ValueError(
                 f"BranchPlan: fanout has {steps} steps, kernel {len(self.kernel)}, "
-                f"noise_scale {len(self.noise_scale)}, weight {len(self.weight)}"
+                f"noise_scale {len(self.noise_scale)}, weight {len(self.weight)}, "
+                f"frozen {len(self.frozen)}"
             )
         if min(self.fanout) < 1 or self.chains < 1 or not np.all(np.diff(self.sigmas) < 0):
             raise ValueError("BranchPlan: every fanout and chains must be ≥ 1 and sigmas must fall")
@@ -83,8 +86,16 @@ class BranchPlan:
 
     @property
     def stochastic(self) -> tuple[bool, ...]:
-        """[T] whether a step has edges with a log-prob, which can be trained."""
+        """[T] whether a step has edges with a log-prob."""
         return tuple(kernel not in DETERMINISTIC for kernel in self.kernel)
+
+    @property
+    def trainable(self) -> tuple[bool, ...]:
+        """[T] whether a step's edges can be trained: they are random, of weights that train."""
+        frozen = self.frozen or (False,) * self.steps
+        return tuple(
+            random and not still for random, still in zip(self.stochastic, frozen, strict=True)
+        )
 
     @property
     def splits(self) -> tuple[int, ...]:

@@ -137,14 +137,14 @@ class SegmentHeader:
 
 @dataclass(frozen=True)
 class TreePayload:
-    """Latents that the learner may need of one segment: parents and children of its stochastic
-    edges."""
+    """Latents that the learner may need of one segment: parents and children of those of its
+    stochastic edges that can be trained."""
 
     subtree: I32  # [m] which of the segment's subtrees
     node: I32  # [m] node number in its tree
     latents: NDArray[Any]  # [m, *S] as wire.to_numpy gives it
     dtype: str  # torch name of the storage dtype
-    # [p] rows of the parents of stochastic edges, where the loss needs the behaviour policy's
+    # [p] rows of the parents of such edges, where the loss needs the behaviour policy's
     # velocity
     parent: I32
     velocity: F32  # [p, *S] that velocity; p = 0 where it does not

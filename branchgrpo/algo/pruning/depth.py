@@ -36,7 +36,7 @@ class DepthPruning(PruningOptions):
     def window_at(self, plan: BranchPlan, iteration: int) -> tuple[int, ...]:
         """Depths left out at an iteration. The window starts at the deepest trainable depth, stops
         above the last split."""
-        deepest = max((step + 1 for step in range(plan.steps) if plan.stochastic[step]), default=0)
+        deepest = max((step + 1 for step in range(plan.steps) if plan.trainable[step]), default=0)
         # the depth after the last split's edges
         first_free = min(self.stop_depth, deepest) or max(plan.splits, default=-1) + 2
         moved = iteration // self.interval if self.slide else 0

@@ -28,7 +28,7 @@ class StepPruning(PruningOptions):
         self, plan: BranchPlan, trees: list[TreeHeader], iteration: int, seed: int = 0
     ) -> list[Bool]:
         """[N] per tree: True where an edge stays in the gradient."""
-        topo, random = topology(plan), np.flatnonzero(plan.stochastic)
+        topo, random = topology(plan), np.flatnonzero(plan.trainable)
         count = min(len(random), max(1, round(self.fraction * plan.steps)))
         masks = []
         for tree in trees:
