@@ -66,6 +66,15 @@ def check_state(state: Mapping[str, Any], policy: PolicyUpdate) -> None:
         "a number of steps",
         state.get("steps"),
     )
+    fewer = state.get("fewer_steps", {})  # older checkpoints have none
+    _require(
+        isinstance(fewer, dict)
+        and fewer.keys() <= set(policy.names)
+        and all(_number(one) and one >= 0 for one in fewer.values()),
+        "fewer_steps",
+        "numbers of steps by parameter",
+        fewer,
+    )
     _check_schedule(state.get("schedule"), policy.scheduler.state_dict())
     driver = state.get("driver")
     _require(isinstance(driver, dict), "driver", "an object", driver)

@@ -33,11 +33,14 @@ def capture(
         tensors[moment] = {
             name: state[master][moment] for name, master in masters.items() if master in state
         }
-    steps = {float(state[master]["step"]) for master in masters.values() if master in state}
-    if len(steps) > 1:
-        raise RuntimeError(f"AdamW: expected as many steps of every parameter, got {sorted(steps)}")
+    # fewer of those that had no gradient in some, as a denoiser whose noise levels none trained
+    steps = {
+        name: float(state[master]["step"]) for name, master in masters.items() if master in state
+    }
+    most = max(steps.values(), default=0.0)
     found = {
-        "steps": max(steps, default=0.0),
+        "steps": most,
+        "fewer_steps": {name: count for name, count in steps.items() if count != most},
         "schedule": {"last_epoch": policy.scheduler.last_epoch},
     }
     return found, {file: dict(gathered(parts, keep)) for file, parts in tensors.items()}
@@ -69,7 +72,8 @@ def restore(
         moments = {moment: spread(tensors[moment][name], masters[name]) for moment in MOMENTS}
         policy.optimiser.state[masters[name]] = {
             "step": torch.tensor(
-                float(state["steps"]), device=masters[name].device if fused else "cpu"
+                float(state.get("fewer_steps", {}).get(name, state["steps"])),
+                device=masters[name].device if fused else "cpu",
             ),
             **moments,
         }
