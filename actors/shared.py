@@ -53,7 +53,7 @@ class SharedLearner(Learner, SharedLearnerCalls):
         self.policy.optimiser.zero_grad()  # gradients take room that growing can use
         self.shown.show(weights)
         if self.sharded:
-            fsdp.hold_whole(self.model.module)
+            fsdp.hold_whole(self.model)
         self.grower.version = self.version
         return self.version
 
@@ -61,7 +61,7 @@ class SharedLearner(Learner, SharedLearnerCalls):
         """The weights are the learner's again."""
         self.grower.version = -1
         if self.sharded:
-            fsdp.let_go(self.model.module)
+            fsdp.let_go(self.model)
         self.shown.show("policy")
 
     def restore(self, where: str, origin: str = "") -> RestoredState:

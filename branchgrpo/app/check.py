@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from branchgrpo.config import secrets
+from branchgrpo.config import secrets, trained_steps
 from branchgrpo.config.schema import Config
 from branchgrpo.data import check as prompt_check
 from branchgrpo.report.sinks import check_sinks
@@ -16,8 +16,8 @@ def check(config: Config, folder: Path | None = None) -> None:
     written, where it is not run.folder."""
     config.model.check()
     config.evaluated.check_size("evaluation")
-    config.schedule()
     config.evaluation_schedule()
+    trained_steps.check(config)
     for index, reward in enumerate(config.all_rewards):
         reward.check()
         secrets.given(reward.runtime_env, f"{config.reward_key(index)}.runtime_env")

@@ -132,7 +132,11 @@ def trained(config: Config) -> int:
         return 0
     if config.model.adapter_rank:
         return 0
-    files = (config.model.folder() / "transformer").glob("*.safetensors")
+    files = (
+        path
+        for part in config.model.trained_denoisers
+        for path in (config.model.folder() / part).glob("*.safetensors")
+    )
     return sum(entry.numbers for path in files for entry in header(path).tensors.values())
 
 

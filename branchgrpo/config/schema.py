@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from pydantic import model_validator
 
 from branchgrpo.algo.credit import Credit
+from branchgrpo.algo.methods.base import MethodRun
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.config import cross_checks, registry
 from branchgrpo.config.keys import Keys
 from branchgrpo.models.base import ModelOptions
 from branchgrpo.sinks.base import SinkOptions
+from branchgrpo.types import BranchPlan
 
 
 class Config(Keys):
@@ -32,6 +35,12 @@ class Config(Keys):
     def evaluated(self) -> ModelOptions:
         """The model as held-out pictures are drawn with it: the same, perhaps of another size."""
         return self.model.in_evaluation(self.evaluation.height, self.evaluation.width)
+
+    def plan(self, method: MethodRun, iteration: int, schedule: Schedule) -> BranchPlan:
+        """The method's plan of an iteration, which knows the steps of the model's frozen
+        weights."""
+        plan = method.plan(iteration, schedule)
+        return replace(plan, frozen=self.model.frozen_steps(plan.sigmas))
 
     def evaluation_schedule(self, steps: int = 0) -> Schedule:
         """`schedule` of held-out pictures (0: evaluation.steps): a shift may depend on their

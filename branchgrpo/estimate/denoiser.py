@@ -27,7 +27,7 @@ def forward(model: Adapter, shape: tuple[int, ...], tokens: int) -> Work:
         with torch.no_grad():
             model.velocity(x, sigma, cond)
 
-    return _of_all_blocks(model.module, call)
+    return _of_all_blocks(model.one_pass, call)
 
 
 def training(model: Adapter, shape: tuple[int, ...], tokens: int) -> Work:
@@ -41,7 +41,7 @@ def training(model: Adapter, shape: tuple[int, ...], tokens: int) -> Work:
     learning: list[Any] = list(model.trainable().values())
     hooks = [value.register_post_accumulate_grad_hook(_let_go) for value in learning]
     try:
-        return _of_all_blocks(model.module, call)
+        return _of_all_blocks(model.one_pass, call)
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from branchgrpo.algo.schedule import Schedule, static
+from branchgrpo.algo.schedule import static
 from branchgrpo.config.schema import Config
 from branchgrpo.estimate import memory, placing, seconds
 from branchgrpo.estimate.cards import Card
@@ -65,7 +65,7 @@ def of_model(config: Config, model: ModelNeeds | None, card: Card | None = None)
     shared = seconds.in_turns(config)
     least = config.rollout.begun
     growers = least + (config.learner.ranks if shared else 0)
-    work = counts(config, _schedule(config), growers)
+    work = _counts(config, growers)
     frames = config.model.frames_drawn
     needs = memory.rewards(config, frames)
     if model:
@@ -100,10 +100,13 @@ def of_model(config: Config, model: ModelNeeds | None, card: Card | None = None)
     )
 
 
-def _schedule(config: Config) -> Schedule:
-    """The plan's splits and windows depend on the number of steps alone; the levels matter to none
-    of the counts."""
-    return static(config.sampling.steps, config.sampling.shift or 1.0)
+def _counts(config: Config, growers: int) -> Counts:
+    """By the levels of the model's own schedule where they say what trains. Else they matter to
+    none of the counts: splits and windows depend on the number of steps alone."""
+    config = config.model_copy(update={"model": config.model.at_sizes()})
+    frozen = config.model.frozen_by()
+    plain = static(config.sampling.steps, config.sampling.shift or 1.0)
+    return counts(config, config.schedule() if frozen else plain, growers)
 
 
 def _sent(config: Config, work: Counts, model: ModelNeeds, workers: int) -> dict[str, float]:

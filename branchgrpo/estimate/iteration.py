@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from branchgrpo.algo.schedule import Schedule
-from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
+from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology, trainable
 from branchgrpo.config.schema import Config
 from branchgrpo.learner import shard
 from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
@@ -37,7 +37,7 @@ def counts(config: Config, schedule: Schedule, workers: int) -> Counts:
     length = config.run.iterations or 1000
     at = np.unique(np.linspace(0, length - 1, SAMPLED).round().astype(int))
     found = [
-        _of(config, method.plan(int(iteration), schedule), int(iteration), workers)
+        _of(config, config.plan(method, int(iteration), schedule), int(iteration), workers)
         for iteration in at
     ]
     means = {
@@ -51,7 +51,7 @@ def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Count
     topo, prompts = topology(plan), config.rollout.prompts
     each = config.rollout.trees_per_prompt * plan.chains
     trees = prompts * each
-    edges = np.flatnonzero(topo.stochastic)
+    edges = np.flatnonzero(trainable(plan))
     depth = config.rollout.fork_depth
     trained = _parents(config, plan, iteration, each) * prompts
     fork = fork_level(plan, auto_fork_depth(plan, trees, workers) if depth == "auto" else depth)

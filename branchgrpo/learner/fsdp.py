@@ -39,6 +39,7 @@ def shard_weights(model: Adapter, ranks: int) -> None:
         mesh,
         MixedPrecisionPolicy(compute, torch.float32, cast_forward_inputs=False),
     )
+    model.in_step(True)
 
 
 def _shard(
@@ -49,22 +50,24 @@ def _shard(
     fully_shard(module, mesh=mesh, mp_policy=precision)  # type: ignore[call-overload]
 
 
-def hold_whole(module: nn.Module) -> None:
-    """Gather a sharded module's weights on this device, in the dtype they are computed with, and
+def hold_whole(model: Adapter) -> None:
+    """Gather a sharded denoiser's weights on this device, in the dtype they are computed with, and
     keep them: forwards then need no other rank. A collective: every rank must call it."""
-    for part in module.modules():
+    model.in_step(False)
+    for part in model.module.modules():
         if isinstance(part, FSDPModule):
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
 
 
-def let_go(module: nn.Module) -> None:
+def let_go(model: Adapter) -> None:
     """Back to shards, which are gathered block by block when their turn comes."""
-    for part in module.modules():
+    model.in_step(True)
+    for part in model.module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
             # the outermost one's backward comes at once after its forward
-            part.set_reshard_after_forward(part is not module, recurse=False)
+            part.set_reshard_after_forward(part is not model.module, recurse=False)
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -41,6 +41,12 @@ class LoraFile:
     tensors: Mapping[tuple[str, str], str]  # (layer, A or B) → name in the file
 
 
+def file_of(part: str) -> str:
+    """The file in which an exported adapter of this part of a pipeline is."""
+    stem, dot, ending = FILE.partition(".")
+    return f"{stem}{part.removeprefix('transformer')}{dot}{ending}"
+
+
 def layers(folder: Path, targets: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Shapes [out, in] of a denoiser's layers that peft adapts for these names, from the headers of
     its files."""
@@ -125,9 +131,9 @@ def load(module: nn.Module, file: LoraFile) -> None:
             module.get_parameter(f"{layer}.lora_{part}.default.weight").copy_(values[name])
 
 
-def save(folder: Path, module: nn.Module, alphas: bool) -> None:
-    """Write the module's adapters so that alpha = rank: their scale is in B, and whoever reads A
-    and B alone has all.
+def save(path: Path, module: nn.Module, alphas: bool) -> None:
+    """Write the module's adapters to a file, so that alpha = rank: their scale is in B, and whoever
+    reads A and B alone has all.
 
     alphas: with tensors `LAYER.alpha` as well, for readers that would take another value for
     granted.
@@ -146,8 +152,8 @@ def save(folder: Path, module: nn.Module, alphas: bool) -> None:
         )
         if alphas and ".lora_A." in name:
             found[f"transformer.{name.partition('.lora_A.')[0]}.alpha"] = torch.tensor(float(rank))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(found, folder / FILE, metadata={"format": "pt"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(found, path, metadata={"format": "pt"})
 
 
 def _find(path: Path) -> Path:

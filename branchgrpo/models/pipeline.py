@@ -47,11 +47,11 @@ class PipelineAdapter(Adapter):
         self.device = torch.device(device)
         self.dtype = dtype_named(options.dtype)
         folder, pipeline = options.folder(), getattr(diffusers, options.pipeline)
-        denoiser = (
-            self._load_denoiser(getattr(diffusers, options.transformer))
-            if "denoiser" in parts
-            else None
-        )
+        kind = getattr(diffusers, options.transformer)
+        denoisers = {
+            part: self._load_denoiser(kind, part) if "denoiser" in parts else None
+            for part in options.denoisers
+        }
         index = json_file("model.path", folder / "model_index.json")
         absent = {
             part: None
@@ -66,21 +66,21 @@ class PipelineAdapter(Adapter):
                 given[part] = self._network(
                     class_named(index[part]), folder / part, dtypes.get(part, self.dtype)
                 )
-        self.pipe = self._pipeline(pipeline, {"transformer": denoiser, **given, "dtype": dtypes})
+        self.pipe = self._pipeline(pipeline, {**denoisers, **given, "dtype": dtypes})
         encoders = [getattr(self.pipe, part) for part in options.text_parts]
         encoders = [part for part in encoders if isinstance(part, torch.nn.Module)]
         resting = encoders if options.offload_encoders and self.device.type != "cpu" else []
         for module in self.pipe.components.values():
-            if isinstance(module, torch.nn.Module) and module is not denoiser:
+            if isinstance(module, torch.nn.Module) and module not in denoisers.values():
                 module.eval().requires_grad_(False)
                 if module not in resting:  # those may have no room beside the denoiser
                     module.to(self.device)
         self.offloaded = Offloaded(resting, self.device)
         if "decoder" in parts and options.vae_tiling:
             self.pipe.vae.enable_tiling()
-        self.denoiser = denoiser
-        if denoiser is not None and options.compile:
-            for block in self.blocks_of(denoiser):
+        self.denoiser = self.joined(denoisers) if "denoiser" in parts else None
+        if "denoiser" in parts and options.compile:
+            for block in self.blocks_of(self.denoiser):
                 block.compile()
         self.prepare()
 
@@ -88,14 +88,23 @@ class PipelineAdapter(Adapter):
         """diffusers' pipeline with these parts; what it is not given it loads."""
         return kind.from_pretrained(self.options.folder(), **given)
 
-    def _load_denoiser(self, transformer: Any) -> Any:
+    def joined(self, denoisers: dict[str, Any]) -> Any:
+        """The denoiser, of the pipeline's parts that denoise."""
+        return denoisers["transformer"]
+
+    def learning(self) -> dict[str, Any]:
+        """Those of these parts that train."""
+        return {"transformer": self.module}
+
+    def _load_denoiser(self, transformer: Any, part: str) -> Any:
         options = self.options
-        found = self._network(transformer, options.folder() / "transformer", self.dtype)
-        if options.lora_rank:
+        found = self._network(transformer, options.folder() / part, self.dtype)
+        if options.lora_rank or part not in options.trained_denoisers:
+            found.requires_grad_(False)
+        if options.lora_rank and part in options.trained_denoisers:
             from peft import LoraConfig
 
             alpha, targets = options.alpha, list(options.adapted_layers)
-            found.requires_grad_(False)
             # without weights, adapters get none either
             place = self.device if self.device.type == "meta" else nullcontext()
             try:
@@ -111,7 +120,7 @@ class PipelineAdapter(Adapter):
             for value in filter(lambda one: one.requires_grad, found.parameters()):
                 value.data = value.data.to(self.dtype)  # the learner has float32 masters
             if options.lora_path:
-                lora.load(found, options.lora_file())
+                lora.load(found, options.lora_file(part))
             self.adapted = True
         if options.attention:
             try:
@@ -200,13 +209,16 @@ class PipelineAdapter(Adapter):
         return sum(length > limit for length in lengths)
 
     def velocity(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        import torch
-
         if not self.options.guided:
             return self.forward(x, sigma, cond)
-        both = {name: torch.cat([array[:, 0], array[:, 1]]) for name, array in cond.items()}
-        wanted, unwanted = self.forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
-        return self.guide(wanted, unwanted)
+        return self.guide(*self.both(x, sigma, cond))
+
+    def both(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The velocities, wanted and unwanted, that guidance goes by: one batch."""
+        import torch
+
+        twice = {name: torch.cat([array[:, 0], array[:, 1]]) for name, array in cond.items()}
+        return self.forward(torch.cat([x, x]), torch.cat([sigma, sigma]), twice).chunk(2)
 
     def without_gradient(self) -> AbstractContextManager[None]:
         if not self.options.compile:
@@ -232,19 +244,15 @@ class PipelineAdapter(Adapter):
         )
 
     def save(self, folder: Path, source: Path, form: str, shift: float | None = None) -> None:
+        learning = self.learning()
         if form == "lora":
-            lora.save(folder, self.module, self.options.lora_alphas)
+            for part, module in learning.items():
+                lora.save(folder / lora.file_of(part), module, self.options.lora_alphas)
             return
-        module = self.module
-        if self.adapted:  # a stock pipeline loads plain weights: merge the adapters into a copy
-            module = deepcopy(module)
-            module.fuse_lora()
-            module.unload_lora()
         if form == "pipeline":
+            index = json_file("model.path", source / "model_index.json")
             # others are single-file copies of the weights
-            kept = {"model_index.json", *json_file("model.path", source / "model_index.json")} - {
-                "transformer"
-            }
+            kept = {"model_index.json", *index} - learning.keys()
             copytree(
                 source,
                 folder,
@@ -260,8 +268,14 @@ class PipelineAdapter(Adapter):
                     json.dumps(self.options.scheduler_config(shift), indent=2) + "\n",
                     encoding="utf-8",
                 )
-            folder = folder / "transformer"
-        module.save_pretrained(folder)
+        whole = {part: folder / part for part in learning}
+        places = whole if form == "pipeline" else self.options.denoisers_in(folder)
+        for part, module in learning.items():
+            if self.adapted:  # a stock pipeline loads plain weights: merge the adapters into a copy
+                module = deepcopy(module)
+                module.fuse_lora()
+                module.unload_lora()
+            module.save_pretrained(places[part])
 
 
 def whole(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

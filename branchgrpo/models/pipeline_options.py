@@ -1,19 +1,19 @@
-"""Options that all models of diffusers have: size, guidance, LoRA, memory, text, schedule."""
+"""Options that all models of diffusers have: what their keys come to."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.errors import UserError
 from branchgrpo.models import lora, scheduler, skeleton
 from branchgrpo.models.base import Adapter, ModelOptions, Part
 from branchgrpo.models.files import check_pipeline, json_file
+from branchgrpo.models.pipeline_keys import PipelineKeys
 
 SMALL_TOKENS = 24
 """Text tokens per prompt, at most, of a model that was made small."""
@@ -27,19 +27,8 @@ JOINT_ATTENTION = (
 """diffusers' names of the projections where pictures and text attend to one another."""
 
 
-class PipelineModel(ModelOptions):
+class PipelineModel(PipelineKeys):
     """Options of a model that one of diffusers' pipelines loads."""
-
-    computing: ClassVar[tuple[str, ...]] = (
-        "gradient_checkpointing",
-        "compile",
-        "attention",
-        "vae_tiling",
-        "decode_batch",
-        "encode",
-        "encodings",
-        *ModelOptions.computing,
-    )
 
     any_size: ClassVar[bool] = True
     pipeline: ClassVar[str]  # diffusers' class
@@ -58,77 +47,22 @@ class PipelineModel(ModelOptions):
     output: ClassVar[str] = "images"  # the attribute of its result that holds what it drew
     decoder_dtype: ClassVar[str] = ""  # dtype of the autoencoder, where it must not be the model's
 
-    height: int = Field(720, ge=16, description="picture height in pixels")
-    width: int = Field(720, ge=16, description="picture width in pixels")
-    true_cfg: float = Field(
-        1.0,
-        ge=1,
-        description="classifier-free guidance, away from negative_prompt, in rollouts and "
-        "training; 1 = none",
-    )
-    negative_prompt: str = Field("", description="true_cfg guides away from it or a record's own")
-    lora_rank: int = Field(
-        0, ge=0, description="train LoRA adapters of this rank; 0 = train all weights"
-    )
-    lora_alpha: int = Field(0, ge=0, description="their scale is alpha / rank; 0 = twice the rank")
-    lora_targets: tuple[str, ...] = Field(
-        (),
-        description="names of the layers they go into; empty = the family's attention projections",
-    )
-    lora_path: str = Field(
-        "",
-        description="begin with this adapter: a safetensors file or a folder with one, of the "
-        "same rank, alpha and layers; empty: a new one",
-    )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="the learner keeps no activations inside a block and computes them again: "
-        "less memory, more time",
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile of the denoiser's repeated blocks; the first forward takes "
-        "minutes",
-    )
-    attention: str = Field(
-        "",
-        description="diffusers' attention backend, as flash or _native_cudnn; empty: diffusers' "
-        "default",
-    )
-    vae_tiling: bool = Field(False, description="decode in tiles: less memory, faint seams")
-    decode_batch: int = Field(
-        16,
-        ge=1,
-        description="pictures or videos the autoencoder decodes at once; halved where they don't "
-        "fit into a GPU's memory",
-    )
-    encode: Literal["inline", "precompute"] = Field(
-        "inline",
-        description="text encoders in every rollout worker, or all prompts once before training",
-    )
-    encodings: str = Field(
-        "encodings",
-        description="where precompute keeps them; one folder for each model and set of text keys "
-        "below it",
-    )
-
     def check(self) -> None:
         folder = self.folder()
         index = check_pipeline("model.path", folder, self.pipeline, *self.also_loads)
-        for part in ("transformer", "vae", "scheduler", *self.text_parts):
+        for part in (*self.denoisers, "vae", "scheduler", *self.text_parts):
             if part not in self.optional_parts and not (index.get(part) or [None])[-1]:
                 raise UserError(
                     f"model.path: expected a {part} in {folder / 'model_index.json'}, which "
                     "names none"
                 )
-        wanted, found = self.transformer, self.denoiser_config().get("_class_name")
-        if found != wanted:
-            raise UserError(
-                f"model.path: expected a {wanted} in {folder / 'transformer'}, got {found}"
-            )
+        for part in self.denoisers:
+            wanted, found = self.transformer, self.denoiser_config(part).get("_class_name")
+            if found != wanted:
+                raise UserError(f"model.path: expected a {wanted} in {folder / part}, got {found}")
         self.scheduler_config()
-        if self.lora_path:
-            self.lora_file()
+        for part in self.trained_denoisers if self.lora_path else ():
+            self.lora_file(part)
         self.check_size()
 
     def check_size(self, section: str = "model") -> None:
@@ -168,9 +102,14 @@ class PipelineModel(ModelOptions):
         unit = self.unit * self.scale()
         return (self.height // unit) * (self.width // unit)
 
-    def denoiser_config(self) -> dict[str, Any]:
-        """config.json of the denoiser. Raises UserError where it cannot be read."""
-        return json_file("model.path", self.folder() / "transformer" / "config.json")
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """Parts of the pipeline that denoise."""
+        return ("transformer",)
+
+    def denoiser_config(self, part: str = "transformer") -> dict[str, Any]:
+        """config.json of a denoiser. Raises UserError where it cannot be read."""
+        return json_file("model.path", self.folder() / part / "config.json")
 
     def scale(self) -> int:
         """Pixels per latent, along each side. Raises UserError when the autoencoder's config is
@@ -193,11 +132,20 @@ class PipelineModel(ModelOptions):
         """Of LoRA."""
         return self.lora_alpha or 2 * self.lora_rank
 
-    def lora_file(self) -> lora.LoraFile:
-        """The adapter to begin with. Raises UserError where it is not one of this model, or of
-        another rank, alpha or layers."""
-        layers = lora.layers(self.folder() / "transformer", self.adapted_layers)
-        return lora.check(self.lora_path, layers, self.lora_rank, self.alpha)
+    def lora_file(self, part: str) -> lora.LoraFile:
+        """The adapter of a denoiser to begin with. Raises UserError where it is not one of this
+        model, or of another rank, alpha or layers."""
+        layers = lora.layers(self.folder() / part, self.adapted_layers)
+        return lora.check(self.lora_place(part), layers, self.lora_rank, self.alpha)
+
+    def lora_place(self, part: str) -> str:
+        """The file of that adapter, or a folder with no other."""
+        del part
+        return self.lora_path
+
+    def lora_load(self) -> list[str]:
+        """Python that loads exported adapters into the stock pipeline."""
+        return [self.lora_code]
 
     def stock_call(self) -> dict[str, Any]:
         """Arguments of the stock pipeline's call, steps apart, that draws what these options do."""
@@ -290,6 +238,9 @@ class PipelineModel(ModelOptions):
         plain = {"lora_path": "", "compile": False, "attention": "", "path": str(self._sizes())}
         with skeleton.silent():
             return self.model_copy(update=plain).build("meta", parts)
+
+    def at_sizes(self) -> Self:
+        return self.model_copy(update={"path": str(self._sizes())})
 
     def text_encoders(self) -> int:
         return skeleton.text_parameters(self._sizes(), self.text_parts)

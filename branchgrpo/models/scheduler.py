@@ -59,6 +59,15 @@ def check(config: dict[str, Any], path: Path, known: tuple[str, ...]) -> None:
         )
 
 
+def timesteps(config: dict[str, Any], levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[T] that the scheduler gives the denoiser at noise levels: UniPC's begin below σ = 1 and are
+    cut to integers."""
+    found = np.float32(TRAIN_TIMESTEPS) * levels
+    if config["_class_name"] == UNIPC:
+        found = np.floor(np.minimum(found, np.float32(TRAIN_TIMESTEPS - 1)))
+    return found
+
+
 def shift(config: dict[str, Any], tokens: int) -> float:
     """The factor of the shift: static, or, where the config says so, that of a picture of so many
     tokens.

@@ -12,8 +12,7 @@ from branchgrpo.errors import UserError
 from branchgrpo.models import scheduler
 from branchgrpo.models.base import ALL_PARTS, Part
 from branchgrpo.models.files import json_file
-from branchgrpo.models.pipeline import PipelineAdapter
-from branchgrpo.models.video import VideoOptions
+from branchgrpo.models.two_denoisers import TwoDenoiserAdapter, TwoDenoiserOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class WanOptions(VideoOptions):
+class WanOptions(TwoDenoiserOptions):
     """What Wan's pipelines have in common.
 
     LoRA goes into the projections of self- and cross-attention; `lora_targets` takes ffn.net.0.proj
@@ -56,18 +55,6 @@ class WanOptions(VideoOptions):
         "they don't fit into a GPU's memory",
     )
 
-    def check(self) -> None:
-        super().check()
-        if self.index().get("boundary_ratio") is not None:
-            raise UserError(
-                "model.path: expected a folder whose one denoiser serves every noise level, got "
-                f"one with a boundary_ratio, Wan2.2 A14B, at {self.folder()}"
-            )
-
-    def index(self) -> dict[str, Any]:
-        """model_index.json. Raises UserError where it cannot be read."""
-        return json_file("model.path", self.folder() / "model_index.json")
-
     @property
     def per_token(self) -> bool:
         """Its denoiser takes a time step for every token: Wan2.2 TI2V."""
@@ -96,18 +83,25 @@ class WanOptions(VideoOptions):
         return found
 
     def small_per_token(self) -> bool:
-        """Is a small model of Wan2.2 TI2V's form? Where nothing is known of the large one, it is of
-        Wan2.1's."""
+        """Is a small model of Wan2.2 TI2V's form?"""
+        return bool(self._large_index().get("expand_timesteps"))
+
+    def small_two(self) -> bool:
+        """Has a small model two denoisers, as Wan2.2 A14B?"""
+        return self._large_index().get("boundary_ratio") is not None
+
+    def _large_index(self) -> dict[str, Any]:
+        """model_index.json of the model that a small one stands for; where nothing is known of it,
+        it is of Wan2.1's form."""
         try:
-            index = json_file("model.path", self._sizes() / "model_index.json")
+            return json_file("model.path", self._sizes() / "model_index.json")
         except UserError:
-            return False
-        return bool(index.get("expand_timesteps"))
+            return {}
 
 
 class WanModel(WanOptions):
-    """Wan2.1-T2V-1.3B or -14B, Wan2.2-TI2V-5B, or any folder that diffusers' WanPipeline loads with
-    a single denoiser."""
+    """Wan2.1-T2V-1.3B or -14B, Wan2.2-TI2V-5B or -T2V-A14B, or any folder that diffusers'
+    WanPipeline loads."""
 
     pipeline: ClassVar[str] = "WanPipeline"
 
@@ -116,13 +110,16 @@ class WanModel(WanOptions):
     def write_small(self, folder: Path) -> None:
         from branchgrpo.models.small.wan import small_wan, small_wan22
 
-        (small_wan22 if self.small_per_token() else small_wan)(folder)
+        if self.small_per_token():
+            small_wan22(folder)
+        else:
+            small_wan(folder, two=self.small_two())
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> Wan:
         return Wan(self, device, parts)
 
 
-class Wan(PipelineAdapter):
+class Wan(TwoDenoiserAdapter):
     """A loaded Wan."""
 
     options: WanOptions

@@ -25,9 +25,9 @@ IMAGE_PARTS = ("image_encoder", "image_processor")
 
 
 class WanI2VModel(WanOptions):
-    """Wan2.1-I2V-14B, Wan2.2-TI2V-5B, or any folder that diffusers' WanImageToVideoPipeline loads
-    with a single denoiser. Each record has the first frame, resized to height and width whatever
-    its shape."""
+    """Wan2.1-I2V-14B, Wan2.2-TI2V-5B or -I2V-A14B, or any folder that diffusers'
+    WanImageToVideoPipeline loads. Each record has the first frame, resized to height and width
+    whatever its shape."""
 
     pipeline: ClassVar[str] = "WanImageToVideoPipeline"
     also_loads: ClassVar[tuple[str, ...]] = ("WanPipeline",)
@@ -86,7 +86,7 @@ class WanI2VModel(WanOptions):
         if self.small_per_token():
             small_wan22(folder)
         else:
-            small_wan_i2v(folder)
+            small_wan_i2v(folder, two=self.small_two())
 
     def build(self, device: str, parts: tuple[Part, ...] = ALL_PARTS) -> WanI2V:
         return WanI2V(self, device, parts)

@@ -33,7 +33,7 @@ class Target:
 
     config: Config  # its model is that of the folder, or what the run began with
     folder: Path  # what was asked for
-    # a transformer's folder: the model's other parts come from config.model.path
+    # of a transformer, or of those that train: the model's other parts come from config.model.path
     weights: Path | None = None
     saved: Saved | None = None  # a checkpoint of a run
 
@@ -76,7 +76,7 @@ def chosen(
         meant = configs.load(own, {}).model
         kept = {
             key: getattr(meant, key)
-            for key in ("path", "lora_rank", "lora_alpha", "lora_targets")
+            for key in ("path", "lora_rank", "lora_alpha", "lora_targets", "train_denoisers")
             if hasattr(meant, key)
         }
         found = _with(
@@ -97,9 +97,13 @@ def weights_of(
     weights = folder / "weights"
     if checkpoint is None and (weights / "model_index.json").is_file():
         return Target(_with(found, {"path": str(weights), "lora_rank": 0, "lora_path": ""}), folder)
-    if checkpoint is None and (weights / lora.FILE).is_file():
+    if checkpoint is None and any(
+        (weights / lora.file_of(part)).is_file() for part in found.model.trained_denoisers
+    ):
         return Target(_with_adapter(found, weights, keep_alpha), folder)
-    if checkpoint is None and (weights / "config.json").is_file():
+    if checkpoint is None and any(
+        (place / "config.json").is_file() for place in found.model.denoisers_in(weights).values()
+    ):
         return Target(_with(found, {"lora_rank": 0, "lora_path": ""}), folder, weights)
     return Target(_with(found, {"lora_path": ""}), folder, saved=_saved(found, folder, checkpoint))
 
@@ -159,12 +163,13 @@ def put_together(target: Target, made: Path) -> Config:
         return config
     source, base = config.model.folder().resolve(), made / "pipeline"
     base.mkdir(parents=True)
-    for name in {"model_index.json", *json_file("model.path", source / "model_index.json")} - {
-        "transformer"
-    }:
+    places = config.model.denoisers_in(weights)
+    index = json_file("model.path", source / "model_index.json")
+    for name in {"model_index.json", *index} - places.keys():
         if (source / name).exists():
             (base / name).symlink_to(source / name)
-    (base / "transformer").symlink_to(weights.resolve())
+    for part, place in places.items():
+        (base / part).symlink_to(place.resolve())
     return _with(config, {"path": str(base)})
 
 

@@ -53,7 +53,8 @@ def text(config: Config, model: PipelineModel, summary: Mapping[str, Any]) -> st
     count = next((one["n"] for one in rows.values()), 0)
     what = {
         "pipeline": "the whole pipeline",
-        "transformer": f"the transformer alone (`{model.transformer}`)",
+        "transformer": f"what trained alone, as `{model.transformer}`: "
+        + " and ".join(f"`{part}`" for part in model.trained_denoisers),
         "lora": "LoRA adapters",
     }[config.run.export]
     adapters = f", LoRA of rank {model.lora_rank}" if model.lora_rank else ""
@@ -114,11 +115,14 @@ def _code(config: Config, model: PipelineModel) -> list[str]:
     names, lines = [model.pipeline], []
     if form == "transformer":
         names.append(model.transformer)
-        lines.append(f'transformer = {model.transformer}.from_pretrained(".", dtype=torch.{kind})')
-        given = f", transformer=transformer{given}"
+        for part, place in model.denoisers_in(Path()).items():
+            lines.append(
+                f'{part} = {model.transformer}.from_pretrained("{place}", dtype=torch.{kind})'
+            )
+            given = f", {part}={part}{given}"
     lines.append(f'pipe = {model.pipeline}.from_pretrained("{base}"{given}, dtype={dtype})')
     if form == "lora":
-        lines.append(model.lora_code)
+        lines += model.lora_load()
     if changes := _scheduler(config, model):
         lines.append(
             f"pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, {changes})"

@@ -104,7 +104,7 @@ class Ahead:
 
     def _grow(self, iteration: int, version: int) -> PendingRollout:
         config = self.config
-        plan = self.method.plan(iteration, self.schedule)
+        plan = config.plan(self.method, iteration, self.schedule)
         chosen = self._chosen(iteration)
         batch = self.collector.collect(
             plan,

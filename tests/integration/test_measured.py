@@ -117,6 +117,18 @@ CASES = {
         LORA | {"frames": 5, "evaluation_frames": 9, "true_cfg": 3.0},
         {"learner.learning_rate": "0.1", "evaluation.height": "48"},
     ),
+    "wan a14b, adapters": Case(
+        "wan a14b",
+        "lora",
+        LORA | {"frames": 5, "true_cfg": 3.0, "true_cfg_2": 2.0},
+        {"learner.learning_rate": "0.1", "method.splits": "[0, 2]"},
+    ),
+    "wan a14b, one transformer": Case(
+        "wan a14b",
+        "transformer",
+        {"frames": 5, "true_cfg": 1.0, "train_denoisers": "low"},
+        {"learner.learning_rate": "1e-3", "method.splits": "[0, 2]"},
+    ),
     "wan, nothing, adapters": Case(
         "wan",
         "none",
@@ -144,6 +156,7 @@ def base(family: str, folder: Path) -> dict[str, Any]:
         "hunyuan_video": small_hunyuan_video,
         "wan": small_wan,
         "wan 2.2": small_wan22,
+        "wan a14b": partial(small_wan, two=True),
     }[family]
     return {"name": family.partition(" ")[0], "path": str(write(folder))}
 

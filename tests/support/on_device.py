@@ -33,7 +33,16 @@ from branchgrpo.types import Subtree, TreeKey
 from support import small_wan
 
 PROMPTS = ["the number 38 in black on yellow", "a red circle"]
-FAMILIES = ("flux", "sd3", "qwen_image", "flux2_klein", "z_image", "wan", "hunyuan_video")
+FAMILIES = (
+    "flux",
+    "sd3",
+    "qwen_image",
+    "flux2_klein",
+    "z_image",
+    "wan",
+    "wan_a14b",
+    "hunyuan_video",
+)
 TREES = tuple(Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(2))
 
 
@@ -66,6 +75,7 @@ def small_families(folder: Path) -> dict[str, Small]:
         return Small(lambda **keys: kind(**base | keys))
 
     wan = write_small_wan(folder / "wan")
+    two = write_small_wan(folder / "wan-a14b", two=True)
     return {
         "flux": pictures(FluxModel, "embedded:tiny-flux", 16),
         "sd3": pictures(SD3Model, str(small_sd3(folder / "sd3")), 24),
@@ -73,6 +83,7 @@ def small_families(folder: Path) -> dict[str, Small]:
         "flux2_klein": pictures(Flux2KleinModel, str(small_flux2_klein(folder / "klein")), 24),
         "z_image": pictures(ZImageModel, str(small_z_image(folder / "z-image")), 24),
         "wan": Small(lambda **keys: small_wan.options(wan, **keys)),
+        "wan_a14b": Small(lambda **keys: small_wan.options(two, **keys)),
         "hunyuan_video": pictures(
             partial(HunyuanVideoModel, frames=5),
             str(small_hunyuan_video(folder / "hunyuan-video")),

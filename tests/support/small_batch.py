@@ -56,7 +56,8 @@ def batch(changes: dict[str, str] | None = None) -> tuple[UpdateRequest]:
     options = config(1, changes)
     worker = RolloutWorker(options, 0)
     worker.ready()
-    plan = options.method.plan(0, options.schedule())
+    schedule = options.schedule()
+    plan = options.plan(options.method.start(schedule.steps, 0), 0, schedule)
     _, *conditioning = worker.encode(records(PROMPTS))
     trees = tuple(
         Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS))

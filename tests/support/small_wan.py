@@ -119,7 +119,7 @@ def drawn(pipe: Any, model: Wan, roots: Tensor, steps: int = STEPS) -> tuple[Ten
         width=model.options.width,
         num_frames=frames,
         num_inference_steps=steps,
-        guidance_scale=model.options.true_cfg,
+        **model.options.stock_guidance(),
         latents=roots.clone(),
         max_sequence_length=TOKENS,
         callback_on_step_end=keep,

@@ -17,11 +17,13 @@ CHANNELS = 48
 """Of Wan2.2 TI2V's latents."""
 
 
-def small_wan(folder: Path, seed: int = 0) -> Path:
-    """Wan2.1 text-to-video; all scales are those of the full model (8 × 8 pixels, 4 frames)."""
+def small_wan(folder: Path, seed: int = 0, two: bool = False) -> Path:
+    """Wan2.1 text-to-video; all scales are those of the full model (8 × 8 pixels, 4 frames). With
+    `two` denoisers, Wan2.2 A14B."""
+    more = {"boundary_ratio": 0.875} if two else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _save(folder, "WanPipeline", 3.0, vae=_autoencoder, transformer=_transformer)
+        return _save(folder, "WanPipeline", 3.0, vae=_autoencoder, transformer=_transformer, **more)
 
 
 def small_wan22(folder: Path, pipeline: str = "WanPipeline") -> Path:
@@ -39,12 +41,24 @@ def small_wan22(folder: Path, pipeline: str = "WanPipeline") -> Path:
         )
 
 
-def small_wan_i2v(folder: Path) -> Path:
-    """Wan2.1 image-to-video, with CLIP's encoder of pictures: of 16 × 16 pixels, in 17 tokens."""
+def small_wan_i2v(folder: Path, two: bool = False) -> Path:
+    """Wan2.1 image-to-video, with CLIP's encoder of pictures: of 16 × 16 pixels, in 17 tokens. With
+    `two` denoisers, Wan2.2 A14B, which has no such encoder."""
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
+        if two:
+            return _save(
+                folder,
+                "WanImageToVideoPipeline",
+                3.0,
+                vae=_autoencoder,
+                transformer=lambda: _transformer(in_channels=36),
+                boundary_ratio=0.9,
+                image_encoder=None,
+                image_processor=None,
+            )
         vision = CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=32,
@@ -69,10 +83,11 @@ def small_wan_i2v(folder: Path) -> Path:
 def _save(
     folder: Path, pipeline: str, shift: float, vae: Any, transformer: Any, **more: Any
 ) -> Path:
-    """Write it with the pipeline's own save_pretrained."""
+    """Write it with the pipeline's own save_pretrained; with a boundary_ratio, two denoisers."""
     import diffusers
 
     tokenizer = make_t5_tokenizer(TOKENS)
+    second = {"transformer_2": transformer()} if "boundary_ratio" in more else {}
     pipe = getattr(diffusers, pipeline)(
         tokenizer=tokenizer,
         text_encoder=_text_encoder(len(tokenizer)),
@@ -81,6 +96,7 @@ def _save(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
         ),
         transformer=transformer(),
+        **second,
         **more,
     )
     pipe.save_pretrained(folder)

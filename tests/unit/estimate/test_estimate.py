@@ -89,6 +89,8 @@ BILLIONS = {
     "Wan2.1-T2V-14B-Diffusers": 14.3,
     "Wan2.1-I2V-14B-480P-Diffusers": 16.4,
     "Wan2.2-TI2V-5B-Diffusers": 5.0,
+    "Wan2.2-I2V-A14B-Diffusers": 28.6,  # of both denoisers
+    "Wan2.2-T2V-A14B-Diffusers": 28.6,
     "stable-diffusion-3.5-large": 8.1,
     "Z-Image": 6.2,
     "stable-diffusion-3.5-medium": 2.2,

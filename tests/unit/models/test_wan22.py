@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -108,16 +106,6 @@ def test_bad_options_are_one_line(folder: Path, keys: dict[str, Any], message: s
     options(folder, width=64).check()
     with pytest.raises(UserError, match=message):
         options(folder, **{"width": 64, **keys}).check()
-
-
-def test_two_denoisers_are_refused(folder: Path, tmp_path: Path) -> None:
-    copytree(folder, tmp_path / "a14b")
-    index = json.loads((folder / "model_index.json").read_text())
-    (tmp_path / "a14b" / "model_index.json").write_text(
-        json.dumps(index | {"boundary_ratio": 0.875})
-    )
-    with pytest.raises(UserError, match=r"expected a folder whose one denoiser .*Wan2\.2 A14B"):
-        options(tmp_path / "a14b", width=64).check()
 
 
 def test_a_small_model_is_of_the_large_ones_form(tmp_path: Path) -> None:
