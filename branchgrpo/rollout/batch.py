@@ -19,9 +19,9 @@ class RolloutBatch:
     conditioning: list[Reference] = field(default_factory=list)
     segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
     media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
-    # (prompt index, tree) → trained scores [R, L]
+    # (prompt index, tree), rising → trained scores [R, L]
     scores: dict[tuple[int, int], F32] = field(default_factory=dict)
-    # (prompt index, tree) → their weighted sum [L]
+    # (prompt index, tree), rising → their weighted sum [L]
     rewards: dict[tuple[int, int], F32] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
     truncated: int = 0  # prompts that the text encoders cut short
@@ -38,13 +38,12 @@ class RolloutBatch:
 
     def part(self, name: str) -> F32:
         """Scores of all leaves under one name, by (prompt index, tree, leaf)."""
-        scores = self.parts[name]
-        return np.concatenate([scores[key] for key in sorted(scores)])
+        return np.concatenate(list(self.parts[name].values()))
 
     def leaf_rewards(self) -> F32:
         """[trees, L] rewards, trees by (prompt index, tree)."""
-        return np.stack([self.rewards[key] for key in sorted(self.rewards)])
+        return np.stack(list(self.rewards.values()))
 
     def total(self) -> F32:
         """Rewards of all leaves, in the same order."""
-        return np.concatenate([self.rewards[key] for key in sorted(self.rewards)])
+        return np.concatenate(list(self.rewards.values()))

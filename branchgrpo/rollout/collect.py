@@ -129,6 +129,7 @@ class _Collection:
             self._to_leaves(self.trees, [], 0)
         self.tasks.run()
         self._drop()
+        self._sort()
         self.batch.rewards = self.config.credit.totals(self.batch.scores)
         seconds, previous = self.batch.seconds, 0.0
         # from ends to durations: what follows the phase before
@@ -248,6 +249,13 @@ class _Collection:
                 self.batch.parts.setdefault(name, {}).setdefault(
                     key, np.full(topo.leaves, np.nan, np.float32)
                 )[leaves] = part[rows]
+
+    def _sort(self) -> None:
+        """Trees by (prompt index, tree): in the order of their arrival, sums over them would differ
+        in the last bit from run to run."""
+        batch = self.batch
+        batch.scores = dict(sorted(batch.scores.items()))
+        batch.parts = {name: dict(sorted(part.items())) for name, part in batch.parts.items()}
 
     def _drop(self) -> None:
         """Leave out all trees of prompts that lack a reward: what is left of a group would be

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -166,6 +165,8 @@ def test_folders_that_hold_no_whole_clip_model(
 
 
 def test_architectures_that_are_none(clip: ClipReward, hps: HpsReward, tmp_path: Path) -> None:
+    import open_clip
+
     text = NARROW_H["text_cfg"] | {"hf_tokenizer_name": "someone/tokenizer"}
     for config, message in (
         ({"embed_dim": 3}, "has no vision_cfg"),

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +24,6 @@ from support.small_clips import (
     hps_reward,
     refused,
 )
-from transformers import CLIPModel, CLIPProcessor
 
 from branchgrpo.rewards.aesthetic import AestheticReward
 from branchgrpo.rewards.base import Resources, RewardOptions
@@ -178,6 +176,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipReward:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_clip_equals_open_clip(clip: ClipReward, device: str) -> None:
+    import open_clip
+
     folder = f"local-dir:{Path(clip.path).parent}"
     network, _, preparation = open_clip.create_model_and_transforms(folder)
     tokenizer, expected = open_clip.get_tokenizer(folder), []
@@ -207,6 +207,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scale", ["none", "logit"])
 def test_pickscore_equals_transformers(folder: Path, scale: str, device: str) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
     model = CLIPModel.from_pretrained(folder)
     processor = CLIPProcessor.from_pretrained(folder)
     expected = []
@@ -256,6 +258,8 @@ def aesthetic(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Aesthet
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_aesthetic_in_closed_form(folder: Path, aesthetic: AestheticReward, device: str) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
     model = CLIPModel.from_pretrained(folder)
     processor = CLIPProcessor.from_pretrained(folder)
     expected = []

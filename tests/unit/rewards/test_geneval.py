@@ -9,21 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    DetrConfig,
-    DetrForObjectDetection,
-    DetrImageProcessor,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessor,
-    ResNetConfig,
-    SwinConfig,
-)
 
 from branchgrpo.errors import UserError
 from branchgrpo.models.small.tokenizers import make_clip_tokenizer
@@ -42,10 +29,10 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (3, 1, 48, 40, 3), dtype=np.u
 
 def detr(folder: Path) -> None:
     torch.manual_seed(0)
-    backbone = ResNetConfig(
+    backbone = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"]
     )
-    config = DetrConfig(
+    config = transformers.DetrConfig(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
@@ -61,13 +48,13 @@ def detr(folder: Path) -> None:
         id2label=NAMES,
         label2id={name: index for index, name in NAMES.items()},
     )
-    DetrForObjectDetection(config).eval().save_pretrained(folder)
-    DetrImageProcessor(size=SIZE, do_pad=False).save_pretrained(folder)
+    transformers.DetrForObjectDetection(config).eval().save_pretrained(folder)
+    transformers.DetrImageProcessor(size=SIZE, do_pad=False).save_pretrained(folder)
 
 
 def mask2former(folder: Path) -> None:
     torch.manual_seed(0)
-    backbone = SwinConfig(
+    backbone = transformers.SwinConfig(
         image_size=64,
         embed_dim=8,
         depths=[1, 1, 1, 1],
@@ -75,7 +62,7 @@ def mask2former(folder: Path) -> None:
         window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    config = Mask2FormerConfig(
+    config = transformers.Mask2FormerConfig(
         backbone_config=backbone,
         feature_size=32,
         mask_feature_size=32,
@@ -89,8 +76,8 @@ def mask2former(folder: Path) -> None:
         id2label=NAMES,
         label2id={name: index for index, name in NAMES.items()},
     )
-    Mask2FormerForUniversalSegmentation(config).eval().save_pretrained(folder)
-    Mask2FormerImageProcessor(size=SIZE, do_resize=True).save_pretrained(folder)
+    transformers.Mask2FormerForUniversalSegmentation(config).eval().save_pretrained(folder)
+    transformers.Mask2FormerImageProcessor(size=SIZE, do_resize=True).save_pretrained(folder)
 
 
 def clip(folder: Path) -> None:
@@ -104,13 +91,13 @@ def clip(folder: Path) -> None:
     vision = {"image_size": 32, "patch_size": 8}
     narrow = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "projection_dim": 8}
-    config = CLIPConfig(
+    config = transformers.CLIPConfig(
         text_config=text | narrow | heads, vision_config=vision | narrow | heads, projection_dim=8
     )
-    CLIPModel(config).eval().save_pretrained(folder)
+    transformers.CLIPModel(config).eval().save_pretrained(folder)
     size = {"height": 32, "width": 32}
-    images = CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    images = transformers.CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False)
+    transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +115,8 @@ def reward(folders: Path, detector: str = "detr", **keys: Any) -> GenEvalReward:
 
 def test_boxes_are_those_of_transformers_one_picture_after_the_other(folders: Path) -> None:
     found = reward(folders).build(Resources()).detect(PIXELS[:, 0])
-    model = DetrForObjectDetection.from_pretrained(folders / "detr")
-    processor = DetrImageProcessor.from_pretrained(folders / "detr")
+    model = transformers.DetrForObjectDetection.from_pretrained(folders / "detr")
+    processor = transformers.DetrImageProcessor.from_pretrained(folders / "detr")
     for picture, objects in zip(PIXELS[:, 0], found, strict=True):
         with torch.no_grad():
             out = model(**processor(images=Image.fromarray(picture), return_tensors="pt"))
@@ -170,8 +157,8 @@ def test_a_colour_is_the_nearest_of_ten_texts(folders: Path) -> None:
     objects = [Detection((5.2, 9.6, 25.1, 20.4), 0.9), Detection((5, 10, 25, 20), 0.9, mask)]
     assert scorer.colours
     found = scorer.colours.of(PIXELS[0, 0], objects, "cup")
-    model = CLIPModel.from_pretrained(folders / "clip")
-    processor = CLIPProcessor.from_pretrained(folders / "clip")
+    model = transformers.CLIPModel.from_pretrained(folders / "clip")
+    processor = transformers.CLIPProcessor.from_pretrained(folders / "clip")
     grey = np.where(mask[..., None], PIXELS[0, 0], np.uint8(GREY))
     crops = [PIXELS[0, 0][9:20, 5:25], grey[10:20, 5:25]]
     for crop, got in zip(crops, found, strict=True):

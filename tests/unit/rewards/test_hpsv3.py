@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.records import record, records
-from transformers import Qwen2VLProcessor
 
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
@@ -23,6 +22,9 @@ from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.hpsv3 import HpsV3, HpsV3Reward
 from branchgrpo.rewards.small.hpsv3 import TEXT, save_hpsv3, small_hpsv3
 from branchgrpo.rewards.small.video_align import processor
+
+if TYPE_CHECKING:
+    from transformers import Qwen2VLProcessor
 
 pytestmark = pytest.mark.networks
 

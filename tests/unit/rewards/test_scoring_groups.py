@@ -95,6 +95,23 @@ def collected(config: Config) -> RolloutBatch:
     )
 
 
+def test_trees_are_in_order_whichever_comes_first(
+    keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or figures would differ in the last bit from run to run."""
+
+    class LastFirst(in_process.Tasks):
+        def run(self) -> None:
+            while self.pending:
+                self.pending.pop()()
+
+    monkeypatch.setattr(in_process, "Tasks", LastFirst)
+    batch = collected(quickstart(keys))
+    names = [(prompt, tree) for prompt in range(COUNT) for tree in range(2)]
+    assert list(batch.scores) == list(batch.rewards) == names
+    assert batch.parts and all(list(part) == names for part in batch.parts.values())
+
+
 def noted(folder: Path) -> list[list[Any]]:
     """What the reward was given since it was asked last: each once."""
     lines = (folder / "noted.jsonl").read_text().splitlines()

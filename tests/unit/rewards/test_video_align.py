@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,9 +18,6 @@ from support.small_video_align import (
 )
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
-from transformers import (
-    Qwen2VLProcessor,
-)
 
 from branchgrpo.config.registry import load
 from branchgrpo.errors import UserError
@@ -30,6 +27,9 @@ from branchgrpo.rewards.small.video_align import RewardModel, processor, small_m
 from branchgrpo.rewards.video_align import VideoAlign, VideoAlignReward, sampled
 from branchgrpo.rewards.video_align_files import NORMAL
 from branchgrpo.rewards.video_align_text import TEMPLATE, TOKENS
+
+if TYPE_CHECKING:
+    from transformers import Qwen2VLProcessor
 
 pytestmark = pytest.mark.networks
 
