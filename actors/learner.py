@@ -18,7 +18,6 @@ from branchgrpo.algo.tree import assemble
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import GateError, UserError, kind_and_line
-from branchgrpo.learner import shard
 from branchgrpo.learner.batches import MicroBatches
 from branchgrpo.learner.fsdp import gathered, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
@@ -27,6 +26,7 @@ from branchgrpo.learner.saved_state import loaded, to_go_on_from
 from branchgrpo.learner.state import capture, restore
 from branchgrpo.learner.statistics import step_stats
 from branchgrpo.learner.texts import PromptTexts
+from branchgrpo.learner.training import Task, training_of
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import Part
 from branchgrpo.service import (
@@ -39,10 +39,7 @@ from branchgrpo.service import (
 )
 from branchgrpo.types import (
     F32,
-    BranchPlan,
-    LearnerShard,
     StepStats,
-    TreeCredit,
     TreeHeader,
 )
 
@@ -66,7 +63,7 @@ class Learner(LearnerCalls):
         prepare(config.learner)
         torch.manual_seed(config.run.seed)
         self.config = config
-        for old in ("model", "policy"):  # go before the new ones come
+        for old in ("model", "policy", "training"):  # go before the new ones come
             vars(self).pop(old, None)
         self.model = config.model.build(config.learner.device, self.parts)
         self.kinds = {name: value.dtype for name, value in self.model.trainable().items()}
@@ -75,7 +72,7 @@ class Learner(LearnerCalls):
                 "learner.parallel: fsdp computes with all weights in model.dtype, but this "
                 "family keeps some in float32: expected ddp, LoRA, or float32"
             )
-        if config.loss.kl_beta:
+        if config.loss.needs_base:
             self.model.freeze_base()
         if self.sharded:
             shard_weights(self.model, self.ranks)
@@ -83,6 +80,7 @@ class Learner(LearnerCalls):
             begin_alike(self.ranks, self.model.trainable().values())
         self.version = self.skips = 0
         self.policy = PolicyUpdate(config, self.model, self.ranks)
+        self.training = training_of(config, self.policy)
 
     def __repr__(self) -> str:
         return f"learner-{self.rank}"
@@ -114,16 +112,20 @@ class Learner(LearnerCalls):
         device = self.model.device
         credits = self.config.credit.assign(plan, trees, request.iteration, request.scores)
         same_on_all(self.ranks, "credit", credit.digest(credits))
-        shards = self._shards(plan, credits, request.iteration)
+        task = Task(plan=plan, iteration=request.iteration, trees=trees, credits=credits)
+        shards = [ranks[self.rank] for ranks in self.training.shards(task, self.ranks)]
         pin = device.type == "cuda"
         store = PayloadStore(self.fetch, plan, trees, request.segments, shards=shards, pin=pin)
         texts = PromptTexts(self.fetch, request.conditioning, trees, shards, model=self.model)
-        steps = self._micro_batches(plan, shards, trees, store, texts=texts)
+        size = self._size(texts)
+        steps = [self.training.batches(task, one, store, texts, size=size) for one in shards]
         tally = Tally()
         first = self.version == 0 and self.config.gates.enabled
-        on_policy = self._on_policy_gate(plan, steps[0], tally) if first else float("nan")
-        self.policy.begin(plan, steps, tally)
-        norms = [self.policy.step(plan, batches, tally) for batches in steps if len(batches)]
+        gated = first and self.training.gated
+        on_policy = self._on_policy_gate(task, steps[0], tally) if gated else float("nan")
+        self.training.begin(task, steps, tally)
+        norms = [self.training.step(task, batches, tally) for batches in steps if len(batches)]
+        self.training.end(task)
         self._count_skips(norms)
         self.version += 1
         if first and not self.sharded:
@@ -153,53 +155,19 @@ class Learner(LearnerCalls):
             )
         return trees
 
-    def _shards(
-        self, plan: BranchPlan, credits: list[TreeCredit], iteration: int
-    ) -> list[LearnerShard]:
-        """This rank's part of each optimiser step."""
-        steps = shard.split(
-            plan,
-            credits=credits,
-            ranks=self.ranks,
-            optimiser_steps=self.config.learner.optimiser_steps,
-            seed=self.config.run.seed + iteration,
-            every=self.config.loss.kl_beta > 0,
-        )
-        return [ranks[self.rank] for ranks in steps]
-
-    def _micro_batches(
-        self,
-        plan: BranchPlan,
-        shards: list[LearnerShard],
-        trees: list[TreeHeader],
-        store: PayloadStore,
-        *,
-        texts: PromptTexts,
-    ) -> list[MicroBatches]:
-        """Each shard in portions that should fit a forward."""
+    def _size(self, texts: PromptTexts) -> int:
+        """Rows of a forward at most."""
         options = self.config.learner
-        size = options.micro_batch
-        if options.token_budget:  # ranks whose forwards are collectives must make as many
-            tokens = int(largest(self.ranks, texts.tokens(), self.model.device))
-            size = min(size, max(1, options.token_budget // tokens))
-        return [
-            MicroBatches(
-                plan,
-                shard=one,
-                trees=trees,
-                latents=store.latents,
-                texts=texts,
-                size=size,
-                device=self.model.device,
-                velocities=store.behaviour if self.config.keeps_behaviour_mean else None,
-            )
-            for one in shards
-        ]
+        if not options.token_budget:
+            return options.micro_batch
+        # ranks whose forwards are collectives must make as many
+        tokens = int(largest(self.ranks, texts.tokens(), self.model.device))
+        return min(options.micro_batch, max(1, options.token_budget // tokens))
 
     def publish(self, weights: str = "policy") -> list[Any]:
-        """[PublishedWeights, WeightUpdate, chunk, …] of the present weights, or of their
-        exponential mean (`ema`), as many chunks as `specification` says. Every rank must call it;
-        all but the first return nothing but None.
+        """[PublishedWeights, WeightUpdate, chunk, …] of the present weights, of their exponential
+        mean (`ema`), or of the loss' own set (`second`), as many chunks as `specification` says.
+        Every rank must call it; all but the first return nothing but None.
 
         Chunks are views of what `_whole` gives: they are valid until the next update."""
         tensors = self._whole(weights)
@@ -212,10 +180,10 @@ class Learner(LearnerCalls):
         return [published, update, *chunks]
 
     def _whole(self, weights: str) -> dict[str, torch.Tensor]:
-        """The trained weights, or their exponential mean, in main memory and in the dtypes of
-        rollout workers; {} but on rank 0. Those that lie there already, whole and in that dtype,
+        """The trained weights, or others by `publish`, in main memory and in the dtypes of rollout
+        workers; {} but on rank 0. Those that lie there already, whole and in that dtype,
         are not copied."""
-        tensors = self.policy.ema if weights == "ema" else self.model.trainable()
+        tensors = self.policy.named(weights)
         return {
             name: value.to(self.kinds[name])
             for name, value in gathered(tensors, keep=self.rank == 0)
@@ -257,7 +225,10 @@ class Learner(LearnerCalls):
         return RestoredState(driver=dict(state["driver"]), damaged=damaged)
 
     def fingerprint(self) -> F32:
-        """Velocity at a fixed input, see `actors.rollout.fingerprint`."""
+        """Velocity at a fixed input (`actors.rollout.fingerprint`) of what trees are grown with."""
+        if self.config.grown_with == "second" and self.policy.second is not None:
+            with self.policy.second.shown():
+                return fingerprint(self.model)
         return fingerprint(self.model)
 
     def export(self, folder: Path) -> None:
@@ -273,10 +244,11 @@ class Learner(LearnerCalls):
             folder, self.config.model.folder(), self.config.run.export, self.config.sampling.shift
         )
 
-    def _on_policy_gate(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
+    def _on_policy_gate(self, task: Task, batches: MicroBatches, tally: Tally) -> float:
         """Before the first update the ratio of every edge must be 1, or rollout and learner
         disagree."""
-        found = largest(self.ranks, self.policy.deviation(plan, batches, tally), self.model.device)
+        deviation = self.training.deviation(task, batches, tally)
+        found = largest(self.ranks, deviation, self.model.device)
         bound = self.config.gates.on_policy_tolerance
         if not found <= bound:
             raise GateError(

@@ -107,7 +107,8 @@ class RolloutWorker(RolloutCalls):
                 f"v{request.version}"
             )
         # a task is of one iteration
-        drawing = self.evaluation if subtrees[0].key.iteration == EVALUATION else self.training
+        evaluated = subtrees[0].key.iteration == EVALUATION
+        drawing = self.evaluation if evaluated else self.training
         x = self._stack(roots) if start else drawing.sampler.roots(plan, subtrees)
         segment = drawing.sampler.grow(
             plan,
@@ -118,6 +119,7 @@ class RolloutWorker(RolloutCalls):
             start=start,
             stop=stop,
             conditioning=Conditioning.joined(conditioning),
+            clean=self.config.credit.trained == "leaves" and not evaluated,
         )
         kept, dtype = wire.to_numpy(segment.kept)
         payload = TreePayload(

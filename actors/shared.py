@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from actors.calls import SharedLearnerCalls
@@ -11,8 +12,8 @@ from branchgrpo.config.schema import Config
 from branchgrpo.learner import fsdp
 from branchgrpo.learner.payloads import Fetch
 from branchgrpo.learner.shown import Shown
-from branchgrpo.service import RestoredState, UpdateRequest
-from branchgrpo.types import BranchPlan, Sample, SegmentRequest, StepStats
+from branchgrpo.service import CheckpointRequest, RestoredState, SavedCheckpoint, UpdateRequest
+from branchgrpo.types import F32, BranchPlan, Sample, SegmentRequest, StepStats
 
 
 class SharedLearner(Learner, SharedLearnerCalls):
@@ -34,7 +35,7 @@ class SharedLearner(Learner, SharedLearnerCalls):
         super().configure(config)
         self.shown = Shown(self.policy)
         self.grower.serve(config, self.model)
-        self.show("policy")
+        self.show("policy")  # which all others are equal to
 
     def update(self, request: UpdateRequest) -> StepStats:
         """As of Learner."""
@@ -47,8 +48,8 @@ class SharedLearner(Learner, SharedLearnerCalls):
         return super().publish(weights)
 
     def show(self, weights: str) -> int:
-        """Grow with the present weights (`policy`), or with their exponential mean (`ema`); returns
-        their version. Every rank must call it."""
+        """Grow with the present weights (`policy`), or with others as of `publish`; returns their
+        version. Every rank must call it."""
         self._take_back()
         self.policy.optimiser.zero_grad()  # gradients take room that growing can use
         self.shown.show(weights)
@@ -67,8 +68,23 @@ class SharedLearner(Learner, SharedLearnerCalls):
     def restore(self, where: str, origin: str = "") -> RestoredState:
         """As of Learner; trees can be grown at once."""
         restored = super().restore(where, origin)
-        self.show("policy")
+        self.show(self.config.grown_with)
         return restored
+
+    def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
+        """As of Learner, whatever trees are grown with."""
+        with self.shown.own():
+            return super().checkpoint(request)
+
+    def export(self, folder: Path) -> None:
+        """As of Learner, whatever trees are grown with."""
+        with self.shown.own():
+            super().export(folder)
+
+    def fingerprint(self) -> F32:
+        """As of Learner."""
+        with self.shown.own():
+            return super().fingerprint()
 
     # as a RolloutWorker
 

@@ -215,8 +215,9 @@ class Service(Protocol):
         """Those that train."""
 
     def publish(self, weights: str = "policy") -> int:
-        """Weights of the learners (`policy`, or `ema`, their exponential mean) to every rollout
-        worker, confirmed by digest; returns their version."""
+        """Weights of the learners (`policy`; `ema`, their exponential mean; `second`, the set that
+        a loss samples with) to every rollout worker, confirmed by digest; returns their
+        version."""
 
     def recover(self, error: Exception) -> bool:
         """Make everything work again after one of `faults`: no task pending, learners formed anew,

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from branchgrpo.algo.tree import trainable
+from branchgrpo.algo.tree import topology, trainable
 from branchgrpo.types import F32, Bool, BranchPlan, TreeCredit, TreeHeader
 
 Scores = Mapping[tuple[int, int], F32]
@@ -58,6 +58,8 @@ class Credit:
     estimator: Estimator
     pruning: Sequence[PruningRule]
     seed: int
+    # what is trained: the random edges, or the leaves alone, by the credit of the edges into them
+    trained: Literal["edges", "leaves"] = "edges"
 
     def totals(self, scores: Scores) -> dict[tuple[int, int], F32]:
         """Σ weight · score [L] of each tree, on the rewards' own scales: what metrics show."""
@@ -102,10 +104,14 @@ class Credit:
         """Credit of each tree, in order; its leaves have `leaf_rewards` of `scores`. Advantages
         always see the whole tree; pruning, and steps of weights that don't train, only clear
         `keep`."""
-        learning = trainable(plan)
-        credits = [
-            replace(one, keep=one.keep & learning) for one in self._compared(plan, trees, scores)
-        ]
+        credits = self._compared(plan, trees, scores)
+        if self.trained == "leaves":
+            topo = topology(plan)
+            leaves = np.arange(topo.nodes) >= topo.nodes - topo.leaves
+            credits = [replace(one, keep=leaves.copy()) for one in credits]
+        else:
+            learning = trainable(plan)
+            credits = [replace(one, keep=one.keep & learning) for one in credits]
         for rule in self.pruning:
             masks = rule.keep(plan, trees, iteration, self.seed)
             credits = [

@@ -93,8 +93,8 @@ def deterministic(
 
 
 def _log_snr(sigma: float) -> float:
-    """λ = log(α/σ)."""
-    return math.log((1.0 - sigma) / sigma)
+    """λ = log(α/σ); of pure noise −∞, so that the step after it is of first order."""
+    return math.log((1.0 - sigma) / sigma) if sigma < 1.0 else -math.inf
 
 
 def transition(plan: BranchPlan, steps: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,18 +15,32 @@ import torch
 
 from branchgrpo.types import TreeKey
 
-_OWN, _SHARED = 0, 1
+_OWN, _SHARED, _LEVELS, _ADDED = 0, 1, 2, 3
 
 
 def draw(
     seed: int, key: TreeKey, node: int, shape: tuple[int, ...], stream: int = _OWN
 ) -> torch.Tensor:
     """Standard normal noise [*shape] float32 that belongs to one node of one tree."""
+    generator = _generator(seed, key, node, stream)
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def levels(seed: int, key: TreeKey, node: int) -> np.random.Generator:
+    """What draws the noise levels that a leaf is trained at by a loss of the forward process."""
+    return _generator(seed, key, node, _LEVELS)
+
+
+def added(seed: int, key: TreeKey, node: int, index: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Noise [*shape] that is added to a leaf at the level of this number of those."""
+    return draw(seed, key=key, node=node, shape=shape, stream=_ADDED + index)
+
+
+def _generator(seed: int, key: TreeKey, node: int, stream: int) -> np.random.Generator:
     numbers = (seed, key.iteration, key.prompt, key.tree, node, stream)
     name = struct.pack("<6q", *numbers)
     digest = hashlib.blake2b(name, digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def branch(

@@ -17,12 +17,12 @@ def ode_plan(schedule: Schedule) -> BranchPlan:
 
 
 def with_tail(plan: BranchPlan, ratio: float, schedule: Schedule) -> BranchPlan:
-    """The plan with the n steps after its last random one replaced by max(1, round(ratio·n)) steps
-    of DPM-Solver++.
+    """The plan with the n steps after its last random one (all, where none is) replaced by
+    max(1, round(ratio·n)) steps of DPM-Solver++.
 
     They are spaced like the schedule itself (MixGRPO-Flash, arXiv 2507.21802).
     """
-    start = max(step for step in range(plan.steps) if plan.stochastic[step]) + 1
+    start = max((step for step in range(plan.steps) if plan.stochastic[step]), default=-1) + 1
     count = max(1, round(ratio * (plan.steps - start)))
     return replace(
         plan,

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from branchgrpo.config.keys import Keys
-from branchgrpo.config.registry import ADVANTAGE, PRUNING
+from branchgrpo.config.registry import ADVANTAGE, LOSS, PRUNING
 
 
 def problems(config: Keys) -> list[str]:
     """All lines."""
     return [
         line
-        for check in (_method, _length, _counts, _layout, _suits, _scores)
+        for check in (_method, _length, _counts, _layout, _suits, _loss, _scores)
         for line in check(config)
     ]
 
@@ -110,6 +110,39 @@ def _suits(config: Keys) -> Iterator[str]:
             rule.check(method)
         except ValueError as error:
             yield f"pruning: {error}"
+
+
+def _loss(config: Keys) -> Iterator[str]:
+    """Parts that do not go with what the loss trains on."""
+    loss, learner = config.loss, config.learner
+    if loss.process == "reverse":
+        if not config.method.random:
+            fit = [name for name in LOSS.shipped if LOSS.find(name).process == "forward"]
+            yield (
+                f"loss: expected a loss on leaves ({', '.join(fit)}) with {config.method.called} "
+                f"without random steps, got {loss.called}, which trains those"
+            )
+        return
+    if learner.old != "behaviour":
+        yield (
+            f"learner.old: expected behaviour with the loss {loss.called}, which has no ratio of "
+            f"edges, got {learner.old}"
+        )
+    if loss.second != "none" and learner.parallel == "fsdp":
+        yield (
+            f"learner.parallel: expected ddp with the loss {loss.called}, which holds a second "
+            "set of weights, got fsdp"
+        )
+    if not config.advantage.credits_leaves:
+        yield (
+            f"advantage: expected an estimator that compares leaves with the loss {loss.called}, "
+            f"got {config.advantage.called}"
+        )
+    if any(not rule.prunes_leaves for rule in config.pruning):
+        yield (
+            f"pruning: expected only rules that leave out leaves with the loss {loss.called}, got "
+            f"{[rule.called for rule in config.pruning]}"
+        )
 
 
 def _scores(config: Keys) -> Iterator[str]:

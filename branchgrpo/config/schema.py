@@ -61,7 +61,13 @@ class Config(Keys):
             estimator=self.advantage,
             pruning=self.pruning,
             seed=self.run.seed,
+            trained="leaves" if self.loss.process == "forward" else "edges",
         )
+
+    @property
+    def grown_with(self) -> str:
+        """Which of the learner's weights trees are grown with: the policy's, or `second`."""
+        return "second" if self.loss.second == "sampled" else "policy"
 
     @property
     def keeps_behaviour_mean(self) -> bool:

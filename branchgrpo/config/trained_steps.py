@@ -13,8 +13,8 @@ def check(config: Config) -> None:
     """Raise UserError where in no iteration a random step is of weights that train. Reads the
     files that the schedule is made from."""
     schedule = config.schedule()
-    if not (frozen_by := config.model.frozen_by()):
-        return
+    if not (frozen_by := config.model.frozen_by()) or config.loss.process == "forward":
+        return  # a loss on leaves needs no random step
     method, random = config.method.start(schedule.steps, config.run.seed), set[int]()
     for iteration in range(config.run.iterations or OPEN_END):
         plan = config.plan(method, iteration, schedule)

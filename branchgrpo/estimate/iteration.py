@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from branchgrpo.algo.loss.forward import ForwardLoss
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology, trainable
 from branchgrpo.config.schema import Config
 from branchgrpo.learner import shard
+from branchgrpo.learner.points import split_points
 from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
 
 SAMPLED = 30
@@ -25,8 +27,9 @@ class Counts:
     trees: float
     pictures: float  # leaves, each decoded and scored
     grown: float  # latents through the denoiser in rollouts
-    trained: float  # distinct parents through it in the update, with backward
-    compared: float  # parents through it once more, for the frozen base and the ratio's old side
+    # distinct parents, or leaves at each level, through it in the update, with backward
+    trained: float
+    compared: float  # the same once more: for the frozen base, the ratio's old side, and the like
     stored: float  # latents kept for training
     frontier: float  # latents that go from one rollout task to another
 
@@ -52,6 +55,7 @@ def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Count
     each = config.rollout.trees_per_prompt * plan.chains
     trees = prompts * each
     edges = np.flatnonzero(trainable(plan))
+    leaves = config.loss.process == "forward"
     depth = config.rollout.fork_depth
     trained = _parents(config, plan, iteration, each) * prompts
     fork = fork_level(plan, auto_fork_depth(plan, trees, workers) if depth == "auto" else depth)
@@ -62,22 +66,23 @@ def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Count
         grown=trees * (topo.nodes - topo.leaves),
         trained=trained,
         compared=trained * _compared(config),
-        stored=trees * len(np.union1d(edges, topo.parent[edges])),
+        stored=trees * (topo.leaves if leaves else len(np.union1d(edges, topo.parent[edges]))),
         frontier=trees * len(topo.level(fork)) if fork else 0,
     )
 
 
 def _compared(config: Config) -> float:
-    """Further forwards without a gradient that a parent takes in the update: of the frozen base for
-    a KL term; of the weights before the first optimiser step, unless it is in that one itself."""
+    """Further forwards without a gradient that a parent, or a leaf at one level, takes in the
+    update: those of the loss; and of the weights before the first optimiser step, unless it is in
+    that one itself."""
     steps, options = config.learner.optimiser_steps, config.learner
     recomputed = (steps - 1) / steps if options.old == "recompute" else 0.0
-    return recomputed + (config.loss.kl_beta > 0)
+    return recomputed + config.loss.compared(steps)
 
 
 def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> int:
-    """Distinct parents that a prompt's trees train, when no group is flat and no two rewards are
-    equal."""
+    """Distinct parents that a prompt's trees train, or leaves, each once a level, when no group is
+    flat and no two rewards are equal."""
     topo, rewards = topology(plan), len(config.rewards)
     draw = np.random.default_rng((config.run.seed, iteration))
     wide = 1.0 + 1e4 * config.advantage.min_spread
@@ -97,12 +102,24 @@ def _parents(config: Config, plan: BranchPlan, iteration: int, trees: int) -> in
         for name in sorted(scores)
     ]
     credits = config.credit.assign(plan, headers, iteration, scores)
+    if isinstance(config.loss, ForwardLoss):
+        ((points,),) = split_points(
+            plan,
+            trees=headers,
+            credits=credits,
+            loss=config.loss,
+            ranks=1,
+            optimiser_steps=1,
+            seed=config.run.seed,
+            shuffle=0,
+        )
+        return len(points.leaves)
     ((share,),) = shard.split(
         plan,
         credits=credits,
         ranks=1,
         optimiser_steps=1,
         seed=0,
-        every=config.loss.kl_beta > 0,
+        every=config.loss.every,
     )
     return len(share.parents)

@@ -86,7 +86,7 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
     state = optimiser_state(config, model, ranks)
     gradients = state.pop("gradients", 0.0)  # of an update: trees grow without
     resident |= state
-    if config.loss.kl_beta and full:
+    if config.loss.needs_base and full:
         resident["frozen base"] = model.weights / ranks
     rows = role.micro_batch
     if role.token_budget:
@@ -100,7 +100,9 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
         resident |= _beside(config, model, role.device)
         growing, grown = _growing(config, model, role.device)
         beside = {"gathered weights": model.weights if gathered else 0.0}
-        if config.evaluation.weights == "ema":  # those without masters apart are kept meanwhile
+        if (
+            config.evaluation.weights == "ema" or config.grown_with != "policy"
+        ):  # those without masters apart are kept meanwhile
             beside["weights but for their mean"] = (
                 4.0 * model.trained / ranks if ranks > 1 else model.trained_32
             )
@@ -126,15 +128,16 @@ def _gathered(config: Config, model: ModelNeeds) -> float:
     found = each * (model.largest_block * BLOCKS_AT_ONCE + model.outside_blocks)
     if not model.adapted:
         found += (each + 4.0) * model.largest_block
-        if config.loss.kl_beta:  # the frozen base has no backward after which they would go
+        if config.loss.needs_base:  # the frozen base has no backward after which they would go
             found += each * model.outside_blocks
     return found
 
 
 def optimiser_state(config: Config, model: ModelNeeds, ranks: int) -> dict[str, float]:
     """Bytes on each of so many ranks that share it: float32 masters of weights that compute in 16
-    bits, gradients as they come and, apart from them, their float32 sums, AdamW's two moments, and
-    the mean. Shards are float32 themselves, and gradients are summed where they come."""
+    bits, gradients as they come and, apart from them, their float32 sums, AdamW's two moments, the
+    mean, and the loss' second set. Shards are float32 themselves, and gradients are summed where
+    they come."""
     learns = 4.0 * model.trained
     masters, gradients = learns - model.trained_32, model.trained_bytes + learns
     if ranks > 1:
@@ -144,6 +147,7 @@ def optimiser_state(config: Config, model: ModelNeeds, ranks: int) -> dict[str, 
         "gradients": gradients / ranks,
         "moments": 2 * learns / ranks,
         "mean of weights": learns / ranks if config.learner.ema else 0.0,
+        "second weights": learns / ranks if config.loss.second != "none" else 0.0,
     }
     return {name: size for name, size in found.items() if size}
 

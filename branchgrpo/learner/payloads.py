@@ -9,7 +9,7 @@ import torch
 
 from branchgrpo.algo.tree import topology
 from branchgrpo.models import weights as wire
-from branchgrpo.types import BranchPlan, LearnerShard, SegmentHeader, TreeHeader
+from branchgrpo.types import BranchPlan, SegmentHeader, Shard, TreeHeader
 
 Fetch = Callable[[Sequence[Any]], list[Any]]
 """Values behind references."""
@@ -19,7 +19,7 @@ DROPPED = -1
 
 
 class PayloadStore:
-    """Latents of a rank's shards: fetches only the payloads that hold its parents."""
+    """Latents of a rank's shards: fetches only the payloads that hold some of them."""
 
     def __init__(
         self,
@@ -27,33 +27,27 @@ class PayloadStore:
         plan: BranchPlan,
         trees: list[TreeHeader],
         segments: Sequence[tuple[SegmentHeader, Any]],
-        shards: list[LearnerShard],
+        shards: Sequence[Shard],
         pin: bool = False,
     ):
         """pin: in page-locked memory, from which a GPU copies while the host goes on."""
         topo = topology(plan)
         index = {(tree.prompt_index, tree.key.tree): i for i, tree in enumerate(trees)}
-        wanted = {
-            (int(tree), int(child))
-            for one in shards
-            for (tree, _), row in zip(one.parents, one.edges, strict=True)
-            for child in row
-            if child >= 0
-        }
-        wanted |= {(int(tree), int(node)) for one in shards for tree, node in one.parents}
+        wanted = {name for one in shards for name in one.nodes}
         needed = []
         for header, reference in segments:
             owners = [
                 index.get((subtree.prompt_index, subtree.key.tree), DROPPED)
                 for subtree in header.subtrees
             ]
-            edges: set[tuple[int, int]] = set()
+            held: set[tuple[int, int]] = set()
             for tree, subtree in zip(owners, header.subtrees, strict=True):
-                edges.update(
-                    (tree, int(edge))
-                    for edge in topo.segment_edges(subtree.node, header.start, header.stop)
-                )
-            if not wanted.isdisjoint(edges):
+                edges = topo.segment_edges(subtree.node, header.start, header.stop)
+                held.update((tree, int(edge)) for edge in edges)
+                if header.stop == plan.steps:
+                    leaves = topo.below(subtree.node, plan.steps)
+                    held.update((tree, int(leaf)) for leaf in leaves)
+            if not wanted.isdisjoint(held):
                 needed.append((owners, reference))
         self.rows: dict[tuple[int, int], torch.Tensor] = {}
         self.velocities: dict[tuple[int, int], torch.Tensor] = {}

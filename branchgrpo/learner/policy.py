@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from branchgrpo.config.schema import Config
 from branchgrpo.learner.batches import MicroBatch, MicroBatches
 from branchgrpo.learner.fsdp import full
 from branchgrpo.learner.gradients import GradientSums
-from branchgrpo.learner.portions import Portions
+from branchgrpo.learner.portions import Batches, Portions, Taken
+from branchgrpo.learner.second import SecondWeights
 from branchgrpo.models.base import Adapter
 from branchgrpo.types import BranchPlan
 
@@ -106,6 +107,9 @@ class PolicyUpdate:
             if options.ema
             else {}
         )
+        self.second: SecondWeights | None = None  # where the loss has some
+        if config.loss.second != "none":
+            self.second = SecondWeights(self.named_masters(), dict(trainable))
 
     def edges(self, plan: BranchPlan, rows: MicroBatch) -> tuple[Edges, Tensor]:
         """The edges of a micro-batch as a loss takes them, and μ [n, *S]. Missing children have
@@ -175,16 +179,26 @@ class PolicyUpdate:
             tally.halved += self.portions.run(batches, measure)
 
     def step(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
-        """One optimiser step over this rank's parents; returns the gradient norm before clipping.
+        """One optimiser step over this rank's parents, see `descend`."""
+        return self.descend(batches, lambda _, rows: self._backward(plan, rows, tally), tally)
+
+    def descend(
+        self, batches: Batches[Taken], work: Callable[[int, Taken], None], tally: Tally
+    ) -> float:
+        """One optimiser step by the gradients of `work`, which calls `backward` for each
+        micro-batch; returns the gradient norm before clipping.
 
         Ranks with whole weights may bring different numbers of micro-batches, those with shards
         must bring as many. A norm that is not finite leaves the weights alone: it is the same on
         all ranks after the all-reduce, so all skip together.
         """
+
+        def fresh(first: int, rows: Taken) -> None:
+            self.gradients.drop()  # what one that did not fit has left
+            work(first, rows)
+
         self.gradients.begin()
-        tally.halved += self.portions.run(
-            batches, lambda _, rows: self._backward(plan, rows, tally)
-        )
+        tally.halved += self.portions.run(batches, fresh)
         self.gradients.finish()
         norm = float(
             full(torch.nn.utils.clip_grad_norm_(self.masters, self.config.learner.max_grad_norm))
@@ -205,6 +219,14 @@ class PolicyUpdate:
         mean, std = kernels.transition(plan, rows.steps, rows.x, v)
         return _log_probs(rows, mean, std), v
 
+    def named(self, weights: str) -> Mapping[str, Tensor]:
+        """By name: the model's own weights (`policy`), their mean (`ema`), or the loss' `second`
+        set. Raises KeyError where there is none."""
+        if weights == "policy":
+            return dict(zip(self.names, self.parameters, strict=True))
+        kept = {"ema": self.ema} | ({"second": self.second.tensors} if self.second else {})
+        return kept[weights]
+
     def named_masters(self) -> dict[str, Tensor]:
         """What AdamW moves, by the parameters' names."""
         return dict(zip(self.names, self.masters, strict=True))
@@ -217,7 +239,6 @@ class PolicyUpdate:
                     value.copy_(master)
 
     def _backward(self, plan: BranchPlan, rows: MicroBatch, tally: Tally) -> None:
-        self.gradients.drop()  # what one that did not fit has left
         beta = self.config.loss.kl_beta
         edges, mean = self.edges(plan, rows)
         loss, ratio, clipped = self.config.loss(edges)
@@ -227,10 +248,7 @@ class PolicyUpdate:
             kl = self.kl(plan, rows, mean, edges.std)
             loss = loss + beta * kl
         total = (loss * rows.weight).sum()
-        # FSDP2 averages over ranks
-        factor = self.ranks if self.gradients.sharded else 1
-        (total * factor).backward()  # type: ignore[no-untyped-call]
-        self.gradients.add()
+        self.backward(total)
         if self.first_ratio is None:
             self.first_ratio = _ratio_error(rows, edges.log_prob.detach())
         tally.add(
@@ -241,6 +259,13 @@ class PolicyUpdate:
             edges=real.sum(),
             forwards=real.any(1).sum(),
         )
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradient of a micro-batch's part of the loss."""
+        # FSDP2 averages over ranks
+        factor = self.ranks if self.gradients.sharded else 1
+        (total * factor).backward()  # type: ignore[no-untyped-call]
+        self.gradients.add()
 
     def _average(self, taken: int) -> None:
         """Move the exponential mean of the weights, every `ema_every` steps; `taken`: optimiser

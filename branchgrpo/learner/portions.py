@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 
 from branchgrpo.errors import UserError, one_line
-from branchgrpo.learner.batches import MicroBatch, MicroBatches
+
+Rows = TypeVar("Rows", covariant=True)
+Taken = TypeVar("Taken")
+
+
+class Batches(Protocol[Rows]):
+    """A shard, of which any run of rows is made on the device when it is asked for."""
+
+    size: int  # rows of a micro-batch at most
+
+    def __len__(self) -> int: ...
+
+    def take(self, first: int, count: int) -> Rows:
+        """The micro-batch of these rows."""
 
 
 class Portions:
@@ -21,7 +35,7 @@ class Portions:
         self.device = device
         self.sharded = sharded
 
-    def run(self, batches: MicroBatches, work: Callable[[int, MicroBatch], None]) -> int:
+    def run(self, batches: Batches[Taken], work: Callable[[int, Taken], None]) -> int:
         """`work(first parent, micro-batch)` on one after the other. Returns how often they were
         halved. `work` must have counted nothing when it raises torch.OutOfMemoryError.
 

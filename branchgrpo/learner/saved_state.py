@@ -18,7 +18,7 @@ from branchgrpo.checkpoint.manifest import Damaged, shown
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.errors import UserError
 from branchgrpo.learner.policy import PolicyUpdate
-from branchgrpo.learner.state import FILES, MOMENTS
+from branchgrpo.learner.state import FILES, MOMENTS, SECOND
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -48,7 +48,8 @@ def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]
         for file in FILES:
             if f"{file}.safetensors" not in saved.files:
                 raise Damaged(f"expected a file {file}.safetensors, found none")
-        tensors = {file: saved.tensors(f"{file}.safetensors") for file in FILES}
+        there = (*FILES, *([SECOND] if f"{SECOND}.safetensors" in saved.files else []))
+        tensors = {file: saved.tensors(f"{file}.safetensors") for file in there}
         check_tensors(tensors, policy)
     except Damaged as damage:
         line = str(damage).removeprefix(f"{saved.path}: ")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -9,13 +12,24 @@ from branchgrpo.learner.policy import PolicyUpdate
 
 
 class Shown:
-    """Sets a policy's model to its weights (`policy`), or to their exponential mean (`ema`)."""
+    """Sets a policy's model to its weights (`policy`), to their exponential mean (`ema`), or to the
+    second set of its loss (`second`)."""
 
     def __init__(self, policy: PolicyUpdate):
         self.policy = policy
         self.weights = "policy"
         # of those that train without a master apart: nothing else holds them meanwhile
         self._kept: list[Tensor] = []
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """The policy's own weights meanwhile."""
+        before = self.weights
+        self.show("policy")
+        try:
+            yield
+        finally:
+            self.show(before)
 
     @torch.no_grad()
     def show(self, weights: str) -> None:
@@ -28,13 +42,14 @@ class Shown:
             for master, value in zip(policy.masters, policy.parameters, strict=True)
             if master is value
         ]
-        if weights == "ema":
-            self._kept = [value.detach().clone() for value in own]
-            for name, value in zip(policy.names, policy.parameters, strict=True):
-                value.copy_(policy.ema[name])
-        else:
+        if self.weights != "policy":
             for value, kept in zip(own, self._kept, strict=True):
                 value.copy_(kept)
             self._kept = []
             policy.follow()
+        if weights != "policy":
+            self._kept = [value.detach().clone() for value in own]
+            shown = policy.named(weights)
+            for name, value in zip(policy.names, policy.parameters, strict=True):
+                value.copy_(shown[name])
         self.weights = weights

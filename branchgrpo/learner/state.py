@@ -20,6 +20,8 @@ from branchgrpo.learner.policy import PolicyUpdate
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FILES = ("weights", "ema", *MOMENTS)
 """Files of a checkpoint, each with the suffix .safetensors."""
+SECOND = "second"
+"""One more, of losses with a second set of weights."""
 
 
 def capture(
@@ -28,7 +30,9 @@ def capture(
     """(JSON state, tensors by file and name) in main memory; tensors are whole, and {} where not
     `keep`. Every rank must call it."""
     masters, state = policy.named_masters(), policy.optimiser.state
-    tensors = {"weights": masters, "ema": policy.ema}
+    tensors: dict[str, Mapping[str, Tensor]] = {"weights": masters, "ema": policy.ema}
+    if policy.second is not None:
+        tensors[SECOND] = policy.second.tensors
     for moment in MOMENTS:
         tensors[moment] = {
             name: state[master][moment] for name, master in masters.items() if master in state
@@ -67,6 +71,8 @@ def restore(
             master.copy_(spread(learnt[name], master))
         for name, mean in policy.ema.items():
             mean.copy_(spread(tensors["ema"].get(name, learnt[name]), mean))
+        for name, value in policy.second.tensors.items() if policy.second else ():
+            value.copy_(tensors.get(SECOND, {}).get(name, learnt[name]))
     fused = policy.optimiser.defaults["fused"]  # then it counts steps on the device
     for name in tensors[MOMENTS[0]]:
         moments = {moment: spread(tensors[moment][name], masters[name]) for moment in MOMENTS}

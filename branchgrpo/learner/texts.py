@@ -10,7 +10,7 @@ from torch import Tensor
 
 from branchgrpo.learner.payloads import Fetch
 from branchgrpo.models.base import Adapter
-from branchgrpo.types import Conditioning, LearnerShard, TreeHeader
+from branchgrpo.types import Conditioning, Shard, TreeHeader
 
 
 class PromptTexts:
@@ -22,14 +22,12 @@ class PromptTexts:
         fetch: Fetch,
         references: Sequence[Any],
         trees: Sequence[TreeHeader],
-        shards: Iterable[LearnerShard],
+        shards: Iterable[Shard],
         model: Adapter,
     ):
         """references: → Conditioning of one row, by prompt index."""
         self.model = model
-        prompts = sorted(
-            {trees[tree].prompt_index for one in shards for tree in one.parents[:, 0].tolist()}
-        )
+        prompts = sorted({trees[tree].prompt_index for one in shards for tree in one.trees})
         fetched: list[Conditioning] = fetch([references[prompt] for prompt in prompts])
         self.parts = dict(zip(prompts, fetched, strict=True))
 

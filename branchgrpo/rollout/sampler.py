@@ -27,7 +27,8 @@ class Segment:
     log_prob: F32  # [M, E] of stochastic edges, by rising child number
     kept_subtree: I32  # [m] rows of `kept`
     kept_node: I32  # [m]
-    # [m, *S] storage dtype: parents and children of stochastic edges that can be trained
+    # [m, *S] storage dtype: parents and children of stochastic edges that can be trained, or the
+    # leaves
     kept: Tensor
     parent_row: I32  # [p] rows of `kept` whose velocity is kept as well; empty unless asked for
     velocity: Tensor  # [p, *S] float32
@@ -74,13 +75,15 @@ class Sampler:
         start: int,
         stop: int,
         conditioning: Conditioning,
+        clean: bool = False,
     ) -> Segment:
-        """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`."""
+        """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`.
+        clean: keep the leaves for training, not what random edges join."""
         topo, device = topology(plan), self.model.device
         state = _State(topo, subtrees, x.to(device), start)
         cond, prompt = self._conditioning(subtrees, conditioning)
-        record = _Record(self.keep_velocity)
-        clean = None
+        record = _Record(self.keep_velocity, clean)
+        denoised = None
         halved = self.halved
         for step in range(start, stop):
             rows = prompt[torch.from_numpy(state.owner).to(device)]
@@ -92,10 +95,12 @@ class Sampler:
             record.forwards += len(state.x)
             children, counts = topo.children(state.node)
             above, random = np.repeat(np.arange(len(counts)), counts), topo.stochastic[children]
-            going, clean = kernels.deterministic(plan, step=step, x=state.x, v=v, previous=clean)
+            going, denoised = kernels.deterministic(
+                plan, step=step, x=state.x, v=v, previous=denoised
+            )
             parents = torch.from_numpy(above).to(device)
             below = going.to(self.storage)[parents]
-            clean = clean[parents] if "dpm" in plan.kernel else None
+            denoised = denoised[parents] if "dpm" in plan.kernel else None
             if random.any():
                 drawn, log_prob = self._random_children(
                     plan,
@@ -116,6 +121,8 @@ class Sampler:
         # noise on the last edge is trained on, but not shown
         if stop == plan.steps and plan.stochastic[-1]:
             state.x = going.to(self.storage)[parents]
+        if clean and stop == plan.steps:
+            record.kept.add(state.x, state.owner, state.node, np.arange(len(state.x)))
         return record.segment(len(subtrees), x, state.x, self.halved - halved)
 
     def _conditioning(
@@ -254,8 +261,8 @@ class _Kept:
 class _Record:
     """What training needs of a segment, taken down on the way."""
 
-    def __init__(self, keep_velocity: bool):
-        self.keep_velocity = keep_velocity
+    def __init__(self, keep_velocity: bool, clean: bool):
+        self.keep_velocity, self.clean = keep_velocity, clean
         self.log_probs: list[F32] = []  # [M, ·] of each random step
         self.kept = _Kept()
         self.velocities = _Kept()
@@ -263,13 +270,16 @@ class _Record:
 
     def add_parents(self, state: _State, v: Tensor, rows: np.ndarray) -> None:
         """Rows of the level that `state` is at, with edges below them that can be trained."""
+        if self.clean:
+            return
         self.kept.add(state.x, state.owner, state.node, rows)
         if self.keep_velocity:
             self.velocities.add(v.float(), state.owner, state.node, rows)
 
     def add_children(self, state: _State, rows: np.ndarray) -> None:
         """The rows that these edges lead to, on the level that `state` is at now."""
-        self.kept.add(state.x, state.owner, state.node, rows)
+        if not self.clean:
+            self.kept.add(state.x, state.owner, state.node, rows)
 
     def segment(self, subtrees: int, roots: Tensor, frontier: Tensor, halved: int) -> Segment:
         """All of it, for so many subtrees."""

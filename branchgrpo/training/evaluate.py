@@ -66,9 +66,9 @@ class Evaluator:
         """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of
         the first `pictures` prompts."""
         samples, options = self.held_out[:count], self.config.evaluation
-        averaged = options.weights == "ema" and version > 0
-        if averaged:
-            self.service.publish("ema")
+        others = options.weights != self.config.grown_with and version > 0
+        if others:
+            self.service.publish(options.weights)
         encoded = self._encoded(samples)
         plan = ode_plan(self.config.evaluation_schedule())
         batch = self.collector.collect(
@@ -90,8 +90,8 @@ class Evaluator:
                     (subtree.prompt_index, subtree.key.tree): picture
                     for subtree, picture in zip(subtrees, pixels, strict=True)
                 }
-        if averaged:
-            self.service.publish()
+        if others:
+            self.service.publish(self.config.grown_with)
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
         return batch, found
 

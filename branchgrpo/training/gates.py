@@ -20,7 +20,7 @@ def publish(run: Run, state: TrainState, stats: StepStats) -> int:
     service = run.service
     wanted = run.config.gates.enabled and "fingerprint_difference" not in state.gates
     before = service.rollouts.fingerprints() if wanted and stats.optimiser_steps else []
-    version = service.publish()
+    version = service.publish(run.config.grown_with)
     if not np.isnan(stats.on_policy_deviation):
         state.gates["on_policy_deviation"] = stats.on_policy_deviation
     if before:

@@ -50,4 +50,4 @@ class Recovery:
         # workers may hold other weights, such as those of a check, or what was published last is
         # gone
         else:
-            state.version = run.service.publish()
+            state.version = run.service.publish(run.config.grown_with)

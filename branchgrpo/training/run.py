@@ -187,7 +187,7 @@ class Run:
         self.log.rewind(state.iteration)
         if 0 < self.config.run.iterations <= state.iteration:
             state.stopped_by = "iterations"
-        state.version = self.service.publish()
+        state.version = self.service.publish(self.config.grown_with)
         if restored.driver is None:
             return False
         self.display.note(f"going on from the checkpoint of iteration {state.iteration}")

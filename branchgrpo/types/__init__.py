@@ -9,7 +9,9 @@ from branchgrpo.types.arrays import F32, I32, U8, Bool
 from branchgrpo.types.component import Component
 from branchgrpo.types.learning import (
     LearnerShard,
+    PointShard,
     RewardScores,
+    Shard,
     StepStats,
     TreeCredit,
     WeightUpdate,
@@ -44,11 +46,13 @@ __all__ = [
     "LeafMedia",
     "LearnerShard",
     "Picture",
+    "PointShard",
     "RewardScores",
     "Sample",
     "ScoreRequest",
     "SegmentHeader",
     "SegmentRequest",
+    "Shard",
     "StepStats",
     "Subtree",
     "TreeCredit",

@@ -32,7 +32,8 @@ class TreeCredit:
 
     node_reward: F32  # [N] leaf rewards fused upward
     advantage: F32  # [N] of the edge into the node
-    keep: Bool  # [N] stochastic, of weights that train, and not pruned
+    # [N] trained: stochastic, of weights that train (or a leaf, for a loss on leaves), not pruned
+    keep: Bool
     weight_entropy: float = 1.0  # mean normalised entropy of the fusion weights; 1 = uniform
 
     def __post_init__(self) -> None:
@@ -63,6 +64,64 @@ class LearnerShard:
             advantage=(self.advantage, (count, width)),
             weight=(self.weight, (count, width)),
         )
+
+    @property
+    def trees(self) -> set[int]:
+        """Trees that it has edges of."""
+        return set(self.parents[:, 0].tolist())
+
+    @property
+    def nodes(self) -> set[tuple[int, int]]:
+        """(tree, node) of every latent that it takes."""
+        found = {(int(tree), int(node)) for tree, node in self.parents}
+        found |= {
+            (int(tree), int(child))
+            for (tree, _), row in zip(self.parents, self.edges, strict=True)
+            for child in row
+            if child >= 0
+        }
+        return found
+
+
+@dataclass(frozen=True)
+class PointShard:
+    """One rank's part of an optimiser step of a loss on leaves: n points, padded to equal n.
+
+    A point is a leaf at one noise level. Padding repeats a point with weight 0.
+    """
+
+    leaves: I32  # [n, 2] (tree, node)
+    index: I32  # [n] number of the level among those of its leaf, or of its group
+    level: F32  # [n] that level, t
+    group: I32  # [n] points of one number belong together, all on one rank
+    advantage: F32  # [n]
+    weight: F32  # [n] 1 / points of the whole optimiser step, all ranks; 0 for padding
+
+    def __post_init__(self) -> None:
+        count = len(self.leaves)
+        check_shapes(
+            self,
+            leaves=(self.leaves, (count, 2)),
+            index=(self.index, (count,)),
+            level=(self.level, (count,)),
+            group=(self.group, (count,)),
+            advantage=(self.advantage, (count,)),
+            weight=(self.weight, (count,)),
+        )
+
+    @property
+    def trees(self) -> set[int]:
+        """Trees that it has leaves of."""
+        return set(self.leaves[:, 0].tolist())
+
+    @property
+    def nodes(self) -> set[tuple[int, int]]:
+        """(tree, node) of every latent that it takes."""
+        return {(int(tree), int(node)) for tree, node in self.leaves}
+
+
+Shard = LearnerShard | PointShard
+"""What a rank trains on in an optimiser step."""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class SegmentHeader:
 @dataclass(frozen=True)
 class TreePayload:
     """Latents that the learner may need of one segment: parents and children of those of its
-    stochastic edges that can be trained."""
+    stochastic edges that can be trained, or its leaves."""
 
     subtree: I32  # [m] which of the segment's subtrees
     node: I32  # [m] node number in its tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from support.small_trees import header, plan_of, quickstart
 from support.tables import EVERY, component, loaded
 
 from branchgrpo.algo.loss.base import Edges
+from branchgrpo.algo.loss.forward import ForwardLoss, Points
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import topology
 from branchgrpo.config.registry import TABLES
@@ -268,9 +270,44 @@ def test_rules_keep_some_and_leave_out_some(name: str, own: Path) -> None:
 # Losses
 
 
+def pulls_leaves(loss: ForwardLoss) -> None:
+    """Where the policy is still that which sampled, a step along the negative gradient brings the
+    velocity nearer to good leaves and away from bad ones."""
+    draw = torch.Generator().manual_seed(0)
+    x0, added, v = (torch.randn(6, 4, generator=draw) for _ in range(3))
+    t = torch.tensor([0.9, 0.7, 0.5, 0.3, 0.6, 0.4])
+    points = Points(
+        x0=x0,
+        x=(1 - t[:, None]) * x0 + t[:, None] * added,
+        target=added - x0,
+        t=t,
+        advantage=torch.tensor([1.0, -2.0, 0.5, -0.5, 3.0, -2.0]),
+        v=v.requires_grad_(),
+        base=v.detach(),
+        second=v.detach(),
+    )
+    if loss.scored != "never":
+        score = loss.score(points).detach()
+        points = replace(points, score=score, mean=score.mean().expand(6))
+    value, ratio, cut = loss(points)
+    assert value.shape == ratio.shape == cut.shape == (6,)
+    assert not ratio.requires_grad and cut.dtype == torch.bool and not cut.any()
+    assert torch.allclose(ratio, torch.ones(6))
+    value.sum().backward()
+    assert v.grad is not None
+    towards = (-v.grad * (points.target - v.detach())).sum(1)
+    assert torch.equal(towards.sign(), points.advantage.sign())
+    levels = loss.levels(static(8, 3.0).levels, np.random.default_rng(0))
+    assert levels.dtype == np.float32 and len(levels) and (0 < levels).all() and (levels <= 1).all()
+    assert loss.second == "none" or 0 <= loss.decay(1) < 1
+    assert loss.needs_base == (loss.kl_beta > 0 or "base" in loss.needs | loss.score_needs)
+
+
 @pytest.mark.parametrize("name", [name for kind, name in EVERY if kind == "loss"])
 def test_losses_pull_towards_what_earned_more(name: str, own: Path) -> None:
     loss = component(loaded(own, "loss", name), "loss")
+    if loss.process == "forward":
+        return pulls_leaves(loss)
     log_prob = torch.zeros(2, 3, requires_grad=True)
     advantage = torch.tensor([[1.0, -2.0, 0.0], [0.5, -0.5, 3.0]])
     edges = Edges(

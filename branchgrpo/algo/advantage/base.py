@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from branchgrpo.types import BranchPlan, Component, TreeCredit, TreeHeader
@@ -9,6 +11,9 @@ from branchgrpo.types import BranchPlan, Component, TreeCredit, TreeHeader
 
 class AdvantageOptions(Component):
     """Base of all estimators."""
+
+    # the edge into a leaf gets what that leaf earns beside others: what losses on leaves train by
+    credits_leaves: ClassVar[bool] = True
 
     min_spread: float = Field(
         0.0,

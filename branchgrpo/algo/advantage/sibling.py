@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ _EPSILON = 1e-8
 class SiblingCentred(AdvantageOptions):
     """Fuse leaf rewards upward, subtract the siblings' mean, divide by one spread for each depth:
     an edge earns nothing by the luck of its ancestors."""
+
+    credits_leaves: ClassVar[bool] = False
 
     name: Literal["sibling"] = Field("sibling", description="the estimator")
     std: Literal["depth", "tree", "global"] = Field(

@@ -1,9 +1,9 @@
-"""What a policy loss gets and gives."""
+"""What a loss gets and gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from branchgrpo.types import Component
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Process = Literal["reverse", "forward"]
+Second = Literal["none", "sampled", "mean"]
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Edges:
 class LossOptions(Component):
     """Options every loss has."""
 
+    # what it trains on: the random edges of the denoising process, as Edges, or clean leaves to
+    # which noise is added again, as Points (forward.py)
+    process: ClassVar[Process] = "reverse"
     # whether rollouts must keep the behaviour policy's velocities
     needs_behaviour_mean: ClassVar[bool] = False
 
@@ -39,7 +45,33 @@ class LossOptions(Component):
         description="β of the KL to the frozen base, mean‖μ − μ_base‖²/(2·std²); 0 = none",
     )
 
-    def __call__(self, edges: Edges) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, ratio, cut) [n, K] of each edge; `ratio` has no gradient, `cut` marks edges whose
-        gradient is cut."""
+    def __call__(self, batch: Any, /) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, ratio, cut) of each edge [n, K], or of each point [n]; `ratio` has no gradient,
+        `cut` marks those whose gradient is cut."""
+        raise NotImplementedError
+
+    @property
+    def needs_base(self) -> bool:
+        """The learner must keep the model as it was before training."""
+        return self.kl_beta > 0
+
+    @property
+    def every(self) -> bool:
+        """What has advantage 0 has a gradient as well."""
+        return self.kl_beta > 0
+
+    def compared(self, optimiser_steps: int) -> float:
+        """Forwards without a gradient that the update makes for each with one, at so many optimiser
+        steps an iteration; learner.old apart."""
+        del optimiser_steps
+        return float(self.kl_beta > 0)
+
+    @property
+    def second(self) -> Second:
+        """A second set of weights that follows the trained ones by `decay`: `sampled`, rollouts
+        grow with it; `mean`, the loss alone has it."""
+        return "none"
+
+    def decay(self, update: int) -> float:
+        """η of second ← η·second + (1 − η)·trained after the update of this number, from 1."""
         raise NotImplementedError

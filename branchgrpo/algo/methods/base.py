@@ -44,6 +44,11 @@ class MethodOptions(Component):
     # not cut into subtrees
     shape: ClassVar[Shape] = "tree"
 
+    @property
+    def random(self) -> bool:
+        """Its plans have random steps, which losses of the reverse process train."""
+        return True
+
     kernel: Literal["dance", "flow", "cps"] = Field(
         "dance", description="transition kernel of random steps"
     )

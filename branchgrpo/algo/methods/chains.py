@@ -23,8 +23,10 @@ class ChainMethod(MethodOptions):
     root: Literal["shared", "private"] = Field(
         "shared", description="whether a group's chains start from one noise"
     )
-    stochastic: Literal["all", "window"] = Field(
-        "all", description="random steps: all but the last, or a window that moves over training"
+    stochastic: Literal["all", "window", "none"] = Field(
+        "all",
+        description="random steps: all but the last; a window that moves over training; or none, "
+        "for losses on leaves",
     )
     window: Window = Field(Window(at_end="stay"), description="that window")
     train_last_edge: bool = Field(
@@ -33,8 +35,17 @@ class ChainMethod(MethodOptions):
         "picture (DanceGRPO's count)",
     )
 
+    @property
+    def random(self) -> bool:
+        return self.stochastic != "none"
+
     def check(self, steps: int) -> None:
         super().check(steps)
+        if self.stochastic == "none" and self.root == "shared":
+            raise ValueError(
+                "root: expected private with stochastic: none, got shared: all chains of a group "
+                "would be equal"
+            )
         if self.stochastic == "window" and not self.window.size:
             raise ValueError(
                 "window.size: expected at least 1 random step, got 0: all chains of a "
@@ -49,11 +60,11 @@ class ChainMethod(MethodOptions):
 
     def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         steps = schedule.steps
-        random = (
-            set(range(steps - 1))
-            if self.stochastic == "all"
-            else set(self.window.at(iteration, steps, seed))
-        )
+        random: set[int] = set()
+        if self.stochastic == "all":
+            random = set(range(steps - 1))
+        elif self.stochastic == "window":
+            random = set(self.window.at(iteration, steps, seed))
         if self.train_last_edge:
             random.add(steps - 1)
         kernel = tuple(self.kernel if step in random else "ode" for step in range(steps))

@@ -15,6 +15,8 @@ class PruningOptions(Component):
 
     # it works on combs, whose random edges all lie on one trunk
     prunes_combs: ClassVar[bool] = False
+    # what it leaves out may be leaves, for losses that train those
+    prunes_leaves: ClassVar[bool] = False
 
     def check(self, method: MethodOptions) -> None:
         """Raise ValueError where it does not go with the method's trees."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class WidthPruning(PruningOptions):
     """Keep every edge up to and with the last split, and after it the chains of chosen leaves."""
+
+    prunes_leaves: ClassVar[bool] = True
 
     name: Literal["width"] = Field("width", description="the rule")
     mode: Literal["parent_top1", "extremes"] = Field(

@@ -42,7 +42,17 @@ def follow_tail(plan: BranchPlan, start: int, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("random_steps", "steps", "count"),
-    [(4, 25, 21), (4, 25, 8), (4, 25, 4), (13, 20, 3), (13, 20, 2), (3, 40, 15), (24, 25, 1)],
+    [
+        (0, 10, 10),
+        (0, 20, 8),
+        (4, 25, 21),
+        (4, 25, 8),
+        (4, 25, 4),
+        (13, 20, 3),
+        (13, 20, 2),
+        (3, 40, 15),
+        (24, 25, 1),
+    ],
 )
 def test_the_tail_is_diffusers_dpm_solver(random_steps: int, steps: int, count: int) -> None:
     """2M, midpoint form; of first order at the tail's first step (no history) and at its last (σ =
