@@ -82,6 +82,20 @@ FLOW_CHAINS = Counts(
 )
 
 
+def leaves_of_chains(steps: int, chains: int) -> Counts:
+    """Chains without noise, of which the leaves alone are trained."""
+    return Counts(
+        steps=steps,
+        chains=chains,
+        leaves=chains,
+        splits=(),
+        random=(),
+        forwards=steps * chains,
+        edges=chains,
+        parents=chains,
+    )
+
+
 EXPECTED = {
     "branchgrpo": PAPER_TREE,
     "branchgrpo-adaptive": SPLITS_ONLY,
@@ -206,6 +220,21 @@ EXPECTED = {
         forwards=16 * 8,
         edges=16 * 4,
         parents=16 * 4,
+    ),
+    "awm": leaves_of_chains(14, 24),
+    "crd": leaves_of_chains(10, 24),
+    "dgpo": leaves_of_chains(10, 16),
+    "nft": leaves_of_chains(10, 24),
+    # splits in three at 0, 1, 2: 1 + 3 + 9 + 27 · 7
+    "nft-tree": Counts(
+        steps=10,
+        chains=1,
+        leaves=27,
+        splits=(0, 1, 2),
+        random=(0, 1, 2),
+        forwards=202,
+        edges=27,
+        parents=27,
     ),
     "tempflow": Counts(
         steps=10,

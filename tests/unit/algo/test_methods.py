@@ -26,8 +26,8 @@ STEPS = {
     4: "mixgrpo mixgrpo-flash mixgrpo-flash-star",
     2: "flow-dppo flowgrpo flowgrpo-fast grpo-guard tempflow",
     1: (
-        "branchgrpo-adaptive branchgrpo-antithetic branchgrpo-flash branchgrpo-splits "
-        "branchgrpo-splits-flash treegrpo"
+        "awm branchgrpo-adaptive branchgrpo-antithetic branchgrpo-flash branchgrpo-splits "
+        "branchgrpo-splits-flash crd dgpo nft nft-tree treegrpo"
     ),
 }
 """Optimiser steps per rollout: those of the published code (METHODS.md; of TreeGRPO none is), of
@@ -144,11 +144,15 @@ def test_mixgrpo_flash_compresses_what_lies_behind_the_window() -> None:
 
 
 def test_roots_and_kernels_of_the_presets() -> None:
-    private = {"dancegrpo-private", "flow-dppo", "flowgrpo", "grpo-guard", "tempflow"}
+    noiseless = {"awm", "crd", "dgpo", "nft"}
+    private = {"dancegrpo-private", "flow-dppo", "flowgrpo", "grpo-guard", "tempflow"} | noiseless
     assert {name for name in presets() if not plan_at(load(name)).shared_root} == private
     noise = {"flow": 0.7, "cps": 0.8, "dance": 0.3}
     for name in presets():
         plan = plan_at(load(name))
+        if name in noiseless:
+            assert set(plan.kernel) == {"ode" if name in ("awm", "crd") else "dpm"}
+            continue
         danced = name.startswith(("branch", "dance")) and name != "branchgrpo-flash"
         family = "dance" if danced else "cps" if name == "flowgrpo-fast" else "flow"
         assert {plan.kernel[step] for step in range(plan.steps) if plan.stochastic[step]} == {
@@ -170,13 +174,14 @@ def test_tempflow_weighs_a_step_by_its_noise() -> None:
 
 @pytest.mark.parametrize("preset", presets())
 def test_plans_over_training_have_random_steps_but_never_the_last(preset: str) -> None:
+    """Or none at all, where only leaves are trained."""
     # what splits at given steps, or at three in a row, wants a longer schedule
-    lengths = (20,) if preset.startswith(("branch", "treegrpo")) else (2, 3, 5, 25)
+    lengths = (20,) if preset.startswith(("branch", "treegrpo", "nft-tree")) else (2, 3, 5, 25)
     for steps in lengths:
         loaded = load(preset, {"sampling.steps": str(steps)})
         for iteration in range(0, 1000, 13):
             plan = plan_at(loaded, iteration)
-            assert any(plan.stochastic) and not plan.stochastic[-1]
+            assert any(plan.stochastic) == loaded.method.random and not plan.stochastic[-1]
             assert plan.sigmas[0] == 1.0 and plan.sigmas[-1] == 0.0
             assert topology(plan).leaves * plan.chains >= 2
 
@@ -203,6 +208,8 @@ def test_plans_over_training_have_random_steps_but_never_the_last(preset: str) -
         ("treegrpo", {"sampling.steps": "3"}, ["window", "got 2 … 2 of 3", "schedule of 3"]),
         ("treegrpo", {"method.window.stride": "4"}, ["window", "got 1 … 3 of 3"]),
         ("treegrpo", {"method.window.ratio": "1"}, ["ratio", "got 1"]),
+        ("nft", {"loss.old.most": "1"}, ["loss.old.most", "got 1"]),
+        ("nft", {"loss": "{name: clipped}"}, ["loss", "nft, awm, dgpo, crd", "clipped"]),
     ],
 )
 def test_options_that_cannot_be_are_one_line(
