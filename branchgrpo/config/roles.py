@@ -140,8 +140,8 @@ class Learner(Role):
     micro_batch: int = Field(
         64,
         ge=1,
-        description="parents per forward and backward; halved where "
-        "they don't fit into a GPU's memory",
+        description="parents, or leaves at one noise level each, per forward and backward; halved "
+        "where they don't fit into a GPU's memory",
     )
     token_budget: int = Field(
         0,
