@@ -232,7 +232,7 @@ def test_encodings_are_of_one_size_and_autoencoder(
         ("2.1", "model_index.json", {"image_encoder": None}, "expected an image_encoder in"),
         ("2.1", "transformer/config.json", {"in_channels": 16}, "of 36 channels, in .*, got 16,"),
         ("2.1", "transformer/config.json", {"pos_embed_seq_len": 514}, "takes the last frame too"),
-        ("2.2", "model_index.json", {"boundary_ratio": 0.9}, "one denoiser serves every noise"),
+        ("2.2", "model_index.json", {"boundary_ratio": 0.9}, "expected a transformer_2 in"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(
