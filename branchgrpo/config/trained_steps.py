@@ -1,4 +1,4 @@
-"""Do a method's random steps and the model's weights that train meet?"""
+"""Do the steps that a run trains on and the model's weights that train meet?"""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ OPEN_END = 1000
 
 
 def check(config: Config) -> None:
-    """Raise UserError where in no iteration a random step is of weights that train. Reads the
-    files that the schedule is made from."""
+    """Raise UserError where in no iteration a step that is trained on, a random one or, of losses
+    on leaves, any, is of weights that train. Reads the files that the schedule is made from."""
     schedule = config.schedule()
-    if not (frozen_by := config.model.frozen_by()) or config.loss.process == "forward":
-        return  # a loss on leaves needs no random step
-    method, random = config.method.start(schedule.steps, config.run.seed), set[int]()
+    if not (frozen_by := config.model.frozen_by()):
+        return
+    method, seen = config.method.start(schedule.steps, config.run.seed), set[int]()
+    leaves = config.loss.process == "forward"  # which needs no random step
     for iteration in range(config.run.iterations or OPEN_END):
         plan = config.plan(method, iteration, schedule)
-        if any(plan.trainable):
+        wanted = {step for step in range(plan.steps) if leaves or plan.stochastic[step]}
+        if not all(plan.frozen[step] for step in wanted):
             return
-        random |= {step for step in range(plan.steps) if plan.stochastic[step]}
+        seen |= wanted
     frozen = config.model.frozen_steps(schedule.levels)
     trained = [step for step, still in enumerate(frozen) if not still]
     raise UserError(
-        f"{frozen_by}: expected some of the method's random steps among those of the weights that "
-        f"train, {_steps(trained)}, got {_steps(sorted(random))}: nothing would be trained"
+        f"{frozen_by}: expected some of the steps that are trained on (the method's random ones; "
+        "of losses on leaves all) among those of the weights that train, "
+        f"{_steps(trained)}, got {_steps(sorted(seen))}: nothing would be trained"
     )
 
 

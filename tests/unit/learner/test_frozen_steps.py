@@ -133,9 +133,13 @@ def test_a_run_that_would_train_nothing_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         trained_steps.check(a14b("low", **alone))
     assert str(caught.value) == (
-        "model.train_denoisers: low: expected some of the method's random steps among those of the "
-        "weights that train, 2, 3, 4, got 0: nothing would be trained"
+        "model.train_denoisers: low: expected some of the steps that are trained on (the method's "
+        "random ones; of losses on leaves all) among those of the weights that train, 2, 3, 4, got "
+        "0: nothing would be trained"
     )
+    trained_steps.check(a14b("low", **alone, loss__name="nft"))  # random steps or not
+    with pytest.raises(UserError, match="train, none, got 0, 1, 2, 3, 4: nothing would be trained"):
+        trained_steps.check(a14b("low", loss__name="nft", sampling__shift="200"))
     open_end = {"run__iterations": "0", "run__max_minutes": "5", "learner__schedule": "constant"}
     with pytest.raises(UserError, match="nothing would be trained"):
         trained_steps.check(a14b("low", **alone, **open_end))
@@ -182,6 +186,25 @@ def test_an_update_moves_one_denoiser(small: dict[str, str], trained: str) -> No
     assert stats.edges == 3 * (4 if trained == "high" else 8)
     sent = learner.publish()[1]
     assert {name.partition(".")[0] for name in sent.names} == {part}
+
+
+@pytest.mark.networks
+@pytest.mark.parametrize("trained", ["high", "low"])
+def test_leaves_train_at_the_levels_of_one_denoiser(small: dict[str, str], trained: str) -> None:
+    keys = small | {"model.train_denoisers": trained, "loss.name": "nft"}
+    (request,) = batch(keys)
+    learner = Learner(config(1, keys), 0, list)
+    learner.configure(learner.config)
+    before = {name: value.clone() for name, value in learner.model.module.named_parameters()}
+    stats = learner.update(request)
+    moved = {
+        name.partition(".")[0]
+        for name, value in learner.model.module.named_parameters()
+        if not torch.equal(value, before[name])
+    }
+    assert moved == {{"high": "transformer", "low": "transformer_2"}[trained]}
+    # 3 trees of 4 leaves, at two of the first four levels: `share` leaves out the fifth
+    assert stats.forwards == 12 * 2
 
 
 @pytest.mark.networks
