@@ -32,6 +32,12 @@ def found(preset: str, workers: int = 1, **keys: str) -> Counts:
         ("dancegrpo-bestofn", 24, 24 * 20, 8 * 19),
         ("mixgrpo", 16, 16 * 25, 16 * 4),
         ("tempflow", 216, 4 * 279, 4 * 9),
+        # leaves, at each of their noise levels
+        ("nft", 24, 24 * 10, 24 * 9),
+        ("nft-tree", 27, 1 + 3 + 9 + 27 * 7, 27 * 9),
+        ("awm", 24, 24 * 14, 24 * 6),
+        ("dgpo", 16, 16 * 10, 16 * 4),
+        ("crd", 24, 24 * 10, 24 * 9),
     ],
 )
 def test_presets(preset: str, leaves: int, grown: int, trained: int) -> None:
@@ -60,6 +66,14 @@ def test_trees_are_cut_for_many_workers() -> None:
     assert found("branchgrpo", workers=3).frontier == 0
     assert found("branchgrpo", workers=6).frontier == 3 * 2
     assert found("branchgrpo", workers=24).frontier == 3 * 8
+
+
+def test_of_leaves_nothing_else_is_stored() -> None:
+    """Compared: with the old weights and the base; score and base before a step, base and mean in
+    it."""
+    nft, dgpo = found("nft-tree"), found("dgpo")
+    assert nft.stored == nft.pictures == 3 * 27 and dgpo.stored == 3 * 16
+    assert (nft.compared, dgpo.compared) == (2 * nft.trained, 4 * dgpo.trained)
 
 
 def test_a_kl_term_trains_parents_without_advantage_too() -> None:

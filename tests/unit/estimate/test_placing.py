@@ -77,6 +77,17 @@ def test_a_ddp_rank_holds_20_bytes_a_float32_weight() -> None:
         assert "masters" not in found.resident
 
 
+def test_a_loss_on_leaves_holds_what_it_compares_with() -> None:
+    plain = held(memory.learner(config(), whole(), shared=False))
+    for loss, more in (
+        ("{name: nft, kl_beta: 0}", 4),  # the second set, float32
+        ("{name: nft}", 4 + 2),  # and the base
+        ("{name: dgpo, kl_beta: 0, clip_range: 0}", 2),  # which ω takes
+        ("{name: awm, kl_beta: 0, mean_beta: 0}", 0),
+    ):
+        assert held(memory.learner(config(loss=loss), whole(), shared=False)) - plain == more * P
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_optimiser_state_is_what_an_update_holds(dtype: torch.dtype) -> None:
     """Tensors of the learner's own classes, one optimiser step later, beside the weights."""
