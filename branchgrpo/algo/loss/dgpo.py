@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from branchgrpo.algo.loss.base import Second
 from branchgrpo.algo.loss.forward import Decay, ForwardLoss, Points, Velocity, plain
-from branchgrpo.types import F32
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +25,7 @@ class GroupPreferenceLoss(ForwardLoss):
         100.0, gt=0, description="β, how sharply ω falls once a group is told apart"
     )
     times: int = Field(
-        4, ge=1, description="levels of each group, drawn from the steps; at most as many as those"
+        4, ge=0, description="levels of each group, drawn anew from those of these steps; 0 = all"
     )
     share: float = Field(
         0.7, gt=0, le=1, description="part of the sampler's steps, from noise, that is trained"
@@ -61,12 +59,6 @@ class GroupPreferenceLoss(ForwardLoss):
 
     def decay(self, update: int) -> float:
         return self.mean.at(update)
-
-    def levels(self, sigmas: F32, draw: np.random.Generator) -> F32:
-        """[k] different ones of the first `share` of the steps, k = min(times, those)."""
-        first = super().levels(sigmas, draw)
-        chosen = draw.choice(len(first), min(self.times, len(first)), replace=False)
-        return first[np.sort(chosen)]
 
     def score(self, points: Points) -> Tensor:
         """[n] A·β·(ℓ − ℓ_base)."""

@@ -82,6 +82,11 @@ class ForwardLoss(LossOptions):
     share: float = Field(
         0.99, gt=0, le=1, description="part of the sampler's steps, from noise, that is trained"
     )
+    times: int = Field(
+        0,
+        ge=0,
+        description="levels of each leaf, drawn anew from those of these steps; 0 = all of them",
+    )
     kl_beta: float = Field(
         0.0,
         ge=0,
@@ -109,9 +114,12 @@ class ForwardLoss(LossOptions):
 
     def levels(self, sigmas: F32, draw: np.random.Generator) -> F32:
         """[k] noise levels t that a leaf (or a group) is trained at, of the sampler's own sigmas
-        [T+1]; k depends on T alone. All of the first `share` of its steps."""
-        del draw
-        return sigmas[: max(1, int(round(self.share * (len(sigmas) - 1), 9)))]
+        [T+1]; k depends on T alone. Of the first `share` of its steps all, or `times` different
+        ones, where there are so many."""
+        first = sigmas[: max(1, int(round(self.share * (len(sigmas) - 1), 9)))]
+        if not 0 < self.times < len(first):
+            return first
+        return first[np.sort(draw.choice(len(first), self.times, replace=False))]
 
     def score(self, points: Points) -> Tensor:
         """[n] what is asked for before, see `scored`; nothing has a gradient there."""

@@ -212,3 +212,12 @@ def test_levels_are_those_of_the_sampler() -> None:
         levels = GroupPreferenceLoss().levels(SIGMAS, draw)
         assert len(set(levels)) == 4 and set(levels) <= set(SIGMAS[:7])
     assert len(GroupPreferenceLoss().levels(static(3, 1.0).levels, draw)) == 2
+
+
+def test_fewer_levels_are_drawn_alike_from_all() -> None:
+    draw, counted = np.random.default_rng(1), np.zeros(9)
+    for _ in range(300):
+        levels = NegativeAwareLoss(times=3).levels(SIGMAS, draw)
+        assert (np.diff(levels) < 0).all()
+        counted += np.isin(SIGMAS[:9], levels)
+    assert counted.sum() == 900 and (np.abs(counted - 100) < 40).all()  # five deviations
