@@ -99,6 +99,7 @@ def test_who_died_of_what_and_who_replaces_it(tmp_path: Path) -> None:
     made.stop()
 
 
+@pytest.mark.slow
 def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     made, told = pool(tmp_path, 2, straggler_seconds=1.5), list[str]()
     made.note = told.append
@@ -115,6 +116,7 @@ def test_what_is_given_to_another_as_well(tmp_path: Path) -> None:
     made.stop()
 
 
+@pytest.mark.slow
 def test_a_broadcast_does_not_wait_for_the_only_worker_when_it_hangs(tmp_path: Path) -> None:
     """Nobody is there whose answer would tell how long it takes: earlier ones do."""
     made, told = pool(tmp_path, 1, straggler_seconds=0.5), list[str]()
@@ -231,6 +233,7 @@ def test_a_rank_that_hangs_after_measured_calls_is_found_in_seconds(
     )
 
 
+@pytest.mark.slow
 def test_a_slow_call_is_left_alone_and_one_behind_another_waits_for_it(
     rank_group: RankGroup,
 ) -> None:
@@ -268,6 +271,7 @@ def test_methods_that_wait_for_storage_have_the_whole_timeout(
 # ranks that cannot start
 
 
+@pytest.mark.slow
 def test_a_new_group_that_cannot_start_is_made_again(
     rank_group: RankGroup, notes: list[str], tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def stopped() -> Iterator[Stopped]:
 # rollout workers
 
 
+@pytest.mark.slow
 @separate
 def test_every_worker_killed_once_in_the_middle_of_a_task(
     stage: Stage, plain: Run, tmp_path: Path

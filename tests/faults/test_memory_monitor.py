@@ -37,6 +37,7 @@ def ray_session() -> Iterator[None]:
     session.stop()
 
 
+@pytest.mark.slow
 def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_path: Path) -> None:
     made, told = pool(tmp_path, 2), list[str]()
     made.note = told.append
@@ -58,6 +59,7 @@ def test_a_worker_that_the_memory_monitor_ends_in_a_broadcast_is_replaced(tmp_pa
     made.stop()
 
 
+@pytest.mark.slow
 def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +77,7 @@ def test_an_idle_worker_that_the_memory_monitor_ended_is_replaced(
     made.stop()
 
 
+@pytest.mark.slow
 def test_a_rank_that_the_memory_monitor_ends_ends_the_group_and_another_is_formed(
     rank_group: RankGroup, notes: list[str]
 ) -> None:

@@ -290,6 +290,7 @@ def test_auto_follows_nodes_that_come_and_go(
         cluster.remove_node(first)
 
 
+@pytest.mark.slow
 def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -332,6 +333,7 @@ def test_a_newcomer_starts_on_another_node_than_one_where_it_could_not(
                 cluster.remove_node(one)
 
 
+@pytest.mark.slow
 def test_a_group_starts_on_another_node_than_one_where_it_could_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_every_part_of_the_program_runs_at_small_shapes(tmp_path: Path) -> None:
     assert len(parts) == 15 and all(sound(rows) for _, rows in parts), parts
 
 
+@pytest.mark.slow
 def test_the_program_runs_parts_in_processes_of_their_own(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     words = ["--device", "cpu", "--small", "--limit", "300", "--out", str(out), "--parts", "6"]

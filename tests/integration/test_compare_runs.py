@@ -152,6 +152,7 @@ def test_pictures_are_kept_as_they_are(whole: Comparison) -> None:
     assert (whole.folder / "compare-samples.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_ends_with_the_same_numbers(
     whole: Comparison, tmp_path: Path
 ) -> None:

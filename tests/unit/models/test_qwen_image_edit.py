@@ -100,7 +100,7 @@ def drawn_by(pipe: Any, model: Any, sample: Sample, root: torch.Tensor) -> tuple
 @pytest.mark.parametrize(
     ("height", "width", "source"), [(32, 32, (0, 0)), (48, 24, (0, 0)), (32, 48, (64, 32))]
 )
-@pytest.mark.parametrize("name", ["family", "older"])
+@pytest.mark.parametrize("name", ["family", pytest.param("older", marks=pytest.mark.slow)])
 def test_the_ode_path_is_diffusers_pipeline(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
