@@ -113,6 +113,13 @@ METRICS = (
         labels=("score",),
     ),
     _gauge(
+        "hacking",
+        "measured scores that fell at the last held-out check while the trained reward rose",
+        panel="Reward hacking",
+        unit="short",
+        source="alarm/hacking",
+    ),
+    _gauge(
         "advantage_abs",
         "mean |A| of kept edges",
         panel="Advantage",

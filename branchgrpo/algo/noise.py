@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from branchgrpo.types import TreeKey
+
+if TYPE_CHECKING:
+    import torch
 
 _OWN, _SHARED, _LEVELS, _ADDED = 0, 1, 2, 3
 
@@ -22,6 +25,8 @@ def draw(
     seed: int, key: TreeKey, node: int, shape: tuple[int, ...], stream: int = _OWN
 ) -> torch.Tensor:
     """Standard normal noise [*shape] float32 that belongs to one node of one tree."""
+    import torch
+
     generator = _generator(seed, key, node, stream)
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
@@ -59,6 +64,8 @@ def branch(
     antithetic: ξ_2k+1 = −ξ_2k, so a pair's mean is the parent's mean.
     independent: ξ_b independent.
     """
+    import torch
+
     if len(children) == 1:
         return draw(seed, key, children[0], shape)[None]
     if form == "antithetic":

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from branchgrpo.config import registry
+from branchgrpo.config import conditions, registry
 from branchgrpo.rewards.base import RewardOptions
 
 Reward = Annotated[RewardOptions, registry.REWARDS]
@@ -39,6 +39,12 @@ class Run(Section):
         description="stop after this many minutes of training, held-out checks not counted; 0 = "
         "no limit",
     )
+    stop_when: tuple[str, ...] = Field(
+        (),
+        description="end training, in good order, after an iteration with such a figure: FIGURE < "
+        "VALUE (or >, <=, >=), figures as in metrics.jsonl; alarm/hacking > 0 ends it at the first "
+        "alarm of evaluation.alarm",
+    )
     export: Literal["pipeline", "transformer", "lora", "none"] = Field(
         "pipeline",
         description="write the trained weights: a whole pipeline, the transformer alone, the "
@@ -54,6 +60,13 @@ class Run(Section):
         description="tracking URI of MLflow that gets the metrics as well, as sinks: "
         "[{name: mlflow, uri: …}] has it; empty: none",
     )
+
+    @field_validator("stop_when")
+    @classmethod
+    def _conditions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for condition in value:
+            conditions.parsed(condition)
+        return value
 
 
 class Sampling(Section):
@@ -149,6 +162,13 @@ class Evaluation(Section):
         (),
         description="rewards that are measured at held-out checks alone: they tell whether what is "
         "trained on is hacked",
+    )
+    alarm: float = Field(
+        2.0,
+        ge=0,
+        description="held-out checks warn of reward hacking where a score of these rewards fell "
+        "while what is trained on rose, each by more than so many standard errors (of the paired "
+        "difference, over prompts); 0 = never",
     )
 
 

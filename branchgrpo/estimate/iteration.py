@@ -12,7 +12,7 @@ from branchgrpo.algo.schedule import Schedule
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology, trainable
 from branchgrpo.config.schema import Config
 from branchgrpo.learner import shard
-from branchgrpo.learner.points import split_points
+from branchgrpo.learner.point_shards import split_points
 from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
 
 SAMPLED = 30

@@ -13,7 +13,8 @@ from branchgrpo.learner import shard
 from branchgrpo.learner.batches import MicroBatches, Texts
 from branchgrpo.learner.forward import ForwardPass
 from branchgrpo.learner.payloads import PayloadStore
-from branchgrpo.learner.points import PointBatch, PointBatches, split_points
+from branchgrpo.learner.point_shards import split_points
+from branchgrpo.learner.points import PointBatch, PointBatches
 from branchgrpo.learner.policy import PolicyUpdate, Tally
 from branchgrpo.types import BranchPlan, LearnerShard, PointShard, TreeCredit, TreeHeader
 

@@ -191,8 +191,8 @@ def summary(
     """What goes into summary.json; figures that need an iteration are null when there was none.
 
     before, after: scores [P] of the held-out prompts by reward/score; one that is missing on either
-    side is left out. seconds: by stage of the run. stopped_by: iterations, max_minutes or
-    interrupted.
+    side is left out. seconds: by stage of the run. stopped_by: see
+    branchgrpo.training.state.
     """
 
     def total(key: str) -> float | None:

@@ -101,6 +101,7 @@ def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> di
         stopped_by=state.stopped_by,
     )
     summary["gates"] = state.gates
+    summary["alarms"] = list(run.hacked)
     summary["settings"] = settings(config)
     if key := suites.category(config):
         held_out = run.evaluator.held_out

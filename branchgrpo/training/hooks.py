@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from branchgrpo.config import conditions
 from branchgrpo.training.run import Hook, Run
 from branchgrpo.training.state import TrainState
 
@@ -72,6 +73,20 @@ class HeldOut:
         count = min(options.prompts_between, options.prompts)
         scores, _ = run.evaluator.scores(state.version, count)
         state.record |= {f"held_out/{name}": float(one.mean()) for name, one in scores.items()}
+        state.record |= run.hacking(scores)
+
+
+class StopWhen:
+    """Does a figure of the iteration, those of a held-out check among them, end training?"""
+
+    name = "stop-when"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return bool(run.config.run.stop_when) and not state.stopped_by
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        if condition := conditions.met(run.config.run.stop_when, state.record):
+            state.stopped_by = f"stop_when: {condition.strip()}"
 
 
 class Checkpoint:
@@ -125,6 +140,7 @@ HOOKS: tuple[Hook, ...] = (
     KeepLease(),
     End(),
     HeldOut(),
+    StopWhen(),
     Checkpoint(),
     Record(),
     Regroup(),

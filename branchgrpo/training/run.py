@@ -16,6 +16,7 @@ from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
 from branchgrpo.runs.lease import Lease
 from branchgrpo.service import CheckpointRequest, Display, Log, Service
+from branchgrpo.training import alarms
 from branchgrpo.training.ahead import Ahead
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.stages import Stages
@@ -87,6 +88,7 @@ class Run:
         self.lease = lease
         self.after: Scores = {}
         self.diversity: F32 | None = None
+        self.hacked: tuple[str, ...] = ()  # scores that gave the alarm at the last check
         self.fence = 0
         self.reissued = 0  # tasks, under this driver
         self.earlier: Mapping[str, int] = {}  # the same and recoveries, under drivers before it
@@ -210,11 +212,33 @@ class Run:
             self.service.learners.export(self.weights)
         self.after = scores
         last = {"time/training": state.seconds, "checkpoint/iteration": float(state.saved)}
+        last |= self.hacking(scores)
         self.log.write(state.iteration, self.evaluator.between(scores) | last)
         self._keep("after", scores, pixels, f"after {state.iteration} iterations")
         state.complete = True
 
     # what checks find
+
+    def hacking(self, scores: Scores) -> dict[str, float]:
+        """The figure of the alarm, which is said when it changes: {} where nothing is measured
+        beside what is trained on. scores: of the first held-out prompts."""
+        options, before = self.config.evaluation, self.before or {}
+        names = [
+            f"{reward.title}/{score}" for reward in options.rewards for score in reward.reported()
+        ]
+        measured = [name for name in names if name in before]
+        if not (options.alarm and measured):
+            return {}
+        total, fell = alarms.hacked(before, scores, measured, options.alarm)
+        hacked = tuple(one.score for one in fell)
+        if hacked and hacked != self.hacked:
+            told = ", ".join(map(str, fell))
+            self.display.note(
+                f"alarm, reward hacking? held-out {total} since the start, but of what is only "
+                f"measured: {told}"
+            )
+        self.hacked = hacked
+        return {alarms.FIGURE: float(len(hacked))}
 
     def _pictures(self) -> int:
         return min(self.config.evaluation.pictures, self.config.evaluation.prompts)

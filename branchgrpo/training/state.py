@@ -25,7 +25,8 @@ class TrainState:
     begun: bool = False  # the run is this driver's, and went on from where it was
     updating: bool = False  # an update was begun that the rollout workers have not got
     saved: int = 0  # iteration of the newest checkpoint
-    stopped_by: str = ""  # why training ends here: "iterations", "max_minutes", "interrupted"
+    # why training ends here: "iterations", "max_minutes", "stop_when: CONDITION", "interrupted"
+    stopped_by: str = ""
     complete: bool = False  # the trained model is measured and exported
     recoveries: int = 0
 

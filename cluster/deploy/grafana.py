@@ -14,6 +14,7 @@ ROWS = {
         "Flat groups",
         "Effective samples",
         "Held-out score",
+        "Reward hacking",
         "Advantage",
         "Clip fraction",
         "KL to the base",

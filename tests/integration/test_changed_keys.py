@@ -123,6 +123,7 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.suites": ("elsewhere", AT_START, {}),
     "evaluation.metric": ("ocr/edit", WHOLE, {}),
     "evaluation.kept_mb": ("1", AT_START, {}),
+    "evaluation.alarm": ("1", AT_START, {}),
     "evaluation.rewards": ("[{name: jpeg}]", AT_START, {}),
     "learner.ranks": ("2", AT_START, {}),
     "learner.max_ranks": ("2", AT_START, {}),

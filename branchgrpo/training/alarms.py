@@ -1,0 +1,48 @@
+"""Is the trained reward hacked? What is measured alone tells: it falls while the reward rises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from branchgrpo.types import F32
+
+FIGURE = "alarm/hacking"
+"""How many measured scores fell while the trained reward rose."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of a score, by the same prompts before and now."""
+
+    score: str
+    mean: float
+    error: float  # standard error of the mean, over prompts
+
+    def passes(self, errors: float) -> bool:
+        """Is it further from 0 than so many standard errors?"""
+        return abs(self.mean) > errors * self.error
+
+    def __str__(self) -> str:
+        return f"{self.score} {self.mean:+.3g} ± {self.error:.2g}"
+
+
+def change(score: str, before: F32, now: F32) -> Change:
+    """before: [P or more] scores of prompts, now: [P] of the first ones, P ≥ 2."""
+    difference = now.astype(np.float64) - before[: len(now)]
+    error = difference.std(ddof=1) / np.sqrt(len(now))
+    return Change(score, float(difference.mean()), float(error))
+
+
+def hacked(
+    before: Mapping[str, F32], now: Mapping[str, F32], measured: Sequence[str], errors: float
+) -> tuple[Change, list[Change]]:
+    """(how what is trained on changed, which of the measured scores fell while it rose), both by
+    more than so many standard errors of the paired difference."""
+    total = change("total", before["total"], now["total"])
+    if not (total.mean > 0 and total.passes(errors)):
+        return total, []
+    others = [change(score, before[score], now[score]) for score in measured]
+    return total, [one for one in others if one.mean < 0 and one.passes(errors)]

@@ -1,0 +1,141 @@
+"""When held-out checks warn of reward hacking, and figures that end a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.ledger import Ledger
+from support.small_trees import quickstart
+from support.training import Memory, run_of
+from test_checks import SMALL, trained
+
+from branchgrpo.config import conditions
+from branchgrpo.training import alarms
+from branchgrpo.types import F32
+
+GOLD = ["colour/score", "colour/ink"]
+
+
+def scores(*values: float) -> F32:
+    return np.array(values, np.float32)
+
+
+def test_the_change_of_a_score_is_paired() -> None:
+    found = alarms.change("score", scores(1, 2, 4, 9), scores(2, 4, 8))
+    assert found.mean == pytest.approx(7 / 3)
+    assert found.error == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 6))
+    assert str(found) == "score +2.33 ± 0.88"
+
+
+@pytest.mark.parametrize(
+    ("total", "score", "fell"),
+    [
+        ((1, 1, 1, 1), (0, 0, 0, 0), []),  # nothing fell
+        ((1, 1, 1, 1), (-1, -1, -1, -1), ["colour/score"]),
+        ((0, 0, 0, 0), (-1, -1, -1, -1), []),  # nothing rose
+        ((-1, -1, -1, -1), (-1, -1, -1, -1), []),  # all is worse: no hacking
+        ((1, 1, 1, 1), (1, 1, 1, 1), []),
+        # means ± 0.5 with an error of 0.289: 1.73 of them
+        ((0, 0, 1, 1), (-1, -1, -1, -1), []),
+        ((1, 1, 1, 1), (0, 0, -1, -1), []),
+    ],
+)
+def test_what_is_measured_falls_while_the_reward_rises(
+    total: tuple[float, ...], score: tuple[float, ...], fell: list[str]
+) -> None:
+    before = {"total": scores(5, 6, 7, 8), GOLD[0]: scores(3, 3, 2, 2), GOLD[1]: scores(0, 0, 0, 0)}
+    now = {
+        "total": before["total"] + scores(*total),
+        GOLD[0]: before[GOLD[0]] + scores(*score),
+        GOLD[1]: before[GOLD[1]],
+    }
+    _, found = alarms.hacked(before, now, GOLD, 2.0)
+    assert [one.score for one in found] == fell
+
+
+def test_half_as_many_errors_are_enough_where_they_are_asked_for() -> None:
+    before = {name: scores(0, 0, 0, 0) for name in ("total", GOLD[0])}
+    now = {"total": scores(1, 1, 1, 1), GOLD[0]: scores(0, 0, -1, -1)}
+    assert alarms.hacked(before, now, GOLD[:1], 1.7)[1]
+    assert not alarms.hacked(before, now, GOLD[:1], 1.8)[1]
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_run_says_it_once_and_logs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = quickstart(SMALL | {"evaluation.rewards": "[{name: colour}]"})
+    run = run_of(config, Ledger(config), tmp_path, log=Memory())
+    told = Notes()
+    monkeypatch.setattr(run.display, "note", told.note, raising=False)
+    low, high = scores(0, 0.1, 0, 0.1), scores(0.9, 1, 1, 1)
+    run.before = {"total": low, **dict.fromkeys(("colour/score", "colour/ink"), high)}
+    # colour/ground is not known of before
+    hacked = {"total": high, "colour/score": low, "colour/ink": high, "colour/ground": low}
+    assert run.hacking(hacked) == {"alarm/hacking": 1.0}
+    assert run.hacking(hacked) == {"alarm/hacking": 1.0}
+    assert run.hacked == ("colour/score",)
+    assert run.hacking(run.before) == {"alarm/hacking": 0.0} and not run.hacked
+    (line,) = told.said
+    assert "reward hacking" in line and "total +0.925" in line and "colour/score -0.925" in line
+
+
+@pytest.mark.parametrize(
+    "keys", [{"evaluation.rewards": "[]"}, {"evaluation.alarm": "0"}], ids=["none", "off"]
+)
+def test_without_measured_rewards_there_is_no_figure(tmp_path: Path, keys: dict[str, str]) -> None:
+    config = quickstart(SMALL | {"evaluation.rewards": "[{name: colour}]"} | keys)
+    run = run_of(config, Ledger(config), tmp_path, log=Memory())
+    run.before = {"total": scores(0, 0), "colour/score": scores(1, 1)}
+    assert run.hacking({"total": scores(1, 1), "colour/score": scores(0, 0)}) == {}
+
+
+@pytest.mark.parametrize(
+    ("condition", "ended"),
+    [
+        ("update/version >= 3", 3),
+        (" update/version>2 ", 3),
+        ("held_out/total > -1", 2),  # seen at the first check
+        ("held_out/none > -1", 0),
+        ("update/version < 0", 0),
+        ("update/version <= 1", 1),
+    ],
+)
+def test_a_figure_ends_training(tmp_path: Path, condition: str, ended: int) -> None:
+    keys = {"run__stop_when": f"['{condition}', 'reward/total < -9']", "evaluation__every": "2"}
+    state, log = trained(tmp_path, **keys)
+    if not ended:
+        assert (state.stopped_by, state.iteration) == ("iterations", 5)
+        return
+    assert (state.stopped_by, state.iteration) == (f"stop_when: {condition.strip()}", ended)
+    assert state.complete and log.records[-1]["iteration"] == ended
+
+
+@pytest.mark.parametrize(
+    "condition", ["update/loss", "a b < 3", "loss < much", "loss = 3", "loss > nan", "< 3", ""]
+)
+def test_what_is_no_condition(condition: str) -> None:
+    with pytest.raises(ValueError, match="expected FIGURE < VALUE") as caught:
+        conditions.parsed(condition)
+    assert repr(condition) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_conditions_are_checked_with_the_config() -> None:
+    from branchgrpo.errors import UserError
+
+    with pytest.raises(UserError, match=r"run\.stop_when.*expected FIGURE < VALUE"):
+        quickstart({"run.stop_when": "[loss]"})
+
+
+def test_figures_that_are_not_numbers_meet_no_condition() -> None:
+    record: dict[str, Any] = {"update/loss": float("nan")}
+    assert conditions.met(("update/loss < 1", "update/loss >= 1"), record) == ""
