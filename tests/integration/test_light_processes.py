@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LAST = """
 compute = ("torch", "diffusers", "transformers", "peft", "onnxruntime")
 print(*[name for name in compute if name in sys.modules])
