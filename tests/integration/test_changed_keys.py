@@ -148,7 +148,7 @@ REFUSED_KEYS = {"checkpoint.folder", "loss.name"}
 section (below)."""
 
 
-STATE = {"steps", "schedule", "version", "skips", "driver"}
+STATE = {"steps", "fewer_steps", "schedule", "version", "skips", "driver"}
 
 
 DRIVER = {"iteration", "seconds", "gates", "is", "method"}
