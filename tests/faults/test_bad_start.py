@@ -92,6 +92,7 @@ def test_what_this_machine_can_never_hold_is_refused_before_a_ray_is_started(
     )
 
 
+@pytest.mark.slow
 def test_what_a_cluster_has_not(running: Head) -> None:
     found = said(
         "train",
@@ -105,6 +106,7 @@ def test_what_a_cluster_has_not(running: Head) -> None:
     assert "64 GPU), " in found and found.endswith("free after 1 s: missing 64 GPU")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "has"),
     [

@@ -20,7 +20,7 @@ from cluster.errors import RankGroupError
 from cluster.rank_group import RankGroup
 from cluster.worker_pool import WorkerPool
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 RANK = 100
 """What ranks call themselves begins here."""
 

@@ -20,7 +20,7 @@ from support.small_actors import Unfit, Worker, logs, pool, results, until
 from cluster import pings
 from cluster.errors import BudgetError, loss_cause
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.slow]
 
 
 # results and errors
@@ -161,7 +161,6 @@ def test_what_workers_are_made_with_changes_for_all(tmp_path: Path) -> None:
     made.stop()
 
 
-@pytest.mark.slow
 def test_a_worker_that_waits_for_room_is_not_hung(tmp_path: Path) -> None:
     made = pool(tmp_path, 1)
     made.wait_ready()
@@ -201,7 +200,6 @@ def test_a_dead_worker_s_tasks_go_to_others(tmp_path: Path) -> None:
     made.stop()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "why"), [(signal.SIGSTOP, "unresponsive"), (signal.SIGKILL, "died")]
 )
@@ -271,7 +269,6 @@ def died(preempted: bool) -> ActorDiedError:
     )
 
 
-@pytest.mark.slow
 def test_preemption_is_not_counted_against_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,7 +344,6 @@ def test_sync_calls_are_taken_back_while_a_worker_is_busy(tmp_path: Path) -> Non
     made.stop()
 
 
-@pytest.mark.slow
 def test_from_two_workers_to_six_to_one_under_load(tmp_path: Path) -> None:
     made = pool(tmp_path, 2)
     made.wait_ready()

@@ -193,6 +193,7 @@ def one_iteration(
     }, batch.segments
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_same_trees_and_update_for_any_cut_workers_and_ranks(tmp_path: Path) -> None:
     """Trees in one piece in this process, and cut in pieces on a Ray with two ranks."""

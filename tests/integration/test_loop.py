@@ -103,7 +103,11 @@ def test_trees_that_are_too_old_are_dropped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "preset",
-    [{}, {"method.adapt_every": "1"}, {"model.lora_rank": "2", "loss.kl_beta": "0.1"}],
+    [
+        {},
+        pytest.param({"method.adapt_every": "1"}, marks=pytest.mark.slow),
+        pytest.param({"model.lora_rank": "2", "loss.kl_beta": "0.1"}, marks=pytest.mark.slow),
+    ],
     ids=["plain", "adaptive", "lora"],
 )
 def test_a_run_goes_on_exactly(made: Made, tmp_path: Path, preset: dict[str, str]) -> None:
