@@ -243,7 +243,7 @@ def summary(
 def table(summary: Mapping[str, Any]) -> Table:
     """The end of a run in a few lines: held-out scores, then cost per leaf and seconds."""
     drawn = f": {words(summary['settings'])}" if "settings" in summary else ""
-    held_out = Table(title=f"held-out scores{drawn}", title_justify="left")
+    held_out = Table()
     for column in ("score", "before", "after", "difference", "95 % interval"):
         held_out.add_column(column, justify="left" if column == "score" else "right")
     for score, row in summary["held_out"].items():
@@ -284,6 +284,8 @@ def table(summary: Mapping[str, Any]) -> Table:
         f"{summary['seconds']['total']:.0f} s in all",
     )
     both = Table.grid()
+    # no title of the table, which is broken to the table's width
+    both.add_row(Text(f"held-out scores{drawn}", style="table.title"))
     both.add_row(held_out)
     both.add_row(cost)
     return both
