@@ -115,6 +115,11 @@ def _suits(config: Keys) -> Iterator[str]:
 def _loss(config: Keys) -> Iterator[str]:
     """Parts that do not go with what the loss trains on."""
     loss, learner = config.loss, config.learner
+    if loss.second != "none" and learner.parallel == "fsdp":
+        yield (
+            f"learner.parallel: expected ddp with the loss {loss.called}, which holds a second "
+            "set of weights, got fsdp"
+        )
     if loss.process == "reverse":
         if not config.method.random:
             fit = [name for name in LOSS.shipped if LOSS.find(name).process == "forward"]
@@ -127,11 +132,6 @@ def _loss(config: Keys) -> Iterator[str]:
         yield (
             f"learner.old: expected behaviour with the loss {loss.called}, which has no ratio of "
             f"edges, got {learner.old}"
-        )
-    if loss.second != "none" and learner.parallel == "fsdp":
-        yield (
-            f"learner.parallel: expected ddp with the loss {loss.called}, which holds a second "
-            "set of weights, got fsdp"
         )
     if not config.advantage.credits_leaves:
         yield (

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from branchgrpo.algo import kernels
 from branchgrpo.algo.loss.base import Edges
-from branchgrpo.config.roles import Learner
 from branchgrpo.config.schema import Config
 from branchgrpo.learner.batches import MicroBatch, MicroBatches
 from branchgrpo.learner.fsdp import full
 from branchgrpo.learner.gradients import GradientSums
 from branchgrpo.learner.portions import Batches, Portions, Taken
+from branchgrpo.learner.rates import ema_decay, rate_factor
 from branchgrpo.learner.second import SecondWeights
 from branchgrpo.models.base import Adapter
 from branchgrpo.types import BranchPlan
@@ -48,24 +48,6 @@ class Tally:
         """Summed over ranks."""
         values = add(torch.tensor(astuple(self), dtype=torch.float64))
         return Tally(*values.tolist())
-
-
-def rate_factor(options: Learner, step: int, total: int) -> float:
-    """What the learning rate is multiplied by at optimiser step `step` (from 0) of `total`: linear
-    warm-up, then the schedule."""
-    if step < options.warmup:
-        return (step + 1) / options.warmup
-    progress = min(1.0, (step - options.warmup) / max(1, total - options.warmup))
-    if options.schedule == "constant":
-        return 1.0
-    fall = progress if options.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * progress))
-    return 1.0 - (1.0 - options.final_rate) * fall
-
-
-def ema_decay(decay: float, taken: int) -> float:
-    """Decay of the weights' mean after so many optimiser steps: warms up, or the mean would be the
-    untrained model for long."""
-    return min((1 + taken) / (10 + taken), decay)
 
 
 class PolicyUpdate:
@@ -149,7 +131,7 @@ class PolicyUpdate:
         base, _ = kernels.transition(
             plan, rows.steps, rows.x, self.model.base_velocity(rows.x, rows.sigma, rows.cond)
         )
-        return _distance(mean, base) / (2.0 * std**2)
+        return _divergence(mean, base, std)
 
     def deviation(self, plan: BranchPlan, batches: MicroBatches, tally: Tally) -> float:
         """max |ratio − 1| to the behaviour policy over this rank's edges, without a gradient; 0
@@ -214,10 +196,21 @@ class PolicyUpdate:
 
     def _without_gradient(self, plan: BranchPlan, rows: MicroBatch) -> tuple[Tensor, Tensor]:
         """(log-prob [n, K], velocity [n, *S]) of the present policy."""
-        with torch.no_grad(), self.model.without_gradient():
-            v = self.model.velocity(rows.x, rows.sigma, rows.cond).detach()
+        v = self._plain(rows)
         mean, std = kernels.transition(plan, rows.steps, rows.x, v)
         return _log_probs(rows, mean, std), v
+
+    def _plain(self, rows: MicroBatch) -> Tensor:
+        """Velocity [n, *S] without a gradient."""
+        with torch.no_grad(), self.model.without_gradient():
+            return self.model.velocity(rows.x, rows.sigma, rows.cond).detach()
+
+    def _second_mean(self, plan: BranchPlan, rows: MicroBatch) -> Tensor:
+        """μ [n, *S] of the transition under the second weights."""
+        assert self.second is not None
+        with self.second.shown():
+            v = self._plain(rows)
+        return kernels.transition(plan, rows.steps, rows.x, v)[0]
 
     def named(self, weights: str) -> Mapping[str, Tensor]:
         """By name: the model's own weights (`policy`), their mean (`ema`), or the loss' `second`
@@ -239,7 +232,9 @@ class PolicyUpdate:
                     value.copy_(master)
 
     def _backward(self, plan: BranchPlan, rows: MicroBatch, tally: Tally) -> None:
-        beta = self.config.loss.kl_beta
+        beta, penalty = self.config.loss.kl_beta, self.config.loss.mean_penalty
+        # ahead of the forward whose backward is to come: it holds the weights
+        held = self._second_mean(plan, rows) if penalty else None
         edges, mean = self.edges(plan, rows)
         loss, ratio, clipped = self.config.loss(edges)
         real = rows.present & (rows.weight > 0)
@@ -247,6 +242,8 @@ class PolicyUpdate:
         if beta:
             kl = self.kl(plan, rows, mean, edges.std)
             loss = loss + beta * kl
+        if held is not None:
+            loss = loss + penalty * _divergence(mean, held, edges.std)
         total = (loss * rows.weight).sum()
         self.backward(total)
         if self.first_ratio is None:
@@ -294,3 +291,8 @@ def _ratio_error(rows: MicroBatch, log_prob: Tensor) -> float:
 def _distance(mean: Tensor, other: Tensor) -> Tensor:
     """[n, 1] mean over dimensions of the squared difference."""
     return (mean - other).square().flatten(1).mean(1, keepdim=True)
+
+
+def _divergence(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
+    """[n, 1] KL between transitions of one std [n, 1], mean over dimensions."""
+    return _distance(mean, other) / (2.0 * std**2)

@@ -16,7 +16,7 @@ from support.small_drivers import begun
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import UserError
-from branchgrpo.learner.policy import rate_factor
+from branchgrpo.learner.rates import rate_factor
 from branchgrpo.report.sinks import read
 from branchgrpo.runs.folder import driving
 from branchgrpo.runs.identity import (

@@ -43,6 +43,7 @@ class Course:
     record: dict[str, float]
     moved: list[float]  # where the update took the weights
     mean: list[float]  # of the weights
+    second: list[float]  # of the loss' second set
     kept: list[int]  # iterations of the checkpoints that are there after the next one
     ahead: int  # batches that are grown ahead
 
@@ -70,6 +71,10 @@ def course(trained: tuple[Path, Config], parent: Path, **options: str) -> Course
             record=log.records[-1],
             moved=[float(value.detach().double().sum()) for value in policy.masters],
             mean=[float(value.detach().double().sum()) for value in policy.ema.values()],
+            second=[
+                float(value.double().sum())
+                for value in (policy.second.tensors.values() if policy.second else ())
+            ],
             kept=sorted(
                 int(path.name.split("-")[3]) for path in (folder / "checkpoints").glob("fence-*")
             ),
@@ -86,6 +91,9 @@ def stat(name: str) -> Reading:
 
 
 AT_START, WHOLE = "read when actors are started, and held in no checkpoint", "seen in a whole run"
+
+
+HELD = {"loss.mean_beta": "1", "loss.mean.start": "0"}
 
 
 FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
@@ -105,6 +113,11 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "learner.ema_every": ("9", attrgetter("mean"), {}),
     "loss.clip_range": ("10.0", stat("update/clip_fraction"), {"learner.optimiser_steps": "2"}),
     "loss.kl_beta": ("0.5", stat("update/kl"), {}),
+    "loss.mean_beta": ("100", attrgetter("moved"), {"learner.optimiser_steps": "2"}),
+    "loss.mean.start": ("0.5", attrgetter("second"), {"loss.mean_beta": "1"}),
+    "loss.mean.flat": ("1", attrgetter("second"), HELD),
+    "loss.mean.rate": ("0.1", attrgetter("second"), HELD),
+    "loss.mean.most": ("0.001", attrgetter("second"), HELD),
     "checkpoint.every": ("0", attrgetter("kept"), {"checkpoint.every_minutes": "1000"}),
     "checkpoint.every_minutes": ("1e-9", attrgetter("kept"), {"checkpoint.every": "0"}),
     "checkpoint.keep": ("3", attrgetter("kept"), {}),

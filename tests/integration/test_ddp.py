@@ -24,12 +24,13 @@ TWICE = {
     "gates.enabled": "false",
     "model.lora_rank": "4",
     "loss.kl_beta": "10.0",
+    "loss.mean_beta": "10.0",
 }
 
 
 def rank_main(rank: int, address: str, folder: str) -> None:
     """One of two ranks: damaged credit, which must stop both; the update; two optimiser steps of
-    adapters with KL to their base; NaN on the second rank."""
+    adapters with KL to their base and their mean; NaN on the second rank."""
     arguments = pickle.loads((Path(folder) / "batch.pickle").read_bytes())
     learner = Learner(config(2), rank, list)
     learner.join(2, address)

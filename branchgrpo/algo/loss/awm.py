@@ -10,7 +10,8 @@ from pydantic import Field
 
 from branchgrpo.algo.loss.base import Second
 from branchgrpo.algo.loss.clipped import clipped
-from branchgrpo.algo.loss.forward import Decay, ForwardLoss, Points, Velocity
+from branchgrpo.algo.loss.decay import Decay
+from branchgrpo.algo.loss.forward import ForwardLoss, Points, Velocity
 from branchgrpo.types import F32
 
 if TYPE_CHECKING:

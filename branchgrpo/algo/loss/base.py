@@ -60,6 +60,12 @@ class LossOptions(Component):
         """What has advantage 0 has a gradient as well."""
         return self.kl_beta > 0
 
+    @property
+    def mean_penalty(self) -> float:
+        """β of the KL to the second weights that an update adds to the loss of every edge, in the
+        form of `kl_beta`; 0 = none."""
+        return 0.0
+
     def compared(self, optimiser_steps: int) -> float:
         """Forwards without a gradient that the update makes for each with one, at so many optimiser
         steps an iteration; learner.old apart."""

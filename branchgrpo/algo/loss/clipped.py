@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from branchgrpo.algo.loss.base import Edges, LossOptions
+from branchgrpo.algo.loss.base import Edges
+from branchgrpo.algo.loss.edges import EdgeLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ClippedLoss(LossOptions):
+class ClippedLoss(EdgeLoss):
     """max(−A·ρ, −A·clip(ρ, 1 ± ε)), ρ = exp(log π − log π_old)."""
 
     name: Literal["clipped"] = Field("clipped", description="the loss")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from branchgrpo.algo.loss.base import Second
-from branchgrpo.algo.loss.forward import Decay, ForwardLoss, Points, Velocity, plain
+from branchgrpo.algo.loss.decay import Decay
+from branchgrpo.algo.loss.forward import ForwardLoss, Points, Velocity, plain
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.algo.loss.base import Edges, LossOptions
+from branchgrpo.algo.loss.base import Edges
+from branchgrpo.algo.loss.edges import EdgeLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DivergenceLoss(LossOptions):
+class DivergenceLoss(EdgeLoss):
     """−A·ρ, and 0 where KL = mean (μ − μ_old)²/(2·std²) ≥ τ and the edge moves away: (ρ > 1, A > 0)
     or (ρ < 1, A < 0)."""
 

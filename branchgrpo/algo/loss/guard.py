@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from branchgrpo.algo.loss.base import Edges, LossOptions
+from branchgrpo.algo.loss.base import Edges
 from branchgrpo.algo.loss.clipped import clipped
+from branchgrpo.algo.loss.edges import EdgeLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class GuardLoss(LossOptions):
+class GuardLoss(EdgeLoss):
     """The clipped surrogate of ρ = exp((Δlog π + b)·std), b = mean (μ − μ_old)²/(2·std²), divided
     by −dt."""
 

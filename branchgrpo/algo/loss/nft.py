@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from branchgrpo.algo.loss.base import Second
-from branchgrpo.algo.loss.forward import SMALLEST, Decay, ForwardLoss, Points, Velocity, plain
+from branchgrpo.algo.loss.decay import Decay
+from branchgrpo.algo.loss.forward import SMALLEST, ForwardLoss, Points, Velocity, plain
 
 if TYPE_CHECKING:
     from torch import Tensor

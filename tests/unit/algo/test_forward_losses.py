@@ -12,8 +12,9 @@ from torch import Tensor
 
 from branchgrpo.algo.loss.awm import MatchingLoss
 from branchgrpo.algo.loss.crd import CentredRewardLoss
+from branchgrpo.algo.loss.decay import Decay
 from branchgrpo.algo.loss.dgpo import GroupPreferenceLoss
-from branchgrpo.algo.loss.forward import Decay, ForwardLoss, Points
+from branchgrpo.algo.loss.forward import ForwardLoss, Points
 from branchgrpo.algo.loss.nft import NegativeAwareLoss
 from branchgrpo.algo.schedule import static
 from tests.reference import forward_losses as reference

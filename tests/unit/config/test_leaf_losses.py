@@ -36,6 +36,11 @@ REFUSED = {
         r"learner\.parallel: expected ddp with the loss crd, which holds a second set of weights, "
         r"got fsdp",
     ),
+    "shards of edges": (
+        {"loss.mean_beta": "1", "learner.parallel": "fsdp"},
+        r"learner\.parallel: expected ddp with the loss clipped, which holds a second set of "
+        r"weights, got fsdp",
+    ),
     "depths": (
         {"loss": "{name: nft}", "pruning": "[{name: width}, {name: depth}]"},
         r"pruning: expected only rules that leave out leaves with the loss nft, got "
@@ -71,7 +76,9 @@ def test_trees_and_chains_go_with_it(loss: str) -> None:
         assert found.credit.trained == "leaves" and not found.keeps_behaviour_mean
         sampled = loss in ("nft", "crd")
         assert found.grown_with == ("second" if sampled else "policy")
-    assert quickstart().credit.trained == "edges" and quickstart().grown_with == "policy"
+    for keys in ({}, {"loss.mean_beta": "1"}):  # the mean is for the loss alone
+        found = quickstart(keys)
+        assert found.credit.trained == "edges" and found.grown_with == "policy"
 
 
 def test_without_a_second_set_weights_may_lie_in_shards() -> None:
@@ -102,6 +109,7 @@ def test_forwards_without_a_gradient_are_counted() -> None:
         ("{name: crd}", 1, 2),  # score and old before
         ("{name: clipped}", 3, 0),
         ("{name: clipped, kl_beta: 1}", 3, 1),
+        ("{name: guard, kl_beta: 1, mean_beta: 1}", 1, 2),
     ):
         assert quickstart({"loss": loss}).loss.compared(steps) == wanted, loss
 

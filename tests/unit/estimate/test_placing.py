@@ -77,13 +77,14 @@ def test_a_ddp_rank_holds_20_bytes_a_float32_weight() -> None:
         assert "masters" not in found.resident
 
 
-def test_a_loss_on_leaves_holds_what_it_compares_with() -> None:
+def test_a_loss_holds_what_it_compares_with() -> None:
     plain = held(memory.learner(config(), whole(), shared=False))
     for loss, more in (
         ("{name: nft, kl_beta: 0}", 4),  # the second set, float32
         ("{name: nft}", 4 + 2),  # and the base
         ("{name: dgpo, kl_beta: 0, clip_range: 0}", 2),  # which ω takes
         ("{name: awm, kl_beta: 0, mean_beta: 0}", 0),
+        ("{name: clipped, mean_beta: 1}", 4),
     ):
         assert held(memory.learner(config(loss=loss), whole(), shared=False)) - plain == more * P
 

@@ -12,7 +12,8 @@ import torch
 from support.small_trees import quickstart
 from test_update import PLAN, Case, poisoned
 
-from branchgrpo.learner.policy import Tally, ema_decay, rate_factor
+from branchgrpo.learner.policy import Tally
+from branchgrpo.learner.rates import ema_decay, rate_factor
 
 
 @pytest.mark.parametrize(("decay", "every"), [(0.3, 1), (0.9, 1), (0.9, 2)])

@@ -23,7 +23,11 @@ pytestmark = pytest.mark.networks
 LOSSES = {
     "nft": "{name: nft, old: {start: 0.5}}",
     "awm": "{name: awm, mean: {start: 0.5}}",
+    "edges": "{name: clipped, mean_beta: 1, mean: {start: 0.5}}",
 }
+
+
+LAYOUTS = [("nft", "separate"), ("nft", "shared"), ("awm", "shared"), ("edges", "separate")]
 
 
 def config(loss: str, **options: str) -> Config:
@@ -35,6 +39,8 @@ def config(loss: str, **options: str) -> Config:
         "evaluation.prompts": "2",
         "evaluation.steps": "2",
     }
+    if loss == "edges":
+        method |= {"method": "{name: chains, chains: 2}"}
     return quickstart(small | method | {"loss": LOSSES.get(loss, loss)} | options)
 
 
@@ -57,9 +63,7 @@ def told(log: Memory) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("loss", "layout"), [("nft", "separate"), ("nft", "shared"), ("awm", "shared")]
-)
+@pytest.mark.parametrize(("loss", "layout"), LAYOUTS)
 def test_a_run_that_was_cut_off_comes_out_the_same(loss: str, layout: str, tmp_path: Path) -> None:
     keys = {"cluster.layout": layout} | ({"rollout.workers": "0"} if layout == "shared" else {})
     whole, record = Service(config(loss, **keys)), Memory()
