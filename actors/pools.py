@@ -3,7 +3,7 @@ these (Ray, or one process in tests). See branchgrpo.service for what each call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from branchgrpo.types import (
     ScoreRequest,
     SegmentRequest,
     StepStats,
+    TreePayload,
 )
 
 Method = Callable[..., Any]
@@ -176,6 +177,10 @@ class Rollouts:
         found: U8 = self.pool.fetch(media).pixels
         return found
 
+    def payload(self, payload: Reference) -> TreePayload:
+        found: TreePayload = self.pool.fetch(payload)
+        return found
+
     def fingerprints(self) -> list[F32]:
         return self.pool.broadcast(RolloutCalls.fingerprint)
 
@@ -199,6 +204,20 @@ class Rewards:
             then(self.pool.fetch(references[0]))
 
         self.pool.submit(tasks, RewardWorker.score, request, *media, size=size, then=done)
+
+    def features(
+        self,
+        tasks: Any,
+        request: ScoreRequest,
+        media: Sequence[Reference],
+        *,
+        size: float,
+        then: Callable[[Mapping[str, F32]], None],
+    ) -> None:
+        def done(references: list[Reference]) -> None:
+            then(self.pool.fetch(references[0]))
+
+        self.pool.submit(tasks, RewardWorker.features, request, *media, size=size, then=done)
 
 
 @dataclass(frozen=True)

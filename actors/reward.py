@@ -79,6 +79,22 @@ class RewardWorker:
             reason=reason,
         )
 
+    def features(self, request: ScoreRequest, *media: LeafMedia) -> dict[str, F32]:
+        """Features [L, D] of the leaves of `request.subtrees`, in that order, by reward. Raises
+        RuntimeError for features that are not finite."""
+        pixels = chosen_pixels(request.places, media)
+        found = dict[str, F32]()
+        for reward in request.rewards:
+            title, scorer = self.scorers[self.rewards.index(reward)]
+            limits.check(pixels.shape, request.samples, scorer.max_ratio)
+            found[title] = np.asarray(scorer.features(pixels), np.float32)
+            if found[title].shape[:1] != (len(pixels),) or not np.isfinite(found[title]).all():
+                raise RuntimeError(
+                    f"{title}: expected {len(pixels)} rows of finite features, got an array "
+                    f"{found[title].shape} with {int((~np.isfinite(found[title])).sum())} others"
+                )
+        return found
+
     def _tried(
         self, title: str, scorer: Scorer, pixels: U8, samples: list[Sample]
     ) -> tuple[dict[str, F32], Bool, int, str]:

@@ -119,7 +119,7 @@ class RolloutWorker(RolloutCalls):
             start=start,
             stop=stop,
             conditioning=Conditioning.joined(conditioning),
-            clean=self.config.credit.trained == "leaves" and not evaluated,
+            clean=request.clean,
         )
         kept, dtype = wire.to_numpy(segment.kept)
         payload = TreePayload(

@@ -25,6 +25,7 @@ from branchgrpo.types import (
     SegmentHeader,
     SegmentRequest,
     StepStats,
+    TreePayload,
 )
 
 Reference = Any
@@ -148,6 +149,9 @@ class RolloutPool(Protocol):
     def pixels(self, media: Reference) -> U8:
         """[leaves, F, H, W, 3] of a segment's media, into the driver: for pictures."""
 
+    def payload(self, payload: Reference) -> TreePayload:
+        """What was kept of a segment, into the driver: the latents of a few pictures."""
+
     def fingerprints(self) -> list[F32]:
         """Each worker's velocity at one fixed input: tells whose weights it has."""
 
@@ -165,6 +169,18 @@ class RewardPool(Protocol):
         then: Callable[[RewardScores], None],
     ) -> None:
         """Score leaves. media: → LeafMedia of the segments that `request.places` names."""
+
+    def features(
+        self,
+        tasks: Any,
+        request: ScoreRequest,
+        media: Sequence[Reference],
+        *,
+        size: float,
+        then: Callable[[Mapping[str, F32]], None],
+    ) -> None:
+        """Features of leaves, see `RewardOptions.has_features`, by the reward's title: [L, D], in
+        the order of `request.subtrees`."""
 
 
 class PendingUpdate(Protocol):

@@ -64,7 +64,8 @@ class Evaluation:
 
     folder: Path  # absolute; eval.json, samples.png
     config: Config = field(repr=False)
-    # eval.json: `held_out` by reward/score, `diversity`: mean, low and high (95 %), n
+    # eval.json: `held_out` by reward/score, `diversity` by what was compared: mean,
+    # low and high (95 %), n
     summary: dict[str, Any]
 
 

@@ -23,6 +23,7 @@ from branchgrpo.comparison.statistics import (
 from branchgrpo.files.whole import write_whole
 from branchgrpo.report.sinks import PHASES, read
 from branchgrpo.report.summary import Record, series
+from branchgrpo.training.diversity import shown
 
 Row = dict[str, Any]
 
@@ -83,7 +84,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _mean_diversity(kept: list[dict[str, Any]]) -> float | None:
-    values = [one["diversity"]["mean"] for one in kept if one.get("diversity")]
+    values = [row["mean"] for one in kept if (row := shown(one.get("diversity")))]
     return float(np.mean(values)) if values else None
 
 

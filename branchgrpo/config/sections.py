@@ -134,8 +134,9 @@ class Evaluation(Section):
     diversity: int = Field(
         0,
         ge=0,
-        description="prompts of which several pictures are drawn, to measure how far apart they "
-        "are; 0 = none",
+        description="prompts of which several pictures are drawn before and after training, to "
+        "measure how far apart they are: in pixels, the autoencoder's latents, and the features of "
+        "rewards that have some; 0 = none",
     )
     prompts_between: int = Field(64, ge=2, description="held-out prompts of those checks")
     suites: str = Field(

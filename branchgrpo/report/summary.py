@@ -262,6 +262,10 @@ def table(summary: Mapping[str, Any]) -> Table:
         row = found[summary["metric"]]
         means = f"{row['before']:.4g}", f"{row['after']:.4g}", f"{row['difference']:+.4g}"
         held_out.add_row(Text(f"  {category} ({found['n']})"), *means, "")
+    for name, row in (summary.get("diversity") or {}).items():
+        start, ratio = row.get("before"), row.get("ratio")
+        known = ("–", "") if start is None else (f"{start:.4g}", f"× {ratio:.3g}")
+        held_out.add_row(f"diversity, {name}", known[0], f"{row['mean']:.4g}", known[1], "")
     cost = Table(title="cost", title_justify="left", show_header=False)
     cost.add_column()
     cost.add_column()

@@ -22,7 +22,7 @@ from branchgrpo.rewards.common.clip import architecture, check_clip, footprint, 
 from branchgrpo.types import F32, U8
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 PATH, HEAD = "rewards.aesthetic.path", "rewards.aesthetic.head"
 
@@ -32,6 +32,7 @@ class AestheticReward(PictureOptions):
     features; prompts play no part."""
 
     file_keys: ClassVar[tuple[str, ...]] = ("path", "head")
+    has_features: ClassVar[bool] = True
 
     name: Literal["aesthetic"] = Field("aesthetic", description="the reward")
     path: str = Field(
@@ -82,10 +83,21 @@ class Aesthetic(PictureScorer):
 
     def pictures(self, pictures: U8, prompts: list[str]) -> F32:
         import torch
+
+        del prompts
+        with torch.inference_mode():
+            scores: F32 = self.head(self._features(pictures)).squeeze(-1).cpu().numpy()
+        return scores
+
+    def pictured(self, pictures: U8) -> F32:
+        found: F32 = self._features(pictures).cpu().numpy()
+        return found
+
+    def _features(self, pictures: U8) -> Tensor:
+        import torch
         from PIL import Image
         from torch.nn.functional import normalize
 
-        del prompts
         pixels = self.processor(
             [Image.fromarray(picture) for picture in pictures], return_tensors="pt"
         )["pixel_values"]
@@ -93,8 +105,7 @@ class Aesthetic(PictureScorer):
             features = self.projection(
                 self.vision(pixels.to(self.vision.device, self.vision.dtype)).pooler_output
             )
-            scores: F32 = self.head(normalize(features.float(), dim=-1)).squeeze(-1).cpu().numpy()
-        return scores
+            return normalize(features.float(), dim=-1)
 
 
 def load_head(path: Path, width: int) -> nn.Module:

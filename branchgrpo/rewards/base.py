@@ -57,6 +57,9 @@ class RuntimeEnv(TypedDict, total=False):
 class RewardOptions(Component):
     """Options every reward has."""
 
+    # its scorer gives a network's features of pictures, by which diversity is measured
+    has_features: ClassVar[bool] = False
+
     label: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]*$",
@@ -141,6 +144,11 @@ class Scorer(ABC):
         del pixels, sample, pairs
         return None
 
+    def features(self, pixels: U8) -> F32:
+        """Features [L, D] of pixels u8 [L, F, H, W, 3], whose directions tell pictures apart; of
+        rewards that have them."""
+        raise NotImplementedError(f"{type(self).__name__} has no features")
+
     def networks(self) -> Iterable[nn.Module]:
         """What it scores with that reward_workers.offload may keep in main memory between calls of
         `score`; their weights stay as they are."""
@@ -197,18 +205,31 @@ class PictureScorer(Scorer):
     def pictures(self, pictures: U8, prompts: list[str]) -> F32:
         """Scores [B] of pictures u8 [B, H, W, 3] for their B prompts; at most `batch` of them."""
 
+    def pictured(self, pictures: U8) -> F32:
+        """Features [B, D] of length 1 of pictures u8 [B, H, W, 3]; at most `batch` of them; of
+        rewards that have them."""
+        raise NotImplementedError(f"{type(self).__name__} has no features")
+
     def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
-        chosen = evenly(pixels.shape[1], self.picture_options.frames)
-        flat = pixels[:, chosen].reshape(-1, *pixels.shape[2:])
-        texts = [sample.prompt for sample in samples for _ in chosen]
+        frames = len(self._shown(pixels))
+        texts = [sample.prompt for sample in samples for _ in range(frames)]
+        found = self._by_frame(pixels, lambda part, rows: self.pictures(part, texts[rows]))
+        return {"score": found.mean(1)}
+
+    def features(self, pixels: U8) -> F32:
+        found: F32 = self._by_frame(pixels, lambda part, _: self.pictured(part)).mean(1)
+        return found
+
+    def _shown(self, pixels: U8) -> list[int]:
+        return evenly(pixels.shape[1], self.picture_options.frames)
+
+    def _by_frame(self, pixels: U8, each: Callable[[U8, slice], F32]) -> F32:
+        """[L, frames, …] of what a batch of the frames that are scored gives."""
+        shown = self._shown(pixels)
+        flat = pixels[:, shown].reshape(-1, *pixels.shape[2:])
         rows = limits.batches(len(flat), self.picture_options.batch, flat.shape[1] * flat.shape[2])
-        found = [self.pictures(flat[part], texts[part]) for part in rows]
-        return {
-            "score": np.concatenate(found)
-            .astype(np.float32)
-            .reshape(len(pixels), len(chosen))
-            .mean(1)
-        }
+        found = np.concatenate([each(flat[part], part) for part in rows]).astype(np.float32)
+        return found.reshape(len(pixels), len(shown), *found.shape[1:])
 
 
 def evenly(count: int, wanted: int) -> list[int]:

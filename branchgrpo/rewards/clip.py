@@ -23,6 +23,7 @@ class ClipReward(PictureOptions):
     0 as in the paper."""
 
     file_keys: ClassVar[tuple[str, ...]] = ("path",)
+    has_features: ClassVar[bool] = True
 
     name: Literal["clip"] = Field("clip", description="the reward")
     path: str = Field("", description="open_clip checkpoint, .safetensors or what torch.save wrote")

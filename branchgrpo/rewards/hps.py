@@ -27,6 +27,7 @@ class HpsReward(PictureOptions):
     package hpsv2 reports it."""
 
     file_keys: ClassVar[tuple[str, ...]] = ("path",)
+    has_features: ClassVar[bool] = True
 
     name: Literal["hps"] = Field("hps", description="the reward")
     path: str = Field(

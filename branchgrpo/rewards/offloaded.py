@@ -19,3 +19,7 @@ class OffloadedScorer(Scorer):
     def score(self, pixels: U8, samples: list[Sample]) -> dict[str, F32]:
         with self.weights.on_device():
             return self.scorer.score(pixels, samples)
+
+    def features(self, pixels: U8) -> F32:
+        with self.weights.on_device():
+            return self.scorer.features(pixels)

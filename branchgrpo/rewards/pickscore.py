@@ -35,6 +35,7 @@ class PickScoreReward(PictureOptions):
     """
 
     file_keys: ClassVar[tuple[str, ...]] = ("path", "processor")
+    has_features: ClassVar[bool] = True
 
     name: Literal["pickscore"] = Field("pickscore", description="the reward")
     path: str = Field("", description="transformers CLIPModel folder with PickScore's weights")

@@ -24,6 +24,8 @@ class RolloutBatch:
     # (prompt index, tree), rising → their weighted sum [L]
     rewards: dict[tuple[int, int], F32] = field(default_factory=dict)
     parts: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
+    # reward → features [L, D] by (prompt index, tree), where they were asked for
+    features: dict[str, dict[tuple[int, int], F32]] = field(default_factory=dict)
     truncated: int = 0  # prompts that the text encoders cut short
     retries: int = 0  # of rewards
     # prompt indices without rewards, whose trees are left out; and why

@@ -7,8 +7,6 @@ grow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from time import perf_counter
 from typing import TypeVar
 
@@ -17,16 +15,14 @@ import numpy as np
 from branchgrpo.algo.tree import auto_fork_depth, fork_level, topology
 from branchgrpo.config.schema import Config
 from branchgrpo.rollout.batch import RolloutBatch
+from branchgrpo.rollout.leaves import Features, Scores
 from branchgrpo.rollout.texts import EncodedTexts
-from branchgrpo.rollout.whole_groups import WholeGroups
-from branchgrpo.service import Reference, RewardPool, Service
+from branchgrpo.service import Reference, Service
 from branchgrpo.types import (
     EVALUATION,
     BranchPlan,
     GrownSegment,
-    RewardScores,
     Sample,
-    ScoreRequest,
     SegmentRequest,
     Subtree,
     TreeKey,
@@ -61,9 +57,11 @@ class RolloutCollector:
         samples: list[Sample],
         trees: int,
         encoded: EncodedTexts | None = None,
+        compared: bool = False,
     ) -> RolloutBatch:
         """Grow and score `trees` trees for each prompt: indices in the prompt list, and the records
-        there. encoded: encodings that begin with theirs; None: they are made now."""
+        there. encoded: encodings that begin with theirs; None: they are made now. compared: not
+        the leaves' scores are wanted, but their latents and features."""
         return _Collection(
             collector=self,
             plan=plan,
@@ -73,6 +71,7 @@ class RolloutCollector:
             samples=samples,
             trees=trees,
             encoded=encoded or self.encode(samples),
+            compared=compared,
         ).run()
 
 
@@ -89,17 +88,15 @@ class _Collection:
         samples: list[Sample],
         trees: int,
         encoded: EncodedTexts,
+        compared: bool,
     ):
         self.config = collector.config
         self.plan = plan
         self.version = version
         self.samples, self.encoded = samples, encoded
-        self.measures = iteration == EVALUATION
-        # A held-out check compares the same prompts before and after, so none may be missing.
-        self.may_drop = (
-            collector.config.reward_workers.on_failure == "drop_group" and not self.measures
-        )
-        self.rollouts, self.rewards = collector.service.rollouts, collector.service.rewards
+        evaluated = iteration == EVALUATION
+        self.clean = compared or (self.config.credit.trained == "leaves" and not evaluated)
+        self.rollouts = collector.service.rollouts
         self.trees = [
             Subtree(TreeKey(collector.run, iteration, prompt, tree), row, 0)
             for row, prompt in enumerate(prompts)
@@ -114,8 +111,17 @@ class _Collection:
         )
         self.frontier = topology(plan).level(self.fork).tolist()
         self.tasks, self.shared_plan = self.rollouts.tasks(), self.rollouts.share(plan)
-        self.whole_groups = WholeGroups(trees * len(self.frontier))
         self.batch, self.begun = RolloutBatch(), perf_counter()
+        self.leaves = (Features if compared else Scores)(
+            config=self.config,
+            pools=collector.service.rewards,
+            plan=plan,
+            samples=samples,
+            tasks=self.tasks,
+            batch=self.batch,
+            group=trees * len(self.frontier),
+            evaluated=evaluated,
+        )
 
     def run(self) -> RolloutBatch:
         self.encoded.wait()
@@ -128,9 +134,8 @@ class _Collection:
         else:
             self._to_leaves(self.trees, [], 0)
         self.tasks.run()
-        self._drop()
-        self._sort()
-        self.batch.rewards = self.config.credit.totals(self.batch.scores)
+        self._clock("score")
+        self.leaves.finish()
         seconds, previous = self.batch.seconds, 0.0
         # from ends to durations: what follows the phase before
         for phase in ("encode", "grow", "score"):
@@ -159,7 +164,11 @@ class _Collection:
 
     def _grow(self, subtrees: list[Subtree], roots: list[Reference], start: int, stop: int) -> None:
         request = SegmentRequest(
-            version=self.version, subtrees=tuple(subtrees), start=start, stop=stop
+            version=self.version,
+            subtrees=tuple(subtrees),
+            start=start,
+            stop=stop,
+            clean=self.clean,
         )
         below, levels = topology(self.plan).below, range(start, stop)
         size = FORWARD_ROWS * len(levels) + sum(
@@ -189,86 +198,7 @@ class _Collection:
             self._to_leaves(below, list(segment.frontier), header.stop)
             return
         self.batch.media.append((header.subtrees, segment.media))
-        whole = self.whole_groups.add(header.subtrees, segment.media)
-        rewards = self.config.all_rewards[: None if self.measures else len(self.config.rewards)]
-        for pool, group in zip(self.rewards, self.config.reward_groups, strict=True):
-            asked = [index for index in group if index < len(rewards)]
-            grouped = tuple(index for index in asked if rewards[index].grouped)
-            if alone := tuple(index for index in asked if index not in grouped):
-                places = [(0, row) for row in range(len(header.subtrees))]
-                self._score(pool, alone, header.subtrees, places, [segment.media])
-            for subtrees, places, media in whole if grouped else ():
-                self._score(pool, grouped, subtrees, places, media)
-
-    def _score(
-        self,
-        pool: RewardPool,
-        rewards: tuple[int, ...],
-        subtrees: tuple[Subtree, ...],
-        places: Sequence[tuple[int, int]],
-        media: Sequence[Reference],
-    ) -> None:
-        leaves = topology(self.plan).leaf_count
-        pool.score(
-            self.tasks,
-            ScoreRequest(
-                rewards=rewards,
-                subtrees=subtrees,
-                places=tuple(places),
-                samples=tuple(self.samples[subtree.prompt_index] for subtree in subtrees),
-            ),
-            media,
-            size=sum(int(leaves[subtree.node]) for subtree in subtrees),
-            then=partial(self._scored, rewards, subtrees),
-        )
-
-    def _scored(
-        self, group: tuple[int, ...], subtrees: tuple[Subtree, ...], scores: RewardScores
-    ) -> None:
-        self._clock("score")
-        self.batch.retries += scores.retries
-        topo, each = topology(self.plan), len(scores.ok) // len(subtrees)
-        for index, subtree in enumerate(subtrees):
-            rows = slice(index * each, (index + 1) * each)
-            key = (subtree.prompt_index, subtree.key.tree)
-            if not scores.ok[rows].all():
-                if not self.may_drop:
-                    raise RuntimeError(
-                        f"{subtree.key}: {int((~scores.ok[rows]).sum())} of {each} leaves "
-                        f"have no reward: {scores.reason}"
-                    )
-                self.batch.dropped[subtree.prompt_index] = scores.reason
-            first = int(topo.leaf_first[subtree.node])
-            leaves = slice(first, first + each)
-            trained = self.batch.scores.setdefault(
-                key, np.full((len(self.config.rewards), topo.leaves), np.nan, np.float32)
-            )
-            trains = [place for place, index in enumerate(group) if index < len(trained)]
-            trained[[group[place] for place in trains], leaves] = scores.trained[trains][:, rows]
-            for name, part in scores.parts.items():
-                self.batch.parts.setdefault(name, {}).setdefault(
-                    key, np.full(topo.leaves, np.nan, np.float32)
-                )[leaves] = part[rows]
-
-    def _sort(self) -> None:
-        """Trees by (prompt index, tree): in the order of their arrival, sums over them would differ
-        in the last bit from run to run."""
-        batch = self.batch
-        batch.scores = dict(sorted(batch.scores.items()))
-        batch.parts = {name: dict(sorted(part.items())) for name, part in batch.parts.items()}
-
-    def _drop(self) -> None:
-        """Leave out all trees of prompts that lack a reward: what is left of a group would be
-        compared wrongly."""
-        batch = self.batch
-        for table in (batch.scores, *batch.parts.values()):
-            for key in [key for key in table if key[0] in batch.dropped]:
-                del table[key]
-        if not batch.scores:
-            raise RuntimeError(
-                f"all {len(batch.dropped)} prompt groups were dropped: "
-                f"{next(iter(batch.dropped.values()))}"
-            )
+        self.leaves.add(header.subtrees, segment.media)
 
 
 def _groups(items: list[T], count: int) -> list[list[T]]:

@@ -136,7 +136,7 @@ def write(target: Target, folder: Path, row: Mapping[str, Any]) -> dict[str, Any
 
 def listing(row: Mapping[str, Any]) -> str:
     """The metrics of an eval.json, a line each, and what they were drawn with."""
-    diversity = {"diversity": row["diversity"]} if row["diversity"] else {}
+    diversity = {f"diversity/{name}": one for name, one in (row["diversity"] or {}).items()}
     drawn = words(row["settings"])
     lines = [
         f"{name:16} {value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}] of "

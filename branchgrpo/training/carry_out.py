@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from branchgrpo.runs.lease import Lease, read_object
 from branchgrpo.runs.model_card import write_card
 from branchgrpo.runs.places import checkpoints
 from branchgrpo.service import Display, Service
+from branchgrpo.training.diversity import Diversity, summarised
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.hooks import HOOKS
 from branchgrpo.training.loop import train
 from branchgrpo.training.run import Run
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import U8, Sample
+from branchgrpo.types import F32, U8, Sample
 
 
 def carry_out(
@@ -52,11 +53,12 @@ def carry_out(
     resumed: the folder is of a run that was not finished, which goes on from its newest checkpoint.
     lease: of the folder; it is told what the run spends.
     """
+    diversity: Diversity = {}
     if resumed and before is None:
-        before = _known(folder, config)
+        before, diversity = _known(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
-    keeper = RunFolder(config, folder, before)
+    keeper = RunFolder(config, folder, before, diversity)
     sinks = open_sinks(config.all_sinks, folder, configs.plain(config))
     with MetricsLog(folder, sinks) as log:
         run = Run(
@@ -71,6 +73,7 @@ def carry_out(
             interrupted=interrupted,
             keeper=keeper,
             before=before,
+            diversity=diversity,
             origin=origin,
             resumed=resumed,
             lease=lease,
@@ -106,7 +109,7 @@ def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> di
     if key := suites.category(config):
         held_out = run.evaluator.held_out
         summary["categories"] = categories.both(before, run.after, held_out, key)
-    summary["diversity"] = None if run.diversity is None else report.interval(run.diversity)
+    summary["diversity"] = summarised(run.diversity["after"], run.diversity["before"]) or None
     write_whole(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -116,19 +119,28 @@ class RunFolder:
     where there are any, held_out.jsonl with the records beside their scores, and contact sheets of
     the first ones under samples/."""
 
-    def __init__(self, config: Config, folder: Path, before: Scores | None):
+    def __init__(self, config: Config, folder: Path, before: Scores | None, diversity: Diversity):
+        """before, diversity: what is known of the untrained model."""
         self.config, self.folder = config, folder
         self.scores: dict[str, Scores] = {}
+        self.diversity: dict[str, Diversity] = {}
         self.samples: Sequence[Sample] = ()
         if before is not None:
-            self._write("before", before)
+            self._write("before", before, diversity)
 
     def keep(
-        self, when: str, scores: Scores, pixels: U8 | None, samples: Sequence[Sample], title: str
+        self,
+        when: str,
+        *,
+        scores: Scores,
+        diversity: Diversity,
+        pixels: U8 | None,
+        samples: Sequence[Sample],
+        title: str,
     ) -> None:
         """See branchgrpo.training.run.Keeper."""
         self.samples = samples
-        self._write(when, scores)
+        self._write(when, scores, diversity)
         rows = [row_of(sample) for sample in samples[: len(scores["total"])]]
         for known, found in self.scores.items():
             for index, row in enumerate(rows):
@@ -139,12 +151,13 @@ class RunFolder:
             path = self.folder / "samples" / f"{when}.png"
             draw(self.config, path, scores, pixels, samples, title=title)
 
-    def _write(self, when: str, scores: Scores) -> None:
+    def _write(self, when: str, scores: Scores, diversity: Diversity) -> None:
         self.scores[when] = scores
-        kept: dict[str, Any] = {
-            name: {score: values.tolist() for score, values in known.items()}
-            for name, known in self.scores.items()
-        }
+        kept: dict[str, Any] = _lists(self.scores)
+        if diversity:
+            self.diversity[when] = diversity
+        if self.diversity:
+            kept["diversity"] = _lists(self.diversity)
         if (key := suites.category(self.config)) and self.samples:
             kept["categories"] = {
                 name: categories.means(known, self.samples, key)
@@ -153,13 +166,24 @@ class RunFolder:
         write_whole(self.folder / "held_out.json", json.dumps(kept) + "\n")
 
 
-def _known(folder: Path, config: Config) -> Scores | None:
-    """Scores before training, where an earlier part of this run measured them, and by what the
-    config says now."""
+def _lists(values: Mapping[str, Mapping[str, F32]]) -> dict[str, dict[str, list[float]]]:
+    return {
+        name: {score: one.tolist() for score, one in known.items()}
+        for name, known in values.items()
+    }
+
+
+def _known(folder: Path, config: Config) -> tuple[Scores | None, Diversity]:
+    """Scores and diversity before training, where an earlier part of this run measured them, and by
+    what the config says now."""
     known, saved = read_object(folder / "held_out.json"), saved_config(folder)
     if not known or not saved or not checked_alike(saved, config):
-        return None
-    return {name: np.array(values, np.float32) for name, values in known["before"].items()}
+        return None, {}
+    scores, diversity = (
+        {name: np.array(values, np.float32) for name, values in found.items()}
+        for found in (known["before"], known.get("diversity", {}).get("before", {}))
+    )
+    return scores, diversity
 
 
 def measure(
@@ -174,10 +198,9 @@ def measure(
     scores, pixels = evaluator.scores(0, options.prompts, count)
     if picture and pixels is not None:
         draw(config, picture, scores, pixels, evaluator.held_out, title=title or config.model.path)
-    diversity = evaluator.diversity(0) if options.diversity else None
+    diversity = evaluator.diversity(0) if options.diversity else {}
     held_out = {name: report.interval(values) for name, values in scores.items()}
-    interval = None if diversity is None else report.interval(diversity)
-    row: dict[str, Any] = {"held_out": held_out, "diversity": interval}
+    row: dict[str, Any] = {"held_out": held_out, "diversity": summarised(diversity) or None}
     row["settings"] = settings(config)
     if key := suites.category(config):
         row["categories"] = categories.means(scores, evaluator.held_out, key)

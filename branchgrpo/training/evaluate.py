@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 
 from branchgrpo.algo.plan import ode_plan
@@ -11,10 +14,20 @@ from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.rollout.texts import EncodedTexts
 from branchgrpo.service import Service
+from branchgrpo.training.diversity import (
+    LATENTS,
+    PIXELS,
+    Diversity,
+    cosine_distance,
+    pixel_distance,
+)
 from branchgrpo.types import EVALUATION, F32, U8, Sample
 
 PICTURES = 4
 """Pictures of a prompt whose distances are measured."""
+
+Key = tuple[int, int]
+"""Prompt index, tree."""
 
 Scores = dict[str, F32]
 """Scores [P] of held-out prompts: `total`, which training maximises, and those reported, by
@@ -38,8 +51,9 @@ class Evaluator:
     def scores(self, version: int, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler and the pixels
         [pictures, F, H, W, 3] of the first ones, with weights of this version."""
-        batch, found = self._sample(version, count, 1, pictures)
+        batch = self._collected(version, count, 1)
         scores = {"total": batch.total()} | {name: batch.part(name) for name in batch.parts}
+        found = self._pixels(batch, pictures)
         return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
 
     def between(self, scores: Scores) -> dict[str, float]:
@@ -47,53 +61,74 @@ class Evaluator:
         count = self.config.evaluation.prompts_between
         return {f"held_out/{name}": float(values[:count].mean()) for name, values in scores.items()}
 
-    def diversity(self, version: int) -> F32:
-        """[prompts] mean distance between a prompt's pictures: root mean square over pixels, on a
-        scale of 0 … 1."""
-        count = self.config.evaluation.diversity
-        _, found = self._sample(version, count, PICTURES, count)
-        return np.array(
-            [
-                pairwise_distance(np.stack([found[row, tree] for tree in range(PICTURES)]))
-                for row in range(count)
-            ],
-            np.float32,
-        )
+    def diversity(self, version: int) -> Diversity:
+        """How far apart pictures of one prompt are: four each of the first `evaluation.diversity`
+        prompts, with weights of this version."""
+        rows = range(self.config.evaluation.diversity)
+        batch = self._collected(version, len(rows), PICTURES, compared=True)
 
-    def _sample(
-        self, version: int, count: int, trees: int, pictures: int
-    ) -> tuple[RolloutBatch, dict[tuple[int, int], U8]]:
-        """`trees` pictures of each of the first `count` held-out prompts; pixels [F, H, W, 3] of
-        the first `pictures` prompts."""
+        def each(table: Mapping[Key, Any], distance: Callable[[Any], float]) -> F32:
+            groups = ([table[row, tree] for tree in range(PICTURES)] for row in rows)
+            return np.array([distance(np.stack(group)) for group in groups], np.float32)
+
+        found = {
+            PIXELS: each(self._pixels(batch), pixel_distance),
+            LATENTS: each(self._latents(batch), cosine_distance),
+        }
+        return found | {
+            name: each(table, cosine_distance) for name, table in batch.features.items()
+        }
+
+    def _collected(
+        self, version: int, count: int, trees: int, compared: bool = False
+    ) -> RolloutBatch:
+        """`trees` pictures of each of the first `count` held-out prompts."""
         samples, options = self.held_out[:count], self.config.evaluation
         others = options.weights != self.config.grown_with and version > 0
         if others:
             self.service.publish(options.weights)
         encoded = self._encoded(samples)
-        plan = ode_plan(self.config.evaluation_schedule())
         batch = self.collector.collect(
-            plan,
+            ode_plan(self.config.evaluation_schedule()),
             iteration=EVALUATION,
             version=version,
             prompts=list(range(len(samples))),
             samples=samples,
             trees=trees,
             encoded=encoded,
+            compared=compared,
         )
         if encoded.bytes > options.kept_mb << 20:
             self.kept = None
-        found: dict[tuple[int, int], U8] = {}
+        if others:
+            self.service.publish(self.config.grown_with)
+        self.service.driver_bytes()  # evaluation's messages are not the training iteration's
+        return batch
+
+    def _pixels(self, batch: RolloutBatch, prompts: int | None = None) -> dict[Key, U8]:
+        """Pixels [F, H, W, 3] of the first so many prompts, or of all, by (prompt, tree)."""
+        found: dict[Key, U8] = {}
         for subtrees, reference in batch.media:
-            if any(subtree.prompt_index < pictures for subtree in subtrees):
+            if prompts is None or any(subtree.prompt_index < prompts for subtree in subtrees):
                 pixels = self.service.rollouts.pixels(reference)
                 found |= {
                     (subtree.prompt_index, subtree.key.tree): picture
                     for subtree, picture in zip(subtrees, pixels, strict=True)
                 }
-        if others:
-            self.service.publish(self.config.grown_with)
-        self.service.driver_bytes()  # evaluation's messages are not the training iteration's
-        return batch, found
+        return found
+
+    def _latents(self, batch: RolloutBatch) -> dict[Key, F32]:
+        """Clean latents of the leaves, by (prompt, tree)."""
+        found: dict[Key, F32] = {}
+        for header, reference in batch.segments:
+            payload = self.service.rollouts.payload(reference)
+            found |= {
+                (header.subtrees[row].prompt_index, header.subtrees[row].key.tree): latents
+                for row, latents in zip(
+                    payload.subtree.tolist(), payload.float_latents(), strict=True
+                )
+            }
+        return found
 
     def _encoded(self, samples: list[Sample]) -> EncodedTexts:
         """Encodings that begin with those of the first held-out prompts: an earlier check's, if
@@ -101,14 +136,3 @@ class Evaluator:
         if self.kept is None or len(self.kept.samples) < len(samples):
             self.kept = self.collector.encode(samples, evaluated=True)
         return self.kept
-
-
-def pairwise_distance(pixels: U8) -> float:
-    """Mean over pairs of pictures [n, …] of their root mean square difference, 0 … 1."""
-    flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255.0
-    pairs = [
-        np.sqrt(np.square(one - other).mean())
-        for index, one in enumerate(flat)
-        for other in flat[index + 1 :]
-    ]
-    return float(np.mean(pairs))

@@ -18,10 +18,11 @@ from branchgrpo.runs.lease import Lease
 from branchgrpo.service import CheckpointRequest, Display, Log, Service
 from branchgrpo.training import alarms
 from branchgrpo.training.ahead import Ahead
+from branchgrpo.training.diversity import Diversity
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.stages import Stages
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import F32, U8, Sample
+from branchgrpo.types import U8, Sample
 
 
 class Hook(Protocol):
@@ -42,9 +43,17 @@ class Keeper(Protocol):
     """Keeps what a held-out check has found."""
 
     def keep(
-        self, when: str, scores: Scores, pixels: U8 | None, samples: Sequence[Sample], title: str
+        self,
+        when: str,
+        *,
+        scores: Scores,
+        diversity: Diversity,
+        pixels: U8 | None,
+        samples: Sequence[Sample],
+        title: str,
     ) -> None:
-        """when: "before" or "after" training. pixels: [n, F, H, W, 3] of the first n prompts."""
+        """when: "before" or "after" training. diversity: {} where it was not measured. pixels:
+        [n, F, H, W, 3] of the first n prompts."""
 
 
 class Run:
@@ -64,15 +73,16 @@ class Run:
         interrupted: Callable[[], bool] = lambda: False,
         keeper: Keeper | None = None,
         before: Scores | None = None,
+        diversity: Diversity | None = None,
         origin: str = "",
         resumed: bool = False,
         lease: Lease | None = None,
     ):
         """name: of the run, part of its trees' keys. checkpoints: where they go. weights: where
-        they are exported to. interrupted: asked between iterations. before: scores of the untrained
-        model, where they are known. origin: a checkpoint that a new run begins at. resumed: the run
-        goes on from its newest checkpoint. lease: of the run folder; it is told what the run
-        spends."""
+        they are exported to. interrupted: asked between iterations. before, diversity: of the
+        untrained model, where they are known. origin: a checkpoint that a new run begins at.
+        resumed: the run goes on from its newest checkpoint. lease: of the run folder; it is told
+        what the run spends."""
         self.config = config
         self.service = service
         self.log = log
@@ -87,7 +97,7 @@ class Run:
         self.resumed = resumed
         self.lease = lease
         self.after: Scores = {}
-        self.diversity: F32 | None = None
+        self.diversity: dict[str, Diversity] = {"before": diversity or {}, "after": {}}
         self.hacked: tuple[str, ...] = ()  # scores that gave the alarm at the last check
         self.fence = 0
         self.reissued = 0  # tasks, under this driver
@@ -128,6 +138,8 @@ class Run:
         self.phase(f"held-out check before training: {options.prompts} prompts")
         with self.stages("evaluation_before"):
             scores, pixels = self.evaluator.scores(state.version, options.prompts, self._pictures())
+            if options.diversity:
+                self.diversity["before"] = self.evaluator.diversity(state.version)
         self._keep("before", scores, pixels, "before training")
         self.before = scores
 
@@ -205,8 +217,8 @@ class Run:
         self.phase("held-out check after training")
         with self.stages("evaluation_after"):
             scores, pixels = self.evaluator.scores(state.version, options.prompts, self._pictures())
-        if options.diversity:
-            self.diversity = self.evaluator.diversity(state.version)
+            if options.diversity:
+                self.diversity["after"] = self.evaluator.diversity(state.version)
         if self.config.run.export != "none" and self.weights:
             self.phase("writing weights")
             self.service.learners.export(self.weights)
@@ -245,5 +257,11 @@ class Run:
 
     def _keep(self, when: str, scores: Scores, pixels: U8 | None, title: str) -> None:
         if self.keeper:
-            samples = self.evaluator.held_out
-            self.keeper.keep(when, scores=scores, pixels=pixels, samples=samples, title=title)
+            self.keeper.keep(
+                when,
+                scores=scores,
+                diversity=self.diversity[when],
+                pixels=pixels,
+                samples=self.evaluator.held_out,
+                title=title,
+            )

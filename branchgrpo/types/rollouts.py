@@ -38,6 +38,7 @@ class SegmentRequest:
     subtrees: tuple[Subtree, ...]
     start: int
     stop: int
+    clean: bool = False  # keep the leaves' latents, not what random edges join
 
     @property
     def prompts(self) -> list[int]:

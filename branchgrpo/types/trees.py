@@ -157,6 +157,12 @@ class TreePayload:
             parent=(self.parent, (len(self.velocity),)),
         )
 
+    def float_latents(self) -> F32:
+        """`latents` [m, *S] as float32."""
+        if self.dtype == "bfloat16":  # the upper half of a float32's bits
+            return (self.latents.astype(np.uint32) << 16).view(np.float32)
+        return self.latents.astype(np.float32)
+
 
 @dataclass(frozen=True)
 class LeafMedia:

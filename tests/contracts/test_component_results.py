@@ -89,6 +89,16 @@ def scored(options: Any) -> None:
         np.testing.assert_allclose(
             found[scorer.trains_on], again[scorer.trains_on][::-1], rtol=1e-4, atol=1e-5
         )
+        if options.has_features:
+            features = scorer.features(pixels)
+            assert features.shape[0] == 3 and features.ndim == 2 and features.dtype == np.float32
+            np.testing.assert_allclose(scorer.features(pixels[::-1])[::-1], features, atol=1e-5)
+            assert not np.allclose(features[0], features[1], atol=1e-3)
+            if frames == 1:
+                np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+    if not options.has_features:
+        with pytest.raises(NotImplementedError, match="has no features"):
+            scorer.features(pixels)
 
 
 @pytest.mark.parametrize("name", SMALL_REWARDS)

@@ -226,7 +226,7 @@ def test_the_last_check_is_as_the_config_says_now(
         if method == "grow" and arguments[1].subtrees[0].key.iteration == EVALUATION
     } == {3}
     assert "ema" in {weights for weights, *_ in service.published}
-    assert summary["diversity"]["n"] == 2 and summary["metric"] == "ocr/edit"
+    assert summary["diversity"]["latents"]["n"] == 2 and summary["metric"] == "ocr/edit"
     # prompts_between
     assert read(folder / "metrics.jsonl")[-1]["held_out/total"] == pytest.approx(
         sum(scores[:2]) / 2

@@ -99,7 +99,9 @@ def test_compare_then_eval(tmp_path: Path) -> None:
             and row["held_out"][name]["n"] == 8
         ), name
         assert f"{name:16} {row['held_out'][name]['mean']:.4f}" in measured.stdout
-    assert np.isclose(row["diversity"]["mean"], rows["untrained"]["diversity"], atol=1e-4)
+    assert np.isclose(
+        row["diversity"]["latents"]["mean"], rows["untrained"]["diversity"], atol=1e-4
+    )
 
     again = run(*request, timeout=100)  # all is done: the table, without Ray
     assert (

@@ -119,9 +119,14 @@ def test_run_folder_is_complete(whole: Whole) -> None:
         summary["iterations"],
         summary["stopped_by"],
         summary["metric"],
-        summary["diversity"]["n"],
-    ) == (2, "iterations", "ocr/exact", 2)
-    assert 0 < summary["diversity"]["mean"] < 1
+    ) == (2, "iterations", "ocr/exact")
+    assert summary["diversity"].keys() == {"pixels", "latents"}
+    for compared, found in summary["diversity"].items():
+        kept = held_out["diversity"]
+        assert found["n"] == 2 and 0 < found["mean"] < 1
+        assert found["mean"] == pytest.approx(np.mean(kept["after"][compared]))
+        assert found["before"] == pytest.approx(np.mean(kept["before"][compared]))
+        assert found["ratio"] == found["mean"] / found["before"] != 1
     assert (
         summary["gates"]["on_policy_deviation"] <= 1e-5
         and summary["gates"]["fingerprint_difference"] <= 1e-4
@@ -156,15 +161,18 @@ def test_scores_known_before_are_not_measured_again(whole: Whole, tmp_path: Path
         before=before,
     )
     # the folder's name plays no part
-    assert json.loads((tmp_path / "known" / "held_out.json").read_text()) == known
+    again = json.loads((tmp_path / "known" / "held_out.json").read_text())
+    diversity = known.pop("diversity")
+    assert again.pop("diversity") == {"after": diversity["after"]} and again == known
     assert (
         not (tmp_path / "known" / "samples" / "before.png").exists()
         and "evaluation_before" not in summary["seconds"]
     )
     row, scores = measure(config, Service(config), display())
-    assert {name: values.tolist() for name, values in scores.items()} == known["before"] and row[
-        "diversity"
-    ]["n"] == 2
+    assert {name: values.tolist() for name, values in scores.items()} == known["before"]
+    assert row["diversity"]["latents"]["mean"] == pytest.approx(
+        np.mean(diversity["before"]["latents"])
+    )
 
 
 def test_the_mean_of_the_weights_is_evaluated_and_exported(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def finish(
     summary = {
         "stopped_by": "iterations",
         "iterations": count,
-        "diversity": {"mean": 0.25 * (seed + 1)},
+        "diversity": {"pixels": {"mean": 0.9}, "latents": {"mean": 0.25 * (seed + 1)}},
         "forwards_per_leaf": {"rollout": 5.0 + seed, "training": None},
         "edges_per_leaf": {"all": 4.0, "stochastic": 3.0, "trained": 2.5},
     }
@@ -65,5 +65,8 @@ def finish(
 
 def untrained(comparison: Comparison, *values: list[float]) -> None:
     for seed, one in enumerate(values):
-        row = {"scores": {"total": one, "ocr/exact": one}, "diversity": {"mean": seed / 2}}
+        row = {
+            "scores": {"total": one, "ocr/exact": one},
+            "diversity": {"latents": {"mean": seed / 2}},
+        }
         comparison.untrained_path(seed).write_text(json.dumps(row))

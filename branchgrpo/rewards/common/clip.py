@@ -47,6 +47,14 @@ class CosineScorer(PictureScorer):
             scores: F32 = (self.factor * (image * text[rows]).sum(-1)).cpu().numpy()
         return scores
 
+    def pictured(self, pictures: U8) -> F32:
+        import torch
+        from torch.nn.functional import normalize
+
+        with torch.inference_mode():
+            found: F32 = normalize(self.images(pictures).float(), dim=-1).cpu().numpy()
+        return found
+
 
 def check_clip(key: str, path: str) -> Path:
     """A folder that transformers' CLIPModel.save_pretrained wrote. Raises UserError where it is

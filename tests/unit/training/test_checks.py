@@ -8,13 +8,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.ledger import Ledger, Rollouts, Tasks
 from support.small_trees import quickstart
 from support.training import Memory, run_of
 
-from branchgrpo.training import evaluate as evaluation
 from branchgrpo.training import loop
 from branchgrpo.training.state import TrainState
 from branchgrpo.types import (
@@ -156,12 +154,3 @@ def test_prompts_are_encoded_once(
     keys |= {"rollout__encode_batch": "3", "evaluation__kept_mb": kept_mb}
     trained(tmp_path, **keys)
     assert encoded == expected
-
-
-def test_pairwise_distance() -> None:
-    even = np.stack([np.full((2, 1, 3), value, np.uint8) for value in (0, 51, 255)])
-    assert evaluation.pairwise_distance(even) == pytest.approx((0.2 + 1.0 + 0.8) / 3)
-    one_of_four = np.zeros((2, 4), np.uint8)
-    one_of_four[1, 2] = 255
-    assert evaluation.pairwise_distance(one_of_four) == 0.5
-    assert evaluation.pairwise_distance(np.zeros((4, 8), np.uint8)) == 0.0
