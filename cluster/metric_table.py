@@ -35,17 +35,8 @@ class Metric:
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
-CAUSES = (
-    "preempted",
-    "scaled",
-    "start",
-    "memory",
-    "node",
-    "unavailable",
-    "died",
-    "unresponsive",
-    "lost",
-    "error",
+CAUSES = tuple(
+    "preempted scaled start memory node unavailable died unresponsive lost error".split()
 )
 """Why actors are replaced: all there are, so that each is exported before its first event."""
 
@@ -104,6 +95,13 @@ METRICS = (
         panel="Effective samples",
         unit="short",
         source="tree/effective_samples",
+    ),
+    _gauge(
+        "scout_agreement",
+        "rank correlation of scouts' rewards with those of what was grown in full after them",
+        panel="Scouts' agreement",
+        unit="short",
+        source="scout/agreement",
     ),
     _gauge(
         "held_out_mean",

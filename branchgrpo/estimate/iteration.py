@@ -25,8 +25,10 @@ class Counts:
 
     prompts: int
     trees: float
-    pictures: float  # leaves, each decoded and scored
+    pictures: float  # leaves, scouts among them, each decoded and scored
+    scouts: float  # cheap candidates, of which trees are chosen
     grown: float  # latents through the denoiser in rollouts
+    scouted: float  # of them, scouts'
     # distinct parents, or leaves at each level, through it in the update, with backward
     trained: float
     compared: float  # the same once more: for the frozen base, the ratio's old side, and the like
@@ -47,7 +49,13 @@ def counts(config: Config, schedule: Schedule, workers: int) -> Counts:
         name: float(np.mean([getattr(one, name) for one in found]))
         for name in ("trees", "pictures", "grown", "trained", "compared", "stored", "frontier")
     }
-    return Counts(prompts=config.rollout.prompts, **means)
+    scouts = scouted = 0
+    if scouting := method.scouting(schedule):
+        scouts = config.rollout.prompts * config.rollout.trees_per_prompt * scouting.chains
+        scouted = scouts * scouting.steps
+    means["pictures"] += scouts
+    means["grown"] += scouted
+    return Counts(prompts=config.rollout.prompts, scouts=scouts, scouted=scouted, **means)
 
 
 def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Counts:
@@ -63,7 +71,9 @@ def _of(config: Config, plan: BranchPlan, iteration: int, workers: int) -> Count
         prompts=prompts,
         trees=trees,
         pictures=trees * topo.leaves,
+        scouts=0,
         grown=trees * (topo.nodes - topo.leaves),
+        scouted=0,
         trained=trained,
         compared=trained * _compared(config),
         stored=trees * (topo.leaves if leaves else len(np.union1d(edges, topo.parent[edges]))),

@@ -86,10 +86,12 @@ def _lines(found: Estimate, there: int) -> Iterator[tuple[str, str]]:
         yield "GPUs", f"{found.cards} wanted, {there or 'none'} here"
     per = found.rollout_flops, found.update_flops
     more = f" and {work.compared:.0f} to compare with" if work.compared else ""
+    chosen = f" chosen by {work.scouts:.0f} scouts" if work.scouts else ""
+    cheap = f", {work.scouted:.0f} of them scouts'" if work.scouts else ""
     yield (
         "an iteration",
-        f"{work.prompts} prompts, {work.trees:.0f} trees, {work.pictures:.0f} leaves; "
-        f"{work.grown:.0f} forwards to grow ({per[0] / 1e15:.3g} PFLOP with decoding), "
+        f"{work.prompts} prompts, {work.trees:.0f} trees{chosen}, {work.pictures:.0f} leaves; "
+        f"{work.grown:.0f} forwards to grow{cheap} ({per[0] / 1e15:.3g} PFLOP with decoding), "
         f"{work.trained:.0f} to train{more} ({per[1] / 1e15:.3g} PFLOP with backward)",
     )
     resting = [f"{need.role} {size(need.resting)}" for need in found.needs if need.resting]

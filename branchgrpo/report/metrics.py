@@ -6,7 +6,7 @@ import numpy as np
 
 from branchgrpo.algo.credit import Credit
 from branchgrpo.algo.spread import effective_samples, sibling_spreads
-from branchgrpo.rollout.batch import RolloutBatch
+from branchgrpo.rollout.batch import RolloutBatch, Scouted
 from branchgrpo.types import BranchPlan, StepStats
 
 
@@ -36,8 +36,8 @@ def of_iteration(
     values |= {
         "tree/trees": len(leaves),
         "tree/leaves": leaves.size,
-        "tree/forwards": sum(header.forwards for header in headers),
-        "tree/batches_halved": sum(header.halved for header in headers),
+        "tree/forwards": batch.forwards,
+        "tree/batches_halved": batch.halved,
         "tree/edges": stats.edges_stochastic,
         "tree/edges_all": stats.edges_all,
         "latents/bytes": sum(header.payload_bytes for header in headers),
@@ -46,6 +46,7 @@ def of_iteration(
         "reward/retries": batch.retries,
         "reward/dropped_groups": len(batch.dropped),
     }
+    values |= _of_scouts(batch.scouted) if batch.scouted else {}
     names = (
         "forwards",
         "edges",
@@ -65,6 +66,14 @@ def of_iteration(
     )
     values |= {f"update/{name}": float(getattr(stats, name)) for name in names}
     return values | {"update/batches_halved": float(stats.halved)}
+
+
+def _of_scouts(scouted: Scouted) -> dict[str, float]:
+    return {
+        "tree/scout_forwards": scouted.forwards,
+        "scout/total": scouted.reward,
+        "scout/agreement": scouted.agreement,
+    }
 
 
 def overlooked(batch: RolloutBatch, prompts: int) -> dict[str, str]:

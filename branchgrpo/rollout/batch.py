@@ -11,6 +11,18 @@ from branchgrpo.service import Reference
 from branchgrpo.types import F32, BranchPlan, SegmentHeader, Subtree
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scouted:
+    """What scouts told and took: candidates that were grown cheaply, to choose what is grown in
+    full."""
+
+    reward: float  # their mean
+    forwards: int  # rows sent through the model
+    halved: int  # as of SegmentHeader, summed
+    # rank correlation of their rewards with those of what was grown again, mean over prompts
+    agreement: float
+
+
 @dataclass
 class RolloutBatch:
     """Grown and scored trees: headers and scores here, everything large by reference."""
@@ -31,8 +43,21 @@ class RolloutBatch:
     # prompt indices without rewards, whose trees are left out; and why
     dropped: dict[int, str] = field(default_factory=dict)
     # encode, grow, score: from the end of the phase before to the end of its last task; of
-    # encoding, what was waited for
+    # encoding, what was waited for; scout: what of growing and scoring went into scouts
     seconds: dict[str, float] = field(default_factory=dict)
+    scouted: Scouted | None = None  # where there were scouts, before the trees
+
+    @property
+    def forwards(self) -> int:
+        """Rows sent through the model, scouts' among them."""
+        own = sum(header.forwards for header, _ in self.segments)
+        return own + (self.scouted.forwards if self.scouted else 0)
+
+    @property
+    def halved(self) -> int:
+        """How often batches were, for want of memory, with scouts among them."""
+        own = sum(header.halved for header, _ in self.segments)
+        return own + (self.scouted.halved if self.scouted else 0)
 
     def edges(self, plan: BranchPlan) -> int:
         """Edges of all trees that an update may train on, at least 1."""

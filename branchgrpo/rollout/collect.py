@@ -7,6 +7,7 @@ grow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TypeVar
 
@@ -55,13 +56,15 @@ class RolloutCollector:
         version: int,
         prompts: list[int],
         samples: list[Sample],
-        trees: int,
+        trees: int | Sequence[Sequence[int]],
         encoded: EncodedTexts | None = None,
         compared: bool = False,
+        trained: bool = True,
     ) -> RolloutBatch:
-        """Grow and score `trees` trees for each prompt: indices in the prompt list, and the records
-        there. encoded: encodings that begin with theirs; None: they are made now. compared: not
-        the leaves' scores are wanted, but their latents and features."""
+        """Grow and score trees for each prompt: indices in the prompt list, and the records there.
+        trees: how many of each, or their numbers by prompt, as many of each or none. encoded:
+        encodings that begin with theirs; None: they are made now. compared: not the leaves' scores
+        are wanted, but their latents and features. trained: losses on leaves find them kept."""
         return _Collection(
             collector=self,
             plan=plan,
@@ -72,6 +75,7 @@ class RolloutCollector:
             trees=trees,
             encoded=encoded or self.encode(samples),
             compared=compared,
+            trained=trained,
         ).run()
 
 
@@ -86,21 +90,24 @@ class _Collection:
         version: int,
         prompts: list[int],
         samples: list[Sample],
-        trees: int,
+        trees: int | Sequence[Sequence[int]],
         encoded: EncodedTexts,
         compared: bool,
+        trained: bool,
     ):
         self.config = collector.config
         self.plan = plan
         self.version = version
         self.samples, self.encoded = samples, encoded
         evaluated = iteration == EVALUATION
-        self.clean = compared or (self.config.credit.trained == "leaves" and not evaluated)
+        trained = trained and not evaluated
+        self.clean = compared or (trained and self.config.credit.trained == "leaves")
+        numbers = [range(trees)] * len(prompts) if isinstance(trees, int) else trees
         self.rollouts = collector.service.rollouts
         self.trees = [
             Subtree(TreeKey(collector.run, iteration, prompt, tree), row, 0)
             for row, prompt in enumerate(prompts)
-            for tree in range(trees)
+            for tree in numbers[row]
         ]
         depth = self.config.rollout.fork_depth
         self.fork = fork_level(
@@ -119,7 +126,7 @@ class _Collection:
             samples=samples,
             tasks=self.tasks,
             batch=self.batch,
-            group=trees * len(self.frontier),
+            group=max(map(len, numbers)) * len(self.frontier),
             evaluated=evaluated,
         )
 

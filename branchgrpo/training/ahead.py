@@ -14,6 +14,7 @@ from branchgrpo.algo.methods.base import MethodRun
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
 from branchgrpo.report.metrics import overlooked
+from branchgrpo.rollout import scouts
 from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.rollout.texts import EncodedTexts
@@ -106,13 +107,15 @@ class Ahead:
         config = self.config
         plan = config.plan(self.method, iteration, self.schedule)
         chosen = self._chosen(iteration)
-        batch = self.collector.collect(
+        batch = scouts.collect(
+            config,
+            self.collector,
             plan,
+            self.method.scouting(self.schedule),
             iteration=iteration,
             version=version,
             prompts=chosen,
             samples=self._samples(iteration),
-            trees=config.rollout.trees_per_prompt * plan.chains,
             encoded=self.encoded.pop(iteration, None),
         )
         # once: what does not end a run, and is easily overlooked; each iteration's count is in the

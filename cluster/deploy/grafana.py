@@ -13,6 +13,7 @@ ROWS = {
         "Reward spread",
         "Flat groups",
         "Effective samples",
+        "Scouts' agreement",
         "Held-out score",
         "Reward hacking",
         "Advantage",

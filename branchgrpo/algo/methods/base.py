@@ -25,6 +25,10 @@ class MethodRun:
         """The plan of one iteration."""
         return self.options.plan(iteration, schedule, self.seed)
 
+    def scouting(self, schedule: Schedule) -> BranchPlan | None:
+        """As of MethodOptions."""
+        return self.options.scouting(schedule)
+
     def observe(self, plan: BranchPlan, rewards: F32) -> dict[str, float]:
         """Take note of the rewards [trees, L] of an iteration's leaves; returns metrics."""
         return {}
@@ -77,6 +81,13 @@ class MethodOptions(Component):
         arguments."""
         plan = self.full_plan(iteration, schedule, seed)
         return with_tail(plan, self.tail_ratio, schedule) if self.tail == "dpm" else plan
+
+    def scouting(self, schedule: Schedule) -> BranchPlan | None:
+        """The plan of cheap candidates, `chains` of them a group: the best and the worst, as many
+        as the iteration's plan has, are grown again by that one. None: all that are grown are
+        trained on."""
+        del schedule
+        return None
 
     def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         """The plan of one iteration with all steps of the schedule, a pure function of its

@@ -3,12 +3,14 @@ sample them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from branchgrpo.algo.methods.base import MethodOptions, Shape
 from branchgrpo.algo.methods.window import Window
+from branchgrpo.algo.plan import ode_plan, with_tail
 from branchgrpo.algo.schedule import Schedule
 from branchgrpo.types import BranchPlan
 
@@ -35,6 +37,16 @@ class ChainMethod(MethodOptions):
         "picture (DanceGRPO's count)",
     )
 
+    scouts: int = Field(
+        0,
+        ge=0,
+        description="candidates of a group that are grown cheaply first, of which the best and the "
+        "worst, `chains` in all, are grown again in full; 0: none",
+    )
+    scout_steps: int = Field(
+        0, ge=0, description="steps of DPM-Solver++ of a scout; 0: a third of sampling.steps"
+    )
+
     @property
     def random(self) -> bool:
         return self.stochastic != "none"
@@ -57,6 +69,27 @@ class ChainMethod(MethodOptions):
             raise ValueError(
                 "train_last_edge: expected the kernel dance or flow, stochastic: all, and tail: ode"
             )
+
+        if self.scouts and self.root == "shared":
+            raise ValueError(
+                "scouts: expected 0 with root: shared, where all chains start from one noise, got "
+                f"{self.scouts}"
+            )
+        if 0 < self.scouts <= self.chains:
+            raise ValueError(
+                f"scouts: expected more than chains, {self.chains}, or 0, got {self.scouts}"
+            )
+        if self.scouts and self.scout_steps > steps:
+            raise ValueError(
+                f"scout_steps: expected at most sampling.steps, {steps}, got {self.scout_steps}"
+            )
+
+    def scouting(self, schedule: Schedule) -> BranchPlan | None:
+        if not self.scouts:
+            return None
+        steps = self.scout_steps or max(1, round(schedule.steps / 3))
+        plan = with_tail(ode_plan(schedule), steps / schedule.steps, schedule)
+        return replace(plan, chains=self.scouts, shared_root=False)
 
     def full_plan(self, iteration: int, schedule: Schedule, seed: int) -> BranchPlan:
         steps = schedule.steps

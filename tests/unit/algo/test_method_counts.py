@@ -225,6 +225,7 @@ EXPECTED = {
     "crd": leaves_of_chains(10, 24),
     "dgpo": leaves_of_chains(10, 16),
     "nft": leaves_of_chains(10, 24),
+    "nft-scouts": leaves_of_chains(10, 24),  # and 96 scouts: test_scouts.py
     # splits in three at 0, 1, 2: 1 + 3 + 9 + 27 · 7
     "nft-tree": Counts(
         steps=10,

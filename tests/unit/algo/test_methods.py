@@ -27,7 +27,7 @@ STEPS = {
     2: "flow-dppo flowgrpo flowgrpo-fast grpo-guard tempflow",
     1: (
         "awm branchgrpo-adaptive branchgrpo-antithetic branchgrpo-flash branchgrpo-splits "
-        "branchgrpo-splits-flash crd dgpo nft nft-tree treegrpo"
+        "branchgrpo-splits-flash crd dgpo nft nft-scouts nft-tree treegrpo"
     ),
 }
 """Optimiser steps per rollout: those of the published code (METHODS.md; of TreeGRPO none is), of
@@ -144,7 +144,7 @@ def test_mixgrpo_flash_compresses_what_lies_behind_the_window() -> None:
 
 
 def test_roots_and_kernels_of_the_presets() -> None:
-    noiseless = {"awm", "crd", "dgpo", "nft"}
+    noiseless = {"awm", "crd", "dgpo", "nft", "nft-scouts"}
     private = {"dancegrpo-private", "flow-dppo", "flowgrpo", "grpo-guard", "tempflow"} | noiseless
     assert {name for name in presets() if not plan_at(load(name)).shared_root} == private
     noise = {"flow": 0.7, "cps": 0.8, "dance": 0.3}
@@ -175,8 +175,8 @@ def test_tempflow_weighs_a_step_by_its_noise() -> None:
 @pytest.mark.parametrize("preset", presets())
 def test_plans_over_training_have_random_steps_but_never_the_last(preset: str) -> None:
     """Or none at all, where only leaves are trained."""
-    # what splits at given steps, or at three in a row, wants a longer schedule
-    lengths = (20,) if preset.startswith(("branch", "treegrpo", "nft-tree")) else (2, 3, 5, 25)
+    # what splits at given steps, or at three in a row, or scouts in six wants a longer schedule
+    lengths = (20,) if preset.startswith(("branch", "treegrpo", "nft-")) else (2, 3, 5, 25)
     for steps in lengths:
         loaded = load(preset, {"sampling.steps": str(steps)})
         for iteration in range(0, 1000, 13):

@@ -34,6 +34,7 @@ def found(preset: str, workers: int = 1, **keys: str) -> Counts:
         ("tempflow", 216, 4 * 279, 4 * 9),
         # leaves, at each of their noise levels
         ("nft", 24, 24 * 10, 24 * 9),
+        ("nft-scouts", 96 + 24, 96 * 6 + 24 * 10, 24 * 9),
         ("nft-tree", 27, 1 + 3 + 9 + 27 * 7, 27 * 9),
         ("awm", 24, 24 * 14, 24 * 6),
         ("dgpo", 16, 16 * 10, 16 * 4),
@@ -60,6 +61,14 @@ def test_more_trees_more_of_all() -> None:
     one, two = found("branchgrpo"), found("branchgrpo", rollout__trees_per_prompt="2")
     assert (two.trees, two.grown, two.trained) == (6, 2 * one.grown, 2 * one.trained)
     assert two.stored == 2 * one.stored == 2 * 3 * 203
+
+
+def test_scouts_are_counted_and_keep_nothing() -> None:
+    work, nft = found("nft-scouts"), found("nft")
+    assert (work.scouts, work.scouted) == (3 * 96, 3 * 96 * 6) and nft.scouts == nft.scouted == 0
+    assert (work.trees, work.stored) == (nft.trees, nft.stored) == (3 * 24, 3 * 24)
+    twice = found("nft-scouts", rollout__trees_per_prompt="2", method__scout_steps="0")
+    assert (twice.scouts, twice.scouted) == (3 * 192, 3 * 192 * 3)
 
 
 def test_trees_are_cut_for_many_workers() -> None:

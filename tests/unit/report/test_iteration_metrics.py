@@ -11,7 +11,7 @@ import pytest
 from support.small_trees import plan_of, quickstart
 
 from branchgrpo.report.metrics import of_iteration
-from branchgrpo.rollout.batch import RolloutBatch
+from branchgrpo.rollout.batch import RolloutBatch, Scouted
 from branchgrpo.types import StepStats
 
 PAGE = Path(__file__).parents[3] / "docs" / "run-folder.md"
@@ -25,7 +25,8 @@ def figures() -> dict[str, float]:
         scores={name: rewards[None] for name, rewards in trees.items()},
         rewards=trees,
         parts={"ocr/exact": trees},
-        seconds={"grow": 1.0},
+        seconds={"grow": 1.0, "scout": 0.5},
+        scouted=Scouted(reward=0.375, forwards=12, halved=1, agreement=0.5),
     )
     stats = StepStats(**{field.name: 1 for field in fields(StepStats)})
     credit = quickstart({"rewards": "[{name: jpeg}]"}).credit
@@ -48,6 +49,10 @@ def test_figures_of_trees() -> None:
     found = figures()
     assert found["reward/total"] == pytest.approx(0.4505)
     assert found["reward/flat_groups"] == 0.5 and found["driver/bytes"] == 7
+    # nothing but scouts was grown
+    assert found["tree/forwards"] == found["tree/scout_forwards"] == 12
+    assert found["tree/batches_halved"] == 1 and found["time/scout"] == 0.5
+    assert (found["scout/total"], found["scout/agreement"]) == (0.375, 0.5)
     # means of siblings: 0.1 and 0.7, twice 0.501; below them 0.2 apart, and 0.002
     assert found["spread/0"] == pytest.approx(0.6 / sqrt(2) / 2, rel=1e-4)
     assert found["spread/1"] == pytest.approx((0.2 + 0.002) / sqrt(2) / 2, rel=1e-4)
