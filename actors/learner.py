@@ -17,7 +17,7 @@ from branchgrpo.algo import credit
 from branchgrpo.algo.tree import assemble
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import GateError, UserError, kind_and_line
+from branchgrpo.errors import Diverged, GateError, UserError, kind_and_line
 from branchgrpo.learner.batches import MicroBatches
 from branchgrpo.learner.fsdp import gathered, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
@@ -261,7 +261,7 @@ class Learner(LearnerCalls):
         for norm in norms:
             self.skips = 0 if np.isfinite(norm) else self.skips + 1
             if self.skips >= self.config.learner.max_skips:
-                raise RuntimeError(
+                raise Diverged(
                     f"{self!r}: {self.skips} optimiser steps in a row had a gradient that "
                     "is not finite"
                 )

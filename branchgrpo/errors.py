@@ -11,6 +11,11 @@ class GateError(RuntimeError):
     """A start-up gate failed: the run would train on wrong numbers. The message names the gate."""
 
 
+class Diverged(RuntimeError):
+    """Training has come to an end of its own: optimiser step after optimiser step has a gradient
+    that is not finite."""
+
+
 class StaleFence(RuntimeError):
     """The writer of a checkpoint is a zombie: another program has taken the run over, in a newer
     fence."""

@@ -7,12 +7,12 @@ here ends the process.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from branchgrpo.app.environment import prepare
 from branchgrpo.app.results import Comparison, Evaluation, Result
@@ -22,6 +22,9 @@ from branchgrpo.config import registry
 from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART, config_file
 from branchgrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from branchgrpo.comparison.grid import Grid
 
 _ON_RAY = Lock()
 
@@ -131,6 +134,9 @@ def compare(
     rewards: Sequence[RewardLike] | None = None,
     folder: str | Path | None = None,
     gain: float | None = None,
+    grid: Mapping[str, Sequence[Any]] | str | Path | None = None,
+    grid_seeds: int = 1,
+    grid_budget: int | str | None = None,
     quiet: bool = False,
 ) -> Comparison:
     """Train several methods on the same prompts, seeds, reward and evaluation, one after another;
@@ -139,7 +145,10 @@ def compare(
     methods: presets, by name or as YAML files. config: a shipped name or a YAML file. budget: of
     each run, iterations (50), seconds ("240s") or minutes ("4m"). folder: where it is kept; by
     default of the request's digest, in run.folder. gain: of the held-out reward, whose time counts.
-    Raises as `train` does.
+    grid: values by dotted key, such as {"learner.learning_rate": [1e-4, 2e-4]}, or a YAML file of
+    them: each method is tuned with it before, on training prompts alone, and its best goes into the
+    comparison. grid_seeds, grid_budget: runs of each combination, and the training of each (by
+    default `budget`). Raises as `train` does.
     """
     from branchgrpo.comparison.budget import Budget
     from branchgrpo.comparison.runs import Comparison as Runs
@@ -158,6 +167,7 @@ def compare(
         folder=place,
         gain=gain,
         change=lambda loaded: with_rewards(loaded, rewards),
+        grid=None if grid is None else _grid(grid, grid_seeds, grid_budget or budget),
     )
     with _on_ray(next(iter(runs.configs.values()))):
         from branchgrpo.app.compare import compared
@@ -203,6 +213,22 @@ def _texts(overrides: Mapping[str, Any] | None) -> dict[str, str]:
                 f"{key}: expected text, a number, a list or a mapping, got {value!r}"
             ) from error
     return found
+
+
+def _grid(grid: Mapping[str, Sequence[Any]] | str | Path, seeds: int, budget: int | str) -> Grid:
+    """What methods are tuned with."""
+    from branchgrpo.comparison.budget import Budget
+    from branchgrpo.comparison.grid import Grid, read
+
+    length = Budget.parse(str(budget), "grid_budget")
+    if isinstance(grid, str | Path):
+        return Grid(read([str(grid)]), seeds, length)
+    found = {}
+    for key, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise UserError(f"grid: {key}: expected a list of values, got {values!r}")
+        found[key] = tuple(_texts({key: value})[key] for value in values)
+    return Grid(found, seeds, length)
 
 
 def _plain(value: Any) -> Any:

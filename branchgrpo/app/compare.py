@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,22 @@ def compare(
     overrides: dict[str, str],
     folder: Path | None,
     gain: float | None,
+    grid: Sequence[str] = (),
+    grid_seeds: int = 1,
+    grid_budget: str = "",
 ) -> int:
-    """The command compare. Returns the exit code."""
+    """The command compare. Returns the exit code. grid: what follows each --grid."""
     from branchgrpo.comparison.budget import Budget
+    from branchgrpo.comparison.grid import Grid, read
     from branchgrpo.comparison.runs import Comparison
 
+    own = Budget.parse(grid_budget or budget, "--grid-budget" if grid_budget else "--budget")
     comparison = Comparison(
         base=base,
         methods=methods,
         seeds=seeds,
         budget=Budget.parse(budget),
+        grid=Grid(read(grid), grid_seeds, own) if grid else None,
         overrides=overrides,
         folder=folder,
         gain=gain,
@@ -58,10 +65,12 @@ def compared(
 
     for config in comparison.configs.values():
         check(config, folder)
+    if comparison.tuning:
+        comparison.tuning.check(lambda config: check(config, folder))
     from branchgrpo.app.service import started
 
     finished = True
-    if comparison.open():
+    if comparison.open() or (comparison.tuning and comparison.tuning.left()):
         first = next(iter(comparison.configs.values()))
         with (
             Interruption() as interrupted,

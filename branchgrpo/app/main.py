@@ -46,6 +46,9 @@ def _compare(found: Namespace, overrides: Overrides) -> int:
         overrides=overrides,
         folder=found.folder,
         gain=found.gain,
+        grid=found.grid,
+        grid_seeds=found.grid_seeds,
+        grid_budget=found.grid_budget,
     )
 
 

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from branchgrpo import __version__
+from branchgrpo.app import compare_options
+from branchgrpo.app.compare_options import preset_help
 from branchgrpo.app.help_texts import DESCRIPTION, EPILOG
 from branchgrpo.app.overrides import overrides, valued
 from branchgrpo.config.kinds import suggestion
 from branchgrpo.config.references import FORMS
 from branchgrpo.config.registry import REWARDS
 from branchgrpo.config.schema import Config
-from branchgrpo.config.shipped import QUICKSTART, names, presets
+from branchgrpo.config.shipped import QUICKSTART, names
 from branchgrpo.config.tree import Node
 
 WATCHING = ("status", "scale", "stop")
@@ -49,43 +51,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         parser.error("scale: expected at least one of --rollout, --reward, --learner")
     if found.command == "train" and (found.card or found.json) and not found.dry_run:
         parser.error("train: --card and --json are of --dry-run")
-    if found.command == "compare" and found.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {found.seeds}")
+    if found.command == "compare":
+        compare_options.check(parser, found)
     return found, found_keys
-
-
-def _preset() -> str:
-    return f"a method: {', '.join(presets())}; or a YAML file of such keys"
-
-
-def _compare(command: argparse.ArgumentParser) -> None:
-    command.add_argument("methods", nargs="+", metavar="METHOD", help=_preset())
-    command.add_argument(
-        "--seeds", type=int, default=1, help="runs of each method, seeds 0, 1, … (default: 1)"
-    )
-    command.add_argument(
-        "--budget",
-        default="50",
-        help="training of each run: iterations (50), seconds (240s) or minutes (4m) (default: 50)",
-    )
-    command.add_argument(
-        "--gain",
-        type=float,
-        help="gain of the held-out reward whose time counts, named before the runs (default: half "
-        "of the best method's)",
-    )
-    command.add_argument(
-        "--folder",
-        type=Path,
-        help="where it is kept (default: runs/compare-DIGEST of the request)",
-    )
-    command.add_argument(
-        "--config",
-        type=Path,
-        default=QUICKSTART,
-        help="model, prompts and rewards: a YAML file, or a shipped config's name "
-        "(default: the quick start's)",
-    )
 
 
 def _eval(command: argparse.ArgumentParser) -> None:
@@ -114,7 +82,7 @@ def _configured(command: argparse.ArgumentParser) -> None:
         default=QUICKSTART,
         help=f"a YAML file, or one of {', '.join(names())} (default: quickstart)",
     )
-    command.add_argument("--preset", help=_preset())
+    command.add_argument("--preset", help=preset_help())
 
 
 def _train(command: argparse.ArgumentParser) -> None:
@@ -238,7 +206,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str | 
     "compare": (
         "run several methods on the same prompts, seeds, reward and evaluation; the same command "
         "again goes on where it stopped",
-        _compare,
+        compare_options.add,
         KEYS,
     ),
     "eval": (

@@ -193,4 +193,11 @@ def started(
         made.enter(config.cluster.wait_seconds, display.note)
         display.phase("loading models")
         made.form(display.note)
-        yield lambda other: made if other == config else configure(made, other)
+        fresh = True
+
+        def form(other: Config) -> TrainingService:
+            nonlocal fresh
+            ready, fresh = fresh and other == config, False
+            return made if ready else configure(made, other)
+
+        yield form

@@ -21,16 +21,21 @@ class Budget:
     seconds: float = 0.0
 
     @staticmethod
-    def parse(text: str) -> Budget:
-        """`50` is iterations, `240s` seconds, `4m` minutes. Raises UserError for anything else."""
+    def parse(text: str, option: str = "--budget") -> Budget:
+        """`50` is iterations, `240s` seconds, `4m` minutes. Raises UserError, naming the option,
+        for anything else."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([sm]?)", text.strip())
         if not match or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
             raise UserError(
-                f"--budget: expected iterations (50), seconds (240s) or minutes (4m), got {text!r}"
+                f"{option}: expected iterations (50), seconds (240s) or minutes (4m), got {text!r}"
             )
         if match[2]:
             return Budget(seconds=float(match[1]) * (60 if match[2] == "m" else 1))
         return Budget(iterations=int(match[1]))
+
+    def __str__(self) -> str:
+        plural = "s" * (self.iterations != 1)
+        return f"{self.iterations} iteration{plural}" if self.iterations else f"{self.seconds:g} s"
 
     def overrides(self) -> dict[str, str]:
         """Config keys of a run of this length."""

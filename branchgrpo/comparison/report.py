@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from branchgrpo.comparison import grid_tables
 from branchgrpo.comparison import pictures as compare_pictures
 from branchgrpo.comparison import tables as compare_tables
 from branchgrpo.comparison.runs import Comparison
@@ -37,7 +38,7 @@ TOTAL = "total"
 def results(comparison: Comparison, metric: str) -> dict[str, Any]:
     """Everything: `rows` by method, those that have finished runs, the untrained model's first;
     `reference`, to which differences and ratios refer; `level`, the gain whose time counts;
-    `metric`; `seeds` asked for."""
+    `metric`; `seeds` asked for; `grid` where methods were tuned, as grid.json has it."""
     done = [method for method in comparison.methods if comparison.complete(method)]
     alike = [method for method in done if method.startswith(REFERENCE)]
     reference = REFERENCE if REFERENCE in done else next(iter([*alike, *done]), None)
@@ -51,13 +52,14 @@ def results(comparison: Comparison, metric: str) -> dict[str, Any]:
             rows[method]["seconds_per_iteration"]["median"]
             / rows[reference]["seconds_per_iteration"]["median"]
         )
-    return {
+    found = {
         "metric": metric,
         "seeds": len(comparison.seeds),
         "reference": reference,
         "level": goal,
         "rows": rows,
     }
+    return found | ({"grid": comparison.tuning.found()} if comparison.tuning else {})
 
 
 def write(comparison: Comparison, metric: str) -> str:
@@ -67,7 +69,8 @@ def write(comparison: Comparison, metric: str) -> str:
     write_whole(
         comparison.folder / "compare.json", json.dumps(found, indent=1, allow_nan=False) + "\n"
     )
-    write_whole(comparison.folder / "compare.md", compare_tables.markdown(found))
+    tuned = f"\n{grid_tables.markdown(found['grid'])}" if "grid" in found else ""
+    write_whole(comparison.folder / "compare.md", compare_tables.markdown(found) + tuned)
     if found["reference"]:
         compare_pictures.curves(
             comparison,
@@ -75,7 +78,9 @@ def write(comparison: Comparison, metric: str) -> str:
             [TOTAL, *([metric] if metric != TOTAL else [])],
         )
         compare_pictures.samples(comparison, comparison.folder / "compare-samples.png", metric)
-    return compare_tables.terminal(found)
+    return compare_tables.terminal(found) + (
+        grid_tables.terminal(found["grid"]) if "grid" in found else ""
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

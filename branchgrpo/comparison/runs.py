@@ -6,15 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import numpy as np
-
 from branchgrpo.comparison.budget import Budget
+from branchgrpo.comparison.common import differing, done, flat, untrained, value_of
+from branchgrpo.comparison.grid import Grid
+from branchgrpo.comparison.tuning import Tuning
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import prompts
@@ -24,56 +25,16 @@ from branchgrpo.files.whole import write_whole
 from branchgrpo.report.terminal import Display
 from branchgrpo.runs.places import root
 from branchgrpo.service import Service
-from branchgrpo.training.carry_out import carry_out, measure
-from branchgrpo.training.evaluate import Scores
+from branchgrpo.training.carry_out import carry_out
 
-
-def _shared(config: Config) -> dict[str, Any]:
-    """What must be the same for all methods: anything else would not compare them, or not fit the
-    actors that are there."""
-    roles = {
-        "rollout": config.rollout,
-        "reward_workers": config.reward_workers,
-        "learner": config.learner,
-    }
-    found = {
-        f"{name}.{key}": getattr(role, key)
-        for name, role in roles.items()
-        for key in ("cpus", "gpus", "threads")
-    }
-    found |= {
-        "rollout.workers": config.rollout.workers,
-        "reward_workers.workers": config.reward_workers.workers,
-        "learner.ranks": config.learner.ranks,
-    }
-    found |= {f"evaluation.{key}": getattr(config.evaluation, key) for key in ("height", "width")}
-    found |= {
-        f"model.{key}": value
-        for key, value in config.model
-        if key == "lora_path" or not key.startswith("lora_")
-    }
-    # a mean of its weights is a method's own choice
-    found |= {f"evaluation.{key}": value for key, value in config.evaluation if key != "weights"}
-    return (
-        found
-        | {key: getattr(config, key) for key in ("prompts", "held_out", "rewards", "cluster")}
-        | {"shift": config.sampling.shift}
-    )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts under dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found
+TAKEN = "run.seed", "run.name", "run.iterations", "run.max_minutes"
+"""Keys that each run sets itself."""
 
 
 class Comparison:
     """The runs of a comparison and where they are kept. Seeds are the outer loop, so that methods
-    take turns. change: of each config, after it was loaded."""
+    take turns. change: of each config, after it was loaded. grid: what each method is tuned with
+    before."""
 
     def __init__(
         self,
@@ -85,44 +46,30 @@ class Comparison:
         folder: Path | None = None,
         gain: float | None = None,
         change: Callable[[Config], Config] = lambda config: config,
+        grid: Grid | None = None,
     ):
         if gain is not None and not 0 < gain < math.inf:
             raise UserError(f"--gain: expected a gain of the held-out reward above 0, got {gain:g}")
         self.gain = gain
         # what a run is called → a preset's name or file
-        presets = {Path(method).name.removesuffix(".yaml"): method for method in methods}
-        if len(presets) != len(methods):
+        self.presets = {Path(method).name.removesuffix(".yaml"): method for method in methods}
+        if len(self.presets) != len(methods):
             raise UserError(f"compare: expected different methods, got {' '.join(methods)}")
-        if (
-            taken := {"run.seed", "run.name", "run.iterations", "run.max_minutes"}
-            & overrides.keys()
-        ):
-            raise UserError(
-                f"compare: expected --seeds and --budget instead of --{min(taken)}, which "
-                "each run sets itself"
-            )
-        fixed = (
-            budget.overrides() | {"run.export": "none", "evaluation.diversity": "32"} | overrides
-        )
-        first = {
-            name: change(configs.load(base, fixed, preset)) for name, preset in presets.items()
-        }
-        shared = {name: _shared(one) for name, one in first.items()}
-        for name, parts in shared.items():
-            for key, value in parts.items():
-                if value != next(iter(shared.values()))[key]:
-                    raise UserError(
-                        f"compare: expected the same {key} for all methods, got another with {name}"
-                    )
+        _require_free(overrides, grid)
+        self.base, self.budget, self.change = base, budget, change
+        self.overrides = {"run.export": "none", "evaluation.diversity": "32"} | overrides
+        first = {name: self.load(name) for name in self.presets}
+        for name, config in first.items():
+            if key := differing(config, next(iter(first.values()))):
+                raise UserError(
+                    f"compare: expected the same {key} for all methods, got another with {name}"
+                )
         # the same for all, whatever they train with
         steps = max(one.evaluation_steps for one in first.values())
-        fixed["evaluation.steps"] = str(steps)
-        self.configs: dict[tuple[str, int], Config] = {}
-        for seed in range(seeds):
-            for name, preset in presets.items():
-                own = fixed | {"run.seed": str(seed), "run.name": name}
-                self.configs[name, seed] = change(configs.load(base, own, preset))
-        self.methods, self.seeds = list(presets), list(range(seeds))
+        self.overrides["evaluation.steps"] = str(steps)
+        self.methods, self.seeds = list(self.presets), list(range(seeds))
+        self.tuning = Tuning(grid, self.methods, self.load) if grid else None
+        self.configs = self._configs()
         one = next(iter(self.configs.values()))
         digest = hashlib.sha256(
             "\n".join(one.model_dump_json() for one in self.configs.values()).encode()
@@ -131,8 +78,33 @@ class Comparison:
             row = row_of(sample)  # without more than a prompt, that alone
             text = json.dumps(row, sort_keys=True) if len(row) > 1 else sample.prompt
             digest.update(b"\n" + text.encode())
+        if grid:
+            digest.update(f"\ngrid {grid.request()}".encode())
         self.digest = digest.hexdigest()
         self.folder = folder or root(one) / f"compare-{self.digest[:8]}"
+        if self.tuning:
+            self.tuning.folder = self.folder
+
+    def load(
+        self,
+        method: str,
+        seed: int = 0,
+        budget: Budget | None = None,
+        keys: Mapping[str, str] | None = None,
+    ) -> Config:
+        """The config of a run. budget: another than the comparison's. keys: on top of all."""
+        own = (budget or self.budget).overrides() | self.overrides
+        own |= {"run.seed": str(seed), "run.name": method} | dict(keys or {})
+        return self.change(configs.load(self.base, own, self.presets[method]))
+
+    def _configs(self) -> dict[tuple[str, int], Config]:
+        """Of each (method, seed), with what the grid found for the method, once it is done."""
+        found = {}
+        for seed in self.seeds:
+            for name in self.methods:
+                keys = self.tuning.carried(name) if self.tuning else None
+                found[name, seed] = self.load(name, seed, keys=keys)
+        return found
 
     def open(self) -> list[tuple[str, int]]:
         """Make or reopen the folder; which runs are still to be done. Raises UserError when it
@@ -177,6 +149,8 @@ class Comparison:
                 )
                 + "\n",
             )
+        if self.tuning:
+            self.configs = self._configs()
         return [run for run in self.configs if not self.done(*run)]
 
     def run(
@@ -185,6 +159,10 @@ class Comparison:
         """Do what is left; `form` gives the service, set up anew for a config. False when it was
         interrupted."""
         todo = self.open()
+        if self.tuning:
+            if not self.tuning.run(form, display, interrupted):
+                return False
+            self.configs = self._configs()
         for number, (method, seed) in enumerate(todo):
             if interrupted():
                 return False
@@ -195,7 +173,7 @@ class Comparison:
             )
             display.begin(title, config.run.iterations, config.run.max_minutes)
             service = form(config)
-            before = self._untrained(config, service, display)
+            before = untrained(self.untrained_path(seed), config, service, display)
             folder = self.path(method, seed)
             if folder.exists():  # cut off: it has no complete summary.json
                 rmtree(folder)
@@ -223,15 +201,21 @@ class Comparison:
         """Of each method its keys, dotted, that are not the same for all; what the method itself is
         left out."""
         found = {}
+        tuned = self.tuning.grid.values if self.tuning else {}
         for method in self.methods:
             tree = self.configs[method, self.seeds[0]].model_dump(mode="json", by_alias=True)
-            found[method] = _flat(
+            found[method] = flat(
                 {key: value for key, value in tree.items() if key not in configs.METHOD_SECTIONS}
             )
+            found[method] |= {
+                key: value_of(tree, key)
+                for key in tuned
+                if self.tuning and key not in self.tuning.without[method]
+            }
             del found[method]["run.name"]
         keys = [
             key
-            for key in next(iter(found.values()))
+            for key in dict.fromkeys(chain(*found.values()))
             if len({repr(one.get(key)) for one in found.values()}) > 1
         ]
         return {method: {key: one.get(key) for key in keys} for method, one in found.items()}
@@ -241,26 +225,18 @@ class Comparison:
         return [seed for seed in self.seeds if self.done(method, seed)]
 
     def done(self, method: str, seed: int) -> bool:
-        summary = self.path(method, seed) / "summary.json"
-        if not summary.is_file():
-            return False
-        try:
-            return bool(
-                json.loads(summary.read_text(encoding="utf-8"))["stopped_by"] != "interrupted"
-            )
-        except (ValueError, KeyError):  # cut off while it was written
-            return False
+        return done(self.path(method, seed))
 
-    def _untrained(self, config: Config, service: Service, display: Display) -> Scores:
-        """Scores of the untrained model, measured once a seed: evaluation noise depends on it."""
-        path = self.untrained_path(config.run.seed)
-        if path.is_file():
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {name: np.array(values, np.float32) for name, values in kept["scores"].items()}
-        row, scores = measure(config, service, display, path.with_suffix(".png"))
-        write_whole(
-            path,
-            json.dumps(row | {"scores": {name: values.tolist() for name, values in scores.items()}})
-            + "\n",
+
+def _require_free(overrides: dict[str, str], grid: Grid | None) -> None:
+    """Raise UserError for keys that a comparison, or its grid, sets itself."""
+    if taken := set(TAKEN) & overrides.keys():
+        raise UserError(
+            f"compare: expected --seeds and --budget instead of --{min(taken)}, which "
+            "each run sets itself"
         )
-        return scores
+    for key in grid.values if grid else ():
+        if key.partition(".")[0] == "run":
+            raise UserError(f"--grid: expected keys of methods, got {key}, which each run sets")
+        if key in overrides:
+            raise UserError(f"--grid: {key}: expected it in the grid alone, got --{key} as well")

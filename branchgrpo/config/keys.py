@@ -47,7 +47,8 @@ class Keys(Section):
     )
     held_out: str = Field(
         description="held-out prompts, likewise; or split:N = N of the different training "
-        "prompts, the same for every seed"
+        "prompts, the same for every seed; or split:N:OTHERS = N of those that are not among "
+        "OTHERS, a second held-out list, which is then neither trained on nor measured"
     )
     sampling: Sampling = Field(default_factory=Sampling, description="the denoising schedule")
     method: Method = Field(description="where trees branch")

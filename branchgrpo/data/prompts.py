@@ -102,14 +102,20 @@ def read(key: str, source: str, folder: str = suites.FOLDER) -> Prompts:
 
 
 def lists(config: Config) -> tuple[Prompts, Prompts]:
-    """Training prompts and held-out prompts of a config, no text twice in either. Raises UserError
-    as `read` and `split` do, and where all held-out texts are trained on."""
+    """Training prompts and held-out prompts of a config, no text twice in either; what is after
+    split:N: is in neither. Raises UserError as `read` and `split` do, and where all held-out texts
+    are trained on."""
     train = read("prompts", config.prompts, config.evaluation.suites)
     if config.held_out.startswith(SPLIT):
-        if not re.fullmatch(r"[0-9]{1,18}", number := config.held_out.removeprefix(SPLIT)):
+        number, colon, others = config.held_out.removeprefix(SPLIT).partition(":")
+        if not re.fullmatch(r"[0-9]{1,18}", number) or (colon and not others):
             raise UserError(
-                f"held_out: expected {SPLIT}N with N a number of prompts, got {config.held_out}"
+                f"held_out: expected {SPLIT}N with N a number of prompts, or {SPLIT}N:OTHERS, got "
+                f"{config.held_out}"
             )
+        if others:
+            train, kept = lists(config.model_copy(update={"held_out": others}))
+            train = Rest(train, np.flatnonzero(shared(kept, train)))
         return split(train, int(number), SPLIT_SEED)
     held_out = read("held_out", config.held_out, config.evaluation.suites)
     if shared(train, held_out).all():

@@ -152,7 +152,7 @@ class Service:
         return 0
 
     def recover(self, error: Exception) -> bool:
-        raise error
+        return False
 
     def follow(self) -> dict[str, int]:
         return {"restarts": self.earlier.total() + sum(self.lost.values()), "reissued": 0}

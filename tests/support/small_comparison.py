@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from branchgrpo.comparison.budget import Budget
+from branchgrpo.comparison.grid import Grid
 from branchgrpo.comparison.runs import Comparison
 from support.small_trees import QUICKSTART
 
@@ -25,7 +26,12 @@ SMALL = {
 
 
 def compared(
-    folder: Path, methods: Iterable[str] = METHODS, seeds: int = 2, budget: str = "2", **keys: str
+    folder: Path,
+    methods: Iterable[str] = METHODS,
+    seeds: int = 2,
+    budget: str = "2",
+    grid: Grid | None = None,
+    **keys: str,
 ) -> Comparison:
     overrides = SMALL | {key.replace("__", "."): value for key, value in keys.items()}
     return Comparison(
@@ -35,4 +41,5 @@ def compared(
         budget=Budget.parse(budget),
         overrides=overrides,
         folder=folder,
+        grid=grid,
     )

@@ -228,6 +228,8 @@ def test_calls_that_cannot_be_are_one_line(quick: Config, tmp_path: Path) -> Non
         bg.compare("dancegrpo")
     with pytest.raises(bg.UserError, match="--budget"):
         bg.compare(["dancegrpo"], budget="soon")
+    with pytest.raises(bg.UserError, match=r"grid: learner\.ema: expected a list of values"):
+        bg.compare(["dancegrpo"], grid={"learner.ema": 0.9})
     result = Result(folder=tmp_path, config=quick, summary={}, metrics=[])
     with pytest.raises(bg.UserError, match="expected weights/ or checkpoints"):
         result.sample("a cat")

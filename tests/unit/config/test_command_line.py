@@ -79,6 +79,8 @@ def test_too_few_held_out_prompts_are_found_before_anything_starts(key: str) -> 
     [
         (["compare", "dancegrpo", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (["compare", "dancegrpo", "--seeds", "few"], "--seeds"),
+        (["compare", "dancegrpo", "--grid", "a=1", "--grid-seeds", "0"], "--grid-seeds: expected"),
+        (["compare", "dancegrpo", "--grid-budget", "9s"], "--grid-budget are of --grid"),
         (["compare"], "METHOD"),
         (["eval"], "folder"),
         (["retrain"], "retrain"),

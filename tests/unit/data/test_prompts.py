@@ -145,7 +145,25 @@ def test_lists_of_a_config(tmp_path: Path) -> None:
     assert list(other[1]) == list(held_out)  # seeds are compared on the same prompts
 
 
-@pytest.mark.parametrize("count", ["0", "50", "51", "-1", "1.5", "", "ten", "9" * 40, " 3"])
+@pytest.mark.parametrize("others", ["split:12", "FILE"])
+def test_a_split_beside_a_second_held_out_list(tmp_path: Path, others: str) -> None:
+    path, second = tmp_path / "list.txt", tmp_path / "second.txt"
+    texts = {f"number {number}" for number in range(50)}
+    path.write_text("\n".join(texts))
+    second.write_text("\n".join(f"number {number}" for number in range(45, 60)))
+    others = others.replace("FILE", str(second))
+    own = {"prompts": str(path)}
+    _, kept = map(set, map(prompts_of, prompts.lists(quickstart(own | {"held_out": others}))))
+    found = prompts.lists(quickstart(own | {"held_out": f"split:7:{others}"}))
+    train, held_out = map(prompts_of, found)
+    assert len(held_out) == 7 and not set(held_out) & (kept | set(train))
+    assert set(train) | set(held_out) == texts - kept and len(train) == len(texts - kept) - 7
+
+
+BAD = ["0", "50", "51", "-1", "1.5", "", "ten", "9" * 40, " 3", "3:", ":split:3", "46:split:4"]
+
+
+@pytest.mark.parametrize("count", BAD)
 def test_split_errors(tmp_path: Path, count: str) -> None:
     path = tmp_path / "list.txt"
     path.write_text("\n".join(f"number {number}" for number in range(50)))
