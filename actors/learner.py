@@ -18,12 +18,13 @@ from branchgrpo.algo.tree import assemble
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.errors import Diverged, GateError, UserError, kind_and_line
+from branchgrpo.learner import norm_reference
 from branchgrpo.learner.batches import MicroBatches
-from branchgrpo.learner.fsdp import gathered, shard_weights
+from branchgrpo.learner.fsdp import gathered, let_go, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
 from branchgrpo.learner.policy import PolicyUpdate, Tally
-from branchgrpo.learner.saved_state import loaded, to_go_on_from
-from branchgrpo.learner.state import capture, restore
+from branchgrpo.learner.saved_state import loaded, saved_reference, to_go_on_from
+from branchgrpo.learner.state import NORM, capture, restore
 from branchgrpo.learner.statistics import step_stats
 from branchgrpo.learner.texts import PromptTexts
 from branchgrpo.learner.training import Task, training_of
@@ -81,6 +82,8 @@ class Learner(LearnerCalls):
         self.version = self.skips = 0
         self.policy = PolicyUpdate(config, self.model, self.ranks)
         self.training = training_of(config, self.policy)
+        self.begins = True  # the next update is the run's first
+        self.reference: norm_reference.NormReference | None = None
 
     def __repr__(self) -> str:
         return f"learner-{self.rank}"
@@ -119,6 +122,8 @@ class Learner(LearnerCalls):
         texts = PromptTexts(self.fetch, request.conditioning, trees, shards, model=self.model)
         size = self._size(texts)
         steps = [self.training.batches(task, one, store, texts, size=size) for one in shards]
+        if self.begins:
+            self.reference = self._drawn(request, size)
         tally = Tally()
         first = self.version == 0 and self.config.gates.enabled
         gated = first and self.training.gated
@@ -141,7 +146,30 @@ class Learner(LearnerCalls):
             on_policy=on_policy,
             first_ratio=largest(self.ranks, self.policy.first_ratio or 0.0, device),
             fetched_bytes=store.bytes + texts.bytes,
+            velocity_norm=self._velocity_norm(size),
         )
+
+    def _drawn(self, request: UpdateRequest, size: int) -> norm_reference.NormReference:
+        """What ‖v‖ is measured by from now on: the same on every rank."""
+        return norm_reference.NormReference.drawn(
+            self.model,
+            request.plan,
+            self.fetch(request.conditioning[: norm_reference.PROMPTS]),
+            portions=self.policy.portions,
+            size=size,
+            seed=self.config.run.seed,
+        )
+
+    def _velocity_norm(self, size: int) -> float | None:
+        """‖v‖ ÷ what it was when the run began: after the first update and some later ones; None
+        after others, and where an older checkpoint does not tell. Every rank must call it."""
+        due, self.begins = self.begins or self.version % norm_reference.EVERY == 0, False
+        if self.reference is None or not due:
+            return None
+        found = self.reference.ratio(self.model, self.policy.portions, size)
+        if self.sharded:  # no backward follows, which would take back what a forward has gathered
+            let_go(self.model)
+        return found
 
     def _trees(self, request: UpdateRequest) -> list[TreeHeader]:
         """The trees that are trained on. Raises RuntimeError for those of an over-stale policy."""
@@ -203,6 +231,7 @@ class Learner(LearnerCalls):
         if self.rank:
             return SavedCheckpoint()
         state |= {"version": self.version, "skips": self.skips, "driver": dict(request.driver)}
+        tensors |= {NORM: self.reference.tensors()} if self.reference else {}
         files = {f"{file}.safetensors": named for file, named in tensors.items()}
         store = Store(request.where, self.config.checkpoint.keep)
         try:
@@ -216,10 +245,12 @@ class Learner(LearnerCalls):
         none: the checkpoint `origin`, or the untrained model. Raises UserError for a checkpoint
         that does not fit the policy, which then stays as it begins."""
         self.configure(self.config)
-        saved, damaged = to_go_on_from(where, self.config.checkpoint.keep, origin)
+        saved, own, damaged = to_go_on_from(where, self.config.checkpoint.keep, origin)
         if saved is None:
             return RestoredState(driver=None, damaged=damaged)
         state, tensors = loaded(saved, self.policy)
+        if own:
+            self.begins, self.reference = False, saved_reference(saved, self.model)
         restore(self.policy, state, tensors)
         self.version, self.skips = int(state["version"]), int(state["skips"])
         return RestoredState(driver=dict(state["driver"]), damaged=damaged)

@@ -43,7 +43,7 @@ class Run(Section):
         (),
         description="end training, in good order, after an iteration with such a figure: FIGURE < "
         "VALUE (or >, <=, >=), figures as in metrics.jsonl; alarm/hacking > 0 ends it at the first "
-        "alarm of evaluation.alarm",
+        "alarm of evaluation.alarm, alarm/norm > 0 at that of evaluation.norm_alarm",
     )
     export: Literal["pipeline", "transformer", "lora", "none"] = Field(
         "pipeline",
@@ -170,6 +170,12 @@ class Evaluation(Section):
         description="held-out checks warn of reward hacking where a score of these rewards fell "
         "while what is trained on rose, each by more than so many standard errors (of the paired "
         "difference, over prompts); 0 = never",
+    )
+    norm_alarm: float = Field(
+        0.15,
+        ge=0,
+        description="warn where the norm of the velocity has moved by more than this part of what "
+        "it was when the run began; 0 = never",
     )
 
 

@@ -17,15 +17,17 @@ from branchgrpo.checkpoint.files import Saved
 from branchgrpo.checkpoint.manifest import Damaged, shown
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.errors import UserError
+from branchgrpo.learner.norm_reference import NormReference
 from branchgrpo.learner.policy import PolicyUpdate
-from branchgrpo.learner.state import FILES, MOMENTS, SECOND
+from branchgrpo.learner.state import FILES, MOMENTS, NORM, SECOND
+from branchgrpo.models.base import Adapter
 
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def to_go_on_from(where: str, keep: int, origin: str) -> tuple[Saved | None, tuple[str, ...]]:
-    """The newest valid checkpoint at `where`, or `origin` where there is none; and the damaged
-    ones, with why. Raises UserError where all are damaged."""
+def to_go_on_from(where: str, keep: int, origin: str) -> tuple[Saved | None, bool, tuple[str, ...]]:
+    """The newest valid checkpoint at `where`, or `origin` where there is none; whether it is of
+    `where`; and the damaged ones, with why. Raises UserError where all are damaged."""
     store = Store(where, keep)
     saved = store.newest()
     damaged = tuple(f"{name}: {reason}" for name, reason in store.damaged)
@@ -35,8 +37,8 @@ def to_go_on_from(where: str, keep: int, origin: str) -> tuple[Saved | None, tup
             f"{'; '.join(damaged)}"
         )
     if saved is None and origin:
-        saved = open_saved(origin)
-    return saved, damaged
+        return open_saved(origin), False, damaged
+    return saved, saved is not None, damaged
 
 
 def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]:
@@ -55,6 +57,21 @@ def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]
         line = str(damage).removeprefix(f"{saved.path}: ")
         raise UserError(f"checkpoint {saved.path}: {line}") from damage
     return state, tensors
+
+
+def saved_reference(saved: Saved, model: Adapter) -> NormReference | None:
+    """What the run measures its velocities by; older checkpoints have none. Raises UserError, one
+    line, for what is none of this model's."""
+    file = f"{NORM}.safetensors"
+    if file not in saved.files:
+        return None
+    try:
+        return NormReference.read(saved.tensors(file), model)
+    except Damaged as damage:
+        line = str(damage).removeprefix(f"{saved.path}: ")
+        raise UserError(f"checkpoint {saved.path}: {line}") from damage
+    except ValueError as error:
+        raise UserError(f"checkpoint {saved.path}: {file}: {error}") from error
 
 
 def check_state(state: Mapping[str, Any], policy: PolicyUpdate) -> None:

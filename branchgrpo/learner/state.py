@@ -22,6 +22,8 @@ FILES = ("weights", "ema", *MOMENTS)
 """Files of a checkpoint, each with the suffix .safetensors."""
 SECOND = "second"
 """One more, of losses with a second set of weights."""
+NORM = "norm_reference"
+"""And what ‖v‖ is measured by."""
 
 
 def capture(

@@ -20,12 +20,14 @@ def step_stats(
     on_policy: float,
     first_ratio: float,
     fetched_bytes: int,
+    velocity_norm: float | None,
 ) -> StepStats:
     """Statistics of an update on the trees that have these credits.
 
     tally: over all ranks. norms: of each optimiser step's gradient, not finite where it was
     skipped. version: of the weights now. learning_rate: of the last step. on_policy: what the gate
     found, NaN where it did not run. first_ratio: largest |ratio − 1| of the first micro-batches.
+    velocity_norm: None where it was not measured.
     """
     random = topology(plan).stochastic
     kept = np.concatenate([one.advantage[one.keep] for one in credits])
@@ -50,4 +52,5 @@ def step_stats(
         weight_entropy=float(np.mean([one.weight_entropy for one in credits])),
         advantage_abs=float(np.abs(kept).mean()) if len(kept) else 0.0,
         fetched_bytes=fetched_bytes,
+        velocity_norm=velocity_norm,
     )

@@ -65,6 +65,8 @@ def of_iteration(
         "version",
     )
     values |= {f"update/{name}": float(getattr(stats, name)) for name in names}
+    if stats.velocity_norm is not None:
+        values["update/velocity_norm"] = stats.velocity_norm
     return values | {"update/batches_halved": float(stats.halved)}
 
 

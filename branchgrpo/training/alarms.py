@@ -1,4 +1,5 @@
-"""Is the trained reward hacked? What is measured alone tells: it falls while the reward rises."""
+"""Is the trained reward hacked? What is measured alone tells: it falls while the reward rises. And
+the size of velocities, which such training inflates (arXiv 2606.27771)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from branchgrpo.types import F32
 
 FIGURE = "alarm/hacking"
 """How many measured scores fell while the trained reward rose."""
+NORM, NORM_FIGURE = "update/velocity_norm", "alarm/norm"
+"""‖v‖ ÷ what it was when the run began; and whether that is too far from 1: 1 or 0."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,8 @@ def hacked(
         return total, []
     others = [change(score, before[score], now[score]) for score in measured]
     return total, [one for one in others if one.mean < 0 and one.passes(errors)]
+
+
+def inflated(ratio: float, bound: float) -> bool:
+    """Is ‖v‖ ÷ what it was further from 1 than so much? What is not finite is."""
+    return not abs(ratio - 1.0) <= bound

@@ -25,6 +25,7 @@ from branchgrpo.runs.lease import Lease, read_object
 from branchgrpo.runs.model_card import write_card
 from branchgrpo.runs.places import checkpoints
 from branchgrpo.service import Display, Service
+from branchgrpo.training import alarms
 from branchgrpo.training.diversity import Diversity, summarised
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.hooks import HOOKS
@@ -104,7 +105,7 @@ def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> di
         stopped_by=state.stopped_by,
     )
     summary["gates"] = state.gates
-    summary["alarms"] = list(run.hacked)
+    summary["alarms"] = [*run.hacked, *([alarms.NORM] if run.inflated else [])]
     summary["settings"] = settings(config)
     if key := suites.category(config):
         held_out = run.evaluator.held_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from branchgrpo.config import conditions
+from branchgrpo.training import alarms
 from branchgrpo.training.run import Hook, Run
 from branchgrpo.training.state import TrainState
 
@@ -76,6 +77,27 @@ class HeldOut:
         state.record |= run.hacking(scores)
 
 
+class VelocityNorm:
+    """Where ‖v‖ was measured: is it far from what it was when the run began? It is said when that
+    changes."""
+
+    name = "velocity-norm"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return bool(run.config.evaluation.norm_alarm) and alarms.NORM in state.record
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        bound, ratio = run.config.evaluation.norm_alarm, state.record[alarms.NORM]
+        inflated = alarms.inflated(ratio, bound)
+        if inflated and not run.inflated:
+            run.display.note(
+                f"alarm, reward hacking? the velocity's norm is {ratio:.3g} times what it was when "
+                f"the run began, more than {bound:g} away from 1"
+            )
+        run.inflated = inflated
+        state.record[alarms.NORM_FIGURE] = float(inflated)
+
+
 class StopWhen:
     """Does a figure of the iteration, those of a held-out check among them, end training?"""
 
@@ -140,6 +162,7 @@ HOOKS: tuple[Hook, ...] = (
     KeepLease(),
     End(),
     HeldOut(),
+    VelocityNorm(),
     StopWhen(),
     Checkpoint(),
     Record(),

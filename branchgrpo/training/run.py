@@ -99,6 +99,7 @@ class Run:
         self.after: Scores = {}
         self.diversity: dict[str, Diversity] = {"before": diversity or {}, "after": {}}
         self.hacked: tuple[str, ...] = ()  # scores that gave the alarm at the last check
+        self.inflated = False  # the alarm of ‖v‖, as it was measured last
         self.fence = 0
         self.reissued = 0  # tasks, under this driver
         self.earlier: Mapping[str, int] = {}  # the same and recoveries, under drivers before it

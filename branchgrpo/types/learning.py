@@ -161,3 +161,5 @@ class StepStats:
     weight_entropy: float
     advantage_abs: float
     fetched_bytes: int  # of payloads and of encoded prompts that this rank read
+    # ‖v‖ after it ÷ before the run's first one; None where it was not measured
+    velocity_norm: float | None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster.metric_table import METRICS, Metric
+from cluster.metric import Metric
+from cluster.metric_table import METRICS
 
 ROWS = {
     "Learning": (
@@ -16,6 +17,7 @@ ROWS = {
         "Scouts' agreement",
         "Held-out score",
         "Reward hacking",
+        "Velocity norm",
         "Advantage",
         "Clip fraction",
         "KL to the base",

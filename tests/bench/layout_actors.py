@@ -159,7 +159,10 @@ class Rank:
         self.busy += all_parents * seconds / self.ranks
         self.version += 1
         nothing = dict.fromkeys(StepStats.__dataclass_fields__, 0)
-        return StepStats(**nothing | {"version": self.version, "on_policy_deviation": float("nan")})
+        return StepStats(
+            **nothing
+            | {"version": self.version, "on_policy_deviation": float("nan"), "velocity_norm": None}
+        )
 
     def publish(self, weights: str = "policy") -> list[Any]:
         rest(PUBLISH)

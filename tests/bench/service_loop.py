@@ -62,7 +62,10 @@ class SleepingLearner:
         time.sleep(UPDATE)
         self.version += 1
         nothing = {name: 0 for name in StepStats.__dataclass_fields__}
-        return StepStats(**nothing | {"version": self.version, "on_policy_deviation": float("nan")})
+        return StepStats(
+            **nothing
+            | {"version": self.version, "on_policy_deviation": float("nan"), "velocity_norm": None}
+        )
 
     def publish(self, weights: str) -> list[Any]:
         return [PublishedWeights(version=self.version, digest=""), None]

@@ -137,6 +137,7 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.metric": ("ocr/edit", WHOLE, {}),
     "evaluation.kept_mb": ("1", AT_START, {}),
     "evaluation.alarm": ("1", AT_START, {}),
+    "evaluation.norm_alarm": ("0.2", AT_START, {}),
     "evaluation.rewards": ("[{name: jpeg}]", AT_START, {}),
     "learner.ranks": ("2", AT_START, {}),
     "learner.max_ranks": ("2", AT_START, {}),

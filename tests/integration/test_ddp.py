@@ -134,6 +134,8 @@ def test_statistics_agree(runs: dict[str, Any]) -> None:
     ):
         assert getattr(first, field) == getattr(one, field), field
     assert first.loss == pytest.approx(one.loss, abs=1e-5)
+    assert first.velocity_norm == pytest.approx(one.velocity_norm, rel=1e-5)
+    assert 0 < abs(one.velocity_norm - 1) < 0.1
     assert first.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-3)
     assert first.edges == 3 * (2 + 2 + 4 + 4)
     assert first.on_policy_deviation <= config(2).gates.on_policy_tolerance

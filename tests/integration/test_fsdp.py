@@ -124,6 +124,8 @@ def test_the_update_is_that_of_one_rank(runs: dict[str, Any], case: str) -> None
         assert rank["stats"].gradient_norm == pytest.approx(one["stats"].gradient_norm, rel=1e-3)
         assert rank["stats"].kl == pytest.approx(one["stats"].kl, rel=1e-3, abs=1e-9)
         assert rank["stats"].optimiser_steps == 1 and rank["stats"].skipped_steps == 0
+        norm = rank["stats"].velocity_norm
+        assert norm == pytest.approx(one["stats"].velocity_norm, abs=1e-4) and norm != 1.0
     assert runs["ranks"][0][case]["digest"] == runs["ranks"][1][case]["digest"]
 
 

@@ -64,6 +64,8 @@ def test_two_ranks_train_like_one(tmp_path: Path) -> None:
         assert got["stats"].forwards == wanted["stats"].forwards > 0
         assert got["stats"].loss == pytest.approx(wanted["stats"].loss, rel=1e-3)
         assert got["stats"].gradient_norm == pytest.approx(wanted["stats"].gradient_norm, rel=1e-3)
+        norm = wanted["stats"].velocity_norm
+        assert got["stats"].velocity_norm == pytest.approx(norm, abs=1e-4) and norm != 1.0
         assert got["stats"].optimiser_steps == wanted["stats"].optimiser_steps
         for name, value in wanted["weights"].items():
             # AdamW's first steps are signs of the gradient: where that is rounding, they may differ

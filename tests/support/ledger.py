@@ -357,4 +357,4 @@ class Update:
 def stats(version: int) -> StepStats:
     """Of an update that changed something."""
     values = dict.fromkeys(StepStats.__dataclass_fields__, 0)
-    return StepStats(**values | {"version": version, "optimiser_steps": 1})
+    return StepStats(**values | {"version": version, "optimiser_steps": 1, "velocity_norm": None})

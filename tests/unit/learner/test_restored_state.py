@@ -189,6 +189,38 @@ def test_tensors_of_another_model(file: str, sample: Sample) -> None:
     assert sample.refusal() == f"expected a file {file}.safetensors, found none"
 
 
+WRONG_REFERENCES = {
+    "x": (torch.zeros(2, 3), "x: expected latents of shape"),
+    "sigma": (torch.zeros(3), "x, sigma: expected float32 and as many"),
+    "base": (torch.tensor([float("nan")], dtype=torch.float64), "base: expected a number above 0"),
+    "text.text": (torch.zeros(1), "expected encodings"),
+    "text.more": (torch.zeros(3, 2), "expected encodings of as many prompts, got"),
+}
+
+
+def test_what_the_norm_is_measured_by(sample: Sample) -> None:
+    """It is the model's own, or refused before anything is changed; older checkpoints have none."""
+    learner = sample.learner
+    learner.restore(sample.where)
+    assert learner.reference is None and not learner.begins
+    x = torch.zeros(2, *learner.model.latent_shape)
+    texts = {f"text.{n}": one for n, one in learner.model.fingerprint_conditioning(2).items()}
+    base = torch.ones(1, dtype=torch.float64)
+    right = {"x": x, "sigma": torch.ones(2), "base": base} | texts
+    path = sample.folder / "norm_reference.safetensors"
+    for name, (wrong, words) in WRONG_REFERENCES.items():
+        key = next(iter(texts)) if name == "text.text" else name
+        save_file(right | {key: wrong}, path)
+        sample.seal()
+        with pytest.raises(UserError, match=f"checkpoint .*: norm_reference.safetensors: {words}"):
+            learner.restore(sample.where)
+        assert sample.digest() == sample.begin
+    save_file(right, path)
+    sample.seal()
+    learner.restore(sample.where)
+    assert learner.reference is not None and learner.reference.base == 1.0
+
+
 SMALL = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
 PLACES = [(key,) for key in WRONG] + [
     ("schedule", key)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import ledger
 from support.ledger import Ledger
+from support.quiet_display import Quiet
 from support.small_trees import quickstart
 from support.training import Memory, run_of
 from test_checks import SMALL, trained
 
 from branchgrpo.config import conditions
 from branchgrpo.training import alarms
+from branchgrpo.training.hooks import VelocityNorm
+from branchgrpo.training.state import TrainState
 from branchgrpo.types import F32
 
 GOLD = ["colour/score", "colour/ink"]
@@ -118,6 +123,35 @@ def test_a_figure_ends_training(tmp_path: Path, condition: str, ended: int) -> N
         return
     assert (state.stopped_by, state.iteration) == (f"stop_when: {condition.strip()}", ended)
     assert state.complete and log.records[-1]["iteration"] == ended
+
+
+def test_a_norm_that_moved_is_said_once_and_logged(tmp_path: Path) -> None:
+    config, display = quickstart(SMALL), Quiet()
+    run = run_of(config, Ledger(config), tmp_path, log=Memory(), display=display)
+    hook, state = VelocityNorm(), TrainState()
+    assert not hook.due(run, state)  # it was not measured
+    for ratio, figure in ((1.149, 0.0), (0.851, 0.0), (1.151, 1.0), (1.3, 1.0), (1.0, 0.0)):
+        state.record = {"update/velocity_norm": ratio}
+        assert hook.due(run, state)
+        hook(run, state)
+        assert state.record["alarm/norm"] == figure and run.inflated is bool(figure)
+    (line,) = display.notes
+    assert "norm is 1.15 times" in line and "more than 0.15 away" in line and "\n" not in line
+    for ratio in (0.849, math.nan, math.inf):
+        assert alarms.inflated(ratio, 0.15)
+    off = quickstart(SMALL | {"evaluation.norm_alarm": "0"})
+    assert not hook.due(run_of(off, Ledger(off), tmp_path, log=Memory()), state)
+
+
+def test_a_norm_that_moved_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ledger.stats
+    monkeypatch.setattr(
+        ledger, "stats", lambda version: replace(plain(version), velocity_norm=1 + version / 16)
+    )
+    state, log = trained(tmp_path, run__stop_when="['alarm/norm > 0']")
+    assert (state.stopped_by, state.iteration) == ("stop_when: alarm/norm > 0", 3)
+    assert [one["alarm/norm"] for one in log.updates] == [0.0, 0.0, 1.0]
+    assert log.updates[0]["update/velocity_norm"] == 1 + 1 / 16
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from support.training import Memory, run_of
 from actors.shared import SharedLearner
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
+from branchgrpo.learner import norm_reference
 from branchgrpo.models import weights as wire
 from branchgrpo.training.loop import train
 
@@ -64,7 +65,10 @@ def told(log: Memory) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(("loss", "layout"), LAYOUTS)
-def test_a_run_that_was_cut_off_comes_out_the_same(loss: str, layout: str, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_comes_out_the_same(
+    loss: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norm_reference, "EVERY", 1)
     keys = {"cluster.layout": layout} | ({"rollout.workers": "0"} if layout == "shared" else {})
     whole, record = Service(config(loss, **keys)), Memory()
     train(run_of(config(loss, **keys), whole, tmp_path / "whole", log=record))
@@ -83,6 +87,8 @@ def test_a_run_that_was_cut_off_comes_out_the_same(loss: str, layout: str, tmp_p
     train(run_of(config(loss, **keys), again, tmp_path / "cut", log=second, resumed=True))
     assert len(told(first)) == len(told(second)) == 2
     assert told(first) + told(second) == told(record)
+    norms = [one["update/velocity_norm"] for one in told(record)]
+    assert len(set(norms)) == 4 and all(0.5 < norm < 2 and norm != 1 for norm in norms)
     assert state(again) == state(whole) != state(cut)
     assert len(set(state(whole))) == 3  # policy, mean, and the second set
 
