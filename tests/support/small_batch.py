@@ -62,13 +62,15 @@ def batch(changes: dict[str, str] | None = None) -> tuple[UpdateRequest]:
     trees = tuple(
         Subtree(TreeKey("test", 0, prompt, 0), prompt, 0) for prompt in range(len(PROMPTS))
     )
-    trunk, payload, *frontier = worker.grow(
-        plan, SegmentRequest(version=0, subtrees=trees, start=0, stop=1), *conditioning
-    )
+    clean = options.credit.trained == "leaves"
+    first = SegmentRequest(version=0, subtrees=trees, start=0, stop=1, clean=clean)
+    trunk, payload, *frontier = worker.grow(plan, first, *conditioning)
     halves = tuple(Subtree(tree.key, tree.prompt_index, node) for tree in trees for node in (1, 2))
     segments = [(trunk, payload)]
     for part in (slice(0, 3), slice(3, 6)):
-        request = SegmentRequest(version=0, subtrees=halves[part], start=1, stop=plan.steps)
+        request = SegmentRequest(
+            version=0, subtrees=halves[part], start=1, stop=plan.steps, clean=clean
+        )
         texts = [conditioning[prompt] for prompt in request.prompts]
         header, rest, _ = worker.grow(plan, request, *texts, *frontier[part])
         segments.append((header, rest))
