@@ -1,5 +1,5 @@
 """Files of records, one a line, that are read on access: of 10 million lines,
-16 bytes each are kept in memory, 20 where they have metadata.
+16 bytes each are kept in memory.
 
 Why not Arrow: a prompt may stand once only, so all are compared. Of 2 million lines of 70 bytes
 on two busy cores, added memory at its highest: this index 54 MB in 7.5 s (idle, 10 million lines in
@@ -9,6 +9,7 @@ on two busy cores, added memory at its highest: this index 54 MB in 7.5 s (idle,
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from branchgrpo.data.lists import Marks, Prompts
+from branchgrpo.data.lists import Indices, Prompts
 from branchgrpo.data.records import digest
 from branchgrpo.errors import UserError
 from branchgrpo.types import Sample
@@ -30,6 +31,9 @@ LONGEST = 1 << 20
 
 BLOCK = 1 << 20
 """Bytes read at a time while a file is indexed."""
+
+NEAR, TOGETHER = 1 << 16, 256
+"""Bytes, and records, that are read at once where records stand near each other."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -49,7 +53,7 @@ MAGIC = {
 
 class LineFile(Prompts):
     """Records of a file, one a line, indexed once and read from the file on access. Takes 16 bytes
-    of memory a record, 20 with metadata.
+    of memory a record.
 
     Lines end with LF, CR LF or CR. Every line is checked when the file is indexed. The file stays
     open and must not change; of a .gz, a temporary copy that ends with the process is read. Raises
@@ -68,8 +72,7 @@ class LineFile(Prompts):
         self._identity = identity(os.fstat(self._file))
         if reason := no_text(os.pread(self._file, HEAD, 0)):
             raise UserError(f"{key}: expected {self.expected}, got in {path}: {reason}")
-        self._starts, marks = self._index()
-        self._digests, self._details = marks.digests, marks.details
+        self._starts, self._digests = self._index()
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -84,10 +87,6 @@ class LineFile(Prompts):
     @property
     def digests(self) -> NDArray[np.uint64]:
         return self._digests
-
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        return self._details
 
     def number(self, place: int) -> int:
         start = int(self._starts[place])
@@ -110,10 +109,15 @@ class LineFile(Prompts):
         self._check_same()
         # up to the next prompt, with what was left out between them
         start, end = self._starts[place : place + 2].tolist()
-        read = os.pread(self._file, min(end - start, LONGEST), start)
-        found = self._sample(read.replace(b"\r", b"\n").partition(b"\n")[0].decode())
+        found = self._sample(_first(os.pread(self._file, min(end - start, LONGEST), start)))
         assert found is not None  # the index has only lines with one
         return found
+
+    def _lines_at(self, places: Indices) -> Iterator[list[str]]:
+        """The lines of the records at rising places, of some at a time."""
+        self._check_same()
+        for pieces in pieces_at(self._file, self._starts, places, LONGEST):
+            yield list(map(_first, pieces))
 
     def _sample(self, line: str) -> Sample | None:
         """The record of a line, None where it holds none. Raises ValueError for a line that is
@@ -121,30 +125,28 @@ class LineFile(Prompts):
         text = line.strip()
         return Sample(prompt=text) if text else None
 
-    def _marked(self, lines: Sequence[str], found: list[tuple[int, int] | None]) -> None:
-        """Add to `found` the digest and the detail of each line's record, None where there is none.
-        Raises ValueError for the first line that is wrong."""
+    def _marked(self, lines: Sequence[str], found: list[int | None]) -> None:
+        """Add to `found` the digest of each line's record, None where there is none. Raises
+        ValueError for the first line that is wrong."""
         for line in lines:
             text = line.strip()  # making a record of each line would take as long again
-            found.append((digest(text), 0) if text else None)
+            found.append(digest(text) if text else None)
 
-    def _index(self) -> tuple[NDArray[np.int64], Marks]:
-        """Where the lines with a record begin, with the length of the file after, and what tells
-        the records apart."""
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Where the lines with a record begin, with the length of the file after, and the digests
+        of the records."""
         # they grow in place: joining in the end would take the memory twice
-        starts = array("q")
-        marks = Marks()
+        starts, digests = array("q"), array("Q")
         lines = 0
         last = b"\n"
         for offset, block in self._blocks():
             kept, found = self._kept(block, lines)
             starts.frombytes((kept + offset).tobytes())
-            digests, details = zip(*found, strict=True) if found else ((), ())
-            marks.add(digests, details if any(details) else ())
+            digests.extend(found)
             lines, last = lines + _line_ends(block), block[-1:]
         self.blank = lines + (last not in b"\r\n") - len(starts)
         starts.append(os.fstat(self._file).st_size)
-        return np.frombuffer(starts, np.int64), marks
+        return np.frombuffer(starts, np.int64), np.frombuffer(digests, np.uint64)
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """The file in pieces of whole lines, with the offset of each; a line that is far too long
@@ -163,9 +165,9 @@ class LineFile(Prompts):
         if rest:
             yield offset, rest
 
-    def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
+    def _kept(self, block: bytes, lines: int) -> tuple[NDArray[np.int64], list[int]]:
         """Where the lines begin that hold a record, in a block that comes after so many other
-        lines, and digest and detail of these."""
+        lines, and the digests of these."""
         try:
             text = block.decode()
         except UnicodeDecodeError as error:
@@ -184,17 +186,17 @@ class LineFile(Prompts):
             raise self._wrong(
                 lines + _line_ends(block[: starts[longest]]), f"longer than {LONGEST} bytes"
             )
-        found: list[tuple[int, int] | None] = []
+        found: list[int | None] = []
         try:
             self._marked(text.replace("\r", "\n").split("\n")[: len(starts)], found)
         except ValueError as error:  # of the line after those that are found
             raise self._wrong(
                 lines + _line_ends(block[: starts[len(found)]]), str(error)
             ) from error
-        if None not in found:
-            return starts, [one for one in found if one]
-        there = np.array([one is not None for one in found])
-        return starts[there], [one for one in found if one]
+        digests = [one for one in found if one is not None]
+        if len(digests) == len(found):
+            return starts, digests
+        return starts[np.array([one is not None for one in found])], digests
 
     def _wrong(self, before: int, reason: str) -> UserError:
         """What to raise for the line behind `before` others."""
@@ -212,6 +214,23 @@ def unpacked(path: Path) -> int:
         shutil.copyfileobj(packed, copy, BLOCK)
         copy.flush()
         return os.dup(copy.fileno())
+
+
+def pieces_at(
+    file: int, starts: NDArray[np.int64], places: Indices, longest: int
+) -> Iterator[list[bytes]]:
+    """What a file holds from `starts[place]` up to the next start, or that many bytes, for rising
+    places: those that are near each other are read at once."""
+    done = 0
+    while done < len(places):
+        near = places[done : done + TOGETHER]
+        begins, ends = starts[near], starts[near + 1]
+        first = int(begins[0])
+        count = int(np.searchsorted(ends, first + NEAR, side="right")) or 1
+        data = os.pread(file, min(int(ends[count - 1]) - first, max(NEAR, longest)), first)
+        edges = zip((begins - first).tolist(), (ends - first).tolist(), strict=True)
+        yield [data[begin:end] for begin, end in itertools.islice(edges, count)]
+        done += count
 
 
 def no_text(head: bytes) -> str:
@@ -234,6 +253,11 @@ def no_text(head: bytes) -> str:
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:
     """Tells a file and its content from others, as long as nobody forges times."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _first(data: bytes) -> str:
+    """The first line."""
+    return data.replace(b"\r", b"\n").partition(b"\n")[0].decode()
 
 
 def _line_ends(data: bytes) -> int:

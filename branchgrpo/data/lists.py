@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.data.records import detail_of, digest_of
 from branchgrpo.types import Sample
+
+Indices = NDArray[np.integer[Any]]
 
 
 class Prompts(Sequence[Sample]):
@@ -23,6 +25,7 @@ class Prompts(Sequence[Sample]):
     blank = 0  # rows left out: no text, null, or no field with text
     repeated = 0  # rows left out: their text came before
     hint = ""  # why there may be no prompt at all
+    has_metadata = False  # whether a record may have some
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -43,10 +46,13 @@ class Prompts(Sequence[Sample]):
     def digests(self) -> NDArray[np.uint64]:
         """[len] records.digest_of each."""
 
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        """[len] records.detail_of each; None where none has metadata."""
-        return None
+    def details(self, places: Indices) -> NDArray[np.uint32]:
+        """[places] records.detail_of the records at rising places. Files read them again: they
+        are wanted of the few that models see the same of."""
+        return np.fromiter(self._details(places), np.uint32, len(places))
+
+    def _details(self, places: Indices) -> Iterator[int]:
+        return (detail_of(self._at(int(place))) for place in places)
 
     def number(self, place: int) -> int:
         """Which line, item or row of the file holds the prompt at a place, counted from 1."""
@@ -75,6 +81,7 @@ class Listed(Prompts):
             if sample and sample.prompt.strip():
                 self._samples.append(sample)
                 self._numbers.append(number)
+                self.has_metadata = self.has_metadata or bool(sample.metadata)
             else:
                 self.blank += 1
 
@@ -95,38 +102,3 @@ class Listed(Prompts):
     @property
     def digests(self) -> NDArray[np.uint64]:
         return np.array([digest_of(sample) for sample in self._samples], np.uint64)
-
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        found = np.array([detail_of(sample) for sample in self._samples], np.uint32)
-        return found if found.any() else None
-
-
-class Marks:
-    """Digests and details, as a file's records are read one after another."""
-
-    def __init__(self) -> None:
-        self._digests, self._details = array("Q"), array("I")
-
-    def add(self, digests: Iterable[int], details: Iterable[int] = ()) -> None:
-        """Of the next records; details: none where they have no metadata."""
-        self._digests.extend(digests)
-        if found := list(details):
-            # those before had none
-            before = len(self._digests) - len(found) - len(self._details)
-            self._details.frombytes(bytes(self._details.itemsize * before))
-            self._details.extend(found)
-
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        """[records]"""
-        return np.frombuffer(self._digests, np.uint64)
-
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        """[records], None where no record had any."""
-        if not self._details:
-            return None
-        missing = len(self._digests) - len(self._details)
-        self._details.frombytes(bytes(self._details.itemsize * missing))
-        return np.frombuffer(self._details, np.uint32)

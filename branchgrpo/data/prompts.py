@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from branchgrpo.data import suites
 from branchgrpo.data.files import LineFile, identity
 from branchgrpo.data.json_files import JsonLineFile, json_file
-from branchgrpo.data.lists import Listed, Prompts
+from branchgrpo.data.lists import Indices, Listed, Prompts
 from branchgrpo.data.tables import CsvFile, ParquetFile, TsvFile
-from branchgrpo.data.views import Indices, Rest, Taken
+from branchgrpo.data.views import Rest, Taken
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.models.places import EMBEDDED
 
@@ -130,7 +130,7 @@ def lists(config: Config) -> tuple[Prompts, Prompts]:
 def distinct(source: Prompts) -> Prompts:
     """Each record once, where it comes first: they differ in what models see, or in metadata. The
     source itself where none comes twice."""
-    repeated = _repeated(source.digests, source.details)
+    repeated = _repeated(source)
     if not len(repeated):
         return source
     found = Rest(source, repeated)
@@ -138,28 +138,44 @@ def distinct(source: Prompts) -> Prompts:
     return found
 
 
-def _repeated(digests: NDArray[np.uint64], details: NDArray[np.uint32] | None) -> Indices:
-    """Places of what came before, rising. A 32nd of the digests is looked at a time, which takes
-    that much less memory than sorting all."""
+def _repeated(source: Prompts) -> Indices:
+    """Places of what came before, rising."""
+    digests = source.digests
+    if not source.has_metadata:
+        return _again(digests)
+    alike = _again(digests, firsts=True)
+    return alike[_again(digests[alike], source.details(alike))] if len(alike) else alike
+
+
+def _again(
+    digests: NDArray[np.uint64], details: NDArray[np.uint32] | None = None, firsts: bool = False
+) -> Indices:
+    """Places where a digest, with its detail, came before, rising; with `firsts` also those where
+    it came first. A 32nd of the digests is looked at a time, which takes that much less memory than
+    sorting all."""
     tops = digests.view(np.uint8)[np.dtype(np.uint64).itemsize - 1 :: 8]  # little endian
-    found = [np.empty(0, np.int64)]
+    small = np.int32 if len(digests) <= np.iinfo(np.int32).max else np.int64
+    found = [np.empty(0, small)]
     for part in range(32):
         begins = range(0, len(tops), PART)
         own = [np.flatnonzero(tops[first : first + PART] >> 3 == part) + first for first in begins]
         places = np.concatenate([*own, np.empty(0, np.int64)])
         keys = digests[places]
-        order = np.argsort(keys, kind="stable")
-        same = keys[order[1:]] == keys[order[:-1]]
-        if same.any() and details is not None:  # few: sorted by both
-            near = np.zeros(len(order), bool)
-            near[:-1] = same
-            near[1:] |= same
-            places, keys = places[np.sort(order[near])], keys[np.sort(order[near])]
+        if details is None:
+            order = np.argsort(keys, kind="stable")
+            same = keys[order[1:]] == keys[order[:-1]]
+        else:
             marks = details[places]
-            order = np.lexsort((places, marks, keys))
+            order = np.lexsort((marks, keys))
             same = (keys[order[1:]] == keys[order[:-1]]) & (marks[order[1:]] == marks[order[:-1]])
-        found.append(places[order[1:][same]])
-    return np.sort(np.concatenate(found))
+        again = np.zeros(len(order), bool)
+        again[1:] = same
+        if firsts:
+            again[:-1] |= same
+        found.append(places[order[again]].astype(small))
+    places = np.concatenate(found)
+    places.sort()
+    return places
 
 
 def shared(train: Prompts, held_out: Prompts) -> NDArray[np.bool_]:
@@ -194,7 +210,7 @@ def split(prompts: Sequence[str] | Prompts, count: int, seed: int) -> tuple[Prom
     # 3 numbers: no epoch of `deal` is shuffled alike
     taken = _shuffled(len(found), (seed, 0, 1))[:count].copy()
     held_out = Taken(found, taken)
-    if found.details is None:
+    if not found.has_metadata:
         return Rest(found, taken), held_out
     stays = Rest(found, np.flatnonzero(shared(held_out, found)))
     if not stays:

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tempfile
 import weakref
 from abc import abstractmethod
@@ -22,10 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from branchgrpo.data import files as prompt_files
-from branchgrpo.data.files import HEAD, no_text
-from branchgrpo.data.lists import Marks, Prompts
+from branchgrpo.data.files import HEAD, no_text, pieces_at
+from branchgrpo.data.lists import Indices, Prompts
 from branchgrpo.data.parquet_pictures import PictureCells, as_json, column_of, holds_bytes
-from branchgrpo.data.records import NAMED, checked, detail_of, digest_of, fields_of, sample_of
+from branchgrpo.data.records import (
+    NAMED,
+    checked,
+    detail_of,
+    details_of,
+    digest_of,
+    fields_of,
+    sample_of,
+)
 from branchgrpo.errors import UserError, one_line
 from branchgrpo.types import Picture, Sample
 
@@ -43,8 +52,8 @@ class Table(Prompts):
     """Records of a file whose rows cannot be found without reading all before them.
 
     They are copied once, as JSON, to a temporary file that ends with the process, and read from
-    there on access; texts are kept as they are. Takes 16 bytes of memory a record, 20 with
-    metadata. Raises UserError, naming key, file and row, for a row that is wrong.
+    there on access; texts are kept as they are. Takes 16 bytes of memory a record. Raises
+    UserError, naming key, file and row, for a row that is wrong.
     """
 
     cells: PictureCells | None = None  # of files that hold pictures
@@ -55,7 +64,7 @@ class Table(Prompts):
         self.source = str(path)
         self._copy = tempfile.TemporaryFile()
         weakref.finalize(self, self._copy.close)
-        starts, marks = array("q", [0]), Marks()
+        starts, digests = array("q", [0]), array("Q")
         self._numbers = array("q")  # of rows with pictures
         for number, row in self._rows():
             sample = self._sample(number, row)
@@ -66,10 +75,11 @@ class Table(Prompts):
             if self.cells:
                 self._numbers.append(number)
                 sample = replace(sample, images=(Picture(self.cells.named(number)),))
-            marks.add([digest_of(sample)], [detail_of(sample)] if sample.metadata else ())
+            digests.append(digest_of(sample))
+            self.has_metadata = self.has_metadata or bool(sample.metadata)
         self._copy.flush()
         self._starts = np.frombuffer(starts, np.int64)
-        self._digests, self._details = marks.digests, marks.details
+        self._digests = np.frombuffer(digests, np.uint64)
 
     @abstractmethod
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -97,9 +107,12 @@ class Table(Prompts):
     def digests(self) -> NDArray[np.uint64]:
         return self._digests
 
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        return self._details
+    def _details(self, places: Indices) -> Iterator[int]:
+        for pieces in pieces_at(self._copy.fileno(), self._starts, places, sys.maxsize):
+            rows = json.loads(b"[%b]" % b",".join(pieces))
+            yield from details_of(rows) or (
+                detail_of(sample) for row in rows if (sample := sample_of(row, self.path.parent))
+            )
 
     def number(self, place: int) -> int:
         if self._numbers:

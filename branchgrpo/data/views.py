@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from branchgrpo.data.lists import Prompts
+from branchgrpo.data.lists import Indices, Prompts
 from branchgrpo.types import Sample
-
-Indices = NDArray[np.integer[Any]]
 
 
 class View(Prompts):
@@ -24,6 +21,7 @@ class View(Prompts):
         self.source = source.source
         self.blank = source.blank
         self.repeated = source.repeated
+        self.has_metadata = source.has_metadata
 
     @abstractmethod
     def _place(self, place: int) -> int:
@@ -53,10 +51,12 @@ class Taken(View):
     def digests(self) -> NDArray[np.uint64]:
         return self._whole.digests[self._places]
 
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        found = self._whole.details
-        return None if found is None else found[self._places]
+    def details(self, places: Indices) -> NDArray[np.uint32]:
+        there = self._places[places]
+        order = np.argsort(there)
+        found = np.empty(len(there), np.uint32)
+        found[order] = self._whole.details(there[order])
+        return found
 
 
 class Rest(View):
@@ -77,10 +77,8 @@ class Rest(View):
     def digests(self) -> NDArray[np.uint64]:
         return np.delete(self._whole.digests, self._left_out)
 
-    @property
-    def details(self) -> NDArray[np.uint32] | None:
-        found = self._whole.details
-        return None if found is None else np.delete(found, self._left_out)
+    def details(self, places: Indices) -> NDArray[np.uint32]:
+        return self._whole.details(places + np.searchsorted(self._before, places, side="right"))
 
     @property
     def _left_out(self) -> Indices:

@@ -60,14 +60,12 @@ def measure(path: Path, iterations: int, batch: int) -> dict[str, float]:
             if int(found[index].prompt[:8]) != index:
                 raise SystemExit(f"expected prompt {index}, got {found[index].prompt!r}")
     dealt = perf_counter()
-    details = 0 if found.details is None else found.details.nbytes
     return {
         "lines": len(found),
         "bytes": path.stat().st_size,
         "seconds to index": indexed - begun,
         "of which busy": spent,
-        "bytes of memory a prompt": (found.digests.nbytes + found._starts.nbytes + details)
-        / len(found),
+        "bytes of memory a prompt": (found.digests.nbytes + found._starts.nbytes) / len(found),
         "seconds to shuffle an epoch": shuffled - indexed,
         f"seconds per deal and read of {batch}": (dealt - shuffled) / iterations,
         "peak memory MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

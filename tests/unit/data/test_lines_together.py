@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from branchgrpo.data import json_files, prompts
+from branchgrpo.data import files, json_files, prompts
 from branchgrpo.data.json_files import together
-from branchgrpo.data.records import detail_of, digest_of, sample_of
+from branchgrpo.data.records import detail_of, details_of, digest_of, digests_of, sample_of
 from branchgrpo.errors import UserError
 
 PLAIN: list[list[Any]] = [
@@ -26,13 +27,19 @@ PLAIN: list[list[Any]] = [
 ]
 """Rows of the same keys, with nothing to look at closer."""
 
-OTHERS: list[list[Any]] = [
+UNLIKE: list[list[Any]] = [
     [{"prompt": "x"}, {"prompt": "y", "n": 1}],
     [{"prompt": "x", "n": 1}, {"prompt": "y", "m": 1}],
     [{"prompt": "x", "n": None}],
+    [{"prompt": "x", "id": [1]}],
+]
+"""Rows whose metadata are looked at one by one, where they are wanted."""
+
+OTHERS: list[list[Any]] = [
     [{"prompt": "  "}],
     [{"prompt": 3}],
-    [{"prompt": "x", "id": [1]}],
+    [{"prompt": "x"}, {"text": "y"}],
+    [{"prompt": "x"}, {"n": 1}],
     [{"prompt": "x", "negative_prompt": "y"}],
     [{"prompt": "x", "image": "a.png"}],
     [{"prompt": "", "text": "y"}],
@@ -47,14 +54,30 @@ OTHERS: list[list[Any]] = [
 def test_marks_are_those_of_the_records(rows: list[Any], ascii_alone: bool, tmp_path: Path) -> None:
     lines = [json.dumps(row, ensure_ascii=ascii_alone) for row in rows]
     samples = [sample_of(row, tmp_path) for row in rows]
-    assert together(lines) == [(digest_of(one), detail_of(one)) for one in samples if one]
+    assert together(lines) == rows
+    assert digests_of(rows) == [digest_of(one) for one in samples if one]
+    assert details_of(rows) == [detail_of(one) for one in samples if one]
     compact = [json.dumps(row, separators=(",", ":")) for row in rows]
-    assert together(compact) in (together(lines), None)
+    assert together(compact) in (rows, None)
+
+
+@pytest.mark.parametrize("rows", UNLIKE)
+def test_metadata_of_unlike_rows_is_looked_at_one_by_one(rows: list[Any], tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in rows]
+    samples = [one for row in rows if (one := sample_of(row, tmp_path))]
+    assert together(lines) == rows
+    assert digests_of(rows) == list(map(digest_of, samples))
+    assert details_of(rows) is None
+    path = tmp_path / "list.jsonl"
+    path.write_text("\n".join(lines))
+    found = json_files.JsonLineFile("prompts", path)
+    assert found.details(np.arange(len(rows))).tolist() == list(map(detail_of, samples))
 
 
 @pytest.mark.parametrize("rows", OTHERS)
 def test_other_rows_are_looked_at_one_by_one(rows: list[Any]) -> None:
-    assert together([json.dumps(row) for row in rows]) is None
+    found = together([json.dumps(row) for row in rows])
+    assert found is None or digests_of(found) is None
 
 
 @pytest.mark.parametrize(
@@ -71,6 +94,9 @@ def test_other_rows_are_looked_at_one_by_one(rows: list[Any]) -> None:
         ],
         ['{"prompt": "x"}, {"prompt": "y"}'],
         ['{"prompt": "x"', "}"],
+        ['{"prompt": "x"}, {"prompt": "y"}', '{"prompt": "}', '{", "n": 1}'],
+        ['{"prompt": "x"}, {"prompt": "y"}', '{"prompt": "x"', '"n": 1}'],
+        ['{"prompt": "x"}, {"prompt": "y"}', '{"prompt": "x", "n":', '{"prompt": "z"}}'],
         ["[" * 5000],
         [""],
         ['{"prompt": "x"}', ""],
@@ -81,24 +107,26 @@ def test_lines_that_are_not_whole_never_pass_together(lines: list[str], tmp_path
 
 
 def test_a_wrong_line_among_many_is_named(tmp_path: Path) -> None:
-    path, count = tmp_path / "list.jsonl", 2 * json_files.TOGETHER + 5
+    path, count = tmp_path / "list.jsonl", 2 * files.TOGETHER + 5
     rows = [json.dumps({"prompt": f"{index}", "n": index}) for index in range(count)]
     path.write_text("\n".join(rows))
     found = prompts.read("prompts", str(path))
     assert [sample.prompt for sample in found] == list(map(str, range(count)))
-    assert found.details is not None
-    assert found.details.tolist() == [detail_of(sample) for sample in found]
-    rows[json_files.TOGETHER + 3] = '{"prompt": "x", "n": [[1'
+    assert found.has_metadata
+    some = np.arange(0, count, 3)
+    wanted = [detail_of(found[index]) for index in some.tolist()]
+    assert found.details(some).tolist() == wanted
+    rows[files.TOGETHER + 3] = '{"prompt": "x", "n": [[1'
     path.write_text("\n".join(rows))
-    with pytest.raises(UserError, match=f"at line {json_files.TOGETHER + 4} of .*not JSON"):
+    with pytest.raises(UserError, match=f"at line {files.TOGETHER + 4} of .*not JSON"):
         prompts.read("prompts", str(path))
 
 
 def test_what_differs_in_metadata_alone_is_told_apart() -> None:
     values: list[Any] = [1, 2, "1", [1], [2], {"a": 1}, {"a": 2}, True, 1.5, 1.0, -1, -2, 0, False]
     rows = [{"prompt": "x", "n": value} for value in values]
-    marks = [together([json.dumps(row)]) for row in rows]
+    marks = [details_of([row]) for row in rows]
     assert all(marks) and len({repr(one) for one in marks}) == len(values)
-    assert together(['{"prompt": "x", "a": 1, "b": {"c": 1, "d": 2}}']) == together(
-        ['{"b": {"d": 2, "c": 1}, "a": 1, "prompt": "x"}']
+    assert details_of([{"prompt": "x", "a": 1, "b": {"c": 1, "d": 2}}]) == details_of(
+        [{"b": {"d": 2, "c": 1}, "a": 1, "prompt": "x"}]
     )

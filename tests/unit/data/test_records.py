@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from hypothesis import given, settings
@@ -215,11 +216,12 @@ def test_files_keep_digests_and_details_of_their_records(tmp_path: Path) -> None
     for suffix in ("jsonl", "json", "csv", "parquet"):
         found = prompts.read("prompts", str(written(tmp_path / f"list.{suffix}", rows)))
         assert found.digests.tolist() == [digest_of(sample) for sample in found]
-        assert found.details is not None
-        assert found.details.tolist() == [detail_of(sample) for sample in found]
-        assert [bool(one) for one in found.details] == [False, True, True, False], suffix
+        assert found.has_metadata
+        details = found.details(np.arange(len(found))).tolist()
+        assert details == [detail_of(sample) for sample in found]
+        assert [bool(one) for one in details] == [False, True, True, False], suffix
         alone = prompts.read("prompts", str(written(tmp_path / f"alone.{suffix}", rows[:1])))
-        assert alone.details is None
+        assert not alone.has_metadata
 
 
 def test_an_encoding_is_named_by_what_is_in_pictures(tmp_path: Path) -> None:
