@@ -226,6 +226,17 @@ EXPECTED = {
     "dgpo": leaves_of_chains(10, 16),
     "nft": leaves_of_chains(10, 24),
     "nft-scouts": leaves_of_chains(10, 24),  # and 96 scouts: test_scouts.py
+    # branchgrpo-flash's tree: 1 + 2 + 4 + 8 + 16 · 3
+    "nft-flash": Counts(
+        steps=7,
+        chains=1,
+        leaves=16,
+        splits=(0, 1, 2, 3),
+        random=(0, 1, 2, 3),
+        forwards=63,
+        edges=16,
+        parents=16,
+    ),
     # splits in three at 0, 1, 2: 1 + 3 + 9 + 27 · 7
     "nft-tree": Counts(
         steps=10,

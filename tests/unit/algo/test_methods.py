@@ -27,7 +27,8 @@ STEPS = {
     2: "flow-dppo flowgrpo flowgrpo-fast grpo-guard tempflow",
     1: (
         "awm branchgrpo-adaptive branchgrpo-antithetic branchgrpo-flash branchgrpo-splits "
-        "branchgrpo-splits-flash crd dgpo nft nft-scouts nft-tree treegrpo"
+        "branchgrpo-splits-flash crd dgpo nft nft-flash nft-scouts nft-tree "
+        "treegrpo"
     ),
 }
 """Optimiser steps per rollout: those of the published code (METHODS.md; of TreeGRPO none is), of

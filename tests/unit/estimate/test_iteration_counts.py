@@ -35,6 +35,7 @@ def found(preset: str, workers: int = 1, **keys: str) -> Counts:
         # leaves, at each of their noise levels
         ("nft", 24, 24 * 10, 24 * 9),
         ("nft-scouts", 96 + 24, 96 * 6 + 24 * 10, 24 * 9),
+        ("nft-flash", 16, 1 + 2 + 4 + 8 + 16 * 3, 16),
         ("nft-tree", 27, 1 + 3 + 9 + 27 * 7, 27 * 9),
         ("awm", 24, 24 * 14, 24 * 6),
         ("dgpo", 16, 16 * 10, 16 * 4),
