@@ -25,6 +25,7 @@ from branchgrpo.training.carry_out import carry_out
 from cluster.ray_service import RayService
 from support.quiet_display import Quiet
 from support.slow_painter import slow_painter
+from support.small_trees import METHOD, QUICKSTART
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 4
@@ -80,7 +81,7 @@ def config(**options: str) -> Config:
 
 def embedded(**options: str) -> Config:
     """The same with the quick start's own model and reward."""
-    return configs.load(ROOT / "configs" / "quickstart.yaml", SMALL | options)
+    return configs.load(QUICKSTART, SMALL | options, METHOD)
 
 
 def nothing(made: RayService, iteration: int) -> None:

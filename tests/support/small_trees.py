@@ -15,9 +15,14 @@ from branchgrpo.types import BranchPlan, TreeHeader, TreeKey
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
 
+METHOD = "branchgrpo-antithetic"
+"""Of tests that say nothing else: whatever the quick start's own is."""
+
+
 def quickstart(overrides: dict[str, str] | None = None) -> config.Config:
-    """The quick-start config with some keys replaced, and without what it only measures."""
-    return config.load(QUICKSTART, {"evaluation.rewards": "[]"} | (overrides or {}))
+    """The quick-start config by METHOD with some keys replaced, and without what it only
+    measures."""
+    return config.load(QUICKSTART, {"evaluation.rewards": "[]"} | (overrides or {}), METHOD)
 
 
 def plan_of(*fanout: int) -> BranchPlan:
