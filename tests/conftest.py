@@ -29,26 +29,27 @@ __all__ = ["cluster"]
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-FAST_FOLDERS = {Path(__file__).parent / folder for folder in ("unit", "contracts")}
-"""Their tests start no Ray and carry out no run; test_house.py sees to it."""
+FAST_FOLDER = Path(__file__).parent / "unit"
+"""Its tests start no Ray and carry out no run; test_house.py sees to it."""
 GPU_FOLDER = Path(__file__).parent / "gpu"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The fast lane reads no other folder: each process of tests would import what they need."""
-    others = Path(__file__).parent / "integration", Path(__file__).parent / "faults"
+    own = Path(__file__).parent
+    others = own / "contracts", own / "integration", own / "faults"
     return True if config.option.markexpr == "fast" and collection_path in others else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` what lies in those folders, is not slow, builds no networks, does not wait;
-    and as `gpu` what lies in tests/gpu."""
+    """Mark as `fast` what lies in that folder, is not slow or heavy, builds no networks, does not
+    wait; and as `gpu` what lies in tests/gpu."""
     for item in items:
         if GPU_FOLDER in item.path.parents:
             item.add_marker("gpu")
-        other = any(item.get_closest_marker(name) for name in ("slow", "networks", "waits"))
-        if FAST_FOLDERS & set(item.path.parents) and not other:
+        other = any(map(item.get_closest_marker, ("slow", "heavy", "networks", "waits")))
+        if FAST_FOLDER in item.path.parents and not other:
             item.add_marker("fast")
 
 

@@ -200,13 +200,26 @@ class Run:
             raise UserError(f"checkpoint: state.json: driver.method: {error}") from error
         state.go_back(kept)
         self.log.rewind(state.iteration)
-        if 0 < self.config.run.iterations <= state.iteration:
-            state.stopped_by = "iterations"
+        state.stopped_by = state.stopped_by or self._ended(state, kept.get("stopped_by", ""))
         state.version = self.service.publish(self.config.grown_with)
         if restored.driver is None:
             return False
         self.display.note(f"going on from the checkpoint of iteration {state.iteration}")
         return True
+
+    def _ended(self, state: TrainState, before: str) -> str:
+        """Why there is nothing left to train, as a checkpoint has it; empty: there is. before: why
+        training ended when it was written: a driver may have died between that and the summary. A
+        figure counts only where it still ends the run."""
+        options = self.config.run
+        if 0 < options.iterations <= state.iteration:
+            return "iterations"
+        if not self.resumed:
+            return ""
+        if before == "max_minutes" and 0 < 60 * options.max_minutes < state.seconds:
+            return before
+        known = [f"stop_when: {condition.strip()}" for condition in options.stop_when]
+        return before if before in known else ""
 
     # after training
 

@@ -48,7 +48,8 @@ class TrainState:
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return {"iteration": self.iteration, "seconds": self.seconds, "gates": self.gates}
+        kept = {"iteration": self.iteration, "seconds": self.seconds, "gates": self.gates}
+        return kept | {"stopped_by": self.stopped_by}
 
     def go_back(self, kept: Mapping[str, Any]) -> None:
         """To what a checkpoint holds; {}: to the beginning. What is left to do after the present

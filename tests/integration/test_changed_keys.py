@@ -165,7 +165,7 @@ section (below)."""
 STATE = {"steps", "fewer_steps", "schedule", "version", "skips", "driver"}
 
 
-DRIVER = {"iteration", "seconds", "gates", "is", "method"}
+DRIVER = {"iteration", "seconds", "gates", "stopped_by", "is", "method"}
 
 
 def sections() -> set[str]:

@@ -18,6 +18,8 @@ from branchgrpo.comparison.tables import terminal
 from branchgrpo.report import contact_sheet as sheet
 from branchgrpo.report.sinks import read
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[3]
 
 

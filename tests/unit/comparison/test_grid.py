@@ -14,6 +14,8 @@ from branchgrpo.data import prompts
 from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import UserError
 
+pytestmark = pytest.mark.heavy
+
 RATE, STEPS, CLIP = "learner.learning_rate", "learner.optimiser_steps", "loss.clip_range"
 
 

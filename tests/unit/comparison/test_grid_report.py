@@ -21,6 +21,8 @@ from branchgrpo.comparison.runs import Comparison
 from branchgrpo.config.schema import Config
 from branchgrpo.report.terminal import Display
 
+pytestmark = pytest.mark.heavy
+
 RATE, CLIP = "learner.learning_rate", "loss.clip_range"
 
 

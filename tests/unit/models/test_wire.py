@@ -14,6 +14,8 @@ import torch
 
 from branchgrpo.models import weights as wire
 
+pytestmark = pytest.mark.heavy
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

@@ -11,6 +11,8 @@ from PIL import Image, ImageSequence
 from branchgrpo.report import contact_sheet as sheet
 from branchgrpo.types import U8
 
+pytestmark = pytest.mark.heavy
+
 
 def test_small_pictures_are_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
     pixels = np.zeros((32, 1, 32, 32, 3), np.uint8)

@@ -18,6 +18,8 @@ from branchgrpo.rewards.base import Resources
 from branchgrpo.rewards.ocr import Ocr, OcrReward, Reader, edit_distance
 from branchgrpo.types import Sample
 
+pytestmark = pytest.mark.heavy
+
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 TARGET = r"number (\d+)"
 NUMBERS = ["38", "42", "57", "90", "16"]

@@ -28,6 +28,8 @@ from tests.reference.linear_model import LinearModel
 from tests.reference.node_tree import build
 from tests.reference.slow_walk import SlowWalk
 
+pytestmark = pytest.mark.heavy
+
 SEED = 5
 PROMPTS = ["the red circle", "the number 7 in blue"]
 TREES = tuple(

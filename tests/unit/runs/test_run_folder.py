@@ -25,6 +25,8 @@ from branchgrpo.runs.folder import alone, driving, unfinished
 from branchgrpo.runs.lease import Lease
 from branchgrpo.runs.places import check_folders, checkpoints, named
 
+pytestmark = pytest.mark.heavy
+
 STAMP = r"-\d{8}-\d{6}"
 
 

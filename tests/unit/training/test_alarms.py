@@ -14,13 +14,15 @@ from support.ledger import Ledger
 from support.quiet_display import Quiet
 from support.small_trees import quickstart
 from support.training import Memory, run_of
-from test_checks import SMALL, trained
+from test_checks import SMALL, clock, trained
 
 from branchgrpo.config import conditions
-from branchgrpo.training import alarms
+from branchgrpo.training import alarms, loop
 from branchgrpo.training.hooks import VelocityNorm
 from branchgrpo.training.state import TrainState
 from branchgrpo.types import F32
+
+__all__ = ["clock"]  # a fixture
 
 GOLD = ["colour/score", "colour/ink"]
 
@@ -123,6 +125,34 @@ def test_a_figure_ends_training(tmp_path: Path, condition: str, ended: int) -> N
         return
     assert (state.stopped_by, state.iteration) == (f"stop_when: {condition.strip()}", ended)
     assert state.complete and log.records[-1]["iteration"] == ended
+
+
+def test_a_driver_that_died_before_the_summary_trains_no_more(tmp_path: Path) -> None:
+    loaded = quickstart(SMALL | {"run.stop_when": "[update/version >= 3]", "checkpoint.every": "9"})
+    first = loop.train(run_of(loaded, Ledger(loaded), tmp_path))
+    assert (first.iteration, first.stopped_by) == (3, "stop_when: update/version >= 3")
+    again = loop.train(run_of(loaded, Ledger(loaded), tmp_path, resumed=True))
+    assert (again.iteration, again.stopped_by, again.complete) == (3, first.stopped_by, True)
+    # what no longer ends it does not, and whoever begins a new run there wants to train
+    other = quickstart(SMALL | {"run.stop_when": "[update/version >= 4]", "checkpoint.every": "9"})
+    assert loop.train(run_of(other, Ledger(other), tmp_path, resumed=True)).iteration == 4
+    new = quickstart(SMALL | {"run.stop_when": "[update/version >= 4]", "checkpoint.every": "9"})
+    assert loop.train(run_of(new, Ledger(new), tmp_path, origin=str(tmp_path))).iteration == 5
+
+
+@pytest.mark.parametrize(("minutes", "ended"), [(0.1, 2), (0.2, 4)])
+def test_time_that_was_over_is_over(
+    tmp_path: Path, clock: None, minutes: float, ended: int
+) -> None:
+    del clock  # three seconds an iteration
+    keys = SMALL | {"checkpoint.every": "9"}
+    loaded = quickstart(keys | {"run.max_minutes": "0.1", "run.iterations": "99"})
+    first = loop.train(run_of(loaded, Ledger(loaded), tmp_path))
+    assert first.stopped_by == "max_minutes"
+    loaded = quickstart(keys | {"run.max_minutes": str(minutes), "run.iterations": "99"})
+    again = loop.train(run_of(loaded, Ledger(loaded), tmp_path, resumed=True))
+    assert again.stopped_by == "max_minutes"
+    assert again.iteration - first.iteration == ended - 2
 
 
 def test_a_norm_that_moved_is_said_once_and_logged(tmp_path: Path) -> None:
