@@ -122,7 +122,7 @@ class Learner(LearnerCalls):
         texts = PromptTexts(self.fetch, request.conditioning, trees, shards, model=self.model)
         size = self._size(texts)
         steps = [self.training.batches(task, one, store, texts, size=size) for one in shards]
-        if self.begins:
+        if self.begins and not (plan.frozen and all(plan.frozen)):
             self.reference = self._drawn(request, size)
         tally = Tally()
         first = self.version == 0 and self.config.gates.enabled
@@ -163,8 +163,10 @@ class Learner(LearnerCalls):
     def _velocity_norm(self, size: int) -> float | None:
         """‖v‖ ÷ what it was when the run began: after the first update and some later ones; None
         after others, and where an older checkpoint does not tell. Every rank must call it."""
+        if self.reference is None:
+            return None
         due, self.begins = self.begins or self.version % norm_reference.EVERY == 0, False
-        if self.reference is None or not due:
+        if not due:
             return None
         found = self.reference.ratio(self.model, self.policy.portions, size)
         if self.sharded:  # no backward follows, which would take back what a forward has gathered

@@ -21,13 +21,13 @@ SAMPLES = [
 
 
 def test_each_line_is_a_record_with_its_scores(tmp_path: Path) -> None:
-    folder = RunFolder(quickstart(), tmp_path, None)
+    folder = RunFolder(quickstart(), tmp_path, None, {})
     before = {"total": np.array([0.5, 0.25]), "ocr/edit": np.array([1.0, 2.0])}
     after = {name: values + 1 for name, values in before.items()}
-    folder.keep("before", before, None, SAMPLES, title="")
+    folder.keep("before", scores=before, diversity={}, pixels=None, samples=SAMPLES, title="")
     first = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
     assert [row.keys() & {"before", "after"} for row in first] == [{"before"}] * 2
-    folder.keep("after", after, None, SAMPLES, title="")
+    folder.keep("after", scores=after, diversity={}, pixels=None, samples=SAMPLES, title="")
     text = (tmp_path / "held_out.jsonl").read_text()
     assert [json.loads(line) for line in text.splitlines()] == [
         {

@@ -37,6 +37,7 @@ from branchgrpo.types import (
     SegmentRequest,
     StepStats,
     Subtree,
+    TreePayload,
 )
 
 
@@ -223,6 +224,23 @@ class Rollouts:
         _, plan, subtrees = media
         leaves = sum(int(topology(plan).leaf_count[one.node]) for one in subtrees)
         found: U8 = self.service.call("pixels", lambda: np.zeros((leaves, 1, 8, 8, 3), np.uint8))
+        return found
+
+    def payload(self, payload: Reference) -> TreePayload:
+        weights, subtrees, _ = payload
+
+        def act() -> TreePayload:
+            rows = [[number(weights, replace(one.key, run="")), 1.0] for one in subtrees]
+            return TreePayload(
+                subtree=np.arange(len(subtrees), dtype=np.int32),
+                node=np.zeros(len(subtrees), np.int32),
+                latents=np.array(rows, np.float32),
+                dtype="float32",
+                parent=np.zeros(0, np.int32),
+                velocity=np.zeros((0, 2), np.float32),
+            )
+
+        found: TreePayload = self.service.call("payload", act)
         return found
 
     def fingerprints(self) -> list[F32]:
