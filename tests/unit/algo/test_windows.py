@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from branchgrpo.algo.methods.window import Window
 
+pytestmark = pytest.mark.heavy
+
 ITERATIONS = 400
 """Longer than the windows that are counted out by them take to come to their end."""
 

@@ -21,6 +21,8 @@ from branchgrpo.config.schema import Config
 from cluster.deploy.generate import FILES, FOLDER
 from cluster.placement import bundle
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).resolve().parents[3]
 
 # Fields used, and their types. Ray's are of KubeRay's CRDs

@@ -16,6 +16,8 @@ from branchgrpo.report.sinks import MetricsLog, check_sinks, open_sinks, read, s
 from branchgrpo.sinks import base
 from branchgrpo.sinks.base import SinkOptions
 
+pytestmark = pytest.mark.heavy
+
 
 def test_records_come_back_with_nulls_for_what_json_lacks(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "run") as log:
