@@ -103,8 +103,8 @@ def notes(found: Metrics) -> list[str]:
         "rollout, new = training;"
         " forwards are rows sent through the model, edges denoising steps of the tree (as "
         "papers count). s/iteration: median over all iterations of all seeds;"
-        f" ratio: to {reference}'s. Diversity: mean root mean square distance of pictures "
-        "of one prompt."
+        f" ratio: to {reference}'s. Diversity: mean 1 − cosine between pictures of "
+        "one prompt, in a reward's features or else the autoencoder's latents."
     )
     return text
 
