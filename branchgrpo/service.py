@@ -285,5 +285,12 @@ class Log(Protocol):
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """Keep an iteration's metrics."""
 
+    def pictures(self, iteration: int, tag: str, pixels: U8, captions: Sequence[str]) -> None:
+        """Show pictures [P, F, H, W, 3]. tag: what they are of; it comes again at later
+        iterations."""
+
+    def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+        """Show values [n], by tag, as histograms."""
+
     def rewind(self, iteration: int) -> None:
         """Forget the metrics of later iterations: they are done again."""

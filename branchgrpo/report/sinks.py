@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import numpy as np
 
 from branchgrpo.files.whole import write_whole
-from branchgrpo.sinks.base import Sink, SinkOptions
-
-if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from branchgrpo.report.events import EventFiles
+from branchgrpo.report.shown import shown
+from branchgrpo.sinks.base import RichSink, Sink, SinkOptions
+from branchgrpo.types import F32, U8
 
 PHASES = ("encode", "grow", "score", "update", "publish")
 """Parts of an iteration, in their order; time/PHASE is how long each took, in seconds."""
@@ -30,10 +31,9 @@ class MetricsLog:
     def __init__(self, folder: Path, sinks: Iterable[Sink] = ()):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = folder / "tensorboard"
-        self._purged: int | None = None  # see _purge
-        self._writer: EventFileWriter | None = None
+        self._events = EventFiles(folder / "tensorboard")
         self._sinks = tuple(sinks)
+        self._rich = [sink for sink in self._sinks if isinstance(sink, RichSink)]
         self._begun = perf_counter()
 
     def __enter__(self) -> Self:
@@ -48,8 +48,7 @@ class MetricsLog:
         with ExitStack() as closing:  # each is closed, whatever another one raises
             for sink in self._sinks:
                 closing.callback(sink.close, failed=error is not None)
-            if self._writer:
-                closing.callback(self._writer.close)
+            closing.callback(self._events.close)
             closing.callback(self._file.close)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -64,56 +63,39 @@ class MetricsLog:
         record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        self._write_events(iteration, metrics)
+        self._events.scalars(iteration, metrics)
         for sink in self._sinks:
             sink.write(iteration, metrics)
 
-    def _write_events(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        if self._writer is None:
-            self._writer = _event_writer(self._events, self._purged)
-        self._writer.add_event(_scalars(iteration, metrics))
+    def pictures(self, iteration: int, tag: str, pixels: U8, captions: Sequence[str]) -> None:
+        """See branchgrpo.service.Log."""
+        drawn = shown(pixels, captions)
+        if not drawn:
+            return
+        self._events.pictures(iteration, tag, drawn)
+        for sink in self._rich:
+            sink.pictures(iteration, tag, drawn)
+
+    def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+        """See branchgrpo.service.Log. What is not finite is left out."""
+        finite = {tag: np.asarray(own)[np.isfinite(own)] for tag, own in values.items()}
+        kept = {tag: own for tag, own in finite.items() if len(own)}
+        if not kept:
+            return
+        self._events.histograms(iteration, kept)
+        for sink in self._rich:
+            sink.histograms(iteration, kept)
 
     def rewind(self, iteration: int) -> None:
         """Forget metrics of later iterations: they are done again. `elapsed` goes on from what is
         kept. TensorBoard is told to leave them out; W&B and MLflow take nothing back."""
-        if self._writer:  # another file's name might come before this one's within a second
-            self._writer.add_event(_purge(iteration + 1))
-        else:
-            self._purged = iteration + 1
+        self._events.rewind(iteration)
         self._file.close()
         path = Path(self._file.name)
         kept = [record for record in read(path) if record["iteration"] <= iteration]
         write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
         self._begun = perf_counter() - (kept[-1]["elapsed"] if kept else 0.0)
-
-
-def _event_writer(folder: Path, purged: int | None) -> EventFileWriter:
-    """A new file of events; with `_purge` first. TensorBoard's own package writes them: torch's
-    writer would load torch into the driver."""
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    writer = EventFileWriter(str(folder), flush_secs=10)
-    if purged is not None:
-        writer.add_event(_purge(purged))
-    return writer
-
-
-def _purge(iteration: int) -> Event:
-    """TensorBoard leaves out what it has read before from this iteration on."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    log = SessionLog(status=SessionLog.START)
-    return Event(wall_time=time(), step=iteration, session_log=log)
-
-
-def _scalars(iteration: int, metrics: Mapping[str, float]) -> Event:
-    """An iteration's metrics as TensorBoard has scalars."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-    return Event(wall_time=time(), step=iteration, summary=Summary(value=values))
 
 
 def check_sinks(sinks: Mapping[str, SinkOptions]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from branchgrpo.errors import UserError
 from branchgrpo.files.masks import masked_text
-from branchgrpo.types import Component
+from branchgrpo.types import F32, U8, Component
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FLUSH_SECONDS = 60
 """How long the end of a run waits for a tracking server that does not answer."""
@@ -25,6 +29,29 @@ class Sink(Protocol):
 
     def close(self, failed: bool) -> None:
         """Send the rest and mark the run as finished or failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A picture or video, ready to be looked at."""
+
+    frames: U8  # [F, H, W, 3] as it was drawn
+    caption: str
+    tile: Image  # of a size to look at; of a video a few frames side by side
+    labelled: Image  # the tile with its caption below
+
+
+class RichSink(Sink):
+    """Base of sinks that take more than figures. Each method does nothing unless it is overridden;
+    as `Sink.write`, it returns at once and does not raise when the server is away."""
+
+    def pictures(self, iteration: int, tag: str, shown: Sequence[Shown]) -> None:
+        """Send pictures. tag: what they are of, such as held_out or leaves/best; the same tag comes
+        again at later iterations."""
+
+    def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+        """Send what is to be shown as histograms: finite values [n], n > 0, by tag, such as
+        reward/leaves."""
 
 
 class SinkOptions(Component):

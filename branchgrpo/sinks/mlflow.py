@@ -5,19 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.sinks.base import FLUSH_SECONDS, SinkOptions, first_line, identity
+from branchgrpo.sinks.base import (
+    FLUSH_SECONDS,
+    RichSink,
+    Shown,
+    SinkOptions,
+    first_line,
+    identity,
+)
+from branchgrpo.types import F32
 
-PARAMETERS_AT_ONCE = 100
-"""MLflow's limit for one request."""
+PARAMETERS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
+"""MLflow's limits for one request."""
+
+QUANTILES = (("min", 0.0), ("p10", 0.1), ("median", 0.5), ("p90", 0.9), ("max", 1.0))
+"""What it gets of a histogram."""
 
 
 class MlflowOptions(SinkOptions):
@@ -32,7 +45,7 @@ class MlflowOptions(SinkOptions):
         return MlflowSink(self.uri, key, folder, config)
 
 
-class MlflowSink:
+class MlflowSink(RichSink):
     """A run in MLflow's experiment MLFLOW_EXPERIMENT_NAME, by default "branchgrpo". A thread sends,
     as the server may be slow or away."""
 
@@ -64,16 +77,49 @@ class MlflowSink:
                     )
         except mlflow.MlflowException as error:
             raise UserError(f"{key}: cannot start a run at {uri}: {first_line(error)}") from error
-        self._lost, self._queue = 0, SimpleQueue[tuple[int, int, dict[str, float]] | None]()
+        self._lost, self._queue = 0, SimpleQueue[Callable[[], None] | None]()
         self._sender = Thread(target=self._send, name="mlflow", daemon=True)
         self._sender.start()
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """See Sink."""
-        self._queue.put((iteration, round(1000 * time.time()), dict(values)))
+        self._queue.put(partial(self._figures, iteration, now(), dict(values)))
+
+    def pictures(self, iteration: int, tag: str, shown: Sequence[Shown]) -> None:
+        """See RichSink. With their captions below: MLflow has no place for them."""
+        self._queue.put(partial(self._pictures, iteration, now(), tag, shown))
+
+    def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+        """See RichSink. MLflow has none: quantiles, as figures."""
+        levels = np.array([level for _, level in QUANTILES])
+        figures = {
+            f"{tag}/{name}": float(value)
+            for tag, own in values.items()
+            for (name, _), value in zip(QUANTILES, np.quantile(own, levels), strict=True)
+        }
+        self._queue.put(partial(self._figures, iteration, now(), figures))
+
+    def _figures(self, iteration: int, milliseconds: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, milliseconds, iteration) for name, value in values.items()]
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self._client.log_batch(self._run, metrics=metrics[start : start + METRICS_AT_ONCE])
+
+    def _pictures(
+        self, iteration: int, milliseconds: int, tag: str, shown: Sequence[Shown]
+    ) -> None:
+        for number, one in enumerate(shown):
+            self._client.log_image(
+                self._run,
+                one.labelled,
+                key=f"{tag}/{number:02}",
+                step=iteration,
+                timestamp=milliseconds,
+            )
 
     def close(self, failed: bool) -> None:
-        """See Sink. Logs a warning when iterations were lost or are not sent after
+        """See Sink. Logs a warning when something was lost or is not sent after
         FLUSH_SECONDS."""
         from mlflow import MlflowException
 
@@ -81,7 +127,7 @@ class MlflowSink:
         self._sender.join(FLUSH_SECONDS)
         if self._sender.is_alive() or self._lost:
             logging.getLogger(__name__).warning(
-                "%s: %d iterations were not recorded; metrics.jsonl has them",
+                "%s: %d records were not sent; the run folder has them",
                 self._key,
                 self._lost + self._queue.qsize(),
             )
@@ -95,20 +141,18 @@ class MlflowSink:
 
     def _send(self) -> None:
         from mlflow import MlflowException
-        from mlflow.entities import Metric
 
-        while item := self._queue.get():
-            iteration, milliseconds, values = item
+        while send := self._queue.get():
             try:
-                self._client.log_batch(
-                    self._run,
-                    metrics=[
-                        Metric(name, value, milliseconds, iteration)
-                        for name, value in values.items()
-                    ],
-                )
-            except MlflowException:  # training goes on without its tracking server; close() tells
+                send()
+            # training goes on without its tracking server, or its store of files; close() tells
+            except (MlflowException, OSError):
                 self._lost += 1
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return round(1000 * time.time())
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

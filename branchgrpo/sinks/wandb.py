@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from branchgrpo.errors import UserError
-from branchgrpo.sinks.base import FLUSH_SECONDS, SinkOptions, first_line, identity
+from branchgrpo.sinks.base import (
+    FLUSH_SECONDS,
+    RichSink,
+    Shown,
+    SinkOptions,
+    first_line,
+    identity,
+)
+from branchgrpo.types import F32
 
 
 class WandbOptions(SinkOptions):
@@ -24,7 +32,7 @@ class WandbOptions(SinkOptions):
         return WandbSink(self.project, key, folder, config)
 
 
-class WandbSink:
+class WandbSink(RichSink):
     """A W&B run. W&B sends in a process of its own; WANDB_MODE=offline keeps everything in
     FOLDER/wandb for `wandb sync`."""
 
@@ -54,6 +62,20 @@ class WandbSink:
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         """See Sink."""
         self._run.log({"iteration": iteration, **values})
+
+    def pictures(self, iteration: int, tag: str, shown: Sequence[Shown]) -> None:
+        """See RichSink."""
+        import wandb
+
+        images = [wandb.Image(one.tile, caption=one.caption) for one in shown]
+        self._run.log({"iteration": iteration, tag: images})
+
+    def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+        """See RichSink."""
+        import wandb
+
+        drawn = {tag: wandb.Histogram(own) for tag, own in values.items()}
+        self._run.log({"iteration": iteration, **drawn})
 
     def close(self, failed: bool) -> None:
         """See Sink."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.service import Service
 from branchgrpo.training.hooks import HOOKS
 from branchgrpo.training.run import Run
+from branchgrpo.types import F32, U8
 from support.quiet_display import Quiet
 
 CHANGEABLE = {
@@ -44,6 +45,12 @@ class Memory:
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
         self.records.append({"iteration": iteration, **values})
+
+    def pictures(self, iteration: int, tag: str, pixels: U8, captions: Sequence[str]) -> None:
+        assert len(pixels) == len(captions)
+
+    def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+        """Nobody looks."""
 
     def rewind(self, iteration: int) -> None:
         self.records = [one for one in self.records if one["iteration"] <= iteration]

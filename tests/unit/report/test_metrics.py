@@ -220,7 +220,7 @@ def test_training_goes_on_without_its_mlflow_server(
         log.write(3, {"reward/total": 0.5})
     assert len(read(tmp_path / "run" / "metrics.jsonl")) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "run.mlflow: 2 iterations were not recorded; metrics.jsonl has them"
+        "run.mlflow: 2 records were not sent; the run folder has them"
     ]
 
 

@@ -1,0 +1,190 @@
+"""Pictures and histograms of a run, read back from TensorBoard, W&B (offline) and MLflow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.small_trees import quickstart
+from support.wandb_records import kept
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.util import tensor_util
+
+from branchgrpo.report.events import bars
+from branchgrpo.report.shown import captions, shown
+from branchgrpo.report.sinks import MetricsLog, open_sinks
+from branchgrpo.sinks.base import RichSink
+from branchgrpo.types import F32, U8
+
+pytestmark = pytest.mark.heavy
+
+CAPTIONS = ["exact 1.000 · the number 38 in black on yellow", "exact 0.000 · the number 7"]
+VALUES = np.array([0.0, 0.25, 0.5, 0.75, 1.0, np.nan], np.float32)
+
+
+def plain(frames: int = 1) -> U8:
+    """Two pictures [2, F, 32, 32, 3] of one colour each."""
+    pixels = np.zeros((2, frames, 32, 32, 3), np.uint8)
+    pixels[0], pixels[1] = (200, 30, 10), (5, 60, 250)
+    return pixels
+
+
+def show(log: MetricsLog, iteration: int = 3, frames: int = 1) -> None:
+    log.write(iteration, {"reward/total": 0.5})
+    log.pictures(iteration, "held_out", plain(frames), CAPTIONS)
+    log.histograms(iteration, {"reward/leaves": VALUES, "nothing": np.array([np.nan], np.float32)})
+
+
+def colours(picture: Image.Image) -> set[tuple[int, ...]]:
+    return {colour for _, colour in picture.convert("RGB").getcolors(1 << 16)}
+
+
+def read_back(folder: Path) -> plugin_event_accumulator.EventAccumulator:
+    """As TensorBoard's own server reads it."""
+    return plugin_event_accumulator.EventAccumulator(
+        str(folder / "tensorboard"), {plugin_event_accumulator.TENSORS: 0}
+    ).Reload()
+
+
+def tensors(events: plugin_event_accumulator.EventAccumulator, tag: str) -> list[tuple[int, Any]]:
+    return [
+        (event.step, tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)
+    ]
+
+
+@pytest.mark.parametrize(("frames", "width"), [(1, 128), (6, 4 * 128 + 3 * 2)])
+def test_tensorboard_shows_pictures_and_histograms(frames: int, width: int, tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        show(log, frames=frames)
+    events = read_back(tmp_path)
+    assert set(events.Tags()["tensors"]) >= {"held_out", "reward/leaves"}
+    assert "nothing" not in events.Tags()["tensors"]
+    ((step, items),) = tensors(events, "held_out")
+    pictures = [Image.open(io.BytesIO(item)) for item in items[2:]]
+    assert step == 3 and len(pictures) == 2
+    # 32 px are enlarged fourfold, of videos four frames stand side by side; captions below
+    assert {picture.size for picture in pictures} == {(int(items[0]), int(items[1]))}
+    assert pictures[0].width == width and pictures[0].height > 128
+    for picture, colour in zip(pictures, ((200, 30, 10), (5, 60, 250)), strict=True):
+        inner = colours(picture.crop((0, 0, width, 128)))
+        assert inner == ({colour} if frames == 1 else {colour, (255, 255, 255)})
+        below = colours(picture.crop((0, 128, width, picture.height)))
+        assert (0, 0, 0) in below and (255, 255, 255) in below
+    ((step, found),) = tensors(events, "reward/leaves")
+    assert step == 3 and found[:, 2].sum() == 5 and (found[0, 0], found[-1, 1]) == (0, 1)
+    kinds = {
+        tag: events.SummaryMetadata(tag).plugin_data.plugin_name
+        for tag in ("held_out", "reward/leaves")
+    }
+    assert kinds == {"held_out": "images", "reward/leaves": "histograms"}
+
+
+def test_pictures_of_iterations_that_are_done_again_go(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.rewind(-1)  # as a new run does
+        show(log, 1)
+        show(log, 2)
+        log.rewind(1)
+        show(log, 2)
+    events = read_back(tmp_path)
+    for tag in ("held_out", "reward/leaves"):
+        assert [step for step, _ in tensors(events, tag)] == [1, 2]
+
+
+def test_bars_are_those_of_the_values() -> None:
+    found = bars(np.arange(60, dtype=np.float32))  # two of them each
+    assert found.shape == (30, 3) and (found[:, 2] == 2).all()
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], 59 / 30, rtol=1e-5)
+    assert bars(np.zeros(4, np.float32))[:, 2].sum() == 4  # all equal: one bar around them
+
+
+def test_captions_begin_with_the_score() -> None:
+    found = captions(["a cat", "a dog"], np.array([0.25, 1.0], np.float32), "ocr/exact")
+    assert found == ["exact 0.250 · a cat", "exact 1.000 · a dog"]
+    with pytest.raises(ValueError, match="as many captions as pictures, got 1 of 2"):
+        shown(plain(), ["one"])
+
+
+def test_a_sink_that_takes_figures_alone_goes_on_working(tmp_path: Path) -> None:
+    written: list[Any] = []
+
+    class Figures:
+        def write(self, iteration: int, values: Mapping[str, float]) -> None:
+            written.append(iteration)
+
+        def close(self, failed: bool) -> None:
+            """Nothing is open."""
+
+    class Histograms(RichSink):
+        """Takes no pictures."""
+
+        write, close = Figures.write, Figures.close
+
+        def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
+            written.extend((tag, own.tolist()) for tag, own in values.items())
+
+    with MetricsLog(tmp_path, [Figures(), Histograms()]) as log:
+        show(log)
+    assert written == [3, 3, ("reward/leaves", [0.0, 0.25, 0.5, 0.75, 1.0])]
+
+
+def test_mlflow_gets_pictures_and_quantiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file://{tmp_path}/mlruns"
+    sinks = quickstart({"run.mlflow": uri}).all_sinks
+    with MetricsLog(tmp_path / "run", open_sinks(sinks, tmp_path / "run", {})) as log:
+        show(log)
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("branchgrpo").experiment_id])
+    assert run.data.metrics == {"reward/total": 0.5} | {
+        f"reward/leaves/{name}": pytest.approx(value)
+        for name, value in (
+            ("min", 0.0),
+            ("p10", 0.1),
+            ("median", 0.5),
+            ("p90", 0.9),
+            ("max", 1.0),
+        )
+    }
+    names = [one.path for one in client.list_artifacts(run.info.run_id, "images")]
+    shown = [name for name in names if name.endswith(".png")]
+    assert len(shown) == 2 and all("held_out" in name and "step" in name for name in shown)
+    picture = Image.open(client.download_artifacts(run.info.run_id, sorted(shown)[0]))
+    assert (200, 30, 10) in colours(picture)
+
+
+def test_wandb_gets_pictures_and_histograms_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sinks = quickstart({"run.wandb": "my-project"}).all_sinks
+    with MetricsLog(tmp_path, open_sinks(sinks, tmp_path, {"run": {"seed": 5}})) as log:
+        show(log)
+    found = kept(tmp_path, lambda found: len(found["history"]) == 3)
+    figures, pictures, histograms = found["history"]
+    assert (figures["iteration"], figures["reward/total"]) == (3, 0.5)
+    images = pictures["held_out"]
+    assert (images["_type"], images["count"], images["captions"]) == (
+        "images/separated",
+        2,
+        CAPTIONS,
+    )
+    (place,) = (tmp_path / "wandb").glob("offline-run-*/files")
+    for name, colour in zip(images["filenames"], ((200, 30, 10), (5, 60, 250)), strict=True):
+        assert colours(Image.open(place / name)) == {colour}
+    bins = histograms["reward/leaves"]
+    assert bins["_type"] == "histogram" and sum(bins["values"]) == 5
+    assert found["config"]["run"] == {"seed": 5}
+    assert "proc.memory.rssMB" in found["system"]  # W&B's own
