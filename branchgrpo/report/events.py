@@ -7,16 +7,17 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from branchgrpo.report.about import About, ended, tensor
 from branchgrpo.sinks.base import Shown
 from branchgrpo.types import F32
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 BINS = 30
@@ -26,14 +27,17 @@ BINS = 30
 class EventFiles:
     """Writes events in a folder; the file is begun with the first one."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, about: About | None = None):
         self._folder = folder
+        self._about = about
         self._purged: int | None = None  # see rewind
         self._writer: EventFileWriter | None = None
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Everything is on disk when this returns."""
         if self._writer:
+            if self._about:
+                self._writer.add_event(_event(0, [ended(failed)]))
             self._writer.close()
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -51,38 +55,36 @@ class EventFiles:
         width, height = shown[0].labelled.size
         items = [str(width).encode(), str(height).encode(), *(_png(one) for one in shown)]
         kind = metadata.create_summary_metadata(display_name="", description="")
-        self._add(iteration, [_tensor(tag, np.array(items, object), kind)])
+        self._add(iteration, [tensor(tag, np.array(items, object), kind)])
 
     def histograms(self, iteration: int, values: Mapping[str, F32]) -> None:
         """Values [n] by tag."""
         from tensorboard.plugins.histogram import metadata
 
         kind = metadata.create_summary_metadata(display_name="", description="")
-        self._add(iteration, [_tensor(tag, bars(own), kind) for tag, own in values.items()])
+        self._add(iteration, [tensor(tag, bars(own), kind) for tag, own in values.items()])
 
     def rewind(self, iteration: int) -> None:
         """Leave out what there is of later iterations: they are done again."""
         if self._writer:  # another file's name might come before this one's within a second
-            self._writer.add_event(_purge(iteration + 1))
+            self._begin_again(self._writer, iteration + 1)
         else:
             self._purged = iteration + 1
 
     def _add(self, iteration: int, values: Sequence[Summary.Value]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        self._file().add_event(
-            Event(wall_time=time(), step=iteration, summary=Summary(value=values))
-        )
-
-    def _file(self) -> EventFileWriter:
         if self._writer is None:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
             self._writer = EventFileWriter(str(self._folder), flush_secs=10)
-            if self._purged is not None:
-                self._writer.add_event(_purge(self._purged))
-        return self._writer
+            self._begin_again(self._writer, self._purged)
+        self._writer.add_event(_event(iteration, values))
+
+    def _begin_again(self, writer: EventFileWriter, purged: int | None) -> None:
+        """What the run is stands after the mark of what goes, which may take it along."""
+        if purged is not None:
+            writer.add_event(_purge(purged))
+        if self._about:
+            writer.add_event(_event(0, self._about.values()))
 
 
 def bars(values: F32) -> F32:
@@ -91,19 +93,19 @@ def bars(values: F32) -> F32:
     return np.stack([edges[:-1], edges[1:], counts], axis=1).astype(np.float32)
 
 
+def _event(iteration: int, values: Sequence[Summary.Value]) -> Event:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    return Event(wall_time=time(), step=iteration, summary=Summary(value=values))
+
+
 def _purge(iteration: int) -> Event:
     """TensorBoard leaves out what it has read before from this iteration on."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     log = SessionLog(status=SessionLog.START)
     return Event(wall_time=time(), step=iteration, session_log=log)
-
-
-def _tensor(tag: str, value: Any, kind: SummaryMetadata) -> Summary.Value:
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.util.tensor_util import make_tensor_proto
-
-    return Summary.Value(tag=tag, tensor=make_tensor_proto(value), metadata=kind)
 
 
 def _png(shown: Shown) -> bytes:

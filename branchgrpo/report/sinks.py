@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from branchgrpo.files.whole import write_whole
+from branchgrpo.report.about import About
 from branchgrpo.report.events import EventFiles
 from branchgrpo.report.shown import shown
 from branchgrpo.sinks.base import RichSink, Sink, SinkOptions
@@ -28,10 +29,19 @@ class MetricsLog:
     """Writes FOLDER/metrics.jsonl and TensorBoard events in FOLDER/tensorboard, and to `sinks`.
     Makes the folder."""
 
-    def __init__(self, folder: Path, sinks: Iterable[Sink] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        sinks: Iterable[Sink] = (),
+        about: About | None = None,
+        machine: Callable[[], dict[str, float]] | None = None,
+    ):
+        """about: what the run is, for TensorBoard. machine: figures that TensorBoard and sinks get
+        beside an iteration's metrics."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._events = EventFiles(folder / "tensorboard")
+        self._events = EventFiles(folder / "tensorboard", about)
+        self._machine = machine
         self._sinks = tuple(sinks)
         self._rich = [sink for sink in self._sinks if isinstance(sink, RichSink)]
         self._begun = perf_counter()
@@ -48,7 +58,7 @@ class MetricsLog:
         with ExitStack() as closing:  # each is closed, whatever another one raises
             for sink in self._sinks:
                 closing.callback(sink.close, failed=error is not None)
-            closing.callback(self._events.close)
+            closing.callback(self._events.close, failed=error is not None)
             closing.callback(self._file.close)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -63,9 +73,10 @@ class MetricsLog:
         record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
-        self._events.scalars(iteration, metrics)
+        copies = metrics | self._machine() if self._machine else metrics
+        self._events.scalars(iteration, copies)
         for sink in self._sinks:
-            sink.write(iteration, metrics)
+            sink.write(iteration, copies)
 
     def pictures(self, iteration: int, tag: str, pixels: U8, captions: Sequence[str]) -> None:
         """See branchgrpo.service.Log."""

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import yaml
 from pydantic import Field
 
 from branchgrpo.errors import UserError
@@ -78,6 +79,8 @@ class MlflowSink(RichSink):
         except mlflow.MlflowException as error:
             raise UserError(f"{key}: cannot start a run at {uri}: {first_line(error)}") from error
         self._lost, self._queue = 0, SimpleQueue[Callable[[], None] | None]()
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        self._queue.put(partial(self._client.log_text, self._run, text, "config.yaml"))
         self._sender = Thread(target=self._send, name="mlflow", daemon=True)
         self._sender.start()
 

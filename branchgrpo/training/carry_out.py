@@ -17,6 +17,8 @@ from branchgrpo.files.whole import write_whole
 from branchgrpo.models.pictures import opened
 from branchgrpo.report import categories, contact_sheet
 from branchgrpo.report import summary as report
+from branchgrpo.report.about import About
+from branchgrpo.report.machine import Machine
 from branchgrpo.report.settings import settings
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.rollout.collect import RolloutCollector
@@ -60,8 +62,10 @@ def carry_out(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
     keeper = RunFolder(config, folder, before, diversity)
-    sinks = open_sinks(config.all_sinks, folder, configs.plain(config))
-    with MetricsLog(folder, sinks) as log:
+    plain = configs.plain(config)
+    sinks = open_sinks(config.all_sinks, folder, plain)
+    about = About(config=plain, metric=config.metric)
+    with MetricsLog(folder, sinks, about, Machine()) as log:
         run = Run(
             config,
             service,

@@ -11,7 +11,10 @@ from typing import Protocol
 from branchgrpo.algo.methods.base import MethodRun
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
+from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import StaleFence, UserError
+from branchgrpo.report.contact_sheet import KEPT
+from branchgrpo.report.shown import captions
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
 from branchgrpo.runs.lease import Lease
@@ -113,6 +116,7 @@ class Run:
         self.ahead = Ahead(config, collector, display)
         self.evaluator = Evaluator(config, service, collector)
         self._phase = ""
+        self._untrained: U8 | None = None  # pictures of the check before training, to be shown
 
     @property
     def method(self) -> MethodRun:
@@ -142,7 +146,7 @@ class Run:
             if options.diversity:
                 self.diversity["before"] = self.evaluator.diversity(state.version)
         self._keep("before", scores, pixels, "before training")
-        self.before = scores
+        self.before, self._untrained = scores, pixels
 
     def begin(self, state: TrainState) -> None:
         """Take over the run: drivers before this one are fenced off. Go on from its newest
@@ -153,6 +157,8 @@ class Run:
             self._claim()
             self.log.rewind(-1)
             self.log.write(0, start)
+            self._show(0, self.before, self._untrained)
+        self._untrained = None
         self.display.update(0, start)
         state.begun = True
 
@@ -240,6 +246,7 @@ class Run:
         last = {"time/training": state.seconds, "checkpoint/iteration": float(state.saved)}
         last |= self.hacking(scores)
         self.log.write(state.iteration, self.evaluator.between(scores) | last)
+        self._show(state.iteration, scores, pixels)
         self._keep("after", scores, pixels, f"after {state.iteration} iterations")
         state.complete = True
 
@@ -268,6 +275,15 @@ class Run:
 
     def _pictures(self) -> int:
         return min(self.config.evaluation.pictures, self.config.evaluation.prompts)
+
+    def _show(self, iteration: int, scores: Scores, pixels: U8 | None) -> None:
+        """Pictures of a held-out check, [n, F, H, W, 3] of the first n prompts, to the log."""
+        if pixels is None:
+            return
+        few, metric = pixels[:KEPT], self.config.metric
+        prompts = prompts_of(self.evaluator.held_out[: len(few)])
+        told = captions(prompts, scores[metric][: len(few)], metric)
+        self.log.pictures(iteration, "held_out", few, told)
 
     def _keep(self, when: str, scores: Scores, pixels: U8 | None, title: str) -> None:
         if self.keeper:

@@ -14,6 +14,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from support.in_process import Service
 from support.small_trees import quickstart
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
@@ -81,6 +83,18 @@ def checks(folder: Path) -> list[int]:
         for record in read(folder / "metrics.jsonl")
         if "held_out/total" in record
     ]
+
+
+def test_tensorboard_shows_held_out_pictures_and_what_the_run_was(whole: Whole) -> None:
+    events = plugin_event_accumulator.EventAccumulator(
+        str(whole.folder / "tensorboard"), {plugin_event_accumulator.TENSORS: 0}
+    ).Reload()
+    shown = {event.step: make_ndarray(event.tensor_proto) for event in events.Tensors("held_out")}
+    assert {0, 2} <= set(shown)
+    assert {len(items) for items in shown.values()} == {2 + 3}  # width, height and three pictures
+    assert shown[0][2] != shown[2][2]
+    assert b"learning_rate" in make_ndarray(events.Tensors("config")[0].tensor_proto).item()
+    assert "system/cpu_percent" in events.Tags()["tensors"]
 
 
 def test_run_folder_is_complete(whole: Whole) -> None:

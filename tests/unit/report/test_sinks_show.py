@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from support.small_trees import quickstart
 from support.wandb_records import kept
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util import tensor_util
 
+from branchgrpo.config import load as configs
+from branchgrpo.report.about import About
 from branchgrpo.report.events import bars
+from branchgrpo.report.machine import Machine
 from branchgrpo.report.shown import captions, shown
-from branchgrpo.report.sinks import MetricsLog, open_sinks
+from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.sinks.base import RichSink
 from branchgrpo.types import F32, U8
 
@@ -96,6 +105,69 @@ def test_pictures_of_iterations_that_are_done_again_go(tmp_path: Path) -> None:
         assert [step for step, _ in tensors(events, tag)] == [1, 2]
 
 
+def test_tensorboard_knows_what_the_run_is(tmp_path: Path) -> None:
+    """Also after a new run's first mark, and where a resumed one goes on."""
+    config = quickstart({"run.seed": "7", "learner.learning_rate": "0.002"})
+    about = About(config=configs.plain(config), metric=config.metric)
+    for failed in (True, False):
+        with (
+            pytest.raises(RuntimeError) if failed else nullcontext(),
+            MetricsLog(tmp_path, about=about) as log,
+        ):
+            show(log, 0)
+            log.rewind(-1)
+            show(log, 0)
+            if failed:
+                raise RuntimeError("boom")
+        time.sleep(1.1)  # names of event files tell seconds
+    events = read_back(tmp_path)
+    ((_, text), *_) = tensors(events, "config")
+    lines = text.item().decode().splitlines()
+    read = yaml.safe_load("\n".join(line.removeprefix("    ") for line in lines))
+    assert read == configs.plain(config)
+    of_hparams = events.PluginTagToContent("hparams")
+    start = hparams.parse_session_start_info_plugin_data(of_hparams[hparams.SESSION_START_INFO_TAG])
+    assert (start.hparams["seed"].number_value, start.hparams["method"].string_value) == (
+        7,
+        "branchgrpo",
+    )
+    assert start.hparams["learning rate"].number_value == 0.002
+    columns = hparams.parse_experiment_plugin_data(of_hparams[hparams.EXPERIMENT_TAG])
+    assert columns.metric_infos[0].name.tag == f"held_out/{config.metric}"
+    assert set(start.hparams) <= {info.name for info in columns.hparam_infos}
+    (*_, (_, layout)) = tensors(events, "custom_scalars__config__")
+    found = layout_pb2.Layout.FromString(layout.item())
+    assert [chart.title for chart in found.category[0].chart][:2] == [
+        "reward",
+        "held-out, what is trained on",
+    ]
+    for category in found.category:
+        for chart in category.chart:
+            for pattern in chart.multiline.tag:
+                assert re.compile(pattern)
+
+
+def test_figures_of_the_machine_go_to_sinks_alone(tmp_path: Path) -> None:
+    """They are never the same twice: metrics.jsonl is compared."""
+    with MetricsLog(tmp_path, machine=Machine()) as log:
+        log.write(1, {"reward/total": 0.5})
+    assert set(read(tmp_path / "metrics.jsonl")[0]) == {"iteration", "elapsed", "reward/total"}
+    events = read_back(tmp_path)
+    found = {
+        tag: float(tensors(events, tag)[0][1])
+        for tag in events.Tags()["tensors"]
+        if tag.startswith("system/")
+    }
+    assert set(found) == {
+        "system/cpu_percent",
+        "system/memory_percent",
+        "system/memory_gb",
+        "system/driver_memory_gb",
+    }
+    assert 0 < found["system/driver_memory_gb"] < found["system/memory_gb"]
+    assert 0 <= found["system/cpu_percent"] <= 100
+
+
 def test_bars_are_those_of_the_values() -> None:
     found = bars(np.arange(60, dtype=np.float32))  # two of them each
     assert found.shape == (30, 3) and (found[:, 2] == 2).all()
@@ -142,7 +214,9 @@ def test_mlflow_gets_pictures_and_quantiles(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = f"file://{tmp_path}/mlruns"
     sinks = quickstart({"run.mlflow": uri}).all_sinks
-    with MetricsLog(tmp_path / "run", open_sinks(sinks, tmp_path / "run", {})) as log:
+    with MetricsLog(
+        tmp_path / "run", open_sinks(sinks, tmp_path / "run", {"run": {"seed": 5}})
+    ) as log:
         show(log)
     client = MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("branchgrpo").experiment_id])
@@ -156,6 +230,8 @@ def test_mlflow_gets_pictures_and_quantiles(
             ("max", 1.0),
         )
     }
+    text = Path(client.download_artifacts(run.info.run_id, "config.yaml")).read_text()
+    assert yaml.safe_load(text) == {"run": {"seed": 5}} and run.data.params == {"run.seed": "5"}
     names = [one.path for one in client.list_artifacts(run.info.run_id, "images")]
     shown = [name for name in names if name.endswith(".png")]
     assert len(shown) == 2 and all("held_out" in name and "step" in name for name in shown)
@@ -187,4 +263,23 @@ def test_wandb_gets_pictures_and_histograms_offline(
     bins = histograms["reward/leaves"]
     assert bins["_type"] == "histogram" and sum(bins["values"]) == 5
     assert found["config"]["run"] == {"seed": 5}
+    assert found["metrics"]["held_out/total"].summary.max
+    assert found["metrics"]["driver/*"].options.hidden
     assert "proc.memory.rssMB" in found["system"]  # W&B's own
+
+
+def test_wandb_gets_videos_as_gifs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    pixels = np.repeat(plain(90), 16, axis=2)  # [2, 90, 512, 32, 3]
+    pixels += np.arange(90, dtype=np.uint8)[:, None, None, None]  # no two frames are equal
+    sinks = quickstart({"run.wandb": "my-project"}).all_sinks
+    with MetricsLog(tmp_path, open_sinks(sinks, tmp_path, {})) as log:
+        log.pictures(1, "held_out", pixels, CAPTIONS)
+    found = kept(tmp_path, lambda found: len(found["history"]) == 1)["history"][0]["held_out"]
+    assert found["captions"] == CAPTIONS
+    (place,) = (tmp_path / "wandb").glob("offline-run-*/files")
+    first = Image.open(place / found["videos"][0]["path"])
+    assert first.size == (24, 384) and first.n_frames == 30  # every third
+    assert first.info["duration"] == pytest.approx(3000 / 16, abs=10)  # GIF's own unit: 10 ms
