@@ -100,10 +100,15 @@ def pictures(
 def keep(path: Path, pixels: U8, captions: list[str], scores: F32) -> None:
     """The first pictures [P, F, H, W, 3] without loss, of videos a few frames, with caption and
     score: an .npz file."""
-    few = pixels[:KEPT, evenly(pixels.shape[1], STRIP)]
+    shown = pixels[:KEPT, few(pixels.shape[1])]
     np.savez_compressed(
-        path, pixels=few, captions=np.array(captions[:KEPT]), scores=np.asarray(scores[:KEPT])
+        path, pixels=shown, captions=np.array(captions[:KEPT]), scores=np.asarray(scores[:KEPT])
     )
+
+
+def few(frames: int) -> list[int]:
+    """Which of so many frames are kept."""
+    return evenly(frames, STRIP)
 
 
 def kept(path: Path) -> tuple[U8, list[str], F32]:

@@ -89,7 +89,8 @@ class EventFiles:
 
 def bars(values: F32) -> F32:
     """Bars [k, 3] of values [n]: left, right, count."""
-    counts, edges = np.histogram(values, BINS)
+    # in float32 the edges between values that are nearly equal would fall together
+    counts, edges = np.histogram(values.astype(np.float64), BINS)
     return np.stack([edges[:-1], edges[1:], counts], axis=1).astype(np.float32)
 
 

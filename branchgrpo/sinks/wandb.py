@@ -98,7 +98,8 @@ class WandbSink(RichSink):
         """See RichSink."""
         import wandb
 
-        drawn = {tag: wandb.Histogram(own) for tag, own in values.items()}
+        # in float32 the edges between values that are nearly equal would fall together
+        drawn = {tag: wandb.Histogram(own.astype("float64")) for tag, own in values.items()}
         self._run.log({"iteration": iteration, **drawn})
 
     def close(self, failed: bool) -> None:

@@ -4,7 +4,7 @@ prompts, which are encoded meanwhile."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class PendingRollout:
     iteration: int
     version: int  # of the weights that grew them
     plan: BranchPlan
+    samples: Sequence[Sample]  # by prompt index
     batch: RolloutBatch
 
     @property
@@ -106,7 +107,7 @@ class Ahead:
     def _grow(self, iteration: int, version: int) -> PendingRollout:
         config = self.config
         plan = config.plan(self.method, iteration, self.schedule)
-        chosen = self._chosen(iteration)
+        chosen, samples = self._chosen(iteration), self._samples(iteration)
         batch = scouts.collect(
             config,
             self.collector,
@@ -115,7 +116,7 @@ class Ahead:
             iteration=iteration,
             version=version,
             prompts=chosen,
-            samples=self._samples(iteration),
+            samples=samples,
             encoded=self.encoded.pop(iteration, None),
         )
         # once: what does not end a run, and is easily overlooked; each iteration's count is in the
@@ -124,7 +125,9 @@ class Ahead:
             if kind not in self.said:
                 self.said.add(kind)
                 self.display.note(text)
-        return PendingRollout(iteration=iteration, version=version, plan=plan, batch=batch)
+        return PendingRollout(
+            iteration=iteration, version=version, plan=plan, samples=samples, batch=batch
+        )
 
     def _chosen(self, iteration: int) -> list[int]:
         """An iteration's prompts, by their indices in the list."""

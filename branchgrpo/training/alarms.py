@@ -3,11 +3,12 @@ the size of velocities, which such training inflates (arXiv 2606.27771)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from branchgrpo.rewards.base import RewardOptions
 from branchgrpo.types import F32
 
 FIGURE = "alarm/hacking"
@@ -39,6 +40,12 @@ def change(score: str, before: F32, now: F32) -> Change:
     return Change(score, float(difference.mean()), float(error))
 
 
+def measured(rewards: Iterable[RewardOptions], before: Mapping[str, F32]) -> list[str]:
+    """Scores of rewards that are only measured, which are known from before training."""
+    names = [f"{reward.title}/{score}" for reward in rewards for score in reward.reported()]
+    return [name for name in names if name in before]
+
+
 def hacked(
     before: Mapping[str, F32], now: Mapping[str, F32], measured: Sequence[str], errors: float
 ) -> tuple[Change, list[Change]]:
@@ -49,6 +56,12 @@ def hacked(
         return total, []
     others = [change(score, before[score], now[score]) for score in measured]
     return total, [one for one in others if one.mean < 0 and one.passes(errors)]
+
+
+def words(total: Change, fell: Sequence[Change]) -> str:
+    """What `hacked` found."""
+    told = ", ".join(map(str, fell))
+    return f"held-out {total} since the start, but of what is only measured: {told}"
 
 
 def inflated(ratio: float, bound: float) -> bool:

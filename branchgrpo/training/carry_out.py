@@ -18,6 +18,7 @@ from branchgrpo.models.pictures import opened
 from branchgrpo.report import categories, contact_sheet
 from branchgrpo.report import summary as report
 from branchgrpo.report.about import About
+from branchgrpo.report.looks import Looks
 from branchgrpo.report.machine import Machine
 from branchgrpo.report.settings import settings
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
@@ -77,6 +78,7 @@ def carry_out(
             weights=(folder / "weights").resolve(),
             interrupted=interrupted,
             keeper=keeper,
+            looks=Looks(folder),
             before=before,
             diversity=diversity,
             origin=origin,
@@ -143,7 +145,7 @@ class RunFolder:
         samples: Sequence[Sample],
         title: str,
     ) -> None:
-        """See branchgrpo.training.run.Keeper."""
+        """See branchgrpo.training.keeper.Keeper."""
         self.samples = samples
         self._write(when, scores, diversity)
         rows = [row_of(sample) for sample in samples[: len(scores["total"])]]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from branchgrpo.config import conditions
-from branchgrpo.training import alarms
+from branchgrpo.report import contact_sheet
+from branchgrpo.report.shown import captions
+from branchgrpo.training import alarms, look
 from branchgrpo.training.run import Hook, Run
 from branchgrpo.training.state import TrainState
 
@@ -60,6 +64,35 @@ class End:
             state.stopped_by = "interrupted"
 
 
+class Leaves:
+    """At a held-out check, and when training ends: the trees that were trained on are looked at.
+    Ahead of the check, so that their pictures go before others come."""
+
+    name = "leaves"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return bool(state.stopped_by) or HeldOut().due(run, state)
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        if run.trained is None:  # after a fault: they are gone
+            return
+        iteration, plan, batch = state.iteration, run.trained.plan, run.trained.batch
+        values, line = look.of_batch(plan, batch, run.config.credit, run.trained.iteration)
+        best, worst = look.best_and_worst(batch)
+        shown = look.lines(batch, run.trained.samples, [*best, *worst])
+        pixels = look.pictures(run.service.rollouts, plan, batch, [*best, *worst])
+        prompts = [one["prompt"] for one in shown]
+        rewards = np.array([one["reward"] for one in shown], np.float32)
+        told = captions(prompts, rewards, "reward")
+        run.log.histograms(iteration, values)
+        run.log.pictures(iteration, "leaves/best", pixels[: len(best)], told[: len(best)])
+        run.log.pictures(iteration, "leaves/worst", pixels[len(best) :], told[len(best) :])
+        if run.looks:
+            run.looks.leaves(iteration, pixels, prompts, rewards)
+            run.looks.add(iteration, line | {"leaves": shown})
+        run.trained = None
+
+
 class HeldOut:
     """The held-out check on the way; after the last iteration there is the whole one."""
 
@@ -72,9 +105,11 @@ class HeldOut:
     def __call__(self, run: Run, state: TrainState) -> None:
         options = run.config.evaluation
         count = min(options.prompts_between, options.prompts)
-        scores, _ = run.evaluator.scores(state.version, count)
+        shown = min(options.pictures, contact_sheet.KEPT, count)
+        scores, pixels = run.evaluator.scores(state.version, count, shown)
         state.record |= {f"held_out/{name}": float(one.mean()) for name, one in scores.items()}
         state.record |= run.hacking(scores)
+        run.look(state, scores, pixels)
 
 
 class VelocityNorm:
@@ -161,6 +196,7 @@ HOOKS: tuple[Hook, ...] = (
     Workers(),
     KeepLease(),
     End(),
+    Leaves(),
     HeldOut(),
     VelocityNorm(),
     StopWhen(),

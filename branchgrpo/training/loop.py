@@ -39,7 +39,7 @@ def step(run: Run, state: TrainState) -> None:
         if hook.name not in state.done and hook.due(run, state):
             hook(run, state)
             state.done.add(hook.name)
-    state.concluded = True
+    state.concluded, run.trained = True, None
 
 
 def update(run: Run, state: TrainState) -> None:
@@ -74,3 +74,4 @@ def update(run: Run, state: TrainState) -> None:
         "tree/staleness": float(stats.version - 1 - pending.version),
         "tree/stale_dropped": float(run.ahead.take_dropped()),
     }
+    run.trained = pending  # until the hooks have run

@@ -41,6 +41,7 @@ class Recovery:
         run, state = self.run, self.state
         state.recoveries += 1
         run.ahead.clear()
+        run.trained = None  # its pictures may be gone
         run.evaluator.clear()
         run.display.note(f"recovering: {kind_and_line(fault)}")
         lost = run.service.recover(fault)

@@ -14,18 +14,20 @@ from branchgrpo.config.schema import Config
 from branchgrpo.data.records import prompts_of
 from branchgrpo.errors import StaleFence, UserError
 from branchgrpo.report.contact_sheet import KEPT
+from branchgrpo.report.looks import Looks
 from branchgrpo.report.shown import captions
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
 from branchgrpo.runs.lease import Lease
 from branchgrpo.service import CheckpointRequest, Display, Log, Service
-from branchgrpo.training import alarms
-from branchgrpo.training.ahead import Ahead
+from branchgrpo.training import alarms, look
+from branchgrpo.training.ahead import Ahead, PendingRollout
 from branchgrpo.training.diversity import Diversity
 from branchgrpo.training.evaluate import Evaluator, Scores
+from branchgrpo.training.keeper import Keeper
 from branchgrpo.training.stages import Stages
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import U8, Sample
+from branchgrpo.types import U8
 
 
 class Hook(Protocol):
@@ -40,23 +42,6 @@ class Hook(Protocol):
 
     def __call__(self, run: Run, state: TrainState) -> None:
         """Do it. A fault may end it, and it is then called again."""
-
-
-class Keeper(Protocol):
-    """Keeps what a held-out check has found."""
-
-    def keep(
-        self,
-        when: str,
-        *,
-        scores: Scores,
-        diversity: Diversity,
-        pixels: U8 | None,
-        samples: Sequence[Sample],
-        title: str,
-    ) -> None:
-        """when: "before" or "after" training. diversity: {} where it was not measured. pixels:
-        [n, F, H, W, 3] of the first n prompts."""
 
 
 class Run:
@@ -75,6 +60,7 @@ class Run:
         weights: Path | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         keeper: Keeper | None = None,
+        looks: Looks | None = None,
         before: Scores | None = None,
         diversity: Diversity | None = None,
         origin: str = "",
@@ -82,10 +68,10 @@ class Run:
         lease: Lease | None = None,
     ):
         """name: of the run, part of its trees' keys. checkpoints: where they go. weights: where
-        they are exported to. interrupted: asked between iterations. before, diversity: of the
-        untrained model, where they are known. origin: a checkpoint that a new run begins at.
-        resumed: the run goes on from its newest checkpoint. lease: of the run folder; it is told
-        what the run spends."""
+        they are exported to. interrupted: asked between iterations. looks: keeps what is looked at
+        on the way. before, diversity: of the untrained model, where they are known. origin: a
+        checkpoint that a new run begins at. resumed: the run goes on from its newest checkpoint.
+        lease: of the run folder; it is told what the run spends."""
         self.config = config
         self.service = service
         self.log = log
@@ -95,6 +81,8 @@ class Run:
         self.weights = weights
         self.interrupted = interrupted
         self.keeper = keeper
+        self.looks = looks
+        self.trained: PendingRollout | None = None  # what the present iteration has trained on
         self.before = before
         self.origin = origin
         self.resumed = resumed
@@ -102,6 +90,7 @@ class Run:
         self.after: Scores = {}
         self.diversity: dict[str, Diversity] = {"before": diversity or {}, "after": {}}
         self.hacked: tuple[str, ...] = ()  # scores that gave the alarm at the last check
+        self.told: dict[str, str] = {}  # alarms that stand, in words, by their figure
         self.inflated = False  # the alarm of ‖v‖, as it was measured last
         self.fence = 0
         self.reissued = 0  # tasks, under this driver
@@ -155,7 +144,7 @@ class Run:
         start = self.evaluator.between(self.before)
         if not ((self.resumed or self.origin) and self.restore(state)):
             self._claim()
-            self.log.rewind(-1)
+            self._rewind(-1)
             self.log.write(0, start)
             self._show(0, self.before, self._untrained)
         self._untrained = None
@@ -205,7 +194,7 @@ class Run:
         except ValueError as error:
             raise UserError(f"checkpoint: state.json: driver.method: {error}") from error
         state.go_back(kept)
-        self.log.rewind(state.iteration)
+        self._rewind(state.iteration)
         state.stopped_by = state.stopped_by or self._ended(state, kept.get("stopped_by", ""))
         state.version = self.service.publish(self.config.grown_with)
         if restored.driver is None:
@@ -246,8 +235,8 @@ class Run:
         last = {"time/training": state.seconds, "checkpoint/iteration": float(state.saved)}
         last |= self.hacking(scores)
         self.log.write(state.iteration, self.evaluator.between(scores) | last)
-        self._show(state.iteration, scores, pixels)
         self._keep("after", scores, pixels, f"after {state.iteration} iterations")
+        self.look(state, scores, pixels)
         state.complete = True
 
     # what checks find
@@ -256,22 +245,34 @@ class Run:
         """The figure of the alarm, which is said when it changes: {} where nothing is measured
         beside what is trained on. scores: of the first held-out prompts."""
         options, before = self.config.evaluation, self.before or {}
-        names = [
-            f"{reward.title}/{score}" for reward in options.rewards for score in reward.reported()
-        ]
-        measured = [name for name in names if name in before]
+        measured = alarms.measured(options.rewards, before)
         if not (options.alarm and measured):
             return {}
         total, fell = alarms.hacked(before, scores, measured, options.alarm)
         hacked = tuple(one.score for one in fell)
         if hacked and hacked != self.hacked:
-            told = ", ".join(map(str, fell))
-            self.display.note(
-                f"alarm, reward hacking? held-out {total} since the start, but of what is only "
-                f"measured: {told}"
-            )
+            self.display.note(f"alarm, reward hacking? {alarms.words(total, fell)}")
         self.hacked = hacked
+        self.told = {alarms.FIGURE: alarms.words(total, fell)} if hacked else {}
         return {alarms.FIGURE: float(len(hacked))}
+
+    def look(self, state: TrainState, scores: Scores, pixels: U8 | None) -> None:
+        """Keep what a check has seen, beside its means: scores [P] of the first held-out prompts,
+        and pictures [n, F, H, W, 3] of the first of these."""
+        if self.looks:
+            count = self.config.evaluation.prompts_between
+            self.looks.add(state.iteration, look.of_check(scores, count, self.told))
+        self._show(state.iteration, scores, pixels)
+        # those at the end are in samples/after.npz
+        if self.looks and pixels is not None and not state.stopped_by:
+            prompts = prompts_of(self.evaluator.held_out[: len(pixels)])
+            values = scores[self.config.metric][: len(pixels)]
+            self.looks.held_out(state.iteration, pixels, prompts, values)
+
+    def _rewind(self, iteration: int) -> None:
+        self.log.rewind(iteration)
+        if self.looks:
+            self.looks.rewind(iteration)
 
     def _pictures(self) -> int:
         return min(self.config.evaluation.pictures, self.config.evaluation.prompts)

@@ -12,6 +12,7 @@ from support.quiet_display import Quiet
 from support.small_loop import config, weights
 
 from branchgrpo.config.schema import Config
+from branchgrpo.report import looks
 from branchgrpo.report.sinks import read
 from branchgrpo.training.carry_out import carry_out
 
@@ -46,7 +47,12 @@ class Failing(Service):
         return self.gone
 
 
-EXPORTED = {"evaluation.weights": "ema", "run.export": "transformer"}
+EXPORTED = {
+    "evaluation.weights": "ema",
+    "run.export": "transformer",
+    "evaluation.every": "1",
+    "evaluation.prompts": "2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,9 @@ def test_a_failure_anywhere_gives_the_same_run(
     assert (tmp_path / "cut" / "held_out.json").read_text() == (
         whole[0] / "held_out.json"
     ).read_text()
+    one, other = looks.read(whole[0]), looks.read(tmp_path / "cut")
+    assert [look["iteration"] for look in one] == [1, 2, 3, 4]
+    assert one == other
 
 
 def test_a_resumed_run_folder_is_that_of_one_run(whole: tuple[Path, str], tmp_path: Path) -> None:

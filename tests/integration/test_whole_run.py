@@ -19,6 +19,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
+from branchgrpo.report import contact_sheet, looks
 from branchgrpo.report.sinks import read
 from branchgrpo.report.terminal import Display
 from branchgrpo.training.carry_out import carry_out, measure
@@ -74,6 +75,42 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole") / "run"
     config, service, summary = run(folder)
     return Whole(folder=folder, config=config, service=service, summary=summary)
+
+
+def test_looks_on_the_way_are_kept(whole: Whole) -> None:
+    """At the check after the first iteration, and at the end; the leaves are of the iteration's own
+    trees."""
+    found = looks.read(whole.folder)
+    records = read(whole.folder / "metrics.jsonl")
+    assert [look["iteration"] for look in found] == [1, 2]
+    for look, record in zip(found, (records[1], records[-1]), strict=True):
+        assert look["prompts"] == 4 and look["alarms"] == {}
+        for score in SCORES:
+            assert look["held_out"][score]["mean"] == pytest.approx(record[f"held_out/{score}"])
+            assert look["held_out"][score]["error"] >= 0
+    for look, record in zip(found, records[1:3], strict=True):
+        counts, edges = look["rewards"]["counts"], look["rewards"]["edges"]
+        assert sum(counts) == record["tree/leaves"] == 8
+        assert edges[0] <= record["reward/total"] <= edges[-1]
+        assert look["flat_groups"] == record["reward/flat_groups"]
+        assert sum(sum(one["counts"]) for one in look["advantage"]) == record["update/edges"]
+        best, worst = look["leaves"][:4], look["leaves"][4:]
+        assert len(best) == len(worst) == 4
+        assert sum(one["reward"] for one in look["leaves"]) / 8 == pytest.approx(
+            record["reward/total"]
+        )
+        for one in look["leaves"]:
+            assert one["reward"] == one["parts"]["ocr/likelihood"]
+        pixels, captions, rewards = contact_sheet.kept(
+            whole.folder / looks.LEAVES.format(look["iteration"])
+        )
+        assert pixels.shape == (8, 1, 32, 32, 3)
+        assert captions == [one["prompt"] for one in look["leaves"]]
+        assert rewards.tolist() == [one["reward"] for one in look["leaves"]]
+    pixels, captions, _ = contact_sheet.kept(whole.folder / looks.WAY.format(1))
+    before, prompts, _ = contact_sheet.kept(whole.folder / "samples" / "before.npz")
+    assert captions == prompts and pixels.shape == before.shape
+    assert 0 < np.abs(pixels.astype(int) - before).mean() < 30  # the same noise, other weights
 
 
 def checks(folder: Path) -> list[int]:

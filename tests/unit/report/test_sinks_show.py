@@ -173,6 +173,8 @@ def test_bars_are_those_of_the_values() -> None:
     assert found.shape == (30, 3) and (found[:, 2] == 2).all()
     np.testing.assert_allclose(found[:, 1] - found[:, 0], 59 / 30, rtol=1e-5)
     assert bars(np.zeros(4, np.float32))[:, 2].sum() == 4  # all equal: one bar around them
+    near = np.array([1, np.nextafter(np.float32(1), np.float32(2))], np.float32)
+    assert bars(near)[:, 2].sum() == 2
 
 
 def test_captions_begin_with_the_score() -> None:

@@ -1,0 +1,27 @@
+"""Where a held-out check puts what it has found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from branchgrpo.training.diversity import Diversity
+from branchgrpo.training.evaluate import Scores
+from branchgrpo.types import U8, Sample
+
+
+class Keeper(Protocol):
+    """Keeps what a held-out check has found."""
+
+    def keep(
+        self,
+        when: str,
+        *,
+        scores: Scores,
+        diversity: Diversity,
+        pixels: U8 | None,
+        samples: Sequence[Sample],
+        title: str,
+    ) -> None:
+        """when: "before" or "after" training. diversity: {} where it was not measured. pixels:
+        [n, F, H, W, 3] of the first n prompts."""
