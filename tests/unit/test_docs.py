@@ -17,7 +17,9 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PYTHON_FILE = re.compile(r"`((?:\w+/)*\w+\.py)`")
-GONE = re.compile(r"\b(crew|gang|harvest|heed|patience|spine|forest|trainer\.py|experiment\.py)\b")
+GONE = re.compile(
+    r"\b(crew|gang|harvest|heed|patience|spine|(?<!black-)forest|trainer\.py|experiment\.py)\b"
+)
 
 
 def anchors(page: Path) -> set[str]:

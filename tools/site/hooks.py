@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
-ALWAYS = ("CONTRIBUTING.md", "CHANGELOG.md")
+ALWAYS = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/notebook.ipynb")
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json"}
 FENCE = re.compile(r"^ *```")

@@ -1,0 +1,142 @@
+"""Code in the documents: commands are taken by the parsers that would read them, YAML by the
+schema, Python compiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from support.documents import ROOT, Block, blocks, commands, spans
+
+from branchgrpo.app.parser import COMMANDS, parse
+from branchgrpo.config import load
+from branchgrpo.config.shipped import config_file, names, presets
+
+pytestmark = pytest.mark.heavy
+
+LANGUAGES = {"", "bash", "yaml", "python", "toml", "mermaid", "text"}
+OTHERS = {
+    "cd",
+    "chmod",
+    "do",
+    "done",
+    "export",
+    "for",
+    "git",
+    "kubectl",
+    "pip",
+    "ray",
+    "scp",
+    "ssh",
+}
+OTHERS |= {"branchgrpo", "python", "python3", "pytest", "tensorboard", "uv"}
+MENTIONED = {"--rollout", "--learner", "--reward"}
+SHELL = blocks("", "bash")
+
+
+def test_blocks_are_of_known_languages() -> None:
+    """What a program prints is `text`."""
+    known = blocks(*LANGUAGES)
+    assert len(known) > 60
+    fences = sum(
+        len(re.findall(r"^ *```", path.read_text(encoding="utf-8"), re.MULTILINE))
+        for path in {ROOT / block.page for block in known}
+    )
+    assert fences == 2 * len(known)
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_commands_are_taken_by_the_program(block: Block) -> None:
+    for words in commands(block.text):
+        assert words[0] in OTHERS, words
+        check(words)
+
+
+@pytest.mark.parametrize(("page", "text"), list(spans()))
+def test_commands_within_texts_are_taken(page: str, text: str) -> None:
+    """A command's name alone, or one that ends with an option, is a mention."""
+    for words in commands(text):
+        if len(words) == 2 and words[0] == "branchgrpo" and words[1][0] != "-":
+            assert words[1] in COMMANDS
+        else:
+            check([*words, "1"] if words[-1] in MENTIONED else words)
+
+
+def check(words: list[str]) -> None:
+    """A command of ours, or of a program of the repository, has options that there are."""
+    program, *arguments = words
+    if program == "branchgrpo" or words[:2] == ["python", "run.py"]:
+        taken(arguments if program == "branchgrpo" else arguments[1:])
+    elif program.startswith("python") and arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1]), words
+    elif program.startswith("python"):
+        text = (ROOT / arguments[0]).read_text(encoding="utf-8")
+        for option in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+            assert f'"{option}"' in text, f"{arguments[0]} has no {option}"
+    elif program == "pytest":
+        for path in (word for word in arguments if word.startswith("tests/")):
+            assert (ROOT / path).exists(), path
+    if "python" in arguments:  # as ray job submit has it
+        check(arguments[arguments.index("python") :])
+
+
+def taken(arguments: list[str]) -> None:
+    """By the parser; and what it names is there: configs, presets, keys and their values."""
+    try:
+        found, overrides = parse(arguments)
+    except SystemExit as stop:
+        assert stop.code == 0, arguments  # --help
+        return
+    for method in getattr(found, "methods", None) or ():
+        assert str(method) in presets() or (ROOT / method).is_file(), method
+    preset = getattr(found, "preset", None)
+    assert preset is None or preset in presets(), preset
+    config = str(getattr(found, "config", None) or "quickstart")
+    if config not in names():
+        config = "quickstart"  # a file of the reader's own
+    if found.command == "serve-reward":
+        load.reward(
+            found.name, {key.removeprefix("reward."): one for key, one in overrides.items()}
+        )
+    else:
+        plain = {key: text for key, text in overrides.items() if "./" not in text}
+        load.load(config_file(config), plain, preset)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_fits_the_schema(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole config, or sections, which then lie on the quick start."""
+    monkeypatch.chdir(tmp_path)
+    for file, name in re.findall(r"\./(\w+\.py):(\w+)", block.text):
+        (tmp_path / file).write_text(f"def {name}(images, samples):\n    return [0.0]\n")
+    text = block.text.replace("…", "some")
+    keys = yaml.safe_load(text)
+    assert isinstance(keys, dict)
+    base = "" if "base" in keys else "base: quickstart\n"
+    (tmp_path / "own.yaml").write_text(base + text, encoding="utf-8")
+    load.load(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_python_compiles(block: Block) -> None:
+    compile(block.text, str(block), "exec")
+
+
+def test_the_notebook_compiles_and_shows_what_came_out() -> None:
+    found = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in found["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        compile("".join(cell["source"]), "notebook", "exec")
+    assert sum(bool(cell["outputs"]) for cell in cells) >= 4
+
+
+@pytest.mark.parametrize("block", blocks("toml"), ids=str)
+def test_toml_is_read(block: Block) -> None:
+    assert tomllib.loads(block.text)
