@@ -156,6 +156,12 @@ class Evaluation(Section):
         "check to check; larger ones are made again",
     )
     pictures: int = Field(32, ge=1, description="pictures in samples/before.png and after.png")
+    save: int = Field(
+        0,
+        ge=0,
+        description="held-out pictures before and after training, the first ones, that are kept as "
+        "files of their own, with a list of what they are: samples/saved; 0 = none",
+    )
     metric: str = Field(
         "", description="the reported score that decides; empty: the first one reported"
     )

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import suites
-from branchgrpo.data.records import prompts_of, row_of
 from branchgrpo.files.whole import write_whole
-from branchgrpo.models.pictures import opened
-from branchgrpo.report import categories, contact_sheet
+from branchgrpo.report import categories
 from branchgrpo.report import summary as report
 from branchgrpo.report.about import About
 from branchgrpo.report.looks import Looks
 from branchgrpo.report.machine import Machine
+from branchgrpo.report.saved import SavedPictures
 from branchgrpo.report.settings import settings
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.rollout.collect import RolloutCollector
-from branchgrpo.runs.identity import checked_alike, saved_config
-from branchgrpo.runs.lease import Lease, read_object
+from branchgrpo.runs.lease import Lease
 from branchgrpo.runs.model_card import write_card
 from branchgrpo.runs.places import checkpoints
 from branchgrpo.service import Display, Service
@@ -34,8 +30,8 @@ from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.hooks import HOOKS
 from branchgrpo.training.loop import train
 from branchgrpo.training.run import Run
+from branchgrpo.training.run_folder import RunFolder, draw, known_before
 from branchgrpo.training.state import TrainState
-from branchgrpo.types import F32, U8, Sample
 
 
 def carry_out(
@@ -59,7 +55,7 @@ def carry_out(
     """
     diversity: Diversity = {}
     if resumed and before is None:
-        before, diversity = _known(folder, config)
+        before, diversity = known_before(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
     keeper = RunFolder(config, folder, before, diversity)
@@ -121,78 +117,6 @@ def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> di
     return summary
 
 
-class RunFolder:
-    """Where a run keeps what its held-out checks find: held_out.json, by category too
-    where there are any, held_out.jsonl with the records beside their scores, and contact sheets of
-    the first ones under samples/."""
-
-    def __init__(self, config: Config, folder: Path, before: Scores | None, diversity: Diversity):
-        """before, diversity: what is known of the untrained model."""
-        self.config, self.folder = config, folder
-        self.scores: dict[str, Scores] = {}
-        self.diversity: dict[str, Diversity] = {}
-        self.samples: Sequence[Sample] = ()
-        if before is not None:
-            self._write("before", before, diversity)
-
-    def keep(
-        self,
-        when: str,
-        *,
-        scores: Scores,
-        diversity: Diversity,
-        pixels: U8 | None,
-        samples: Sequence[Sample],
-        title: str,
-    ) -> None:
-        """See branchgrpo.training.keeper.Keeper."""
-        self.samples = samples
-        self._write(when, scores, diversity)
-        rows = [row_of(sample) for sample in samples[: len(scores["total"])]]
-        for known, found in self.scores.items():
-            for index, row in enumerate(rows):
-                row[known] = {name: float(values[index]) for name, values in found.items()}
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(self.folder / "held_out.jsonl", lines)
-        if pixels is not None:
-            path = self.folder / "samples" / f"{when}.png"
-            draw(self.config, path, scores, pixels, samples, title=title)
-
-    def _write(self, when: str, scores: Scores, diversity: Diversity) -> None:
-        self.scores[when] = scores
-        kept: dict[str, Any] = _lists(self.scores)
-        if diversity:
-            self.diversity[when] = diversity
-        if self.diversity:
-            kept["diversity"] = _lists(self.diversity)
-        if (key := suites.category(self.config)) and self.samples:
-            kept["categories"] = {
-                name: categories.means(known, self.samples, key)
-                for name, known in self.scores.items()
-            }
-        write_whole(self.folder / "held_out.json", json.dumps(kept) + "\n")
-
-
-def _lists(values: Mapping[str, Mapping[str, F32]]) -> dict[str, dict[str, list[float]]]:
-    return {
-        name: {score: one.tolist() for score, one in known.items()}
-        for name, known in values.items()
-    }
-
-
-def _known(folder: Path, config: Config) -> tuple[Scores | None, Diversity]:
-    """Scores and diversity before training, where an earlier part of this run measured them, and by
-    what the config says now."""
-    known, saved = read_object(folder / "held_out.json"), saved_config(folder)
-    if not known or not saved or not checked_alike(saved, config):
-        return None, {}
-    scores, diversity = (
-        {name: np.array(values, np.float32) for name, values in found.items()}
-        for found in (known["before"], known.get("diversity", {}).get("before", {}))
-    )
-    return scores, diversity
-
-
 def measure(
     config: Config, service: Service, display: Display, picture: Path | None = None, title: str = ""
 ) -> tuple[dict[str, Any], Scores]:
@@ -202,7 +126,10 @@ def measure(
     options = config.evaluation
     display.phase(f"held-out check: {options.prompts} prompts")
     count = min(options.pictures, options.prompts) if picture else 0
-    scores, pixels = evaluator.scores(0, options.prompts, count)
+    saved = SavedPictures(picture.with_name(f"{picture.stem}-saved")) if picture else None
+    scores, pixels = evaluator.scores(0, options.prompts, count, saved.save if saved else None)
+    if saved and options.save:
+        saved.write(evaluator.held_out, scores, config.run.seed)
     if picture and pixels is not None:
         draw(config, picture, scores, pixels, evaluator.held_out, title=title or config.model.path)
     diversity = evaluator.diversity(0) if options.diversity else {}
@@ -212,30 +139,3 @@ def measure(
     if key := suites.category(config):
         row["categories"] = categories.means(scores, evaluator.held_out, key)
     return row, scores
-
-
-def draw(
-    config: Config,
-    path: Path,
-    scores: Scores,
-    pixels: U8,
-    samples: Sequence[Sample],
-    *,
-    title: str,
-) -> None:
-    """A contact sheet of the first held-out prompts, and what it was made of."""
-    path.parent.mkdir(exist_ok=True)
-    values = np.asarray(scores[config.metric][: len(pixels)])
-    captions = prompts_of(samples[: len(pixels)])
-    most = config.model.pictures_taken[1]  # what was edited stands left of what was drawn
-    sources = [[opened(one) for one in sample.images[:most]] for sample in samples[: len(pixels)]]
-    contact_sheet.pictures(
-        path,
-        pixels=pixels,
-        captions=captions,
-        scores=values,
-        metric=config.metric,
-        title=title,
-        sources=sources,
-    )
-    contact_sheet.keep(path.with_suffix(".npz"), pixels, captions, values)

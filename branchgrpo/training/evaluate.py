@@ -34,6 +34,10 @@ Scores = dict[str, F32]
 reward/score."""
 
 
+Save = Callable[[int, U8], None]
+"""Takes the picture [F, H, W, 3] of the held-out prompt at this place."""
+
+
 class Evaluator:
     """Measures the weights that the rollout workers hold."""
 
@@ -48,12 +52,15 @@ class Evaluator:
         """After a fault: what was encoded may be gone."""
         self.kept = None
 
-    def scores(self, version: int, count: int, pictures: int = 0) -> tuple[Scores, U8 | None]:
+    def scores(
+        self, version: int, count: int, pictures: int = 0, save: Save | None = None
+    ) -> tuple[Scores, U8 | None]:
         """Scores of the first `count` held-out prompts under the ODE sampler and the pixels
-        [pictures, F, H, W, 3] of the first ones, with weights of this version."""
+        [pictures, F, H, W, 3] of the first ones, with weights of this version. save: gets the first
+        `evaluation.save` pictures, one after another: the driver does not hold them all."""
         batch = self._collected(version, count, 1)
         scores = {"total": batch.total()} | {name: batch.part(name) for name in batch.parts}
-        found = self._pixels(batch, pictures)
+        found = self._pixels(batch, pictures, save)
         return scores, np.stack([found[row, 0] for row in range(pictures)]) if pictures else None
 
     def between(self, scores: Scores) -> dict[str, float]:
@@ -105,16 +112,26 @@ class Evaluator:
         self.service.driver_bytes()  # evaluation's messages are not the training iteration's
         return batch
 
-    def _pixels(self, batch: RolloutBatch, prompts: int | None = None) -> dict[Key, U8]:
-        """Pixels [F, H, W, 3] of the first so many prompts, or of all, by (prompt, tree)."""
+    def _pixels(
+        self, batch: RolloutBatch, prompts: int | None = None, save: Save | None = None
+    ) -> dict[Key, U8]:
+        """Pixels [F, H, W, 3] of the first so many prompts, or of all, by (prompt, tree). save: see
+        `scores`."""
         found: dict[Key, U8] = {}
+        saved = self.config.evaluation.save if save else 0
+        wanted = len(self.held_out) if prompts is None else prompts
         for subtrees, reference in batch.media:
-            if prompts is None or any(subtree.prompt_index < prompts for subtree in subtrees):
-                pixels = self.service.rollouts.pixels(reference)
-                found |= {
-                    (subtree.prompt_index, subtree.key.tree): picture
-                    for subtree, picture in zip(subtrees, pixels, strict=True)
-                }
+            rows = [subtree.prompt_index for subtree in subtrees]
+            if min(rows) >= max(wanted, saved):
+                continue
+            for subtree, picture in zip(
+                subtrees, self.service.rollouts.pixels(reference), strict=True
+            ):
+                row = subtree.prompt_index
+                if save and row < saved:
+                    save(row, picture)
+                if row < wanted:
+                    found[row, subtree.key.tree] = picture
         return found
 
     def _latents(self, batch: RolloutBatch) -> dict[Key, F32]:

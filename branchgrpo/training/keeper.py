@@ -13,6 +13,10 @@ from branchgrpo.types import U8, Sample
 class Keeper(Protocol):
     """Keeps what a held-out check has found."""
 
+    def save(self, when: str, index: int, frames: U8) -> None:
+        """A picture that is saved as it is: [F, H, W, 3] of the prompt at this place. Comes ahead
+        of `keep`."""
+
     def keep(
         self,
         when: str,

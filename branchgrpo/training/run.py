@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import time
 from typing import Protocol
@@ -128,12 +128,9 @@ class Run:
 
     def measure_untrained(self, state: TrainState) -> None:
         """The held-out check before training."""
-        options = self.config.evaluation
-        self.phase(f"held-out check before training: {options.prompts} prompts")
-        with self.stages("evaluation_before"):
-            scores, pixels = self.evaluator.scores(state.version, options.prompts, self._pictures())
-            if options.diversity:
-                self.diversity["before"] = self.evaluator.diversity(state.version)
+        prompts = self.config.evaluation.prompts
+        self.phase(f"held-out check before training: {prompts} prompts")
+        scores, pixels = self._measured(state, "before")
         self._keep("before", scores, pixels, "before training")
         self.before, self._untrained = scores, pixels
 
@@ -220,14 +217,10 @@ class Run:
 
     def finish(self, state: TrainState) -> None:
         """The last checkpoint, the held-out check, and the weights."""
-        options = self.config.evaluation
         if self.config.checkpoint.kept and state.saved != state.iteration:
             self.save(state)
         self.phase("held-out check after training")
-        with self.stages("evaluation_after"):
-            scores, pixels = self.evaluator.scores(state.version, options.prompts, self._pictures())
-            if options.diversity:
-                self.diversity["after"] = self.evaluator.diversity(state.version)
+        scores, pixels = self._measured(state, "after")
         if self.config.run.export != "none" and self.weights:
             self.phase("writing weights")
             self.service.learners.export(self.weights)
@@ -274,8 +267,16 @@ class Run:
         if self.looks:
             self.looks.rewind(iteration)
 
-    def _pictures(self) -> int:
-        return min(self.config.evaluation.pictures, self.config.evaluation.prompts)
+    def _measured(self, state: TrainState, when: str) -> tuple[Scores, U8 | None]:
+        """The whole held-out check, before or after training."""
+        options = self.config.evaluation
+        save = partial(self.keeper.save, when) if self.keeper else None
+        count = min(options.pictures, options.prompts)
+        with self.stages(f"evaluation_{when}"):
+            found = self.evaluator.scores(state.version, options.prompts, count, save)
+            if options.diversity:
+                self.diversity[when] = self.evaluator.diversity(state.version)
+        return found
 
     def _show(self, iteration: int, scores: Scores, pixels: U8 | None) -> None:
         """Pictures of a held-out check, [n, F, H, W, 3] of the first n prompts, to the log."""

@@ -11,7 +11,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from support.interrupted import config, interrupted, newest, service_for
 from support.quiet_display import Quiet
 from support.small_drivers import begun
@@ -132,6 +134,7 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.diversity": ("2", WHOLE, {}),
     "evaluation.prompts_between": ("2", WHOLE, {}),
     "evaluation.pictures": ("1", WHOLE, {}),
+    "evaluation.save": ("2", WHOLE, {}),
     "evaluation.category": ("topic", WHOLE, {}),
     "evaluation.suites": ("elsewhere", AT_START, {}),
     "evaluation.metric": ("ocr/edit", WHOLE, {}),
@@ -234,8 +237,14 @@ def test_the_last_check_is_as_the_config_says_now(
     )
     # pictures, height and width
     assert kept(folder / "samples" / "after.npz")[0].shape == (1, 1, 64, 64, 3)
+    saved = folder / "samples" / "saved" / "after"
+    lines = [json.loads(line) for line in (saved / "samples.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["000000.png", "000001.png"]  # save
+    assert [line["scores"]["total"] for line in lines] == pytest.approx(scores[:2])
+    picture = np.asarray(Image.open(saved / lines[0]["file"]))
+    assert (picture == kept(folder / "samples" / "after.npz")[0][0, 0]).all()
     assert summary["categories"]["none"]["n"] == 5  # of prompts without metadata
-    assert len(wanted) == 10
+    assert len(wanted) == 11
 
 
 def test_what_is_read_at_the_start_is_in_no_checkpoint(

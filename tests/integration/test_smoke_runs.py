@@ -97,7 +97,11 @@ def test_a_shipped_config_made_small_goes_all_the_way(name: str, tmp_path: Path)
         )
     assert "on_policy_deviation" in summary["gates"]
     assert list((folder / "checkpoints").iterdir()) and list((folder / "weights").iterdir())
-    assert json.loads((folder / "held_out.json").read_text()).keys() == {"before", "after"}
+    assert json.loads((folder / "held_out.json").read_text()).keys() == {
+        "before",
+        "after",
+        "prompts",
+    }
 
 
 @pytest.mark.slow
@@ -125,7 +129,11 @@ def test_the_command_passes(name: str, tmp_path: Path, short: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert "on_policy_deviation" in summary["gates"]
     assert list((folder / "checkpoints").iterdir()) and list((folder / "weights").iterdir())
-    assert json.loads((folder / "held_out.json").read_text()).keys() == {"before", "after"}
+    assert json.loads((folder / "held_out.json").read_text()).keys() == {
+        "before",
+        "after",
+        "prompts",
+    }
 
 
 @pytest.mark.slow
