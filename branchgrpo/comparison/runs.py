@@ -212,7 +212,7 @@ class Comparison:
                 for key in tuned
                 if self.tuning and key not in self.tuning.without[method]
             }
-            del found[method]["run.name"]
+            del found[method]["run.name"], found[method]["run.label"]
         keys = [
             key
             for key in dict.fromkeys(chain(*found.values()))

@@ -6,6 +6,7 @@ Loading one imports neither torch nor Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,13 @@ def _preset(name: Any) -> Node:
             f"{_shown(own)!r}{kinds.closest(own.value, presets())}"
         )
     return merge(_preset(own.value), tree) if own is not None else tree
+
+
+def _labelled(preset: str) -> Node:
+    """The label of runs by this preset: its name, or its file's."""
+    name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+    label = Node(re.sub(r"[^A-Za-z0-9._-]", "-", name), "preset")
+    return Node({"run": Node({"label": label}, "preset")}, "preset")
 
 
 def _own(tree: Node, key: str) -> tuple[Node, Node | None]:
@@ -91,9 +99,10 @@ def load(path: Path, texts: Mapping[str, str] | None = None, preset: str | None 
     tree, own = _own(_based(path), "preset")
     if preset is not None:
         tree = merge(_without(tree, *METHOD_SECTIONS), _preset(preset))
+        tree = merge(tree, _labelled(preset))
     elif own is not None:
         name = _shown(own)
-        tree = merge(_preset(name), tree)
+        tree = merge(merge(_labelled(str(name)), _preset(name)), tree)
     return cast(Config, _checked(replace(tree, origin=str(path)), Config, texts or {}))
 
 

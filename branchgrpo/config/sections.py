@@ -28,7 +28,13 @@ class Run(Section):
     name: str = Field(
         "run",
         pattern=r"^[A-Za-z0-9._-]+$",
-        description="name of the run; its folder is NAME-DATE-TIME",
+        description="name of the run; its folder is NAME-LABEL-seedSEED-DATE-TIME",
+    )
+    label: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="what stands after the name in that of the run folder; where none is given, "
+        "the preset; empty: nothing",
     )
     folder: str = Field("runs", description="where run folders are made")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")

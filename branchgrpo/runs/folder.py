@@ -103,6 +103,14 @@ def _chosen(config: Config, resume: str, say: Say) -> tuple[Driver, list[Path]]:
 # a new run
 
 
+def stem(config: Config) -> str:
+    """How the names of the folders of such runs begin: a run's own name, its label where the name
+    does not end with it, its seed."""
+    run = config.run
+    label = "" if run.name.endswith(run.label) else run.label
+    return "-".join(filter(None, (run.name, label, f"seed{run.seed}")))
+
+
 def _begun(config: Config, origin: str) -> tuple[Driver, list[Path]]:
     what = identity(config)
     place = root(config)
@@ -110,7 +118,7 @@ def _begun(config: Config, origin: str) -> tuple[Driver, list[Path]]:
     made = [one for one in (place, *place.parents) if not one.exists()]
     folder = named(
         place,
-        f"{config.run.name}-{started.astimezone():%Y%m%d-%H%M%S}",
+        f"{stem(config)}-{started.astimezone():%Y%m%d-%H%M%S}",
         lambda name: claimed_elsewhere(config, name),
     )
     driver = Driver(folder, Lease(folder, 1), origin=origin)
@@ -169,9 +177,10 @@ def _started(config: Config, folder: Path, say: Say) -> str:
     if (folder / RECORD).is_file() and (record := read_object(folder / RECORD)):
         same = record.get("name") == config.run.name and record.get("seed") == config.run.seed
         return str(record.get("started", "")) if same else ""
-    stamp = re.fullmatch(re.escape(config.run.name) + r"-(\d{8}-\d{6})(-\d+)?", folder.name)
+    name, seed = re.escape(config.run.name), config.run.seed
+    stamp = re.fullmatch(rf"{name}(?:-(?:.+-)?seed{seed})?-(\d{{8}}-\d{{6}})(-\d+)?", folder.name)
     if not stamp or not is_run(folder):
-        return ""  # older runs have no record
+        return ""  # the record of this one is damaged, or it is older than records
     saved = saved_config(folder)
     run = saved.get("run") if saved else None
     if not isinstance(run, dict):

@@ -71,6 +71,7 @@ def test_methods_differ_in_nothing_but_the_method(tmp_path: Path) -> None:
                 == yaml.safe_load(config.dump(config.load(QUICKSTART, preset=method)))["method"]
             )
             assert (tree["run"].pop("name"), tree["run"]["seed"]) == (method, seed)
+            assert tree["run"].pop("label") == method
             assert tree["evaluation"]["steps"] == 20  # though flowgrpo samples with 10
             tree["sampling"].pop("steps")
             tree["learner"].pop("optimiser_steps")  # the method's

@@ -19,9 +19,10 @@ from support.small_drivers import begun, config, cut_off, holder
 from branchgrpo.app.check import check
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
+from branchgrpo.config.shipped import QUICKSTART
 from branchgrpo.errors import UserError
 from branchgrpo.runs import lease as leases
-from branchgrpo.runs.folder import alone, driving, unfinished
+from branchgrpo.runs.folder import alone, driving, stem, unfinished
 from branchgrpo.runs.lease import Lease
 from branchgrpo.runs.places import check_folders, checkpoints, named
 
@@ -52,12 +53,42 @@ def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path: Path)
         drivers = [stack.enter_context(driving(config(tmp_path), "")) for _ in range(3)]
         assert len({driver.folder for driver in drivers}) == 3
         for driver in drivers:
-            assert re.fullmatch(rf"flux{STAMP}(-[23])?", driver.folder.name) and not driver.resumed
+            name = rf"flux-branchgrpo-antithetic-seed0{STAMP}(-[23])?"
+            assert re.fullmatch(name, driver.folder.name) and not driver.resumed
             record = json.loads((driver.folder / "run.json").read_text())
             assert (record["name"], record["seed"]) == ("flux", 0) and re.fullmatch(
                 r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", record["started"]
             )
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]  # nothing was written: they go
+
+
+@pytest.mark.parametrize(
+    ("preset", "keys", "expected"),
+    [
+        ("nft-flash", {"run.seed": "1"}, "quickstart-nft-flash-seed1"),
+        ("nft-flash", {"run.label": "high-rate"}, "quickstart-high-rate-seed0"),
+        ("nft-flash", {"run.label": ""}, "quickstart-seed0"),
+        ("nft", {"run.name": "my-nft"}, "my-nft-seed0"),  # not twice
+        ("mine.yaml", {}, "quickstart-mine-seed0"),
+    ],
+)
+def test_folders_are_named_by_run_preset_and_seed(
+    preset: str, keys: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    if preset == "mine.yaml":
+        preset = str(tmp_path / preset)
+        Path(preset).write_text("preset: dancegrpo\n", encoding="utf-8")
+    assert stem(configs.load(QUICKSTART, keys, preset)) == expected
+
+
+def test_a_config_that_names_its_preset_is_labelled_by_it(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: quickstart\npreset: dancegrpo\nrun: {name: mine}\n", encoding="utf-8")
+    assert stem(configs.load(mine, {})) == "mine-dancegrpo-seed0"
+    mine.write_text("base: quickstart\nrun: {name: mine, label: high}\n", encoding="utf-8")
+    assert stem(configs.load(mine, {})) == "mine-high-seed0"
+    # another method by one line is another label
+    assert stem(configs.load(mine, {}, "crd")) == "mine-crd-seed0"
 
 
 def test_a_start_that_fails_leaves_nothing_and_one_that_wrote_stays(tmp_path: Path) -> None:
