@@ -137,6 +137,31 @@ def test_the_notebook_compiles_and_shows_what_came_out() -> None:
     assert sum(bool(cell["outputs"]) for cell in cells) >= 4
 
 
+def test_hours_of_the_papers_rows_are_those_of_the_configs() -> None:
+    text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(paper/[\w-]+)` \| [^|]+ \| (\d+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert {name for name, *_ in rows} == {name for name in names() if name.startswith("paper/")}
+    for name, seconds, hours in rows:
+        file = config_file(name)
+        assert f"; {seconds} s on H100s, computed" in file.read_text(encoding="utf-8"), name
+        counted = int(seconds) * load.load(file).run.iterations / 3600
+        assert float(hours) == pytest.approx(counted, abs=0.051), name
+    total = sum(int(seconds) for _, seconds, _ in rows) * 300 / 3600
+    assert f"The seven rows are {total:.0f} hours" in text
+
+
+def test_sizes_of_configs_for_one_gpu_are_those_of_the_page_on_gpus() -> None:
+    text = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
+    counted = (ROOT / "docs" / "gpus.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| (\d+) GB[;,] (\d+) s", text, re.MULTILINE)
+    assert len(rows) == 4
+    for name, size, seconds in rows:
+        row = re.search(
+            rf"^\| `{re.escape(name)}` \| 1 \| ([\d.]+) .* (\d+) \| 0 % \|$", counted, re.M
+        )
+        assert row and (round(float(row[1])), row[2]) == (int(size), seconds), name
+
+
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)
 def test_toml_is_read(block: Block) -> None:
     assert tomllib.loads(block.text)

@@ -7,6 +7,7 @@ MkDocs calls `on_files` and `on_page_markdown`.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import posixpath
 import re
@@ -19,6 +20,8 @@ DOCS = "docs/"
 ALWAYS = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/notebook.ipynb")
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json"}
+PICTURES = ROOT / "docs" / "images" / "diagrams"
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^ *```")
 ENTRY = re.compile(r"^ *(?:[-*]|\d+\.) ")
 
@@ -50,13 +53,23 @@ def linked(pages: list[str]) -> list[str]:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The text of a page for the site."""
-    return indented(
-        markdown if is_made(page.file) else relinked(markdown, DOCS + page.file.src_uri)
+    if page.file.abs_src_path is not None:  # else made by on_files
+        markdown = relinked(drawn(markdown, page.file.src_uri), DOCS + page.file.src_uri)
+    return indented(markdown)
+
+
+def drawn(markdown: str, src_uri: str) -> str:
+    """A page with its Mermaid diagrams as the pictures that tools/site/diagrams.py drew: a link
+    that leads nowhere, and so a warning, where one is missing."""
+    folder = posixpath.relpath("images/diagrams", posixpath.dirname(src_uri) or ".")
+    return DIAGRAM.sub(
+        lambda match: f"![diagram]({folder}/{picture_of(match[1])}){{ .diagram }}", markdown
     )
 
 
-def is_made(file: Any) -> bool:
-    return file.abs_src_path is None
+def picture_of(text: str) -> str:
+    """The name of a diagram's picture."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12] + ".svg"
 
 
 def place(path: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field
 
-from tools.site import configuration, hooks
+from tools.site import configuration, diagrams, hooks
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -108,6 +108,20 @@ def test_a_notebook_is_a_page() -> None:
         "```text\n2\n```",
         "![what the cell shows](data:image/png;base64,aGk=)",
     ]
+
+
+def test_diagrams_are_pictures_of_today() -> None:
+    there = {path.name for path in hooks.PICTURES.glob("*.svg")}
+    assert there == {hooks.picture_of(text) for text in diagrams.texts()}, (
+        "run: python -m tools.site.diagrams, see there"
+    )
+
+
+def test_a_diagram_is_its_picture() -> None:
+    page, text = "# A\n\n```mermaid\nflowchart LR\n```\n", "flowchart LR\n"
+    name = hooks.picture_of(text)
+    assert hooks.drawn(page, "a.md") == f"# A\n\n![diagram](images/diagrams/{name}){{ .diagram }}\n"
+    assert f"(../images/diagrams/{name})" in hooks.drawn(page, "benchmarks/README.md")
 
 
 def test_every_page_is_in_the_contents() -> None:
