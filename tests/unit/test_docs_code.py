@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import statistics
 import tomllib
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def test_yaml_fits_the_schema(
     for file, name in re.findall(r"\./(\w+\.py):(\w+)", block.text):
         (tmp_path / file).write_text(f"def {name}(images, samples):\n    return [0.0]\n")
     text = block.text.replace("…", "some")
+    for name in re.findall(r"base: (\w+\.yaml)", text):
+        (tmp_path / name).write_text("base: quickstart\n")
     keys = yaml.safe_load(text)
     assert isinstance(keys, dict)
     base = "" if "base" in keys else "base: quickstart\n"
@@ -135,6 +138,9 @@ def test_the_notebook_compiles_and_shows_what_came_out() -> None:
     for cell in cells:
         compile("".join(cell["source"]), "notebook", "exec")
     assert sum(bool(cell["outputs"]) for cell in cells) >= 4
+    texts = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "markdown"]
+    links = [link for text in texts for link in re.findall(r"\]\(([^)#]+)", text)]
+    assert len(links) >= 6 and all((ROOT / "examples" / link).is_file() for link in links)
 
 
 def test_hours_of_the_papers_rows_are_those_of_the_configs() -> None:
@@ -160,6 +166,19 @@ def test_sizes_of_configs_for_one_gpu_are_those_of_the_page_on_gpus() -> None:
             rf"^\| `{re.escape(name)}` \| 1 \| ([\d.]+) .* (\d+) \| 0 % \|$", counted, re.M
         )
         assert row and (round(float(row[1])), row[2]) == (int(size), seconds), name
+
+
+def test_advantages_of_the_tree_that_is_shown() -> None:
+    """Each depth by itself: (score − mean) / unbiased std."""
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    for end in (r'\["split, mean ([\d.]+)', r'\(\["picture, scored ([\d.]+)'):
+        found = re.findall(r'\|"([^"]+)"\| \w+' + end, text)
+        shown = [(float(told.replace("−", "-")), float(score)) for told, score in found]
+        scores = [score for _, score in shown]
+        assert len(scores) in (2, 4)
+        for told, score in shown:
+            expected = (score - statistics.mean(scores)) / statistics.stdev(scores)
+            assert told == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)
