@@ -27,6 +27,7 @@ from branchgrpo.types import (
     BranchPlan,
     EncodedPrompts,
     GrownSegment,
+    NodeViews,
     RewardScores,
     Sample,
     ScoreRequest,
@@ -162,19 +163,23 @@ class Rollouts:
     ) -> None:
         def done(references: list[Reference]) -> None:
             header, rest = self.pool.fetch(references[0]), references[1:]
-            then(GrownSegment.of(header, rest, leaves=not frontier))
+            then(GrownSegment.of(header, rest, leaves=not frontier, viewed=request.viewed))
 
         self.pool.submit(
             tasks,
             RolloutCalls.grow,
             *(plan, request, *conditioning, *roots),
-            returns=2 + (len(request.subtrees) * frontier if frontier else 1),
+            returns=2 + request.viewed + (len(request.subtrees) * frontier if frontier else 1),
             size=size,
             then=done,
         )
 
     def pixels(self, media: Reference) -> U8:
         found: U8 = self.pool.fetch(media).pixels
+        return found
+
+    def views(self, views: Reference) -> NodeViews:
+        found: NodeViews = self.pool.fetch(views)
         return found
 
     def payload(self, payload: Reference) -> TreePayload:

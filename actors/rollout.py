@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
 from branchgrpo.rollout.sampler import Sampler
+from branchgrpo.rollout.segment import Segment
 from branchgrpo.types import (
     EVALUATION,
     F32,
@@ -24,9 +26,11 @@ from branchgrpo.types import (
     EncodedPrompts,
     GrownSegment,
     LeafMedia,
+    NodeViews,
     Sample,
     SegmentHeader,
     SegmentRequest,
+    Subtree,
     TreePayload,
     WeightUpdate,
 )
@@ -120,6 +124,7 @@ class RolloutWorker(RolloutCalls):
             stop=stop,
             conditioning=Conditioning.joined(conditioning),
             clean=request.clean,
+            viewed=request.viewed,
         )
         kept, dtype = wire.to_numpy(segment.kept)
         payload = TreePayload(
@@ -140,15 +145,16 @@ class RolloutWorker(RolloutCalls):
             payload_bytes=kept.nbytes + payload.velocity.nbytes,
             halved=segment.halved,
         )
+        views = drawing.views(segment, subtrees) if request.viewed else None
         if stop == plan.steps:
             before = drawing.model.decodings_halved
             media = LeafMedia(drawing.model.decode(segment.frontier.float()), subtrees)
             halved = segment.halved + drawing.model.decodings_halved - before
             header = replace(header, halved=halved)
-            return GrownSegment(header=header, payload=payload, media=media).objects()
+            return GrownSegment(header=header, payload=payload, views=views, media=media).objects()
         frontier, _ = wire.to_numpy(segment.frontier)
         nodes = tuple(np.ascontiguousarray(node) for node in frontier)
-        return GrownSegment(header=header, payload=payload, frontier=nodes).objects()
+        return GrownSegment(header=header, payload=payload, views=views, frontier=nodes).objects()
 
     def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
         """Replace the trained weights. Returns the digest of what the model then holds.
@@ -183,6 +189,18 @@ class _Drawing:
             storage=wire.dtype_named(config.rollout.storage_dtype),
             max_batch=config.rollout.max_batch,
             keep_velocity=config.keeps_behaviour_mean,
+        )
+
+    def views(self, segment: Segment, subtrees: Sequence[Subtree]) -> NodeViews:
+        """Pictures of what the nodes of a segment would have become."""
+        shown = np.zeros((0, 1, 1, 3), np.uint8)
+        if segment.viewed:
+            pixels = self.model.decode(segment.clean)
+            shown = np.ascontiguousarray(pixels[:, pixels.shape[1] // 2])
+        return NodeViews(
+            keys=tuple(subtrees[owner].key for owner, _ in segment.viewed),
+            node=np.array([node for _, node in segment.viewed], np.int32),
+            pixels=shown,
         )
 
 

@@ -19,6 +19,7 @@ from branchgrpo.types import (
     BranchPlan,
     EncodedPrompts,
     GrownSegment,
+    NodeViews,
     RewardScores,
     Sample,
     ScoreRequest,
@@ -148,6 +149,9 @@ class RolloutPool(Protocol):
 
     def pixels(self, media: Reference) -> U8:
         """[leaves, F, H, W, 3] of a segment's media, into the driver: for pictures."""
+
+    def views(self, views: Reference) -> NodeViews:
+        """What a segment's nodes would have become, into the driver: for pictures of trees."""
 
     def payload(self, payload: Reference) -> TreePayload:
         """What was kept of a segment, into the driver: the latents of a few pictures."""

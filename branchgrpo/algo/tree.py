@@ -131,6 +131,20 @@ def trainable(plan: BranchPlan) -> Bool:
     return found
 
 
+VIEWS = 4
+"""Steps of a chain at which its x̂0 is shown."""
+
+
+def viewed_nodes(plan: BranchPlan) -> Bool:
+    """[N] nodes whose x̂0 a picture of the tree shows: those that split; of a chain, those at a few
+    steps, evenly spaced. Leaves are pictures themselves."""
+    topo = topology(plan)
+    if plan.splits or plan.comb:
+        return topo.child_count > 1
+    steps = {round(index * plan.steps / VIEWS) for index in range(VIEWS)}
+    return np.isin(topo.step + 1, sorted(steps)) & (topo.child_count > 0)
+
+
 def fork_level(plan: BranchPlan, fork_depth: int) -> int:
     """Level at which trees are cut into subtrees: after the `fork_depth`-th split; 0 = whole
     trees.

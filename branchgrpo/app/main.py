@@ -66,6 +66,12 @@ def _eval(found: Namespace, overrides: Overrides) -> int:
     return evaluate(target)
 
 
+def _tree(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.tree import tree
+
+    return tree(found.folder, found.iteration, found.prompt, found.out, overrides)
+
+
 def _serve_reward(found: Namespace, overrides: Overrides) -> int:
     from branchgrpo.app.serve_reward import serve_reward
 
@@ -121,7 +127,13 @@ def _config(found: Namespace, config: Config) -> int:
     return 0
 
 
-ALONE = {"compare": _compare, "eval": _eval, "serve-reward": _serve_reward, "new": _new}
+ALONE = {
+    "compare": _compare,
+    "eval": _eval,
+    "tree": _tree,
+    "serve-reward": _serve_reward,
+    "new": _new,
+}
 ALONE |= dict.fromkeys(WATCHING, _watch)
 """Commands that load no config, or several. Each imports what it needs: `--help` is quick."""
 

@@ -74,6 +74,29 @@ def _eval(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _tree(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="a run folder")
+    command.add_argument(
+        "--iteration",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="one, or two to stand side by side, of which there are checkpoints; 0 is before "
+        "training (default: 0 and the newest)",
+    )
+    command.add_argument(
+        "--prompt",
+        type=int,
+        metavar="I",
+        help="number of a prompt in the training list, from 0 (default: the first of the newest "
+        "iteration)",
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="the page (default: in FOLDER/trees)"
+    )
+
+
 def _configured(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "config",
@@ -213,6 +236,12 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str | 
         "measure a run's weights, one of its checkpoints, or a model folder: held-out scores with "
         "intervals, diversity, pictures",
         _eval,
+        KEYS,
+    ),
+    "tree": (
+        "grow a run's trees again and look at them: a page and a PNG with pictures, rewards and "
+        "advantages",
+        _tree,
         KEYS,
     ),
     "encode": (

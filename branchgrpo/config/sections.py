@@ -168,6 +168,12 @@ class Evaluation(Section):
         description="held-out pictures before and after training, the first ones, that are kept as "
         "files of their own, with a list of what they are: samples/saved; 0 = none",
     )
+    trees: int = Field(
+        0,
+        ge=0,
+        description="prompts of the next iteration whose trees are drawn at held-out checks, as "
+        "pages and PNGs in trees/; 0 = none",
+    )
     metric: str = Field(
         "", description="the reported score that decides; empty: the first one reported"
     )

@@ -31,6 +31,7 @@ class RolloutBatch:
     conditioning: list[Reference] = field(default_factory=list)
     segments: list[tuple[SegmentHeader, Reference]] = field(default_factory=list)
     media: list[tuple[tuple[Subtree, ...], Reference]] = field(default_factory=list)
+    views: list[Reference] = field(default_factory=list)  # → NodeViews, where asked for
     # (prompt index, tree), rising → trained scores [R, L]
     scores: dict[tuple[int, int], F32] = field(default_factory=dict)
     # (prompt index, tree), rising → their weighted sum [L]

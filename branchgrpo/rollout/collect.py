@@ -60,11 +60,13 @@ class RolloutCollector:
         encoded: EncodedTexts | None = None,
         compared: bool = False,
         trained: bool = True,
+        viewed: bool = False,
     ) -> RolloutBatch:
         """Grow and score trees for each prompt: indices in the prompt list, and the records there.
         trees: how many of each, or their numbers by prompt, as many of each or none. encoded:
         encodings that begin with theirs; None: they are made now. compared: not the leaves' scores
-        are wanted, but their latents and features. trained: losses on leaves find them kept."""
+        are wanted, but their latents and features. trained: losses on leaves find them kept.
+        viewed: with what nodes on the way would have become, for pictures of trees."""
         return _Collection(
             collector=self,
             plan=plan,
@@ -76,6 +78,7 @@ class RolloutCollector:
             encoded=encoded or self.encode(samples),
             compared=compared,
             trained=trained,
+            viewed=viewed,
         ).run()
 
 
@@ -94,11 +97,12 @@ class _Collection:
         encoded: EncodedTexts,
         compared: bool,
         trained: bool,
+        viewed: bool,
     ):
         self.config = collector.config
         self.plan = plan
         self.version = version
-        self.samples, self.encoded = samples, encoded
+        self.samples, self.encoded, self.viewed = samples, encoded, viewed
         evaluated = iteration == EVALUATION
         trained = trained and not evaluated
         self.clean = compared or (trained and self.config.credit.trained == "leaves")
@@ -176,6 +180,7 @@ class _Collection:
             start=start,
             stop=stop,
             clean=self.clean,
+            viewed=self.viewed,
         )
         below, levels = topology(self.plan).below, range(start, stop)
         size = FORWARD_ROWS * len(levels) + sum(
@@ -196,6 +201,8 @@ class _Collection:
         self._clock("grow")
         header = segment.header
         self.batch.segments.append((header, segment.payload))
+        if self.viewed:
+            self.batch.views.append(segment.views)
         if header.stop < self.plan.steps:
             below = [
                 Subtree(tree.key, tree.prompt_index, node)

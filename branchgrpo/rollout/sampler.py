@@ -7,34 +7,18 @@ advance together, `max_batch` rows a forward.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from branchgrpo.algo import kernels, noise
-from branchgrpo.algo.tree import Topology, topology
+from branchgrpo.algo.tree import topology, viewed_nodes
 from branchgrpo.errors import UserError
 from branchgrpo.models.base import Adapter
+from branchgrpo.rollout.segment import Record, Rows, Segment
 from branchgrpo.types import F32, I32, BranchPlan, Conditioning, Subtree
-
-
-@dataclass
-class Segment:
-    """M grown subtrees. Rows of `frontier` are ordered by subtree, then by node number."""
-
-    log_prob: F32  # [M, E] of stochastic edges, by rising child number
-    kept_subtree: I32  # [m] rows of `kept`
-    kept_node: I32  # [m]
-    # [m, *S] storage dtype: parents and children of stochastic edges that can be trained, or the
-    # leaves
-    kept: Tensor
-    parent_row: I32  # [p] rows of `kept` whose velocity is kept as well; empty unless asked for
-    velocity: Tensor  # [p, *S] float32
-    frontier: Tensor  # [M*f, *S] storage dtype, nodes of level `stop`
-    forwards: int  # rows sent through the model
-    halved: int  # how often the batch was halved on the way
 
 
 class Sampler:
@@ -76,13 +60,15 @@ class Sampler:
         stop: int,
         conditioning: Conditioning,
         clean: bool = False,
+        viewed: bool = False,
     ) -> Segment:
         """Expand subtrees whose roots' latents are x [M, *S] from level `start` to level `stop`.
-        clean: keep the leaves for training, not what random edges join."""
+        clean: keep the leaves for training, not what random edges join. viewed: keep x̂0 of the
+        nodes to be shown."""
         topo, device = topology(plan), self.model.device
-        state = _State(topo, subtrees, x.to(device), start)
+        state = Rows(topo, subtrees, x.to(device), start)
         cond, prompt = self._conditioning(subtrees, conditioning)
-        record = _Record(self.keep_velocity, clean)
+        record = Record(self.keep_velocity, clean, viewed_nodes(plan) & viewed)
         denoised = None
         halved = self.halved
         for step in range(start, stop):
@@ -98,6 +84,7 @@ class Sampler:
             going, denoised = kernels.deterministic(
                 plan, step=step, x=state.x, v=v, previous=denoised
             )
+            record.view(state, denoised)
             parents = torch.from_numpy(above).to(device)
             below = going.to(self.storage)[parents]
             denoised = denoised[parents] if "dpm" in plan.kernel else None
@@ -169,7 +156,7 @@ class Sampler:
         *,
         step: int,
         subtrees: tuple[Subtree, ...],
-        state: _State,
+        state: Rows,
         v: Tensor,
         above: np.ndarray,
         children: I32,
@@ -189,7 +176,7 @@ class Sampler:
         self,
         plan: BranchPlan,
         subtrees: tuple[Subtree, ...],
-        state: _State,
+        state: Rows,
         above: np.ndarray,
         children: I32,
     ) -> Tensor:
@@ -217,83 +204,3 @@ def _runs(above: np.ndarray, children: I32) -> Iterator[tuple[int, list[int]]]:
     starts = np.flatnonzero(np.diff(above, prepend=-1))
     for row, siblings in zip(above[starts].tolist(), np.split(children, starts[1:]), strict=True):
         yield row, siblings.tolist()
-
-
-class _State:
-    """The rows in flight: latents, which subtree each belongs to, and its node number."""
-
-    def __init__(self, topo: Topology, subtrees: tuple[Subtree, ...], x: Tensor, start: int):
-        self.x = x
-        self.owner = np.arange(len(subtrees))
-        self.node = np.array([subtree.node for subtree in subtrees], np.int32)
-        if not np.isin(self.node, topo.level(start)).all():
-            raise ValueError(
-                f"subtrees must start at level {start}, got nodes {self.node.tolist()}"
-            )
-
-    def advance(self, x: Tensor, above: np.ndarray, children: I32) -> None:
-        """Go one level down; x holds a row for each child, `above` the row of its parent."""
-        self.x = x
-        self.owner = self.owner[above]
-        self.node = children
-
-
-class _Kept:
-    """Rows that training needs, each node once (a child is often the next step's parent)."""
-
-    def __init__(self) -> None:
-        self.latents: list[Tensor] = []
-        self.seen: dict[tuple[int, int], int] = {}  # (subtree, node) → row
-
-    def add(self, x: Tensor, owner: np.ndarray, node: np.ndarray, rows: np.ndarray) -> None:
-        names = list(zip(owner[rows].tolist(), node[rows].tolist(), strict=True))
-        new = [row for row, name in zip(rows.tolist(), names, strict=True) if name not in self.seen]
-        if new:
-            self.latents.append(x[new])
-            for name in names:
-                self.seen.setdefault(name, len(self.seen))
-
-    def arrays(self, like: Tensor) -> tuple[I32, I32, Tensor]:
-        names = np.array(list(self.seen), np.int32).reshape(-1, 2)
-        return names[:, 0], names[:, 1], torch.cat(self.latents) if self.latents else like[:0]
-
-
-class _Record:
-    """What training needs of a segment, taken down on the way."""
-
-    def __init__(self, keep_velocity: bool, clean: bool):
-        self.keep_velocity, self.clean = keep_velocity, clean
-        self.log_probs: list[F32] = []  # [M, ·] of each random step
-        self.kept = _Kept()
-        self.velocities = _Kept()
-        self.forwards = 0
-
-    def add_parents(self, state: _State, v: Tensor, rows: np.ndarray) -> None:
-        """Rows of the level that `state` is at, with edges below them that can be trained."""
-        if self.clean:
-            return
-        self.kept.add(state.x, state.owner, state.node, rows)
-        if self.keep_velocity:
-            self.velocities.add(v.float(), state.owner, state.node, rows)
-
-    def add_children(self, state: _State, rows: np.ndarray) -> None:
-        """The rows that these edges lead to, on the level that `state` is at now."""
-        if not self.clean:
-            self.kept.add(state.x, state.owner, state.node, rows)
-
-    def segment(self, subtrees: int, roots: Tensor, frontier: Tensor, halved: int) -> Segment:
-        """All of it, for so many subtrees."""
-        owner, node, latents = self.kept.arrays(frontier)
-        return Segment(
-            log_prob=np.concatenate(self.log_probs, 1)
-            if self.log_probs
-            else np.zeros((subtrees, 0), np.float32),
-            kept_subtree=owner,
-            kept_node=node,
-            kept=latents,
-            parent_row=np.array([self.kept.seen[name] for name in self.velocities.seen], np.int32),
-            velocity=self.velocities.arrays(roots.float())[2],
-            frontier=frontier,
-            forwards=self.forwards,
-            halved=halved,
-        )

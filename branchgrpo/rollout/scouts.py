@@ -28,6 +28,7 @@ def collect(
     prompts: list[int],
     samples: list[Sample],
     encoded: EncodedTexts | None,
+    viewed: bool = False,
 ) -> RolloutBatch:
     """An iteration's trees, `rollout.trees_per_prompt` · `plan.chains` of each prompt. scouting:
     the plan of candidates, of which there are that many times its `chains`; None: all that are
@@ -46,7 +47,7 @@ def collect(
         encoded=encoded or collector.encode(samples),
     )
     if scouting is None:
-        return grow(plan, trees=each * plan.chains)
+        return grow(plan, trees=each * plan.chains, viewed=viewed)
     scouts = grow(scouting, trees=each * scouting.chains, trained=False)
     told = _by_prompt(config, scouts.scores)
     count = each * plan.chains
@@ -54,7 +55,7 @@ def collect(
     numbers = [
         best_and_worst(told[row], count) if row in told else [] for row in range(len(prompts))
     ]
-    batch = grow(plan, trees=numbers)
+    batch = grow(plan, trees=numbers, viewed=viewed)
     _add(batch, scouts)
     found = _by_prompt(config, batch.scores)
     batch.scouted = Scouted(

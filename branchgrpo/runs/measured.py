@@ -36,6 +36,7 @@ class Target:
     # of a transformer, or of those that train: the model's other parts come from config.model.path
     weights: Path | None = None
     saved: Saved | None = None  # a checkpoint of a run
+    tensors: str = ""  # which of its weights; empty: those that are evaluated
 
     @property
     def name(self) -> str:
@@ -157,7 +158,9 @@ def put_together(target: Target, made: Path) -> Config:
     config, weights = target.config, target.weights
     if target.saved:
         weights = made / "weights"
-        if _export(config, target.saved, weights) == "lora":
+        averaged = config.evaluation.weights == "ema"
+        tensors = target.tensors or ("ema" if averaged else "weights")
+        if _export(config, target.saved, tensors, weights) == "lora":
             return _with_adapter(config, weights)
     if not weights:
         return config
@@ -173,11 +176,10 @@ def put_together(target: Target, made: Path) -> Config:
     return _with(config, {"path": str(base)})
 
 
-def _export(config: Config, saved: Saved, folder: Path) -> str:
+def _export(config: Config, saved: Saved, file: str, folder: Path) -> str:
     """Write a checkpoint's weights as `run.export` would: adapters, or the transformer. Returns
     which."""
-    averaged = config.evaluation.weights == "ema"
-    tensors = saved.tensors(f"{'ema' if averaged else 'weights'}.safetensors")
+    tensors = saved.tensors(f"{file}.safetensors")
     model = config.model.build("cpu", ("denoiser",))
     try:
         model.load(tensors)
@@ -190,7 +192,18 @@ def _export(config: Config, saved: Saved, folder: Path) -> str:
     return form
 
 
-def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
+def grown_with(found: Config, folder: Path, iteration: int | None) -> Target:
+    """The weights of a run that trees of this iteration were grown with, as a checkpoint holds
+    them; None: those of its newest one; 0: those of model.path, which training began with. Raises
+    UserError where there are none."""
+    if iteration == 0:
+        return Target(found, folder)
+    saved = _saved(found, folder, iteration, "--iteration")
+    file = "weights" if found.grown_with == "policy" else found.grown_with
+    return Target(_with(found, {"lora_path": ""}), folder, saved=saved, tensors=file)
+
+
+def _saved(config: Config, folder: Path, iteration: int | None, key: str = "--checkpoint") -> Saved:
     """The checkpoint of this iteration, or the newest. Raises UserError, naming those that are
     there."""
     where = checkpoints(config, folder)
@@ -208,7 +221,7 @@ def _saved(config: Config, folder: Path, iteration: int | None) -> Saved:
         "weights/ or a valid checkpoint" if iteration is None else f"one of iteration {iteration}"
     )
     raise UserError(
-        f"--checkpoint: expected {wanted} in {where}, found "
+        f"{key}: expected {wanted} in {where}, found "
         f"{there}{f' (damaged: {damaged})' if damaged else ''}"
     )
 

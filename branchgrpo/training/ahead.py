@@ -107,7 +107,7 @@ class Ahead:
     def _grow(self, iteration: int, version: int) -> PendingRollout:
         config = self.config
         plan = config.plan(self.method, iteration, self.schedule)
-        chosen, samples = self._chosen(iteration), self._samples(iteration)
+        chosen, samples = self.chosen(iteration), self._samples(iteration)
         batch = scouts.collect(
             config,
             self.collector,
@@ -129,10 +129,10 @@ class Ahead:
             iteration=iteration, version=version, plan=plan, samples=samples, batch=batch
         )
 
-    def _chosen(self, iteration: int) -> list[int]:
+    def chosen(self, iteration: int) -> list[int]:
         """An iteration's prompts, by their indices in the list."""
         count, seed = self.config.rollout.prompts, self.config.run.seed
         return prompts.deal(len(self.prompts), count, iteration, seed)
 
     def _samples(self, iteration: int) -> list[Sample]:
-        return [self.prompts[index] for index in self._chosen(iteration)]
+        return [self.prompts[index] for index in self.chosen(iteration)]

@@ -27,6 +27,7 @@ from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.keeper import Keeper
 from branchgrpo.training.stages import Stages
 from branchgrpo.training.state import TrainState
+from branchgrpo.training.trees import TreePictures
 from branchgrpo.types import U8
 
 
@@ -67,11 +68,10 @@ class Run:
         resumed: bool = False,
         lease: Lease | None = None,
     ):
-        """name: of the run, part of its trees' keys. checkpoints: where they go. weights: where
-        they are exported to. interrupted: asked between iterations. looks: keeps what is looked at
-        on the way. before, diversity: of the untrained model, where they are known. origin: a
-        checkpoint that a new run begins at. resumed: the run goes on from its newest checkpoint.
-        lease: of the run folder; it is told what the run spends."""
+        """name: of the run, part of its trees' keys. checkpoints, weights: where they go.
+        interrupted: asked between iterations. looks: keeps what is looked at on the way. before,
+        diversity: of the untrained model, where they are known. origin: a checkpoint that a new run
+        begins at. resumed: it goes on from its newest one. lease: is told what the run spends."""
         self.config = config
         self.service = service
         self.log = log
@@ -95,15 +95,15 @@ class Run:
         self.fence = 0
         self.reissued = 0  # tasks, under this driver
         self.earlier: Mapping[str, int] = {}  # the same and recoveries, under drivers before it
-        self.stages = Stages()
+        self.stages = Stages(lease.earlier["seconds"] if lease else None)
         if lease:
-            self.stages = Stages(lease.earlier["seconds"])
             lease.seconds = self.stages.own
             service.earlier.update(lease.earlier["restarts"])
             self.earlier = {key: lease.earlier[key] for key in ("reissued", "recoveries")}
         collector = RolloutCollector(config, service, name)
         self.ahead = Ahead(config, collector, display)
         self.evaluator = Evaluator(config, service, collector)
+        self.trees = TreePictures(collector, self.ahead, keeper)
         self._phase = ""
         self._untrained: U8 | None = None  # pictures of the check before training, to be shown
 
@@ -132,6 +132,7 @@ class Run:
         self.phase(f"held-out check before training: {prompts} prompts")
         scores, pixels = self._measured(state, "before")
         self._keep("before", scores, pixels, "before training")
+        self.trees.draw(state)
         self.before, self._untrained = scores, pixels
 
     def begin(self, state: TrainState) -> None:
@@ -232,8 +233,6 @@ class Run:
         self.look(state, scores, pixels)
         state.complete = True
 
-    # what checks find
-
     def hacking(self, scores: Scores) -> dict[str, float]:
         """The figure of the alarm, which is said when it changes: {} where nothing is measured
         beside what is trained on. scores: of the first held-out prompts."""
@@ -252,6 +251,7 @@ class Run:
     def look(self, state: TrainState, scores: Scores, pixels: U8 | None) -> None:
         """Keep what a check has seen, beside its means: scores [P] of the first held-out prompts,
         and pictures [n, F, H, W, 3] of the first of these."""
+        self.trees.draw(state)
         if self.looks:
             count = self.config.evaluation.prompts_between
             self.looks.add(state.iteration, look.of_check(scores, count, self.told))

@@ -16,6 +16,8 @@ from branchgrpo.files.whole import write_whole
 from branchgrpo.models.pictures import opened
 from branchgrpo.report import categories, contact_sheet
 from branchgrpo.report.saved import SavedPictures
+from branchgrpo.report.tree.write import write as write_trees
+from branchgrpo.rollout.trees import GrownTree
 from branchgrpo.runs.identity import checked_alike, saved_config
 from branchgrpo.runs.lease import read_object
 from branchgrpo.training.diversity import Diversity
@@ -67,6 +69,13 @@ class RunFolder:
         if pixels is not None:
             path = self.folder / "samples" / f"{when}.png"
             draw(self.config, path, scores, pixels, samples, title=title)
+
+    def keep_trees(self, iteration: int, grown: Sequence[GrownTree], note: str) -> None:
+        """See branchgrpo.training.keeper.TreeKeeper."""
+        for prompt in dict.fromkeys(tree.key.prompt for tree in grown):
+            trees = [tree for tree in grown if tree.key.prompt == prompt]
+            page = self.folder / "trees" / f"{iteration:06d}-prompt{prompt}.html"
+            write_trees(page, self.folder.name, {iteration: trees}, note)
 
     def _write(self, when: str, scores: Scores, diversity: Diversity) -> None:
         self.scores[when] = scores

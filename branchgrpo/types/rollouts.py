@@ -39,6 +39,7 @@ class SegmentRequest:
     start: int
     stop: int
     clean: bool = False  # keep the leaves' latents, not what random edges join
+    viewed: bool = False  # decode x̂0 on the way, for people to look at: NodeViews
 
     @property
     def prompts(self) -> list[int]:
@@ -67,18 +68,21 @@ class GrownSegment:
 
     header: SegmentHeader
     payload: Any  # reference → TreePayload
+    views: Any = None  # reference → NodeViews, where they were asked for
     media: Any = None  # reference → LeafMedia, at the last level
     frontier: tuple[Any, ...] = ()  # above it → latents of each node, by subtree and node
 
     def objects(self) -> list[Any]:
         """The parts as separate results."""
         last = [self.media] if self.media is not None else list(self.frontier)
-        return [self.header, self.payload, *last]
+        views = [self.views] if self.views is not None else []
+        return [self.header, self.payload, *views, *last]
 
     @classmethod
-    def of(cls, header: SegmentHeader, rest: Sequence[Any], leaves: bool) -> Self:
+    def of(cls, header: SegmentHeader, rest: Sequence[Any], leaves: bool, viewed: bool) -> Self:
         """From the header and references to the other `objects`."""
         payload, *last = rest
+        views = last.pop(0) if viewed else None
         if leaves:
-            return cls(header=header, payload=payload, media=last[0])
-        return cls(header=header, payload=payload, frontier=tuple(last))
+            return cls(header=header, payload=payload, views=views, media=last[0])
+        return cls(header=header, payload=payload, views=views, frontier=tuple(last))

@@ -182,6 +182,23 @@ class LeafMedia:
 
 
 @dataclass(frozen=True)
+class NodeViews:
+    """What a segment's nodes would have become: their x̂0, decoded. m of them, see
+    tree.viewed_nodes."""
+
+    keys: tuple[TreeKey, ...]  # [m] which tree
+    node: I32  # [m] node number in it
+    pixels: U8  # [m, H, W, 3]; of a video the frame in its middle
+
+    def __post_init__(self) -> None:
+        check_shapes(
+            self,
+            node=(self.node, (len(self.keys),)),
+            pixels=(self.pixels, (len(self.keys), None, None, 3)),
+        )
+
+
+@dataclass(frozen=True)
 class TreeHeader:
     """One whole tree as the credit functions see it, assembled from its segments' headers."""
 

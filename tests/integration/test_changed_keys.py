@@ -135,6 +135,7 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "evaluation.prompts_between": ("2", WHOLE, {}),
     "evaluation.pictures": ("1", WHOLE, {}),
     "evaluation.save": ("2", WHOLE, {}),
+    "evaluation.trees": ("1", AT_START, {}),
     "evaluation.category": ("topic", WHOLE, {}),
     "evaluation.suites": ("elsewhere", AT_START, {}),
     "evaluation.metric": ("ocr/edit", WHOLE, {}),

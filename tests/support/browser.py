@@ -37,6 +37,12 @@ OVERLAPS = """() => {
           && up !== document.body && up !== document.documentElement) return true;
     return false;
   };
+  // what stands still lies above what scrolls below it
+  const above = one => {
+    for (let up = one; up; up = up.parentElement)
+      if (["fixed", "sticky"].includes(getComputedStyle(up).position)) return up;
+    return null;
+  };
   const boxes = [];
   const ends = "img, svg, button, input, select, summary, canvas, video, svg text";
   for (const one of document.querySelectorAll("body *")) {
@@ -58,7 +64,7 @@ OVERLAPS = """() => {
   }
   for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
     const [a, p] = boxes[i], [b, q] = boxes[j];
-    if (a === b || a.contains(b) || b.contains(a)) continue;
+    if (a === b || a.contains(b) || b.contains(a) || above(a) !== above(b)) continue;
     const inside = a.closest("svg") && a.closest("svg") === b.closest("svg");
     if (inside && !(a.matches("text") && b.matches("text"))) continue;
     const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);

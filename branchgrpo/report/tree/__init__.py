@@ -1,0 +1,1 @@
+"""Pictures of trees: where things stand, a page, and a PNG."""

@@ -1,0 +1,118 @@
+"""The same trees as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from branchgrpo.report.tree.html import Shown, about, colour
+from branchgrpo.report.tree.layout import Forest, Place, placed
+from branchgrpo.report.tree.shown import PLAIN, TRAINED, kind
+from branchgrpo.rollout.trees import GrownTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"plus": "#1f6fd1", "minus": "#c8541b", "none": "#9aa1ac"}
+"""Those of the page, on light ground."""
+
+UNITS = 110.0
+"""Of the layout, to an inch."""
+
+LONGEST = 60.0
+"""Inches of the picture at most: of very many leaves it is reduced."""
+
+
+def tree_png(path: Path, title: str, figures: Sequence[Shown]) -> None:
+    """A PNG; figures side by side."""
+    from matplotlib.figure import Figure
+
+    forests = [placed(one.trees) for one in figures]
+    strongest = max(forest.strongest for forest in forests) or 1.0
+    width = sum(_width(forest) for forest in forests) / UNITS
+    height = max(forest.height for forest in forests) / UNITS + 1.2
+    figure = Figure(figsize=(width, height), dpi=min(110.0, 110.0 * LONGEST / height))
+    figure.suptitle(
+        f"{title}\n{figures[0].trees[0].sample.prompt}", x=0.01, y=0.995, ha="left", fontsize=13
+    )
+    axes = figure.subplots(
+        1, len(figures), squeeze=False, width_ratios=[_width(forest) for forest in forests]
+    )[0]
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.95 / height, wspace=0.02)
+    for axis, one, forest in zip(axes, figures, forests, strict=True):
+        axis.set_title(f"{one.title}: {about(one.trees)}", fontsize=9, loc="left")
+        axis.set_xlim(0, _width(forest))
+        axis.set_ylim(forest.height + 4, -4)
+        axis.axis("off")
+        for tree, places in zip(forest.trees, forest.places, strict=True):
+            for node in range(1, tree.topology.nodes):
+                _edge(axis, tree, places, node, strongest)
+            for place in places:
+                _node(axis, tree, place, strongest)
+    figure.savefig(path, facecolor="white")
+
+
+def _width(forest: Forest) -> float:
+    return forest.places[0][-1].x + forest.row / 2 + 60
+
+
+def _edge(
+    axis: Axes, tree: GrownTree, places: Sequence[Place], node: int, strongest: float
+) -> None:
+    end, begin, edge = places[node], places[int(tree.topology.parent[node])], kind(tree, node)
+    turn = np.linspace(0.0, 1.0, 2 if begin.y == end.y else 24)
+    x = begin.x + (end.x - begin.x) * turn
+    y = begin.y + (end.y - begin.y) * (3 * turn**2 - 2 * turn**3)
+    if edge == PLAIN:
+        axis.plot(x, y, color=COLOURS["none"], linewidth=0.9, zorder=1)
+        return
+    name, strength = colour(float(tree.advantage[node]), strongest)
+    thick = {"linewidth": 2.6} if edge == TRAINED else {"linewidth": 1.3, "linestyle": ":"}
+    axis.plot(x, y, color=COLOURS[name], alpha=strength, zorder=1, **thick)
+
+
+def _node(axis: Axes, tree: GrownTree, place: Place, strongest: float) -> None:
+    if not place.size:
+        axis.plot([place.x], [place.y], "o", color=COLOURS["none"], markersize=2, zorder=2)
+        return
+    from matplotlib.patches import Rectangle
+
+    node, pixels = place.node, tree.pixels[place.node]
+    scale = place.size / max(pixels.shape[:2])
+    wide, high = pixels.shape[1] * scale, pixels.shape[0] * scale
+    left, top = place.x - wide / 2, place.y - high / 2
+    small = max(pixels.shape[:2]) <= 64
+    axis.imshow(
+        pixels,
+        extent=(left, left + wide, top + high, top),
+        interpolation="nearest" if small else "antialiased",
+        aspect="auto",
+        zorder=2,
+    )
+    name, strength, width = "none", 1.0, 0.6
+    if tree.trained == "leaves" and kind(tree, node) == TRAINED:
+        (name, strength), width = colour(float(tree.advantage[node]), strongest), 2.6
+    axis.add_patch(
+        Rectangle(
+            (left, top),
+            wide,
+            high,
+            fill=False,
+            edgecolor=COLOURS[name],
+            alpha=strength,
+            linewidth=width,
+            zorder=3,
+        )
+    )
+    leaf = node - (tree.topology.nodes - tree.topology.leaves)
+    if leaf >= 0:
+        axis.text(
+            place.x + place.size / 2 + 8,
+            place.y,
+            f"{tree.reward[leaf]:.2f}",
+            va="center",
+            fontsize=8,
+        )
