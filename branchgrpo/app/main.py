@@ -90,6 +90,18 @@ def _watch(found: Namespace, overrides: Overrides) -> int:
     return watch(found)
 
 
+def _report(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.report import report
+
+    return report(found)
+
+
+def _runs(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.report import runs
+
+    return runs(found)
+
+
 def _train(found: Namespace, config: Config) -> int:
     if found.dry_run:
         from branchgrpo.app.fits import dry_run
@@ -131,6 +143,8 @@ ALONE = {
     "compare": _compare,
     "eval": _eval,
     "tree": _tree,
+    "report": _report,
+    "runs": _runs,
     "serve-reward": _serve_reward,
     "new": _new,
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from branchgrpo import __version__
-from branchgrpo.app import compare_options
+from branchgrpo.app import compare_options, report
 from branchgrpo.app.compare_options import preset_help
 from branchgrpo.app.help_texts import DESCRIPTION, EPILOG
 from branchgrpo.app.overrides import overrides, valued
@@ -274,6 +274,16 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str | 
         "is the cluster, or this machine, fit for a run? Exit code 1 when something is wrong",
         _doctor,
         KEYS,
+    ),
+    "runs": (
+        "list runs: method, seed, iterations, held-out score before and after, state",
+        report.runs_options,
+        None,
+    ),
+    "report": (
+        "write the page of a run, report.html, or one that compares several",
+        report.report_options,
+        None,
     ),
     "config": ("print the resolved config, or its schema", _config, KEYS),
     "new": (

@@ -17,10 +17,14 @@ def train(config: Config, resume: str = "") -> int:
     """The command train. Returns the exit code."""
     from rich.console import Console
 
+    from branchgrpo.app.report import closing
     from branchgrpo.report.summary import table
 
-    _, summary = trained(config, resume)
-    Console().print(table(summary))
+    folder, summary = trained(config, resume)
+    console = Console()
+    console.print(table(summary))
+    for line in closing(config, folder, summary):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
@@ -38,6 +42,7 @@ def trained(config: Config, resume: str = "", quiet: bool = False) -> tuple[Path
 
     check(config)
     from branchgrpo.app.service import started
+    from cluster.nodes import accelerators
 
     begun, run = perf_counter(), config.run
     with (
@@ -64,6 +69,7 @@ def trained(config: Config, resume: str = "", quiet: bool = False) -> tuple[Path
                 origin=driver.origin,
                 resumed=driver.resumed,
                 lease=driver.lease,
+                cards=accelerators(),
             )
         driver.ended = summary["stopped_by"]
     return driver.folder, summary

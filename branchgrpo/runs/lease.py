@@ -164,6 +164,22 @@ def lives(folder: Path, number: int, say: Callable[[str], None] = print) -> bool
     return False
 
 
+def seems_to_live(folder: Path, number: int) -> bool:
+    """As `lives`, at once and without writing: of a driver on another machine by the age of its
+    lease and this machine's clock."""
+    holder, own = read_object(_claim_file(folder, number)), _process()
+    if holder is None or "ended" in progress(folder, number):
+        return False
+    if own["machine"] and (own["machine"], own["host"]) == (
+        holder.get("machine"),
+        holder.get("host"),
+    ):
+        return _began(holder.get("pid", 0)) == holder.get("began")
+    with suppress(OSError):
+        return time.time() - _claim_file(folder, number).stat().st_mtime <= LAPSE_SECONDS
+    return False
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where the file is missing, empty or damaged."""
     try:

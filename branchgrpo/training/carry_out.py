@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
 from branchgrpo.data import suites
 from branchgrpo.files.whole import write_whole
+from branchgrpo.pages.written import Reports
 from branchgrpo.report import categories
 from branchgrpo.report import summary as report
 from branchgrpo.report.about import About
@@ -20,6 +21,7 @@ from branchgrpo.report.saved import SavedPictures
 from branchgrpo.report.settings import settings
 from branchgrpo.report.sinks import MetricsLog, open_sinks, read
 from branchgrpo.rollout.collect import RolloutCollector
+from branchgrpo.runs import provenance
 from branchgrpo.runs.lease import Lease
 from branchgrpo.runs.model_card import write_card
 from branchgrpo.runs.places import checkpoints
@@ -27,7 +29,7 @@ from branchgrpo.service import Display, Service
 from branchgrpo.training import alarms
 from branchgrpo.training.diversity import Diversity, summarised
 from branchgrpo.training.evaluate import Evaluator, Scores
-from branchgrpo.training.hooks import HOOKS
+from branchgrpo.training.hooks import HOOKS, Page
 from branchgrpo.training.loop import train
 from branchgrpo.training.run import Run
 from branchgrpo.training.run_folder import RunFolder, draw, known_before
@@ -45,31 +47,34 @@ def carry_out(
     origin: str = "",
     resumed: bool = False,
     lease: Lease | None = None,
+    cards: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Train by `config` and write `folder` as docs/run-folder.md says; returns summary.json.
 
     start_up: seconds that went before. before: scores of the untrained model, where they are known
     already. origin: a checkpoint that a new run begins at, in place of the untrained model.
     resumed: the folder is of a run that was not finished, which goes on from its newest checkpoint.
-    lease: of the folder; it is told what the run spends.
+    lease: of the folder; it is told what the run spends. cards: GPUs by name, where they are known.
     """
     diversity: Diversity = {}
     if resumed and before is None:
         before, diversity = known_before(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    _describe(config, folder, lease.number if lease else 1, cards)
     keeper = RunFolder(config, folder, before, diversity)
     plain = configs.plain(config)
     sinks = open_sinks(config.all_sinks, folder, plain)
     about = About(config=plain, metric=config.metric)
-    with MetricsLog(folder, sinks, about, Machine()) as log:
+    with (
+        Reports(folder, display.note) as reports,
+        MetricsLog(folder, sinks, about, Machine()) as log,
+    ):
         run = Run(
             config,
             service,
             name=folder.name,
             log=log,
             display=display,
-            hooks=HOOKS,
+            hooks=(*HOOKS, Page(reports)),
             checkpoints=checkpoints(config, folder),
             weights=(folder / "weights").resolve(),
             interrupted=interrupted,
@@ -83,11 +88,20 @@ def carry_out(
         )
         run.stages.add("start_up", start_up)
         state = train(run)
+        reports.ended = state.stopped_by
     display.phase("drawing the curve")
     summary = _summarised(run, state, folder, keeper.scores["before"])
     write_card(folder, config, summary, display.note)
+    reports.write(state.stopped_by)
     display.note(f"run folder: {folder}")
     return summary
+
+
+def _describe(config: Config, folder: Path, driver: int, cards: Sequence[str] | None) -> None:
+    """The folder, what the run is, and where this driver of it comes from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    provenance.write(folder, driver, provenance.own(config, cards))
 
 
 def _summarised(run: Run, state: TrainState, folder: Path, before: Scores) -> dict[str, Any]:

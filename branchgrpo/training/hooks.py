@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from branchgrpo.config import conditions
+from branchgrpo.pages.written import Reports
 from branchgrpo.report import contact_sheet
 from branchgrpo.report.shown import captions
 from branchgrpo.training import alarms, look
@@ -176,6 +177,21 @@ class Record:
         told = {"phase": "training", "iteration": state.iteration, "version": state.version}
         told |= {"planned": run.config.run.iterations, "fence": run.fence}
         run.service.report(told | {"metrics": state.record})
+
+
+class Page:
+    """The run's page, once it has begun and at each check."""
+
+    name = "page"
+
+    def __init__(self, reports: Reports):
+        self.reports = reports
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return state.iteration == 1 or HeldOut.name in state.done
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        self.reports.write()
 
 
 class Regroup:

@@ -144,7 +144,7 @@ class Run:
             self._claim()
             self._rewind(-1)
             self.log.write(0, start)
-            self._show(0, self.before, self._untrained)
+            self.look(state, self.before, self._untrained)
         self._untrained = None
         self.display.update(0, start)
         state.begun = True
@@ -256,8 +256,9 @@ class Run:
             count = self.config.evaluation.prompts_between
             self.looks.add(state.iteration, look.of_check(scores, count, self.told))
         self._show(state.iteration, scores, pixels)
-        # those at the end are in samples/after.npz
-        if self.looks and pixels is not None and not state.stopped_by:
+        # those of the beginning and the end are in samples/before.npz and after.npz
+        between = state.iteration and not state.stopped_by
+        if self.looks and pixels is not None and between:
             prompts = prompts_of(self.evaluator.held_out[: len(pixels)])
             values = scores[self.config.metric][: len(pixels)]
             self.looks.held_out(state.iteration, pixels, prompts, values)

@@ -101,7 +101,7 @@ def test_a_failure_anywhere_gives_the_same_run(
         whole[0] / "held_out.json"
     ).read_text()
     one, other = looks.read(whole[0]), looks.read(tmp_path / "cut")
-    assert [look["iteration"] for look in one] == [1, 2, 3, 4]
+    assert [look["iteration"] for look in one] == [0, 1, 2, 3, 4]
     assert one == other
 
 

@@ -78,17 +78,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def test_looks_on_the_way_are_kept(whole: Whole) -> None:
-    """At the check after the first iteration, and at the end; the leaves are of the iteration's own
-    trees."""
+    """Before training, at the check after the first iteration, and at the end; the leaves are of
+    the iteration's own trees."""
     found = looks.read(whole.folder)
     records = read(whole.folder / "metrics.jsonl")
-    assert [look["iteration"] for look in found] == [1, 2]
-    for look, record in zip(found, (records[1], records[-1]), strict=True):
+    assert [look["iteration"] for look in found] == [0, 1, 2]
+    for look, record in zip(found, (*records[:2], records[-1]), strict=True):
         assert look["prompts"] == 4 and look["alarms"] == {}
         for score in SCORES:
             assert look["held_out"][score]["mean"] == pytest.approx(record[f"held_out/{score}"])
             assert look["held_out"][score]["error"] >= 0
-    for look, record in zip(found, records[1:3], strict=True):
+    for look, record in zip(found[1:], records[1:3], strict=True):
         counts, edges = look["rewards"]["counts"], look["rewards"]["edges"]
         assert sum(counts) == record["tree/leaves"] == 8
         assert edges[0] <= record["reward/total"] <= edges[-1]
@@ -107,6 +107,7 @@ def test_looks_on_the_way_are_kept(whole: Whole) -> None:
         assert pixels.shape == (8, 1, 32, 32, 3)
         assert captions == [one["prompt"] for one in look["leaves"]]
         assert rewards.tolist() == [one["reward"] for one in look["leaves"]]
+    assert [path.name for path in (whole.folder / "samples" / "way").iterdir()] == ["000001.npz"]
     pixels, captions, _ = contact_sheet.kept(whole.folder / looks.WAY.format(1))
     before, prompts, _ = contact_sheet.kept(whole.folder / "samples" / "before.npz")
     assert captions == prompts and pixels.shape == before.shape

@@ -1,0 +1,1 @@
+"""Pages about runs: report.html of one, and one that compares several."""
