@@ -8,14 +8,18 @@ import json
 import re
 import statistics
 import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from support.documents import ROOT, Block, blocks, commands, spans
+from support.documents import BLOCK, PAGES, ROOT, SPAN, Block, blocks, commands, spans
 
 from branchgrpo.app.parser import COMMANDS, parse
-from branchgrpo.config import load
+from branchgrpo.config import kinds, load
+from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import config_file, names, presets
 
 pytestmark = pytest.mark.heavy
@@ -37,6 +41,8 @@ OTHERS = {
 }
 OTHERS |= {"branchgrpo", "python", "python3", "pytest", "tensorboard", "uv"}
 MENTIONED = {"--rollout", "--learner", "--reward"}
+SHOWN = {"reward/leaves"}
+"""Histograms of sinks, which metrics.jsonl has not."""
 SHELL = blocks("", "bash")
 
 
@@ -141,6 +147,68 @@ def test_the_notebook_compiles_and_shows_what_came_out() -> None:
     texts = ["".join(cell["source"]) for cell in found["cells"] if cell["cell_type"] == "markdown"]
     links = [link for text in texts for link in re.findall(r"\]\(([^)#]+)", text)]
     assert len(links) >= 6 and all((ROOT / "examples" / link).is_file() for link in links)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_that_are_named_are_of_the_schema(page: Path) -> None:
+    if page.name == "CHANGELOG.md":  # of keys of the past
+        return
+    keys = set(known_keys())
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    found = [
+        re.sub(r"\.\d+", "", key)
+        for span in SPAN.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
+        for key in re.findall(r"(?<![\w./-])(?:--)?([a-z_]+(?:\.[a-z_0-9]+)+)(?![\w/]*\()", span)
+    ]
+    other = (
+        ".py",
+        ".yaml",
+        ".json",
+        "deploy.generate",
+        "rewards.channel",
+    )  # the last: of an example
+    named = [key for key in found if key.partition(".")[0] in sections and not key.endswith(other)]
+    assert not [key for key in named if key not in keys]
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
+    """Keys of all components, dotted; places in lists left out."""
+    return tuple(_keys(Config, ""))
+
+
+def _keys(model: Any, above: str) -> Iterator[str]:
+    for key, kind in kinds.fields(model).items():
+        yield above + key
+        entry = kinds.entries(kind)
+        inner = kind if entry is None else entry
+        if kinds.is_section(inner) and above.count(".") < 3:  # rewards may hold rewards
+            names = kinds.names(inner)
+            table = kinds.table(inner)
+            parts = [table.find(name) for name in names] if table else [kinds.chosen(inner, None)]
+            for part in parts:
+                yield from _keys(part, f"{above}{key}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_figures_that_are_named_are_of_the_run_folder(page: Path) -> None:
+    """As update/kl: the table of docs/run-folder.md has them, some by the last part alone."""
+    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    figures: set[str] = set()
+    for row in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE):
+        first = ""
+        for word in re.findall(r"`([^`]+)`", row):
+            first = word.partition("/")[0] if "/" in word else first
+            figures.add(word if "/" in word else f"{first}/{word}")
+    kinds_of = {figure.partition("/")[0] for figure in figures if figure.islower()} - {"samples"}
+    named = [
+        match[1]
+        for span in SPAN.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
+        if (match := re.match(r"([a-z_]+/[a-z_0-9]+)(?: [<>].*)?$", span))
+    ]
+    assert not [
+        one for one in named if one.partition("/")[0] in kinds_of and one not in figures | SHOWN
+    ]
 
 
 def test_hours_of_the_papers_rows_are_those_of_the_configs() -> None:
