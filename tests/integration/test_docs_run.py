@@ -4,7 +4,9 @@ with fewer iterations; and Ray's own commands are taken by Ray's parsers."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,11 @@ def test_calls_of_the_embedded_model(
 
 
 def fewer(block: Block) -> Block:
-    """The block with two iterations."""
+    """The block with two iterations, and few held-out prompts."""
     assert '"run.iterations": 50' in block.text
-    text = block.text.replace('"run.iterations": 50', '"run.iterations": 2')
+    text = block.text.replace(
+        '"run.iterations": 50', '"run.iterations": 2, "evaluation.prompts": 16'
+    )
     return Block(block.page, block.line, block.language, text)
 
 
@@ -92,6 +96,35 @@ def test_the_page_on_ones_own_model_leads_to_a_picture(
     assert Image.open("star.png").size == (32, 32)
     held_out = json.loads((result.folder / "held_out.json").read_text())
     assert {"large/score", "colour/score"} <= held_out["before"].keys()
+
+
+ALONE = {"config", "new"}
+"""Commands that need neither Ray nor a GPU; and those with --help or --dry-run."""
+
+
+def alone() -> list[str]:
+    found = [words for block in blocks("", "bash") for words in commands(block.text)]
+    ours = [words for words in found if words[0] == "branchgrpo"]
+    return sorted(
+        {
+            " ".join(words)
+            for words in ours
+            if words[1] in ALONE or {"--help", "--dry-run"} & set(words)
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", alone())
+def test_commands_that_need_nothing_run(text: str, tmp_path: Path) -> None:
+    for name in ("my.yaml", "mine.yaml"):
+        base = "quickstart" if name == "my.yaml" else "sd3.5-medium-1gpu"
+        (tmp_path / name).write_text(f"base: {base}\n")
+    command = [sys.executable, "-m", "branchgrpo", *text.split()[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
 
 
 def ray_commands() -> list[list[str]]:
