@@ -14,7 +14,7 @@ import branchgrpo as bg
 def main() -> None:
     overrides = dict(argument.split("=", 1) for argument in sys.argv[1:])
     # a shipped config, a method's preset, and keys on top of both
-    config = bg.load_config("quickstart", preset="branchgrpo-antithetic", overrides=overrides)
+    config = bg.load_config("quickstart", preset="nft-flash", overrides=overrides)
 
     result = bg.train(config)
 

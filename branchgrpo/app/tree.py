@@ -147,6 +147,7 @@ def _prepared(target: Target, iteration: int) -> Iterator[Config]:
 
     made = target.folder.resolve() / "trees" / f".model-{iteration}"
     made.parent.mkdir(exist_ok=True)
+    shutil.rmtree(made, ignore_errors=True)  # of one that was killed
     try:
         config = without_learners(put_together(target, made))
         evaluation = config.evaluation.model_copy(update={"rewards": ()})

@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each form")
     repeats = parser.parse_args().repeats
-    config = configs.load(QUICKSTART, {"method.splits": "[0, 3, 6, 9]", "method.stochastic": "all"})
+    config = configs.load(QUICKSTART, preset="branchgrpo")
     model = config.model.build("cpu")
     plan = config.method.plan(0, config.schedule())
     conditioning = model.encode(records(["the number 38 in black on yellow"]))

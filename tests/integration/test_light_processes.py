@@ -23,9 +23,9 @@ from branchgrpo.config.shipped import config_file
 from branchgrpo.report.sinks import MetricsLog
 
 for room in ("checkpoint", "report", "rollout", "runs", "training"):
-    package = import_module(f"branchgrpo.{room}")
+    package = import_module(f"branchgrpo.{room}")  # but for what workers alone need
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        if module.name != "branchgrpo.rollout.sampler":  # of workers
+        if module.name not in ("branchgrpo.rollout.sampler", "branchgrpo.rollout.segment"):
             import_module(module.name)
 for module in ("train", "service", "encode", "fits", "roles", "results"):
     import_module(f"branchgrpo.app.{module}")

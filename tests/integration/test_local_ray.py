@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from support.in_process import Service as InProcess
+from support.small_trees import METHOD
 
 from branchgrpo.algo.schedule import static
 from branchgrpo.algo.tree import assemble, topology
@@ -81,14 +82,11 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["iterations"] == 2 and summary["stopped_by"] == "iterations"
     assert summary["held_out"]["ocr/exact"]["n"] == 8
-    assert (
-        summary["gates"]["on_policy_deviation"] <= 1e-5
-        and summary["gates"]["fingerprint_difference"] <= 1e-4
-    )
+    assert summary["gates"]["fingerprint_difference"] <= 1e-4
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["iteration"] for record in records] == [0, 1, 2, 2]
     assert (
-        records[1]["update/edges"] == 120
+        records[1]["update/edges"] == 64
         and records[1]["update/version"] == 1
         and records[2]["update/version"] == 2
     )
@@ -135,7 +133,7 @@ def config_for(folder: Path, workers: int, fork_depth: int, ranks: int) -> Confi
         "learner.threads": 1,
         "learner.ranks": ranks,
     }
-    return configs.load(QUICKSTART, {key: str(value) for key, value in changes.items()})
+    return configs.load(QUICKSTART, {key: str(value) for key, value in changes.items()}, METHOD)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +224,7 @@ def test_same_trees_and_update_for_any_cut_workers_and_ranks(tmp_path: Path) -> 
         assert not ray.get(loaded)  # the recogniser does without
     finally:
         service.stop()
-    topo = topology(configs.load(QUICKSTART).method.plan(0, static(20, 3.0)))
+    topo = topology(configs.load(QUICKSTART, preset=METHOD).method.plan(0, static(20, 3.0)))
     assert whole["segments"] == [(0, 20, 2)]
     pieces: list[tuple[int, int, int]] = cut["segments"]  # type: ignore[assignment]
     # after the split at step 6

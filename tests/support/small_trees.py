@@ -20,9 +20,10 @@ METHOD = "branchgrpo-antithetic"
 
 
 def quickstart(overrides: dict[str, str] | None = None) -> config.Config:
-    """The quick-start config by METHOD with some keys replaced, and without what it only
-    measures."""
-    return config.load(QUICKSTART, {"evaluation.rewards": "[]"} | (overrides or {}), METHOD)
+    """The quick-start config by METHOD with some keys replaced, and without what it only measures
+    or shows."""
+    plain = {"evaluation.rewards": "[]", "evaluation.trees": "0"}
+    return config.load(QUICKSTART, plain | (overrides or {}), METHOD)
 
 
 def plan_of(*fanout: int) -> BranchPlan:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.records import records
+from support.small_trees import METHOD
 
 from actors.learner import Learner
 from actors.rollout import RolloutWorker
@@ -37,7 +38,7 @@ def whole(plan: BranchPlan, subtrees: tuple[Subtree, ...]) -> SegmentRequest:
 
 @pytest.mark.parametrize("damage", ["flipped bit", "other names", "missing chunk"])
 def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
-    config = configs.load(QUICKSTART, {"learner.threads": "1"})
+    config = configs.load(QUICKSTART, {"learner.threads": "1"}, METHOD)
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
     learner.version = 1
@@ -62,7 +63,7 @@ def test_a_worker_with_damaged_weights_refuses_to_grow(damage: str) -> None:
 
 
 def test_on_policy_gate_sees_a_wrong_log_prob() -> None:
-    config = configs.load(QUICKSTART, {"learner.threads": "1"})
+    config = configs.load(QUICKSTART, {"learner.threads": "1"}, METHOD)
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
     plan = config.method.plan(0, config.schedule())

@@ -98,7 +98,7 @@ def test_keys_that_do_not_go_together_are_all_named(tmp_path: Path) -> None:
         .replace("prompts_between: 64", "diversity: 1\n  weights: ema")
     )
     found = mistakes(
-        tmp_path / "own.yaml", content, {"evaluation.metric": "ocr/beauty", "sampling.steps": "13"}
+        tmp_path / "own.yaml", content, {"evaluation.metric": "ocr/beauty", "sampling.steps": "4"}
     )
     places = [line.partition(": expected ")[0].partition(": ema")[0] for line in found]
     own = content.splitlines()
@@ -107,7 +107,7 @@ def test_keys_that_do_not_go_together_are_all_named(tmp_path: Path) -> None:
         for key in ("diversity: 1", "weights: ema", "workers: 99")
     )
     assert places == [
-        "PRESETS/branchgrpo-antithetic.yaml:3: method.splits",
+        "PRESETS/nft-flash.yaml:3: method.splits",
         f"FILE:{diversity}: evaluation.diversity",
         f"FILE:{weights}: evaluation.weights",
         f"FILE:{workers}: rollout.workers",
