@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from branchgrpo.types import U8
 
 CHECKS = 14
 """Checks whose pictures a page shows at most: the first, the last, and some evenly between."""
+
+TREES = 2
+"""Trees whose pictures a page shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class Facts:
     sheets: Sequence[tuple[str, Sequence[Shot]]] = ()
     # iteration and leaves of it, in the order of its look
     leaves: Sequence[tuple[int, Sequence[Shot]]] = ()
-    trees: Sequence[Path] = field(default_factory=tuple)  # pages of trees, in the folder
+    trees: Sequence[Path] = ()  # pages of trees, in the folder
+    grown: Sequence[tuple[Path, str]] = ()  # of these a few of the newest, and their pictures
 
     @property
     def measured(self) -> list[str]:
@@ -93,6 +97,8 @@ def read(folder: Path, state: str = "") -> Facts:
     row = listing.row_of(folder)
     found = looks.read(folder)
     differences, unread = _differences(folder)
+    pages = sorted((folder / "trees").glob("*.html"))
+    newest = [path for path in pages if path.name[:6] == pages[-1].name[:6]][:TREES]
     return Facts(
         folder=folder,
         row=replace(row, state=state) if state else row,
@@ -105,7 +111,8 @@ def read(folder: Path, state: str = "") -> Facts:
         unread=unread,
         sheets=_sheets(folder, found),
         leaves=_leaves(folder, found),
-        trees=sorted((folder / "trees").glob("*.html")),
+        trees=pages,
+        grown=[(path, shown) for path in newest if (shown := _tree(path.with_suffix(".png")))],
     )
 
 
@@ -171,6 +178,22 @@ def _shots(path: Path, changed: int) -> tuple[Shot, ...]:
         )
         for one, caption, score in zip(pixels, captions, scores, strict=True)
     )
+
+
+def _tree(path: Path) -> str:
+    """A tree's picture as a data: address; nothing where there is none."""
+    try:
+        return _drawn(path, path.stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=8)
+def _drawn(path: Path, changed: int) -> str:
+    from PIL import Image
+
+    with Image.open(path) as found:
+        return picture(np.asarray(found.convert("RGB")), most=1100, quality=75)
 
 
 def _strip(frames: U8) -> U8:

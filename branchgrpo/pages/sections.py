@@ -116,11 +116,14 @@ def _leaf(leaf: dict[str, Any], shot: Shot) -> str:
 
 
 def trees(facts: Facts) -> str:
-    """Links to the pages of trees in the folder."""
-    items = "".join(
-        f'<li><a href="trees/{text(path.name)}">{text(path.stem)}</a></li>' for path in facts.trees
+    """The newest trees, and links to the pages of all in the folder."""
+    links = [f'<a href="trees/{text(path.name)}">{text(path.stem)}</a>' for path in facts.trees]
+    drawn = "".join(
+        f'<figure><a href="trees/{text(path.name)}"><img src="{source}" '
+        f'alt="the tree {text(path.stem)}"></a><figcaption>{text(path.stem)}</figcaption></figure>'
+        for path, source in facts.grown
     )
-    return f"<ul>{items}</ul>" if items else ""
+    return f'<div class="grown">{drawn}</div><p>{" · ".join(links)}</p>' if links else ""
 
 
 # words

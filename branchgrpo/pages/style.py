@@ -15,6 +15,8 @@ STYLE = """
   minmax(min(100%, 320px), 1fr)); } .charts figure { max-width: 560px; }
 .shots { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill,
   minmax(min(100%, 250px), 1fr)); }
+.grown { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit,
+  minmax(min(100%, 480px), 1fr)); } .grown img { width: 100%; display: block; }
 .leaves { grid-template-columns: repeat(auto-fill, minmax(min(100%, 160px), 1fr));
   margin-bottom: 16px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }

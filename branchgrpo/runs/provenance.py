@@ -67,6 +67,8 @@ def command(arguments: Sequence[str]) -> str:
     """A command line as a shell takes it, without its secrets: those that config.yaml masks, too.
     arguments: as of sys.argv."""
     program = Path(arguments[0]).name if arguments else ""
+    if program == "__main__.py":  # python -m branchgrpo
+        program = "branchgrpo"
     return shlex.join([program, *_masked(list(arguments[1:]))])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.written_run import PROMPTS, written_run
 
 from branchgrpo.errors import UserError
@@ -42,7 +43,9 @@ class Parsed(HTMLParser):
 def test_the_page_of_a_run_says_what_its_files_do(tmp_path: Path) -> None:
     folder = written_run(tmp_path, ended="iterations")
     (folder / "trees").mkdir()
-    (folder / "trees" / "000020-prompt-1.html").touch()
+    for name in ("000020-prompt1", "000040-prompt2", "000040-prompt3"):
+        (folder / "trees" / f"{name}.html").touch()
+    Image.new("RGB", (2000, 800)).save(folder / "trees" / "000040-prompt2.png")
     assert report([folder]) == folder / "report.html"
     document = (folder / "report.html").read_text()
     page = Parsed(document)
@@ -51,9 +54,11 @@ def test_the_page_of_a_run_says_what_its_files_do(tmp_path: Path) -> None:
     for words in ("ocr/exact 0.100 → 0.700", "+0.600, 95 % interval [+0.500, +0.700]", "60 of 200"):
         assert words in re.sub(r"\s+", " ", page.words)
     assert all(prompt in page.words for prompt in PROMPTS) and text(PROMPTS[0]) in document
-    assert "trees/000020-prompt-1.html" in page.addresses
     outside = [one for one in page.addresses if not one.startswith("data:") and "/" in one]
-    assert outside == ["trees/000020-prompt-1.html"]
+    # of the newest the one with a picture; then all
+    numbers = ("000040-prompt2", "000020-prompt1", "000040-prompt2", "000040-prompt3")
+    assert outside == [f"trees/{name}.html" for name in numbers]
+    assert "the tree 000040-prompt2" in document
     assert "http-equiv" not in document
     assert "learner.learning_rate" in page.words and "branchgrpo train" in page.words
     assert f'content="{REFRESH}"' in run_page(facts.read(folder, "live"))

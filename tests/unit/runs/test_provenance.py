@@ -29,7 +29,9 @@ GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign
     ],
 )
 def test_a_command_has_no_secrets(argument: list[str]) -> None:
-    told = provenance.command(["/usr/bin/branchgrpo", "train", *argument, "--run.seed", "3"])
+    told = provenance.command(
+        ["/usr/lib/branchgrpo/__main__.py", "train", *argument, "--run.seed", "3"]
+    )
     assert "very-secret" not in told and MASK in told
     assert told.startswith("branchgrpo train") and told.endswith("--run.seed 3")
 
