@@ -11,35 +11,35 @@ import numpy as np
 import torch
 
 from branchgrpo.algo.plan import ode_plan
-from branchgrpo.config.schema import Config
 from branchgrpo.models.weights import dtype_named
 from branchgrpo.rewards.function import images
 from branchgrpo.rollout.sampler import Sampler
-from branchgrpo.runs.measured import put_together, weights_of
+from branchgrpo.runs.measured import Target, put_together
 from branchgrpo.types import EVALUATION, U8, Sample, Subtree, TreeKey
 
 
 class Drawing:
     """A run's trained model, loaded once: on a GPU where there is one."""
 
-    def __init__(self, config: Config, folder: Path):
-        """The weights that the run wrote, or those of its newest checkpoint. Raises UserError where
-        there are none."""
-        target = weights_of(folder, config)
+    def __init__(self, target: Target):
+        """target: the weights, see branchgrpo.runs.measured."""
         self.config = target.config
         with TemporaryDirectory(prefix="branchgrpo-") as place:
             model = put_together(target, Path(place).resolve()).evaluated
             self.model = model.build("cuda" if torch.cuda.is_available() else "cpu")
 
-    def pixels(self, samples: Sequence[Sample], count: int, seed: int, steps: int) -> U8:
+    def pixels(
+        self, samples: Sequence[Sample], count: int, seed: int, steps: int, *, first: int = 0
+    ) -> U8:
         """Pictures u8 [P, count, F, H, W, 3] of P records, by the held-out check's ODE sampler:
         with the run's seed, the first held-out prompts give its very pictures.
 
-        steps: of denoising; 0 = those of the held-out check.
+        steps: of denoising; 0 = those of the held-out check. first: the first record's place among
+        all that are drawn, by which their noise is told apart.
         """
         config = self.config
         subtrees = tuple(
-            Subtree(TreeKey("drawing", EVALUATION, row, tree), row, 0)
+            Subtree(TreeKey("drawing", EVALUATION, first + row, tree), row, 0)
             for row in range(len(samples))
             for tree in range(count)
         )

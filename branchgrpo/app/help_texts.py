@@ -11,6 +11,8 @@ EPILOG = """examples:
                                     another method: the paper's full tree
   branchgrpo compare dancegrpo branchgrpo branchgrpo-splits --seeds 3 --budget 4m
   branchgrpo eval runs/RUN          the scores of a run's weights
+  branchgrpo sample runs/RUN "the number 38 in black on yellow" --n 4
+                                    pictures by the trained weights
   branchgrpo train my.yaml --smoke  try a config here: one iteration with a small random model
   branchgrpo train my.yaml --run.seed 1 rollout.workers=8
                                     any key of a config, dotted; lists: --method.splits 3,6,9,12

@@ -72,6 +72,12 @@ def _tree(found: Namespace, overrides: Overrides) -> int:
     return tree(found.folder, found.iteration, found.prompt, found.out, overrides)
 
 
+def _sample(found: Namespace, overrides: Overrides) -> int:
+    from branchgrpo.app.sample import sample
+
+    return sample(found)
+
+
 def _serve_reward(found: Namespace, overrides: Overrides) -> int:
     from branchgrpo.app.serve_reward import serve_reward
 
@@ -145,6 +151,7 @@ ALONE = {
     "tree": _tree,
     "report": _report,
     "runs": _runs,
+    "sample": _sample,
     "serve-reward": _serve_reward,
     "new": _new,
 }

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from branchgrpo import __version__
-from branchgrpo.app import compare_options, report
+from branchgrpo.app import compare_options, report, sample, serve_reward
 from branchgrpo.app.compare_options import preset_help
 from branchgrpo.app.help_texts import DESCRIPTION, EPILOG
 from branchgrpo.app.overrides import overrides, valued
 from branchgrpo.config.kinds import suggestion
-from branchgrpo.config.references import FORMS
-from branchgrpo.config.registry import REWARDS
 from branchgrpo.config.schema import Config
 from branchgrpo.config.shipped import QUICKSTART, names
 from branchgrpo.config.tree import Node
 
 WATCHING = ("status", "scale", "stop")
 """Commands about a run that goes on: no config, and --rollout means a count."""
+
+PLAIN = (*WATCHING, "sample")
+"""Commands that take no keys of the config: --prompts is an option, and a=b may be a prompt."""
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -36,12 +37,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         options(commands.add_parser(name, help=text, description=text, epilog=keys))
     named = next((one for one in arguments if not one.startswith("-")), "")
     plain, found_keys = arguments, dict[str, str]()
-    if named not in WATCHING:
-        plain, found_keys = overrides(arguments, valued(commands.choices.values()))
+    if named not in PLAIN:
+        taking = [one for name, one in commands.choices.items() if name not in PLAIN]
+        plain, found_keys = overrides(arguments, valued(taking))
     found, strange = parser.parse_known_args(plain or ["train"])
     if strange:
         hint = ""
-        if named not in WATCHING:
+        if named not in PLAIN:
             key = strange[0].lstrip("-").partition("=")[0]
             hint = suggestion(key, Node({}, ""), Config, "--")
         parser.error(f"unrecognized arguments: {' '.join(strange)}{hint}")
@@ -202,27 +204,6 @@ def _new(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="of the module: NAME.py and test_NAME.py")
 
 
-def _serve_reward(command: argparse.ArgumentParser) -> None:
-    known = f"{', '.join(REWARDS.shipped)}; or {FORMS}"
-    command.add_argument("name", metavar="NAME", help=f"a reward: {known}")
-    command.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; others than this machine's own need a token (default: "
-        "127.0.0.1)",
-    )
-    command.add_argument("--port", type=int, default=8600, help="0 = any free one (default: 8600)")
-    command.add_argument(
-        "--token-env",
-        default="",
-        metavar="VARIABLE",
-        help="environment variable with the token that clients must send (default: none)",
-    )
-    command.add_argument("--max-mb", type=int, default=256, help="largest request (default: 256)")
-    command.add_argument("--threads", type=int, default=1, help="compute threads (default: 1)")
-    command.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-
-
 KEYS = "any key of the config can be set: --dotted.key VALUE, or dotted.key=VALUE"
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str | None]] = {
     "train": ("train a model", _train, KEYS),
@@ -244,6 +225,11 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str | 
         _tree,
         KEYS,
     ),
+    "sample": (
+        "draw prompts of your own with a run's weights, or one of its checkpoints'",
+        sample.add,
+        None,
+    ),
     "encode": (
         "encode all prompts once, where model.encode is precompute; goes on where it stopped",
         _configured,
@@ -256,7 +242,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str | 
     ),
     "serve-reward": (
         "score pictures for other environments or machines over HTTP (docs/remote-rewards.md)",
-        _serve_reward,
+        serve_reward.add,
         "any key of the reward can be set: --reward.KEY VALUE",
     ),
     "status": ("what a run that goes on is doing", _watching, None),

@@ -42,7 +42,7 @@ def pictures(
     path: Path,
     pixels: U8,
     captions: list[str],
-    scores: F32,
+    scores: F32 | None,
     metric: str,
     title: str,
     fps: float = 16.0,
@@ -51,16 +51,17 @@ def pictures(
     """A PNG sheet of P pictures or videos, each with its caption and score, and left of it the
     pictures that it was made of, where `sources` has some: before and after.
 
-    pixels: [P, F, H, W, 3]; scores: [P]. Of videos (F > 1) the sheet shows a few frames side by
-    side, and an animated WebP under the same name shows the first of them moving, at `fps` frames a
-    second (Wan's own rate unless told otherwise). Small pictures are enlarged by a whole factor
-    without smoothing, so that every pixel stays what it is; large ones are reduced. Raises
-    ValueError when the counts differ or are 0.
+    pixels: [P, F, H, W, 3]; scores: [P], or None where there are none. Of videos (F > 1) the sheet
+    shows a few frames side by side, and an animated WebP under the same name shows the first of
+    them moving, at `fps` frames a second (Wan's own rate unless told otherwise). Small pictures are
+    enlarged by a whole factor without smoothing, so that every pixel stays what it is; large ones
+    are reduced. Raises ValueError when the counts differ or are 0.
     """
-    if not len(pixels) == len(captions) == len(scores) > 0:
+    counts = [len(pixels), len(captions), len(pixels if scores is None else scores)]
+    if len(set(counts)) > 1 or not counts[0]:
         raise ValueError(
             "pictures: expected as many captions and scores as pictures, got "
-            f"{len(pixels)}, {len(captions)}, {len(scores)}"
+            f"{', '.join(map(str, counts))}"
         )
     frames = pixels.shape[1]
     size = tile_size(pixels.shape[2], pixels.shape[3], 384 if frames == 1 else 192)
@@ -83,7 +84,7 @@ def pictures(
         base, corners = _sheet(
             tiles[0],
             captions=captions[shown],
-            scores=scores[shown],
+            scores=None if scores is None else scores[shown],
             metric=metric,
             title=title,
             what=what,
@@ -191,7 +192,12 @@ def beside(before: Sequence[Image], drawn: Image) -> Image:
 
 
 def _sheet(
-    tiles: list[Image], captions: list[str], scores: F32, metric: str, title: str, what: str
+    tiles: list[Image],
+    captions: list[str],
+    scores: F32 | None,
+    metric: str,
+    title: str,
+    what: str,
 ) -> tuple[Image, list[tuple[int, int]]]:
     """Equally large tiles with a title, captions and scores, and the upper left corner of each."""
     from PIL import Image, ImageDraw
@@ -207,7 +213,9 @@ def _sheet(
     total = max(420, columns * (width + GAP) + GAP)  # room for the title over a single picture
     head = [
         *wrap(title, large, total - 2 * GAP, most=2),
-        f"mean {metric} {scores.mean():.3f} of {len(scores)} {what}",
+        f"{len(tiles)} {what}"
+        if scores is None
+        else f"mean {metric} {scores.mean():.3f} of {len(scores)} {what}",
     ]
     top = GAP + 26 * (len(head) - 1) + LINE + GAP
     sheet = Image.new("RGB", (total, top + rows * pitch), "white")
@@ -228,6 +236,8 @@ def _sheet(
         draw.rectangle((x - 1, y - 1, x + width, y + height), outline="#bbbbbb")
         for number, words in enumerate(caption):
             draw.text((x, y + height + 5 + number * LINE), words, fill="black", font=small)
+        if scores is None:
+            continue
         draw.text(
             (x, y + height + 5 + len(caption) * LINE),
             f"{metric.split('/')[-1]} {scores[index]:.3f}",

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from support.drawn import sampled
 from support.in_process import Service
 
 from branchgrpo.algo import noise
@@ -274,6 +275,9 @@ def test_eval_finds_what_the_run_found_and_the_card_draws_it(
     result = Result(folder=run, config=config, summary=summary, metrics=[])
     drawn = np.stack([np.stack(one) for one in frames(result.sample(HELD_OUT))])
     assert np.abs(drawn[:, evenly(drawn.shape[1], wanted.shape[1])] - 1.0 * wanted).max() <= 1.0
+    earlier = np.stack([np.stack(one) for one in frames(result.sample(HELD_OUT, checkpoint=1))])
+    assert np.abs(earlier - 1.0 * drawn).max() > 1.0
+    assert sampled(run, HELD_OUT, monkeypatch) == pytest.approx(drawn, abs=1.0)
     if config.run.export == "none":
         assert not (run / "weights").exists()
         return

@@ -10,6 +10,7 @@ from support.small_trees import quickstart
 
 from branchgrpo.app.check import check
 from branchgrpo.app.main import main
+from branchgrpo.app.parser import parse
 from branchgrpo.config.shipped import presets
 from branchgrpo.errors import UserError
 
@@ -21,6 +22,13 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         return main()
     except SystemExit as left:  # argparse's way
         return int(left.code or 0)
+
+
+def test_prompts_is_an_option_of_sample_and_a_key_elsewhere() -> None:
+    found, keys = parse(["sample", "run", "a = b", "run.seed=3", "--prompts", "mine.txt"])
+    assert (found.texts, found.file, keys) == (["a = b", "run.seed=3"], "mine.txt", {})
+    _, keys = parse(["train", "--prompts", "mine.txt", "run.seed=3"])
+    assert keys == {"prompts": "mine.txt", "run.seed": "3"}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +74,32 @@ def test_bad_requests_are_one_line(
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and words in err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["sample", "no/such/folder", "a cat"],
+            "sample: expected a run folder or a pipeline's, found none at no/such/folder",
+        ),
+        (["sample", "."], "sample: expected at least one prompt"),
+        (["sample", ".", "a cat", "--n", "0"], "got 1 prompts, 0 pictures and 0 steps"),
+        (["sample", ".", "a cat", "--steps", "1"], "got 1 prompts, 8 pictures and 1 steps"),
+        (["sample", ".", "a cat", "--seed", "-1"], "--seed: expected a number from 0"),
+        (["sample", ".", "a cat", " "], "expected prompts with some text, got an empty one"),
+        (["sample", ".", "--prompts", "none.txt"], "--prompts: expected a file of prompts"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_one_line(
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and words in err
 
 
 @pytest.mark.parametrize("key", ["evaluation.prompts", "evaluation.diversity"])
