@@ -217,9 +217,8 @@ def _saved(config: Config, folder: Path, iteration: int | None, key: str = "--ch
         return found
     there = ", ".join(str(number) for number in store.iterations()) or "none"
     damaged = "; ".join(f"{name}: {reason}" for name, reason in store.damaged)
-    wanted = (
-        "weights/ or a valid checkpoint" if iteration is None else f"one of iteration {iteration}"
-    )
+    any_ = "a valid checkpoint" if key == "--iteration" else "weights/ or a valid checkpoint"
+    wanted = any_ if iteration is None else f"one of iteration {iteration}"
     raise UserError(
         f"{key}: expected {wanted} in {where}, found "
         f"{there}{f' (damaged: {damaged})' if damaged else ''}"

@@ -98,6 +98,13 @@ def test_two_iterations_of_the_quick_start(tmp_path: Path) -> None:
         "weights/model_index.json",
     ):
         assert (folder / name).stat().st_size > 0, name
+    # its trees, before training and as the next iteration would train on them
+    shown = run("tree", str(folder), HOME=str(tmp_path))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    (page,) = (folder / "trees").glob("000000-000002-prompt*.html")
+    assert page.read_text(encoding="utf-8").count('class="node"') == 2 * 79
+    assert page.with_suffix(".png").stat().st_size > 0
+    assert len(list((folder / "trees").glob("00000[02]-prompt*.html"))) == 2  # of the checks
     trained = FluxPipeline.from_pretrained(folder / "weights").transformer.state_dict()
     base = FluxPipeline.from_pretrained(
         ROOT / "branchgrpo" / "assets" / "tiny-flux"
