@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import load_file
+from support import wandb_records
 from support.in_process import Service
 from support.small_trees import quickstart
 from tensorboard.backend.event_processing import plugin_event_accumulator
@@ -62,7 +66,8 @@ def run(folder: Path, **keys: str) -> tuple[Config, Service, dict[str, Any]]:
 
 @dataclass
 class Whole:
-    """A run without anything special, which tests may look at and not change."""
+    """A run without anything special, but that W&B (offline) and MLflow (in files) got it too;
+    tests may look at it and not change it."""
 
     folder: Path
     config: Config
@@ -73,7 +78,12 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    config, service, summary = run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        keys = {"run__wandb": "mine", "run__mlflow": f"file://{folder.parent}/mlruns"}
+        config, service, summary = run(folder, **keys)
     return Whole(folder=folder, config=config, service=service, summary=summary)
 
 
@@ -123,16 +133,56 @@ def checks(folder: Path) -> list[int]:
     ]
 
 
-def test_tensorboard_shows_held_out_pictures_and_what_the_run_was(whole: Whole) -> None:
+def test_tensorboard_shows_what_the_run_saw_and_was(whole: Whole) -> None:
     events = plugin_event_accumulator.EventAccumulator(
         str(whole.folder / "tensorboard"), {plugin_event_accumulator.TENSORS: 0}
     ).Reload()
     shown = {event.step: make_ndarray(event.tensor_proto) for event in events.Tensors("held_out")}
-    assert {0, 2} <= set(shown)
+    assert set(shown) == {0, 1, 2}
     assert {len(items) for items in shown.values()} == {2 + 3}  # width, height and three pictures
     assert shown[0][2] != shown[2][2]
+    for tag, kind in SEEN.items():
+        assert events.SummaryMetadata(tag).plugin_data.plugin_name == kind
+        assert [event.step for event in events.Tensors(tag)] == [1, 2]
     assert b"learning_rate" in make_ndarray(events.Tensors("config")[0].tensor_proto).item()
     assert "system/cpu_percent" in events.Tags()["tensors"]
+
+
+SEEN = {
+    "leaves/best": "images",
+    "leaves/worst": "images",
+    "reward/leaves": "histograms",
+    "advantage/depth0": "histograms",
+}
+"""Beside held-out pictures, after each iteration."""
+
+
+def test_wandb_has_what_the_run_saw_and_was(whole: Whole) -> None:
+    found = wandb_records.kept(whole.folder, lambda found: len(found["history"]) >= 13)
+    assert [row["iteration"] for row in found["history"] if "held_out" in row] == [0, 1, 2]
+    rows = [row["held_out"] for row in found["history"] if "held_out" in row]
+    assert all(row["captions"][0].startswith("exact ") for row in rows)
+    for tag, kind in SEEN.items():
+        seen = [row[tag]["_type"] for row in found["history"] if tag in row]
+        assert seen == [{"images": "images/separated", "histograms": "histogram"}[kind]] * 2
+    assert found["config"]["learner"]["learning_rate"] == whole.config.learner.learning_rate
+
+
+def test_mlflow_has_what_the_run_saw_and_was(whole: Whole) -> None:
+    client = MlflowClient(tracking_uri=whole.config.run.mlflow)
+    (run,) = client.search_runs([client.get_experiment_by_name("branchgrpo").experiment_id])
+    assert run.info.status == "FINISHED"
+    names = [one.path for one in client.list_artifacts(run.info.run_id, "images")]
+    for tag, steps in {"held_out": "012", "leaves~best": "12", "leaves~worst": "12"}.items():
+        for step in steps:
+            wanted = re.compile(rf"images/{tag}~00[+%]step[+%]{step}[+%]")
+            assert any(wanted.match(name) for name in names), (tag, step)
+    assert {"reward/leaves/median", "advantage/depth0/p90", "system/memory_gb"} <= set(
+        run.data.metrics
+    )
+    assert run.data.params["sampling.steps"] == "6"
+    text = Path(client.download_artifacts(run.info.run_id, "config.yaml")).read_text()
+    assert yaml.safe_load(text) == configs.plain(whole.config)
 
 
 def test_run_folder_is_complete(whole: Whole) -> None:
