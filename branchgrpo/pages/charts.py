@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 WIDE, NARROW = (1120, 320), (380, 250)
 """Width and height of a chart over the page's width, and of a small one, or on a phone."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 34
+MARKS = 60
+"""Values of a series that have a mark each, at most."""
 COLOURS = tuple(f"var(--c{index})" for index in range(8))
 """Of series, see style.py."""
 
@@ -188,8 +190,10 @@ class _Axes:
         for value in ticks(self.left, self.right, 9 if width > 600 else 5):
             if value == int(value):
                 place = float(self.x(np.array(value)))
+                anchor = "end" if place > width - 24 else "middle"
                 numbers += (
-                    f'<text x="{place:.1f}" y="{height - 18}" text-anchor="middle">{value:g}</text>'
+                    f'<text x="{place:.1f}" y="{height - 18}" text-anchor="{anchor}">'
+                    f"{value:g}</text>"
                 )
         numbers += (
             f'<text x="{(LEFT + width - RIGHT) / 2:.0f}" y="{height - 3}" text-anchor="middle">'
@@ -215,7 +219,7 @@ def _line(one: Series, axes: _Axes) -> str:
     x, y = one.x[there], one.y[there]
     kind = "thin" if one.quiet else "line"
     drawn = f'<path class="{kind}" d="{axes.path(x, y)}" stroke="{one.colour}"/>'
-    if one.points or len(x) == 1:
+    if (one.points and len(x) <= MARKS) or len(x) == 1:
         drawn += "".join(
             f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3" fill="{one.colour}"/>'
             for across, down in zip(axes.x(x), axes.y(y), strict=True)

@@ -90,7 +90,8 @@ def of_score(facts: Facts, score: str, colour: str) -> Series:
     }
     iteration, values = facts.figure("iteration"), facts.figure(f"held_out/{score}")
     there = np.isfinite(values)
-    x, y = iteration[there], values[there]
+    places = np.flatnonzero(there)[few(int(there.sum()))]
+    x, y = iteration[places], values[places]
     half = np.array([_number(errors.get(int(at))) for at in x], np.float64)
     return Series(name=score, x=x, y=y, colour=colour, low=y - half, high=y + half, points=True)
 

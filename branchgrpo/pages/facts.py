@@ -151,9 +151,10 @@ def _sheets(folder: Path, found: Sequence[looks.Look]) -> list[tuple[str, Sequen
 
 def _leaves(folder: Path, found: Sequence[looks.Look]) -> list[tuple[int, Sequence[Shot]]]:
     numbers = [look["iteration"] for look in found if look.get("leaves")]
-    few = [numbers[place] for place in chosen(len(numbers))]
-    places = [(number, folder / looks.LEAVES.format(number)) for number in few]
-    return [(number, shots) for number, path in places if (shots := shots_of(path))]
+    paths = [(number, folder / looks.LEAVES.format(number)) for number in numbers]
+    there = [(number, path) for number, path in paths if path.is_file()]
+    few = (there[place] for place in chosen(len(there)))
+    return [(number, shots) for number, path in few if (shots := shots_of(path))]
 
 
 def shots_of(path: Path) -> tuple[Shot, ...]:

@@ -41,6 +41,11 @@ def _image(shot: Shot, more: str = "") -> str:
     return f'<img src="{shot.source}" alt="{text(shot.caption)}"{kind}{more}>'
 
 
+def _kind(shots: Sequence[Shot], small: str = "") -> str:
+    """Class of a grid of pictures. Videos, as strips of frames, are wider."""
+    return "shots strips" if shots[0].frames > 1 else f"shots {small}".strip()
+
+
 # pictures
 
 
@@ -66,7 +71,7 @@ def sheets(facts: Facts) -> str:
             "</figcaption></figure>"
         )
     note = '<p class="quiet">Left: before training. Right: the same prompt and noise at</p>'
-    return note + slider("sheets", names, f'<div class="shots">{found}</div>')
+    return note + slider("sheets", names, f'<div class="{_kind(first)}">{found}</div>')
 
 
 def batches(facts: Facts) -> str:
@@ -91,7 +96,8 @@ def _batch(look: dict[str, Any], shots: Sequence[Shot]) -> str:
     for title, part in (("Best leaves", leaves[:half]), ("Worst leaves", leaves[half:])):
         if part:
             figures = "".join(_leaf(leaf, shot) for leaf, shot in part)
-            found += f'<h3>{title}</h3><div class="shots leaves">{figures}</div>'
+            kind = _kind(shots, "leaves")
+            found += f'<h3>{title}</h3><div class="{kind}">{figures}</div>'
     rewards = look["rewards"]
     drawn = bars(rewards["edges"], rewards["counts"], label="leaf rewards")
     flat = look.get("flat_groups")
@@ -196,10 +202,10 @@ def settings(facts: Facts) -> str:
     if facts.unread:
         return f'<p class="quiet">Not known: {text(facts.unread)}</p>'
     rows = [
-        (one.key, "" if one.default is None else plain(one.default), plain(one.value))
+        (one.key, plain(one.value), "" if one.default is None else plain(one.default))
         for one in facts.differences
     ]
-    return table(["key", "default", "this run"], rows, code=(0, 1, 2)) if rows else ""
+    return table(["key", "this run", "default"], rows, code=(0, 1, 2)) if rows else ""
 
 
 def plain(value: Any) -> str:

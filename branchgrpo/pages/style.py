@@ -8,7 +8,7 @@ STYLE = """
 .top { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: baseline; }
 .chip { border: 1px solid var(--line); border-radius: 999px; padding: 0 10px;
   background: var(--panel); white-space: nowrap; }
-.score { font-size: 1.5rem; margin: 10px 0; } .score small { font-size: .95rem; }
+.score { font-size: 1.5rem; margin: 10px 0; line-height: 1.25; } .score small { font-size: .95rem; }
 .alarm { border-left: 4px solid var(--bad); background: var(--panel); padding: 8px 12px;
   margin: 8px 0; }
 .charts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit,
@@ -18,6 +18,8 @@ STYLE = """
 .grown { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit,
   minmax(min(100%, 480px), 1fr)); } .grown img { width: 100%; display: block; }
 .leaves { grid-template-columns: repeat(auto-fill, minmax(min(100%, 160px), 1fr));
+  margin-bottom: 16px; }
+.strips { grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr));
   margin-bottom: 16px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
 .pair.tall { grid-template-columns: 1fr; }
