@@ -3,6 +3,7 @@ imports the classes themselves (deferred.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,16 @@ from branchgrpo.service import (
     UpdateRequest,
     WeightSpec,
 )
-from branchgrpo.types import F32, U8, BranchPlan, Sample, SegmentRequest, StepStats, WeightUpdate
+from branchgrpo.types import (
+    F32,
+    U8,
+    BranchPlan,
+    LeafMedia,
+    Sample,
+    SegmentRequest,
+    StepStats,
+    WeightUpdate,
+)
 
 
 class RolloutCalls(Protocol):
@@ -36,6 +46,9 @@ class RolloutCalls(Protocol):
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """Grow a segment; returns GrownSegment.objects."""
+
+    def some(self, media: LeafMedia, rows: Sequence[int]) -> U8:
+        """Pixels [n, F, H, W, 3] of these rows, of videos a few frames."""
 
     def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
         """Replace the trained weights. Returns the digest of what the model then holds."""
@@ -87,6 +100,9 @@ class LearnerCalls(Protocol):
 
 class SharedLearnerCalls(LearnerCalls, Protocol):
     """Of actors.shared.SharedLearner."""
+
+    def some(self, media: LeafMedia, rows: Sequence[int]) -> U8:
+        """As of RolloutCalls."""
 
     def show(self, weights: str) -> int:
         """Grow with these weights from now on; returns their version."""

@@ -174,6 +174,14 @@ class Rollouts:
             then=done,
         )
 
+    def some(
+        self, tasks: Any, media: Reference, rows: Sequence[int], then: Callable[[U8], None]
+    ) -> None:
+        def done(references: list[Reference]) -> None:
+            then(self.pool.fetch(references[0]))
+
+        self.pool.submit(tasks, RolloutCalls.some, media, rows, size=len(rows), then=done)
+
     def pixels(self, media: Reference) -> U8:
         found: U8 = self.pool.fetch(media).pixels
         return found

@@ -15,6 +15,7 @@ from branchgrpo.config.schema import Config
 from branchgrpo.data.encodings import Encodings
 from branchgrpo.models import weights as wire
 from branchgrpo.models.base import ALL_PARTS, Adapter, ModelOptions, Part
+from branchgrpo.report.contact_sheet import few
 from branchgrpo.rollout.sampler import Sampler
 from branchgrpo.rollout.segment import Segment
 from branchgrpo.types import (
@@ -155,6 +156,10 @@ class RolloutWorker(RolloutCalls):
         frontier, _ = wire.to_numpy(segment.frontier)
         nodes = tuple(np.ascontiguousarray(node) for node in frontier)
         return GrownSegment(header=header, payload=payload, views=views, frontier=nodes).objects()
+
+    def some(self, media: LeafMedia, rows: Sequence[int]) -> U8:
+        """Pixels [n, F, H, W, 3] of these rows, of videos a few frames."""
+        return np.ascontiguousarray(media.pixels[list(rows)][:, few(media.pixels.shape[1])])
 
     def load_weights(self, update: WeightUpdate, *chunks: list[U8]) -> str:
         """Replace the trained weights. Returns the digest of what the model then holds.

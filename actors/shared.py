@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from branchgrpo.learner import fsdp
 from branchgrpo.learner.payloads import Fetch
 from branchgrpo.learner.shown import Shown
 from branchgrpo.service import CheckpointRequest, RestoredState, SavedCheckpoint, UpdateRequest
-from branchgrpo.types import F32, BranchPlan, Sample, SegmentRequest, StepStats
+from branchgrpo.types import F32, U8, BranchPlan, LeafMedia, Sample, SegmentRequest, StepStats
 
 
 class SharedLearner(Learner, SharedLearnerCalls):
@@ -91,6 +92,10 @@ class SharedLearner(Learner, SharedLearnerCalls):
     def encode(self, samples: list[Sample], evaluated: bool = False) -> list[Any]:
         """See RolloutWorker.encode."""
         return self.grower.encode(samples, evaluated)
+
+    def some(self, media: LeafMedia, rows: Sequence[int]) -> U8:
+        """See RolloutWorker.some."""
+        return self.grower.some(media, rows)
 
     def grow(self, plan: BranchPlan, request: SegmentRequest, *inputs: Any) -> list[Any]:
         """See RolloutWorker.grow."""

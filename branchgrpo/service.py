@@ -32,9 +32,6 @@ from branchgrpo.types import (
 Reference = Any
 
 
-# messages
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateRequest:
     """Driver → learner ranks. `scores` has every reward's trained scores [R, L] by (prompt index,
@@ -87,9 +84,6 @@ class RestoredState:
 
     driver: Mapping[str, Any] | None  # as it was saved; None: there was no checkpoint
     damaged: tuple[str, ...]  # checkpoints that were passed over, and why
-
-
-# protocols
 
 
 class Tasks(Protocol):
@@ -146,6 +140,11 @@ class RolloutPool(Protocol):
         """Grow a segment. conditioning: of `request.prompts`. roots: the subtrees' root latents,
         none at level 0. frontier: nodes at `request.stop`, or 0 where that is the last level. size:
         of the work beside other segments: how long it may take."""
+
+    def some(
+        self, tasks: Any, media: Reference, rows: Sequence[int], then: Callable[[U8], None]
+    ) -> None:
+        """As `pixels` of these rows alone, of videos a few frames. The rest stays where it is."""
 
     def pixels(self, media: Reference) -> U8:
         """[leaves, F, H, W, 3] of a segment's media, into the driver: for pictures."""

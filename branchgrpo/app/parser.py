@@ -19,8 +19,9 @@ from branchgrpo.config.tree import Node
 WATCHING = ("status", "scale", "stop")
 """Commands about a run that goes on: no config, and --rollout means a count."""
 
-PLAIN = (*WATCHING, "sample")
-"""Commands that take no keys of the config: --prompts is an option, and a=b may be a prompt."""
+PLAIN = (*WATCHING, "sample", "report", "runs")
+"""Commands that take no keys of the config: --prompts is an option, and a=b may be a prompt, or a
+folder."""
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -95,18 +95,32 @@ def table(rows: Sequence[RunRow]) -> Table:
 
 
 def closing(config: Config, folder: Path, summary: Mapping[str, Any]) -> list[str]:
-    """The last lines of a run: what it came to, where to look, and what to do next. summary:
-    summary.json."""
-    from shlex import quote
-
+    """The last lines of a run: what it came to, where to look, and three commands that may come
+    next. summary: summary.json."""
     metric = summary["metric"]
     score = summary["held_out"][metric]
-    page = folder / "report.html"
     lines = [f"{metric} {score['before']:.3f} → {score['after']:.3f} on held-out prompts"]
+    page = folder / "report.html"
     if page.is_file():
         lines.append(f"look: {page}")
+    return [*lines, "next:", *(f"  {line}" for line in _nexts(config, folder)[:3])]
+
+
+def _nexts(config: Config, folder: Path) -> list[str]:
+    """Commands, of which the first ones are told: what can be done with what the run has kept."""
+    from shlex import quote
+
+    from branchgrpo.runs.lease import read_object
+
     run, runs = quote(str(folder)), quote(str(folder.parent))
-    kept = config.run.export != "none" or config.checkpoint.kept
-    nexts = [f"branchgrpo eval {run}"] if kept else []
-    nexts += [f"branchgrpo report {run} OTHER_RUN", f"branchgrpo runs {runs}"]
-    return [*lines, "next:", *(f"  {line}" for line in nexts)]
+    held_out = read_object(folder / "held_out.json") or {}
+    prompt = quote(str((held_out.get("prompts") or ["a prompt of yours"])[0]))
+    weights = config.run.export != "none" or config.checkpoint.kept
+    found = {
+        f"branchgrpo tree {run}": config.checkpoint.kept,
+        f"branchgrpo sample {run} {prompt}": weights and not config.model.pictures_taken[0],
+        f"branchgrpo eval {run}": weights,
+        f"branchgrpo report {run} OTHER_RUN": True,
+        f"branchgrpo runs {runs}": True,
+    }
+    return [line for line, possible in found.items() if possible]

@@ -92,6 +92,7 @@ class Leaves:
             run.looks.leaves(iteration, pixels, prompts, rewards)
             run.looks.add(iteration, line | {"leaves": shown})
         run.trained = None
+        run.service.driver_bytes()  # these messages are not the training iteration's
 
 
 class HeldOut:
@@ -111,6 +112,7 @@ class HeldOut:
         state.record |= {f"held_out/{name}": float(one.mean()) for name, one in scores.items()}
         state.record |= run.hacking(scores)
         run.look(state, scores, pixels)
+        run.service.driver_bytes()  # nor are its pictures
 
 
 class VelocityNorm:

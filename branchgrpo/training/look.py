@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from branchgrpo.algo.credit import Credit
 from branchgrpo.algo.tree import assemble, topology
-from branchgrpo.report.contact_sheet import few
 from branchgrpo.report.looks import histogram, standard_error
 from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.service import RolloutPool
@@ -108,9 +108,12 @@ def lines(
 def pictures(
     rollouts: RolloutPool, plan: BranchPlan, batch: RolloutBatch, chosen: Sequence[Name]
 ) -> U8:
-    """[n, F, H, W, 3] of these leaves, of videos a few frames. Segments come into the driver one
-    after the other."""
-    topo, found = topology(plan), dict[Name, U8]()
+    """[n, F, H, W, 3] of these leaves, of videos a few frames."""
+    topo, found, tasks = topology(plan), dict[Name, U8](), rollouts.tasks()
+
+    def keep(names: Sequence[Name], pixels: U8) -> None:
+        found.update(zip(names, pixels, strict=True))
+
     for subtrees, reference in batch.media:
         places: dict[Name, int] = {}
         first = 0
@@ -121,7 +124,7 @@ def pictures(
             places |= {(*name, begin + one): first + one for one in range(own)}
             first += own
         if wanted := [name for name in chosen if name in places]:
-            media = rollouts.pixels(reference)
-            frames = few(media.shape[1])
-            found |= {name: media[places[name]][frames] for name in wanted}
+            rows = [places[name] for name in wanted]
+            rollouts.some(tasks, reference, rows, partial(keep, wanted))
+    tasks.run()
     return np.stack([found[name] for name in chosen])

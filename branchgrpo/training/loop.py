@@ -22,7 +22,7 @@ def train(run: Run) -> TrainState:
                 run.measure_untrained(state)
             elif not state.begun:
                 run.begin(state)
-            elif not state.stopped_by:
+            elif not (state.stopped_by and state.concluded):
                 with run.stages("training"):
                     step(run, state)
             else:

@@ -82,7 +82,7 @@ def test_a_run_comes_out_the_same_whatever_fails(tmp_path: Path) -> None:
     kinds = set(whole.calls)
     assert kinds >= {"grow", "score", "start update", "update", "publish policy", "publish ema"}
     assert kinds >= {"checkpoint", "regroup", "export", "pixels", "fingerprints", "fingerprint"}
-    assert kinds >= {"encode", "follow"}
+    assert kinds >= {"encode", "follow", "some"}
     faults = everywhere(whole)
     assert len(faults) > 150
     for index, fault in enumerate(faults):

@@ -220,6 +220,12 @@ class Rollouts:
 
         tasks.pending.append(lambda: then(self.service.call("grow", act)))
 
+    def some(
+        self, tasks: Any, media: Reference, rows: Sequence[int], then: Callable[[U8], None]
+    ) -> None:
+        blank = np.zeros((len(rows), 1, 8, 8, 3), np.uint8)
+        tasks.pending.append(lambda: then(self.service.call("some", lambda: blank)))
+
     def pixels(self, media: Reference) -> U8:
         _, plan, subtrees = media
         leaves = sum(int(topology(plan).leaf_count[one.node]) for one in subtrees)

@@ -93,5 +93,8 @@ def test_the_end_of_a_run_names_commands_that_exist(tmp_path: Path) -> None:
         program, *arguments = shlex.split(line)
         assert program == "branchgrpo" and str(folder.parent) in arguments[1]
         parse(arguments)
+    assert [shlex.split(line)[1] for line in lines[3:]] == ["tree", "sample", "eval"]
+    assert lines[4].endswith(" 'a prompt of yours'")
     without = {"run__export": "none", "checkpoint__every_minutes": "0"}
-    assert not any("eval" in line for line in closing(config(tmp_path, **without), folder, summary))
+    lines = closing(config(tmp_path, **without), folder, summary)
+    assert [shlex.split(line)[1] for line in lines[3:]] == ["report", "runs"]

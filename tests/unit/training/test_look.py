@@ -8,6 +8,7 @@ from support.in_process import Pool
 from support.small_trees import plan_of, quickstart
 
 from actors.pools import Rollouts
+from actors.rollout import RolloutWorker
 from branchgrpo.algo.tree import topology
 from branchgrpo.rollout.batch import RolloutBatch
 from branchgrpo.training import look
@@ -70,8 +71,9 @@ def test_the_best_and_worst_are_of_as_many_prompts_as_possible() -> None:
 
 
 def test_leaves_are_shown_with_their_own_pictures() -> None:
+    worker = RolloutWorker(quickstart(KEYS), 0)  # cuts them out; needs no model for that
     best, worst = look.best_and_worst(BATCH)
-    pixels = look.pictures(Rollouts(Pool([None])), PLAN, BATCH, [*best, *worst])
+    pixels = look.pictures(Rollouts(Pool([worker])), PLAN, BATCH, [*best, *worst])
     assert pixels.shape == (8, 4, 2, 2, 3)  # of videos four frames
     assert pixels[:, 0, 0, 0, 0].tolist() == [12, 0, 201, 100, 13, 3, 103, 203]
     assert look.lines(BATCH, SAMPLES, best)[2] == {
