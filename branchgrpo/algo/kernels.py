@@ -105,7 +105,7 @@ def transition(plan: BranchPlan, steps: Tensor, x: Tensor, v: Tensor) -> tuple[T
     """
     x, v = x.float(), v.float()
     column = (-1,) + (1,) * (x.ndim - 1)
-    levels = torch.from_numpy(plan.sigmas).to(x.device)
+    levels = torch.tensor(plan.sigmas, device=x.device)
     sigma, sigma_next = levels[steps].view(column), levels[steps + 1].view(column)
     scale = torch.tensor(plan.noise_scale, device=x.device)[steps].view(column)
     factors = [std_factor(plan.branch_noise, plan.branch_scale, fanout) for fanout in plan.fanout]

@@ -89,7 +89,7 @@ class MicroBatches:
         return MicroBatch(
             x=self._stacked(self.latents, parents),
             y=torch.unflatten(self._stacked(self.latents, children), 0, edges.shape),
-            sigma=torch.from_numpy(self.plan.sigmas)[steps].to(self.device),
+            sigma=torch.tensor(self.plan.sigmas)[steps].to(self.device),
             steps=steps.to(self.device),
             cond=self.texts([self.trees[tree].prompt_index for tree, _ in parents]),
             old=torch.from_numpy(old).to(self.device),

@@ -104,7 +104,7 @@ class PolicyUpdate:
         mean_drift = torch.zeros_like(std)
         if behaviour is not None:
             mean_drift = _distance(mean, kernels.transition(plan, rows.steps, rows.x, behaviour)[0])
-        levels = torch.from_numpy(plan.sigmas).to(std.device)
+        levels = torch.tensor(plan.sigmas, device=std.device)
         return Edges(
             log_prob=log_prob,
             old_log_prob=torch.where(rows.present, old, log_prob.detach()),

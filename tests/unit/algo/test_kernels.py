@@ -251,3 +251,14 @@ def test_stds_of_every_step() -> None:
         replace(plan, kernel=("flow",) + ("ode",) * 5, fanout=(2,) + (1,) * 5), 0.4, static(6, 3.0)
     )
     np.testing.assert_allclose(kernels.stds(tailed), [expected[0], 0.0, 0.0], rtol=1e-5)
+
+
+def test_noise_levels_that_cannot_be_written_are_taken_without_a_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Ray serves arrays read-only."""
+    plan = mixed_plan()
+    plan.sigmas.flags.writeable = False
+    x, v = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
+    kernels.transition(plan, torch.tensor([0, 2]), x, v)
+    assert not [one for one in recwarn if "writable" in str(one.message)]
