@@ -122,11 +122,9 @@ def _workers(status: Mapping[str, Any]) -> RenderableType:
     for name in ("role", "ready", "worker", "state", "weights", "tasks", "node"):
         table.add_column(name, justify="right" if name in ("weights", "tasks") else "left")
     for role, count in status["desired"].items():
-        later = (
-            f", {status['pending'][role]}"
-            if role in status["pending"] and role in AT_CHECKPOINT
-            else ""
-        )
+        waits = role in status["pending"] and role in AT_CHECKPOINT
+        # with none ready they are only about to begin
+        later = f", {status['pending'][role]}" if waits and status["ready"][role] else ""
         share = f"{status['ready'][role]}/{count}{later}"
         for worker in status.get("workers", {}).get(role) or [None]:
             cells = []

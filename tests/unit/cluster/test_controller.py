@@ -290,3 +290,9 @@ def test_json_has_no_nan() -> None:
         "workers": [None, 2],
         "name": "x",
     }
+
+
+def test_a_run_that_starts_waits_for_no_checkpoint(watched: RunController) -> None:
+    none = {**SNAPSHOT["workers"], "learner": []}
+    report(watched, SNAPSHOT, workers=none, ready={**SNAPSHOT["ready"], "learner": 0})
+    assert line_of(text_of(watched.status()), "learner ").split()[0] == "0/1"
