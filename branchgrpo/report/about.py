@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 HYPERPARAMETERS = {
+    "label": "run.label",
     "method": "method.name",
     "loss": "loss.name",
     "advantage": "advantage.name",
@@ -29,7 +30,7 @@ HYPERPARAMETERS = {
 }
 """Columns in which runs are compared, and their keys. Some losses and models lack one."""
 
-TEXTS = {"method", "loss", "advantage", "model"}
+TEXTS = {"label", "method", "loss", "advantage", "model"}
 """Those of them that are no numbers."""
 
 CHARTS = {

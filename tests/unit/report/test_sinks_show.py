@@ -66,8 +66,10 @@ def tensors(events: plugin_event_accumulator.EventAccumulator, tag: str) -> list
     ]
 
 
-@pytest.mark.parametrize(("frames", "width"), [(1, 128), (6, 4 * 128 + 3 * 2)])
-def test_tensorboard_shows_pictures_and_histograms(frames: int, width: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 256, 256), (6, 128, 4 * 128 + 3 * 2)])
+def test_tensorboard_shows_pictures_and_histograms(
+    frames: int, height: int, width: int, tmp_path: Path
+) -> None:
     with MetricsLog(tmp_path) as log:
         show(log, frames=frames)
     events = read_back(tmp_path)
@@ -76,13 +78,13 @@ def test_tensorboard_shows_pictures_and_histograms(frames: int, width: int, tmp_
     ((step, items),) = tensors(events, "held_out")
     pictures = [Image.open(io.BytesIO(item)) for item in items[2:]]
     assert step == 3 and len(pictures) == 2
-    # 32 px are enlarged fourfold, of videos four frames stand side by side; captions below
+    # 32 px are enlarged by a whole factor, four frames of videos stand side by side; captions below
     assert {picture.size for picture in pictures} == {(int(items[0]), int(items[1]))}
-    assert pictures[0].width == width and pictures[0].height > 128
+    assert pictures[0].width == width and pictures[0].height > height
     for picture, colour in zip(pictures, ((200, 30, 10), (5, 60, 250)), strict=True):
-        inner = colours(picture.crop((0, 0, width, 128)))
+        inner = colours(picture.crop((0, 0, width, height)))
         assert inner == ({colour} if frames == 1 else {colour, (255, 255, 255)})
-        below = colours(picture.crop((0, 128, width, picture.height)))
+        below = colours(picture.crop((0, height, width, picture.height)))
         assert (0, 0, 0) in below and (255, 255, 255) in below
     ((step, found),) = tensors(events, "reward/leaves")
     assert step == 3 and found[:, 2].sum() == 5 and (found[0, 0], found[-1, 1]) == (0, 1)
@@ -131,6 +133,7 @@ def test_tensorboard_knows_what_the_run_is(tmp_path: Path) -> None:
         7,
         "branchgrpo",
     )
+    assert start.hparams["label"].string_value == "branchgrpo-antithetic"
     assert start.hparams["learning rate"].number_value == 0.002
     columns = hparams.parse_experiment_plugin_data(of_hparams[hparams.EXPERIMENT_TAG])
     assert columns.metric_infos[0].name.tag == f"held_out/{config.metric}"
