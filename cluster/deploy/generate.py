@@ -1,5 +1,5 @@
 """Write what follows from other files: of the metrics the Grafana board, Prometheus' scrape config
-and its alerts, of the RayCluster the RayJob.
+and its alerts, of the RayCluster that of the shared layout, and of both the RayJobs.
 
 python -m cluster.deploy.generate
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -107,17 +108,15 @@ def alerts() -> str:
 
 JOB = """\
 # Written by `python -m cluster.deploy.generate`: one run on a cluster of its own, that of
-# raycluster.yaml. kubectl apply -f storage.yaml -f network-policy.yaml -f rayjob.yaml
+# {cluster}. kubectl apply -f storage.yaml -f network-policy.yaml -f {file}
 apiVersion: ray.io/v1
 kind: RayJob
 metadata:
-  name: branchgrpo-job
+  name: {name}
 spec:
   submissionMode: HTTPMode              # the operator submits, so there is no submitter pod
   entrypoint: >-
-    python /app/run.py train /app/configs/flux.1-dev-4nodes-full.yaml
-    --run.folder /shared/runs --resume auto --cluster.wait_seconds 3600
-    --rollout.resource rollout --reward_workers.resource reward --learner.resource learner
+{entrypoint}
   runtimeEnvYAML: |
     env_vars:
       RAY_JOB_STOP_WAIT_TIME_S: "120"
@@ -129,18 +128,83 @@ spec:
 """
 
 
-def job() -> str:
-    """The RayJob: the RayCluster's spec, comments and all, two columns to the right."""
-    text = (FOLDER / "raycluster.yaml").read_text(encoding="utf-8")
+SEPARATE = """\
+    python /app/run.py train /app/configs/flux.1-dev-4nodes-full.yaml
+    --run.folder /shared/runs --resume auto --cluster.wait_seconds 3600
+    --rollout.resource rollout --reward_workers.resource reward --learner.resource learner"""
+SHARED = """\
+    python /app/run.py train /app/configs/flux.1-dev-1node.yaml
+    --run.folder /shared/runs --resume auto --cluster.wait_seconds 3600
+    --learner.ranks 16 --reward_workers.workers 16 --rollout.prompts 48"""
+"""On two nodes what the config has on one."""
+
+
+def job(*, cluster: str, file: str, name: str, entrypoint: str) -> str:
+    """The RayJob `file`: the spec of a RayCluster, comments and all, two columns to the right."""
+    text = shared() if cluster == SHARED_CLUSTER else _cluster()
     _, _, spec = text.partition("\nspec:\n")
-    return JOB + "".join(f"  {line}\n" for line in spec.splitlines())
+    head = JOB.format(cluster=cluster, file=file, name=name, entrypoint=entrypoint)
+    return head + "".join(f"  {line}\n" for line in spec.splitlines())
+
+
+SHARED_CLUSTER = "raycluster-shared.yaml"
+SHARED_HEAD = """\
+# Written by `python -m cluster.deploy.generate` from raycluster.yaml. Ray on Kubernetes for
+# `cluster.layout: shared`: a head without work, and nodes of one kind, on which each GPU has a
+# learner rank, which also grows trees, and a part of a reward worker. No node is marked for a role.
+# The sizes fit configs/flux.1-dev-1node.yaml, a node or several.
+# kubectl apply -f storage.yaml -f network-policy.yaml -f raycluster-shared.yaml
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata:
+  name: branchgrpo-shared
+"""
+SHARED_CHANGES = {
+    "groupName: learner": "groupName: gpu",
+    "maxReplicas: 3": "maxReplicas: 4",
+    '        resources: \'"{\\"learner\\": 1}"\'\n': "",
+    'cpu: "40"': 'cpu: "56"',
+    "memory: 640Gi": "memory: 960Gi",
+}
+"""Of the learner's group, which is what the shared layout wants but for the mark and the sizes."""
+
+
+def shared() -> str:
+    """The RayCluster of the shared layout: of `raycluster.yaml` the head and the first group."""
+    head, _, groups = _cluster().partition("    - groupName: ")
+    _, _, spec = head.partition("\nspec:\n")
+    first, _, _ = groups.partition("    - groupName: ")
+    group = f"    - groupName: {first}"
+    for before, after in SHARED_CHANGES.items():
+        if before not in group:
+            raise ValueError(f"raycluster.yaml, first group: expected {before!r}")
+        group = group.replace(before, after)
+    return f"{SHARED_HEAD}spec:\n{spec}{group}"
+
+
+def _cluster() -> str:
+    return (FOLDER / "raycluster.yaml").read_text(encoding="utf-8")
 
 
 FILES: dict[str, Callable[[], str]] = {
     "grafana.json": board,
     "prometheus.yaml": scrape,
     "alerts.yaml": alerts,
-    "rayjob.yaml": job,
+    "rayjob.yaml": partial(
+        job,
+        cluster="raycluster.yaml",
+        file="rayjob.yaml",
+        name="branchgrpo-job",
+        entrypoint=SEPARATE,
+    ),
+    SHARED_CLUSTER: shared,
+    "rayjob-shared.yaml": partial(
+        job,
+        cluster=SHARED_CLUSTER,
+        file="rayjob-shared.yaml",
+        name="branchgrpo-shared-job",
+        entrypoint=SHARED,
+    ),
 }
 """What is generated, and by what."""
 

@@ -34,9 +34,13 @@ OTHERS = {
     "for",
     "git",
     "kubectl",
+    "mkdir",
     "pip",
     "ray",
+    "sbatch",
+    "scancel",
     "scp",
+    "srun",
     "ssh",
 }
 OTHERS |= {"branchgrpo", "python", "python3", "pytest", "tensorboard", "uv"}
@@ -88,6 +92,13 @@ def check(words: list[str]) -> None:
     elif program == "pytest":
         for path in (word for word in arguments if word.startswith("tests/")):
             assert (ROOT / path).exists(), path
+    elif program == "sbatch":  # what follows the script is for the run
+        (script,) = (word for word in arguments if word.endswith(".sbatch"))
+        assert (ROOT / script).is_file(), script
+        taken(["train", *arguments[arguments.index(script) + 1 :]])
+    elif program == "srun" and any(word.endswith("/branchgrpo") for word in arguments):
+        names_it = [word.endswith("/branchgrpo") for word in arguments]
+        taken(arguments[names_it.index(True) + 1 :])
     if "python" in arguments:  # as ray job submit has it
         check(arguments[arguments.index("python") :])
 

@@ -83,6 +83,10 @@ MAPS = ("labels", "requests", "limits", "rayStartParams")
 """Fields whose keys are free and whose values are text."""
 
 
+LAYOUTS = ("", "-shared")
+"""In the names of the manifests."""
+
+
 def load(name: str) -> Any:
     return yaml.safe_load((FOLDER / name).read_text(encoding="utf-8"))
 
@@ -115,8 +119,9 @@ def test_generated_files_are_fresh(name: str) -> None:
     )
 
 
-def test_manifests_have_known_fields_of_the_right_types() -> None:
-    cluster, job = load("raycluster.yaml"), load("rayjob.yaml")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_manifests_have_known_fields_of_the_right_types(layout: str) -> None:
+    cluster, job = load(f"raycluster{layout}.yaml"), load(f"rayjob{layout}.yaml")
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
@@ -124,15 +129,10 @@ def test_manifests_have_known_fields_of_the_right_types() -> None:
     check(job["spec"], JOB)
     # the list above has nothing that is not used
     assert {path for path, _ in leaves(job["spec"])} == set(JOB)
-    assert cluster["spec"]["authOptions"]["mode"] == "token" and cluster["spec"][
-        "autoscalerOptions"
-    ]["version"] in ("v1", "v2")
-    assert job["spec"]["submissionMode"] in (
-        "K8sJobMode",
-        "HTTPMode",
-        "InteractiveMode",
-        "SidecarMode",
-    )
+    assert cluster["spec"]["authOptions"]["mode"] == "token"
+    assert cluster["spec"]["autoscalerOptions"]["version"] in ("v1", "v2")
+    modes = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+    assert job["spec"]["submissionMode"] in modes
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def pods(spec: Any) -> list[Any]:
     return [group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
-def kubernetes() -> dict[str, Any]:
+def kubernetes(name: str = "raycluster.yaml") -> dict[str, Any]:
     """Groups of nodes, as Ray's autoscaler reads the manifest."""
     from ray.autoscaler._private.kuberay.autoscaling_config import (
         _derive_autoscaling_config_from_ray_cr,
     )
     from ray.autoscaler._private.util import validate_config
 
-    cluster = load("raycluster.yaml")
+    cluster = load(name)
     cluster["metadata"]["namespace"] = "default"
     found = _derive_autoscaling_config_from_ray_cr(cluster)
     validate_config(found)
@@ -180,9 +180,9 @@ def test_ray_s_autoscaler_reads_the_groups_from_the_manifest() -> None:
     assert groups == {"headgroup": (0, 0), "learner": (40, 8), "rollout": (5, 1), "reward": (5, 1)}
 
 
-def submitted() -> Config:
+def submitted(name: str = "rayjob.yaml") -> Config:
     """What the RayJob trains."""
-    words = load("rayjob.yaml")["spec"]["entrypoint"].split()
+    words = load(name)["spec"]["entrypoint"].split()
     found, overrides = parse(words[2:])
     assert found.resume == "auto"
     return configs.load(ROOT / found.config.relative_to("/app"), overrides)
@@ -222,8 +222,9 @@ def test_kuberay_s_quotes_survive_the_shell() -> None:
         assert json.loads(word.removeprefix("--resources=")) == {group["groupName"]: 1}
 
 
-def test_every_pod_is_isolated_shares_the_storage_and_has_time_to_stop() -> None:
-    spec, job = load("raycluster.yaml")["spec"], load("rayjob.yaml")["spec"]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_pod_is_isolated_shares_the_storage_and_has_time_to_stop(layout: str) -> None:
+    spec, job = (load(f"{kind}{layout}.yaml")["spec"] for kind in ("raycluster", "rayjob"))
     policy = load("network-policy.yaml")
     monitor = load("pod-monitor.yaml")
     claim = load("storage.yaml")
