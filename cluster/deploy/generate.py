@@ -134,9 +134,7 @@ SEPARATE = """\
     --rollout.resource rollout --reward_workers.resource reward --learner.resource learner"""
 SHARED = """\
     python /app/run.py train /app/configs/flux.1-dev-1node.yaml
-    --run.folder /shared/runs --resume auto --cluster.wait_seconds 3600
-    --learner.ranks 16 --reward_workers.workers 16 --rollout.prompts 48"""
-"""On two nodes what the config has on one."""
+    --run.folder /shared/runs --resume auto --cluster.wait_seconds 3600"""
 
 
 def job(*, cluster: str, file: str, name: str, entrypoint: str) -> str:
@@ -152,7 +150,7 @@ SHARED_HEAD = """\
 # Written by `python -m cluster.deploy.generate` from raycluster.yaml. Ray on Kubernetes for
 # `cluster.layout: shared`: a head without work, and nodes of one kind, on which each GPU has a
 # learner rank, which also grows trees, and a part of a reward worker. No node is marked for a role.
-# The sizes fit configs/flux.1-dev-1node.yaml, a node or several.
+# The sizes fit configs/flux.1-dev-1node.yaml: ranks on one node, workers beside them on others.
 # kubectl apply -f storage.yaml -f network-policy.yaml -f raycluster-shared.yaml
 apiVersion: ray.io/v1
 kind: RayCluster
