@@ -90,7 +90,7 @@ def test_the_preset_is_nft_of_24_among_96() -> None:
     found, nft = load("nft-scouts"), load("nft")
     plan = found.method.scouting(found.schedule())
     assert plan is not None and (plan.chains, plan.steps) == (96, 6)
-    keys = {"method.scouts": "0", "method.scout_steps": "0"}
+    keys = {"method.scouts": "0", "method.scout_steps": "0", "run.label": nft.run.label}
     assert load("nft-scouts", keys).model_dump(mode="json") == nft.model_dump(mode="json")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.small_trees import quickstart
+from support.small_trees import METHOD, quickstart
 
 from branchgrpo.app import checks, roles
 from branchgrpo.app.check import check
@@ -65,7 +65,7 @@ def test_nothing_that_is_written_holds_a_secret(
     text = config.dump(found)
     assert SECRET not in text and text.count(MASK) == 6
     assert SECRET not in str(config.plain(found))
-    given = {"evaluation.rewards": "[]", **KEYS}
+    given = {"evaluation.rewards": "[]", "evaluation.trees": "0", "preset": METHOD, **KEYS}
     options = [part for key, value in given.items() for part in (f"--{key}", value)]
     monkeypatch.setattr("sys.argv", ["run.py", "config", *options])
     assert main() == 0 and capsys.readouterr().out == text

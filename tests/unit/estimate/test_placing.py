@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.small_trees import QUICKSTART
+from support.small_trees import METHOD, QUICKSTART
 
 from branchgrpo.config import load
 from branchgrpo.config.schema import Config
@@ -24,7 +24,7 @@ H100 = CARDS["h100"]
 
 
 def config(**keys: str) -> Config:
-    return load.load(QUICKSTART, {"learner.gpus": "1", "rollout.gpus": "1"} | _dotted(keys))
+    return load.load(QUICKSTART, {"learner.gpus": "1", "rollout.gpus": "1"} | _dotted(keys), METHOD)
 
 
 def _dotted(keys: dict[str, str]) -> dict[str, str]:
