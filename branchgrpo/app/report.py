@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,15 +113,17 @@ def _nexts(config: Config, folder: Path) -> list[str]:
 
     from branchgrpo.runs.lease import read_object
 
+    # as the run itself was called: outside of uv's environment there is no such command
+    program = "uv run branchgrpo" if "UV_RUN_RECURSION_DEPTH" in os.environ else "branchgrpo"
     run, runs = quote(str(folder)), quote(str(folder.parent))
     held_out = read_object(folder / "held_out.json") or {}
     prompt = quote(str((held_out.get("prompts") or ["a prompt of yours"])[0]))
     weights = config.run.export != "none" or config.checkpoint.kept
     found = {
-        f"branchgrpo tree {run}": config.checkpoint.kept,
-        f"branchgrpo sample {run} {prompt}": weights and not config.model.pictures_taken[0],
-        f"branchgrpo eval {run}": weights,
-        f"branchgrpo report {run} OTHER_RUN": True,
-        f"branchgrpo runs {runs}": True,
+        f"{program} tree {run}": config.checkpoint.kept,
+        f"{program} sample {run} {prompt}": weights and not config.model.pictures_taken[0],
+        f"{program} eval {run}": weights,
+        f"{program} report {run} OTHER_RUN": True,
+        f"{program} runs {runs}": True,
     }
     return [line for line, possible in found.items() if possible]

@@ -171,8 +171,8 @@ class Evaluation(Section):
     trees: int = Field(
         0,
         ge=0,
-        description="prompts of the next iteration whose trees are drawn at held-out checks, as "
-        "pages and PNGs in trees/; 0 = none",
+        description="prompts of the first iteration whose trees are grown and drawn at each "
+        "held-out check, as pages and PNGs in trees/; 0 = none",
     )
     metric: str = Field(
         "", description="the reported score that decides; empty: the first one reported"

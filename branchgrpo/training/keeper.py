@@ -15,7 +15,7 @@ class TreeKeeper(Protocol):
     """Keeps pictures of trees."""
 
     def keep_trees(self, iteration: int, grown: Sequence[GrownTree], note: str) -> None:
-        """Trees of some prompts, as this iteration trains on them. note: what is to be known of
+        """Trees of some prompts, as this iteration would grow them. note: what is to be known of
         them."""
 
 

@@ -10,15 +10,15 @@ from branchgrpo.training.state import TrainState
 
 
 class TreePictures:
-    """Grows the next iteration's first trees once more, with pictures of what nodes would
-    become."""
+    """Grows trees of the run's first prompts, with pictures of what nodes would become: always of
+    the same ones, so that they compare."""
 
     def __init__(self, collector: RolloutCollector, ahead: Ahead, keeper: TreeKeeper | None):
         self.collector, self.ahead, self.keeper = collector, ahead, keeper
 
     def draw(self, state: TrainState) -> None:
-        """Have those of its first `evaluation.trees` prompts kept."""
-        prompts = self.ahead.chosen(state.iteration)
+        """Have them kept, as the next iteration would grow them: of `evaluation.trees` prompts."""
+        prompts = self.ahead.chosen(0)
         count = min(self.collector.config.evaluation.trees, len(prompts))
         if not (count and self.keeper):
             return
@@ -31,5 +31,5 @@ class TreePictures:
         )
         # these messages are not the training iteration's
         self.collector.service.driver_bytes()
-        note = f"advantages compare {count} of the iteration's {len(prompts)} prompts"
+        note = f"advantages compare {count} of an iteration's {len(prompts)} prompts"
         self.keeper.keep_trees(state.iteration, grown, "" if count == len(prompts) else note)

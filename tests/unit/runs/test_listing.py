@@ -9,6 +9,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from support.small_drivers import config, cut_off, holder
 from support.small_trees import quickstart
@@ -78,7 +79,10 @@ def test_listing_loads_neither_torch_nor_ray() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_the_end_of_a_run_names_commands_that_exist(tmp_path: Path) -> None:
+def test_the_end_of_a_run_names_commands_that_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
     folder = written_run(tmp_path / "my runs", ended="iterations")
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "report.html").touch()
@@ -98,3 +102,8 @@ def test_the_end_of_a_run_names_commands_that_exist(tmp_path: Path) -> None:
     without = {"run__export": "none", "checkpoint__every_minutes": "0"}
     lines = closing(config(tmp_path, **without), folder, summary)
     assert [shlex.split(line)[1] for line in lines[3:]] == ["report", "runs"]
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")  # called by uv run
+    lines = closing(config(tmp_path), folder, summary)
+    assert [shlex.split(line)[:4] for line in lines[3:]] == [
+        ["uv", "run", "branchgrpo", name] for name in ("tree", "sample", "eval")
+    ]
