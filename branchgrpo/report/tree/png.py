@@ -47,11 +47,13 @@ def tree_png(path: Path, title: str, figures: Sequence[Shown]) -> None:
         axis.set_xlim(0, _width(forest))
         axis.set_ylim(forest.height + 4, -4)
         axis.axis("off")
+        _edges(axis, forest, strongest)
+        dots = [place for places in forest.places for place in places if not place.size]
+        axis.scatter([dot.x for dot in dots], [dot.y for dot in dots], 4, COLOURS["none"], zorder=2)
         for tree, places in zip(forest.trees, forest.places, strict=True):
-            for node in range(1, tree.topology.nodes):
-                _edge(axis, tree, places, node, strongest)
             for place in places:
-                _node(axis, tree, place, strongest)
+                if place.size:
+                    _picture(axis, tree, place, strongest)
     figure.savefig(path, facecolor="white")
 
 
@@ -59,25 +61,31 @@ def _width(forest: Forest) -> float:
     return forest.places[0][-1].x + forest.row / 2 + 60
 
 
-def _edge(
-    axis: Axes, tree: GrownTree, places: Sequence[Place], node: int, strongest: float
-) -> None:
-    end, begin, edge = places[node], places[int(tree.topology.parent[node])], kind(tree, node)
-    turn = np.linspace(0.0, 1.0, 2 if begin.y == end.y else 24)
-    x = begin.x + (end.x - begin.x) * turn
-    y = begin.y + (end.y - begin.y) * (3 * turn**2 - 2 * turn**3)
-    if edge == PLAIN:
-        axis.plot(x, y, color=COLOURS["none"], linewidth=0.9, zorder=1)
-        return
-    name, strength = colour(float(tree.advantage[node]), strongest)
-    thick = {"linewidth": 2.6} if edge == TRAINED else {"linewidth": 1.3, "linestyle": ":"}
-    axis.plot(x, y, color=COLOURS[name], alpha=strength, zorder=1, **thick)
+def _edges(axis: Axes, forest: Forest, strongest: float) -> None:
+    """All at once: matplotlib is slow with many lines."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba
+
+    lines, colours, widths, styles = [], [], [], []
+    for tree, places in zip(forest.trees, forest.places, strict=True):
+        for node in range(1, tree.topology.nodes):
+            end, begin = places[node], places[int(tree.topology.parent[node])]
+            turn = np.linspace(0.0, 1.0, 2 if begin.y == end.y else 24)
+            x = begin.x + (end.x - begin.x) * turn
+            y = begin.y + (end.y - begin.y) * (3 * turn**2 - 2 * turn**3)
+            lines.append(np.stack([x, y], 1))
+            edge = kind(tree, node)
+            name, strength = colour(float(tree.advantage[node]), strongest)
+            plain = edge == PLAIN
+            colours.append(to_rgba(COLOURS["none"]) if plain else to_rgba(COLOURS[name], strength))
+            widths.append(0.9 if plain else 2.6 if edge == TRAINED else 1.3)
+            styles.append("-" if plain or edge == TRAINED else ":")
+    axis.add_collection(
+        LineCollection(lines, colors=colours, linewidths=widths, linestyles=styles, zorder=1)
+    )
 
 
-def _node(axis: Axes, tree: GrownTree, place: Place, strongest: float) -> None:
-    if not place.size:
-        axis.plot([place.x], [place.y], "o", color=COLOURS["none"], markersize=2, zorder=2)
-        return
+def _picture(axis: Axes, tree: GrownTree, place: Place, strongest: float) -> None:
     from matplotlib.patches import Rectangle
 
     node, pixels = place.node, tree.pixels[place.node]
