@@ -42,6 +42,7 @@ def test_full_tree_iteration_counts_and_gates() -> None:
             "reward_workers.threads": "1",
             "learner.threads": "1",
         },
+        "branchgrpo",
     )
     rollout, learner = RolloutWorker(config, 0), Learner(config, 0, list)
     rollout.ready(), learner.join(1, "")
