@@ -1,7 +1,7 @@
 """A method of one's own: where trees split, and how nodes are compared.
 
     python examples/03_my_method.py run.iterations=100
-    branchgrpo train --method.name ./examples/03_my_method.py:Roving --advantage.name depthwise
+    branchgrpo train --preset branchgrpo-splits --method.name ./examples/03_my_method.py:Roving
 
 A method turns an iteration's number into a plan: for each denoising step the fanout, the kernel and
 its noise. An advantage estimator turns leaf rewards into an advantage for every edge. The rest of
@@ -82,7 +82,8 @@ class Ranks(AdvantageOptions):
 def main() -> None:
     overrides = dict(argument.split("=", 1) for argument in sys.argv[1:])
     own = {"method.name": f"{__file__}:Roving", "advantage.name": f"{__file__}:Ranks"}
-    config = bg.load_config("quickstart", overrides=own | overrides)
+    # a preset whose loss trains edges: the quick start's own trains leaves
+    config = bg.load_config("quickstart", preset="branchgrpo-splits", overrides=own | overrides)
     for iteration in range(3):
         plan = config.method.plan(iteration, config.schedule(), config.run.seed)
         print(f"iteration {iteration}: splits at {plan.splits}, {topology(plan).leaves} leaves")

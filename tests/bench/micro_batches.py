@@ -155,7 +155,8 @@ def gradient_error(micro_batches: int) -> dict[str, Any]:
     """Relative error of the gradient after so many micro-batches."""
     torch.manual_seed(0)
     options = {"model.dtype": "bfloat16", "learner.old": "recompute", "method.stochastic": "all"}
-    config = configs.load(CONFIGS / "quickstart.yaml", options | {"learner.max_grad_norm": "1e9"})
+    options |= {"learner.max_grad_norm": "1e9"}
+    config = configs.load(CONFIGS / "quickstart.yaml", options, "branchgrpo-antithetic")
     model = config.model.build("cpu")
     plan = config.method.plan(0, config.schedule())
     prompts = 8
