@@ -32,6 +32,7 @@ if __name__ == "__main__":
 
 from support.small_cluster import Head, environment, head  # noqa: E402
 from support.small_runs import ROOT, small  # noqa: E402
+from support.small_trees import METHOD  # noqa: E402
 
 from branchgrpo.report.sinks import read  # noqa: E402
 
@@ -88,7 +89,8 @@ class Driver:
         }
         keys = small() | options | LAYOUTS[layout]
         parts = [part for key, value in keys.items() for part in (f"--{key}", value)]
-        self.command = [sys.executable, str(ROOT / "run.py"), "train", "--resume", "auto", *parts]
+        own = ("--preset", METHOD, "--resume", "auto")
+        self.command = [sys.executable, str(ROOT / "run.py"), "train", *own, *parts]
         self.begun, self.failed = 0, 0
         self.submit()
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from support.small_cluster import environment, head
 from support.small_runs import ITERATIONS, ROOT, Run, carried, config, small
+from support.small_trees import METHOD
 
 from branchgrpo.report.sinks import read
 
@@ -40,8 +41,7 @@ def arguments(folder: Path, **options: str) -> list[str]:
         sys.executable,
         str(ROOT / "run.py"),
         "train",
-        "--resume",
-        "auto",
+        *("--preset", METHOD, "--resume", "auto"),
         *(part for key, value in keys.items() for part in (f"--{key}", value)),
     ]
 

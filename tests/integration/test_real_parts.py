@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.small_trees import METHOD
 from test_local_ray import ROOT, run
 
 TOKEN = {"SCORER_TOKEN": "only-for-this-test"}
@@ -89,7 +90,8 @@ def arguments(folder: Path, scorer: str) -> list[str]:
         "model.encodings": str(folder / "encodings"),
         "rewards": json.dumps(rewards),
     }
-    return [part for key, value in keys.items() for part in (f"--{key}", value)]
+    given = (part for key, value in keys.items() for part in (f"--{key}", value))
+    return ["--preset", METHOD, *given]
 
 
 @pytest.mark.slow
