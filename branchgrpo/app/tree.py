@@ -61,6 +61,8 @@ def drawn(
         raise UserError(
             f"--iteration: expected one or two numbers ≥ 0, got {' '.join(map(str, iterations))}"
         )
+    if out and out.suffix != ".html":  # the PNG beside it has the same name
+        raise UserError(f"--out: expected a file NAME.html, got {out}")
     config = configs.load(folder / "config.yaml", overrides)
     check(config)
     targets: dict[int, Target] = {}

@@ -44,3 +44,8 @@ def test_what_is_not_there_is_said(
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected the folder of a run, got .*no config\.yaml"):
         drawn(tmp_path, [], None, None, {})
+
+
+def test_the_page_has_the_suffix_of_a_page(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--out: expected a file NAME\.html, got tree\.png"):
+        drawn(folder, [0], None, Path("tree.png"), {})
