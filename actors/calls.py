@@ -84,7 +84,11 @@ class LearnerCalls(Protocol):
 
     @storage_bound
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
-        """Write what training has reached, with the driver's own state."""
+        """Write what training has reached, with the driver's own state, or begin to."""
+
+    @storage_bound
+    def checkpointed(self, wait: bool) -> SavedCheckpoint:
+        """What became of a checkpoint that was pending."""
 
     @storage_bound
     def restore(self, where: str, origin: str = "") -> RestoredState:

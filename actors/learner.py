@@ -9,22 +9,22 @@ import numpy as np
 import torch
 
 from actors.calls import LearnerCalls
+from actors.checkpoints import Checkpoints
 from actors.collectives import begin_alike, form_group, largest, same_on_all, summed
 from actors.devices import prepare
 from actors.meeting import free_address
 from actors.rollout import fingerprint
 from branchgrpo.algo import credit
 from branchgrpo.algo.tree import assemble
-from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
-from branchgrpo.errors import Diverged, GateError, UserError, kind_and_line
+from branchgrpo.errors import Diverged, GateError, UserError
 from branchgrpo.learner import norm_reference
 from branchgrpo.learner.batches import MicroBatches
 from branchgrpo.learner.fsdp import gathered, let_go, shard_weights
 from branchgrpo.learner.payloads import Fetch, PayloadStore
 from branchgrpo.learner.policy import PolicyUpdate, Tally
-from branchgrpo.learner.saved_state import loaded, saved_reference, to_go_on_from
-from branchgrpo.learner.state import NORM, capture, restore
+from branchgrpo.learner.saved_state import saved_reference, to_go_on_from
+from branchgrpo.learner.state import NORM
 from branchgrpo.learner.statistics import step_stats
 from branchgrpo.learner.texts import PromptTexts
 from branchgrpo.learner.training import Task, training_of
@@ -57,6 +57,7 @@ class Learner(LearnerCalls):
         self.ranks = 1
         self.fetch = fetch
         self.version = 0
+        self.checkpoints = Checkpoints(rank)
 
     def configure(self, config: Config) -> None:
         """Begin again with the untrained model, for this config; ranks and resources stay as they
@@ -64,6 +65,7 @@ class Learner(LearnerCalls):
         prepare(config.learner)
         torch.manual_seed(config.run.seed)
         self.config = config
+        self.checkpoints.settle()
         for old in ("model", "policy", "training"):  # go before the new ones come
             vars(self).pop(old, None)
         self.model = config.model.build(config.learner.device, self.parts)
@@ -79,6 +81,7 @@ class Learner(LearnerCalls):
             shard_weights(self.model, self.ranks)
         else:
             begin_alike(self.ranks, self.model.trainable().values())
+        self.checkpoints.begin(self.ranks, self.sharded and not self.model.adapted)
         self.version = self.skips = 0
         self.policy = PolicyUpdate(config, self.model, self.ranks)
         self.training = training_of(config, self.policy)
@@ -227,33 +230,30 @@ class Learner(LearnerCalls):
         return WeightSpec(bytes=sum(sizes), chunks=plan[-1] + 1)
 
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
-        """Write what training has reached, with the driver's own state. Every rank must call it;
-        rank 0 tells. Raises StaleFence when another run has taken over."""
-        state, tensors = capture(self.policy, keep=self.rank == 0)
-        if self.rank:
-            return SavedCheckpoint()
-        state |= {"version": self.version, "skips": self.skips, "driver": dict(request.driver)}
-        tensors |= {NORM: self.reference.tensors()} if self.reference else {}
-        files = {f"{file}.safetensors": named for file, named in tensors.items()}
-        store = Store(request.where, self.config.checkpoint.keep)
-        try:
-            saved = store.save(request.iteration, request.fence, state, files)
-        except OSError as error:
-            return SavedCheckpoint(failed=kind_and_line(error))
-        return SavedCheckpoint(path=str(saved.path))
+        """Write what training has reached, with the driver's own state; sharded weights in shards,
+        and while training goes on, if that is wanted. Every rank must call it; rank 0 tells. Raises
+        StaleFence when another run has taken over."""
+        own = {"version": self.version, "skips": self.skips, "driver": dict(request.driver)}
+        small = {NORM: self.reference.tensors()} if self.reference else {}
+        keep = self.config.checkpoint.keep
+        return self.checkpoints.write(self.policy, request, keep=keep, own=own, small=small)
+
+    def checkpointed(self, wait: bool) -> SavedCheckpoint:
+        """What became of a checkpoint that was pending; as of `checkpoint`."""
+        return self.checkpoints.written(wait)
 
     def restore(self, where: str, origin: str = "") -> RestoredState:
         """Go back to the newest valid checkpoint at `where`, or to the beginning when there is
-        none: the checkpoint `origin`, or the untrained model. Raises UserError for a checkpoint
-        that does not fit the policy, which then stays as it begins."""
+        none: the checkpoint `origin`, or the untrained model. Every rank must call it. Raises
+        UserError for a checkpoint that does not fit the policy, which then stays as it begins."""
         self.configure(self.config)
-        saved, own, damaged = to_go_on_from(where, self.config.checkpoint.keep, origin)
+        keep, readers = self.config.checkpoint.keep, self.checkpoints.readers
+        saved, own, damaged = to_go_on_from(where, keep, origin, readers)
         if saved is None:
             return RestoredState(driver=None, damaged=damaged)
-        state, tensors = loaded(saved, self.policy)
-        if own:
-            self.begins, self.reference = False, saved_reference(saved, self.model)
-        restore(self.policy, state, tensors)
+        reference = saved_reference(saved, self.model) if own else None
+        state = self.checkpoints.take(saved, self.policy)
+        self.begins, self.reference = not own, reference
         self.version, self.skips = int(state["version"]), int(state["skips"])
         return RestoredState(driver=dict(state["driver"]), damaged=damaged)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input: the message says what was expected, what came, and where."""
@@ -29,3 +32,14 @@ def one_line(error: object) -> str:
 def kind_and_line(error: BaseException) -> str:
     """What kind of error it is, and its message without line ends."""
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+@contextmanager
+def as_os_errors(what: str) -> Iterator[None]:
+    """Each storage package has error classes of its own: they become OSError. what: was done."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{what}: {kind_and_line(error)}") from error

@@ -68,6 +68,7 @@ class CheckpointRequest:
     iteration: int
     fence: int
     driver: Mapping[str, Any] = field(default_factory=dict)  # the driver's own state; any JSON
+    wait: bool = True  # until it is written; else, where ranks can, training goes on meanwhile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +77,7 @@ class SavedCheckpoint:
 
     path: str = ""
     failed: str = ""  # why it could not be written: training can go on without
+    pending: bool = False  # it is being written
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,18 +93,6 @@ class Tasks(Protocol):
 
     def run(self) -> None:
         """Until all tasks, and those their completion added, are done. Raises the first failure."""
-
-
-class EncoderPool(Protocol):
-    """Those that encode prompts before training."""
-
-    def tasks(self) -> Tasks:
-        """A new set of pending tasks."""
-
-    def encode(
-        self, tasks: Any, samples: list[Sample], path: Path, then: Callable[[str, int], None]
-    ) -> None:
-        """Write a shard of encodings; `then` gets its name and how many records it has."""
 
 
 class RolloutPool(Protocol):
@@ -200,7 +190,12 @@ class LearnerGroup(Protocol):
         """Begin an iteration's training. size: of the work beside other updates."""
 
     def checkpoint(self, request: CheckpointRequest) -> SavedCheckpoint:
-        """Write what training has reached. Raises StaleFence when another driver has taken over."""
+        """Write what training has reached, or begin to: one at a time. Raises StaleFence when
+        another driver has taken over."""
+
+    def checkpointed(self, wait: bool) -> SavedCheckpoint:
+        """What became of a checkpoint that was pending; wait: until it is written. Raises as
+        `checkpoint`."""
 
     def restore(self, where: str, origin: str) -> RestoredState:
         """Go back to the newest valid checkpoint at `where`, else to the checkpoint `origin`, else
@@ -254,10 +249,13 @@ class Service(Protocol):
         """Has it become known that machines with actors of this run will go? Each is told once. A
         checkpoint is due."""
 
+    def regroups(self) -> bool:
+        """Is `regroup` asked for?"""
+
     def regroup(self) -> str:
         """Form the learners anew, with the untrained weights, where their number is to change or
         their machines will go. Returns why; empty when nothing was done. Called after a
-        checkpoint."""
+        checkpoint that is written."""
 
     def stopping(self) -> bool:
         """Did somebody ask for the run to end after the present iteration?"""

@@ -53,6 +53,10 @@ class RankScaling:
             remove_placement_group(self.reservation)
         self.reservation, self.reserved = None, 0
 
+    def asked(self) -> bool:
+        """Is the rank group to be formed anew?"""
+        return bool(self.leaving()) or self.desired != self.rank_group.count
+
     def regroup(self, make_room: Callable[[], None]) -> str:
         """Form the rank group anew, in the number that is desired now and on nodes that stay.
         Returns why, or nothing when it stays as it is: since nothing asks for it, or since there is
@@ -60,7 +64,7 @@ class RankScaling:
 
         Raises RankGroupError when that fails; the next one has as many ranks as before."""
         rank_group, leaving = self.rank_group, self.leaving()
-        if not leaving and self.desired == rank_group.count:
+        if not self.asked():
             return ""
         self.reserve()
         if self.reservation and not self.reservation.wait(RESERVE_SECONDS):

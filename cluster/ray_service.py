@@ -54,13 +54,10 @@ class RayService:
         self.reward_pools = rewards
         self.rank_groups = rank_groups
         self.byte_counter = byte_counter
-        self.limits = limits
+        self.limits, self.auto = limits, auto
         self.max_failures = max_failures
-        self.auto = auto
-        self.request = request
-        self.run = run
-        self.entered = False
-        self.formed = False
+        self.request, self.run = request, run
+        self.entered = self.formed = False
         # actors replaced under drivers before this one, by cause; no budget counts them
         self.earlier = Counter[str]()
         self.last_look = 0.0
@@ -237,6 +234,10 @@ class RayService:
     def _places(self) -> list[Place]:
         places = [worker.place for pool in self.pools for worker in pool.workers if worker.place]
         return places + [place for rank_group in self.rank_groups for place in rank_group.places]
+
+    def regroups(self) -> bool:
+        """Are the learners to be formed anew?"""
+        return self.scaling.asked()
 
     def regroup(self) -> str:
         """Form the learners anew, see RankScaling.regroup. What workers that have no place yet wait

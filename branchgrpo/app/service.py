@@ -11,7 +11,8 @@ import ray
 
 from actors.calls import LearnerCalls, RolloutCalls
 from actors.deferred import Learner, RolloutWorker, SharedLearner
-from actors.pools import Learners, Rewards, Rollouts, SharedLearners
+from actors.groups import Learners, SharedLearners
+from actors.pools import Rewards, Rollouts
 from actors.reward import RewardWorker
 from branchgrpo.app import fits, roles
 from branchgrpo.app.encode import encode

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from branchgrpo.checkpoint.manifest import MAX_STATE, STATE, Damaged, read, reading, unsealed
+from branchgrpo.checkpoint.manifest import (
+    MAX_STATE,
+    STATE,
+    Damaged,
+    Manifest,
+    read,
+    reading,
+    unsealed,
+)
+from branchgrpo.checkpoint.readers import ALONE, Readers
 from branchgrpo.checkpoint.storage import Storage
 from branchgrpo.errors import one_line
 from branchgrpo.files.regular import parse_json
@@ -58,7 +67,7 @@ class Saved:
         data = self._read(file)
         try:
             read_header(BytesIO(data), len(data))
-            return load(data)
+            return dict(sorted(load(data).items()))  # the library's order is another each time
         except (BadHeader, SafetensorError) as error:
             raise Damaged(f"{self.path}: {file} {one_line(error)[:300]}") from error
 
@@ -78,24 +87,42 @@ class Saved:
         return data
 
 
-def verified(folder: Storage) -> Saved:
-    """The checkpoint in a folder, all its bytes read. Raises Damaged for the first thing that is
-    not as it was written."""
-    manifest = unsealed(folder)
+def verified(folder: Storage, readers: Readers = ALONE) -> Saved:
+    """The checkpoint in a folder, all its bytes read, by one of the readers each. Raises Damaged,
+    for all of them, for the first thing that is not as it was written."""
+    manifest, reason = None, ""
+    try:
+        manifest = unsealed(folder)
+        _check(folder, manifest, readers)
+    except Damaged as damage:
+        reason = str(damage)
+    reason = next(filter(None, readers.gather(reason)), "")
+    if reason or manifest is None:
+        raise Damaged(reason)
+    return saved_as(manifest, folder)
+
+
+def _check(folder: Storage, manifest: Manifest, readers: Readers) -> None:
+    """Raises Damaged for what is not as it was written, of what this reader is to look at."""
     files = manifest.files
     for name, (_, size) in files.items():
         _check_size(folder, name, size)
-    with ThreadPoolExecutor(READERS) as readers:
-        digests = list(readers.map(lambda name: _digest(folder, name, files[name][1]), files))
-    for name, digest in zip(files, digests, strict=True):
+    names = readers.share(list(files))
+    with ThreadPoolExecutor(READERS) as pool:
+        digests = list(pool.map(lambda name: _digest(folder, name, files[name][1]), names))
+    for name, digest in zip(names, digests, strict=True):
         if digest != files[name][0]:
             raise Damaged(f"{name} has another sha256 than when it was saved")
+
+
+def saved_as(manifest: Manifest, folder: Storage) -> Saved:
+    """The checkpoint in a folder, by its manifest."""
     return Saved(
         iteration=manifest.iteration,
         fence=manifest.fence,
         path=folder.where,
         created=manifest.created,
-        files=files,
+        files=manifest.files,
         storage=folder,
     )
 

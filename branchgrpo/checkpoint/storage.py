@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from uuid import uuid4
 
-from branchgrpo.errors import UserError, kind_and_line, one_line
+from branchgrpo.errors import UserError, as_os_errors, one_line
 from branchgrpo.files.regular import opened
 
 MANIFEST = "manifest.json"
@@ -51,6 +51,10 @@ class Storage(Protocol):
     def write(self, file: str, data: bytes) -> None:
         """A new file, for good when this returns."""
 
+    def stream(self, file: str) -> AbstractContextManager[BinaryIO]:
+        """A new file that is written bit by bit, for good when the context ends without an
+        error."""
+
     def drafts(self) -> list[str]:
         """Names of checkpoints that are not complete."""
 
@@ -58,7 +62,10 @@ class Storage(Protocol):
         """It is no draft."""
 
     def draft(self, name: str) -> Storage:
-        """The folder in which checkpoint `name` is to be written."""
+        """Make the folder in which checkpoint `name` is to be written."""
+
+    def drafted(self, name: str) -> Storage:
+        """That folder, which another process has made."""
 
     def commit(self, name: str, manifest: bytes, fence: Callable[[], None]) -> None:
         """Make a draft a checkpoint, unless `fence`, which is called directly before, raises."""
@@ -106,8 +113,13 @@ class Local:
         self.sync()
 
     def write(self, file: str, data: bytes) -> None:
-        with open(self.root / file, "xb") as target:
+        with self.stream(file) as target:
             target.write(data)
+
+    @contextmanager
+    def stream(self, file: str) -> Iterator[BinaryIO]:
+        with open(self.root / file, "xb") as target:
+            yield target
             target.flush()
             os.fsync(target.fileno())
 
@@ -118,12 +130,15 @@ class Local:
         return True
 
     def draft(self, name: str) -> Local:
-        folder = self.child(DRAFT + name)
+        folder = self.drafted(name)
         folder.root.mkdir()
         return folder
 
+    def drafted(self, name: str) -> Local:
+        return self.child(DRAFT + name)
+
     def commit(self, name: str, manifest: bytes, fence: Callable[[], None]) -> None:
-        draft = self.child(DRAFT + name)
+        draft = self.drafted(name)
         draft.write(MANIFEST, manifest)
         draft.sync()
         fence()
@@ -215,7 +230,7 @@ class Remote:
         self.size(file)  # opening a FIFO would wait for ever
         with (
             self._ask("open", f"{self.root}/{file}", "rb") as source,
-            _own_errors(f"read {self.root}/{file}"),
+            as_os_errors(f"read {self.root}/{file}"),
         ):
             yield source
 
@@ -232,6 +247,12 @@ class Remote:
     def write(self, file: str, data: bytes) -> None:
         self._ask("pipe_file", f"{self.root}/{file}", data)
 
+    @contextmanager
+    def stream(self, file: str) -> Iterator[BinaryIO]:
+        where = f"{self.root}/{file}"
+        with as_os_errors(f"write {where}"), self._ask("open", where, "wb") as target:
+            yield target
+
     def drafts(self) -> list[str]:
         return [name for name in self.names() if not self.complete(name)]
 
@@ -239,9 +260,12 @@ class Remote:
         return bool(self._ask("exists", f"{self.root}/{name}/{MANIFEST}"))
 
     def draft(self, name: str) -> Remote:
-        folder = self.child(name)
+        folder = self.drafted(name)
         self._ask("makedirs", folder.root, exist_ok=True)
         return folder
+
+    def drafted(self, name: str) -> Remote:
+        return self.child(name)
 
     def commit(self, name: str, manifest: bytes, fence: Callable[[], None]) -> None:
         fence()
@@ -258,19 +282,8 @@ class Remote:
 
     def _ask(self, method: str, *args: Any, **options: Any) -> Any:
         """A call of fsspec's."""
-        with _own_errors(f"{method} {args[0]}"):
+        with as_os_errors(f"{method} {args[0]}"):
             return getattr(self.fs, method)(*args, **options)
-
-
-@contextmanager
-def _own_errors(what: str) -> Iterator[None]:
-    """Each protocol's package has error classes of its own: they become OSError."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{what}: {kind_and_line(error)}") from error
 
 
 def storage_at(key: str, where: str | Path) -> Storage:

@@ -17,64 +17,52 @@ writer: no writer replaces another's files.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import socket
-import time
-import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from branchgrpo.checkpoint.files import Named, Saved, encode_state, encode_tensors, verified
+from branchgrpo.checkpoint.files import (
+    Named,
+    Saved,
+    encode_state,
+    encode_tensors,
+    saved_as,
+    verified,
+)
 from branchgrpo.checkpoint.manifest import STATE, Damaged, Manifest, check_name, sealed
-from branchgrpo.checkpoint.storage import storage_at
+from branchgrpo.checkpoint.names import Name
+from branchgrpo.checkpoint.readers import ALONE, Readers
+from branchgrpo.checkpoint.storage import Storage, storage_at
 from branchgrpo.errors import StaleFence, UserError
 
 __all__ = ["Damaged", "Saved", "StaleFence", "Store", "open_saved"]
 
 KEY = "checkpoint.folder"
 
-_NAME = re.compile(
-    r"fence-([0-9]{4,12})-iteration-([0-9]{8,15})-([0-9a-f]{1,16})-([0-9a-f]{8})-([0-9]{1,9})"
-)
 _FENCE = re.compile(r"[0-9]{6,12}")
 
 
-class _Name(NamedTuple):
-    """What a folder's name says; sorts from old to new."""
+@dataclass
+class Draft:
+    """A checkpoint that is being written. Other processes may write files of it too: `Store.part`
+    is the folder, and what `files` should say of theirs is added by who commits."""
 
-    fence: int
-    iteration: int
-    time: int  # ns since 1970
-    host: str
-    pid: int
+    name: Name
+    folder: Storage
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)  # name → sha256, bytes
 
-    @classmethod
-    def new(cls, iteration: int, fence: int) -> _Name:
-        return cls(
-            fence=fence,
-            iteration=iteration,
-            time=time.time_ns(),
-            host=f"{zlib.crc32(socket.gethostname().encode()):08x}",
-            pid=os.getpid(),
-        )
-
-    @classmethod
-    def parse(cls, text: str) -> _Name | None:
-        found = _NAME.fullmatch(text)
-        if not found:
-            return None
-        fence, iteration, time, host, pid = found.groups()
-        return cls(
-            fence=int(fence), iteration=int(iteration), time=int(time, 16), host=host, pid=int(pid)
-        )
-
+    @property
     def text(self) -> str:
-        writer = f"{self.time:x}-{self.host}-{self.pid}"
-        return f"fence-{self.fence:04d}-iteration-{self.iteration:08d}-{writer}"
+        """The folder's name."""
+        return self.name.text()
+
+    def write(self, file: str, data: bytes) -> None:
+        """Raises OSError."""
+        self.folder.write(file, data)
+        self.files[file] = (hashlib.sha256(data).hexdigest(), len(data))
 
 
 class Store:
@@ -120,7 +108,7 @@ class Store:
             for number in (name.partition(".")[0] for name in self.fences.names())
             if _FENCE.fullmatch(number)
         ]
-        used = [name.fence for name in map(_Name.parse, self.storage.names()) if name]
+        used = [name.fence for name in map(Name.parse, self.storage.names()) if name]
         return max(claimed + used, default=0)
 
     def all(self) -> list[str]:
@@ -131,21 +119,22 @@ class Store:
         """Of all checkpoints, rising, damaged ones too."""
         return sorted({name.iteration for name, _ in self._found()})
 
-    def newest(self, iteration: int | None = None) -> Saved | None:
+    def newest(self, iteration: int | None = None, readers: Readers = ALONE) -> Saved | None:
         """The newest valid one, of this iteration if one is named, every byte of it read and
-        checked; what is passed over is told in `damaged`."""
+        checked by one of the readers, which all find the same; what is passed over is told in
+        `damaged`."""
         while True:
-            names = self._of(iteration)
+            names = readers.first(self._of(iteration))
             found = None
             self.damaged = list[tuple[str, str]]()
             for text in reversed(names):
                 try:
-                    found = verified(self.storage.child(text))
+                    found = verified(self.storage.child(text), readers)
                     break
                 except Damaged as damage:
                     self.damaged.append((text, str(damage)))
             # else a writer deleted what was being read
-            if not self.damaged or names == self._of(iteration):
+            if not self.damaged or names == readers.first(self._of(iteration)):
                 return found
 
     def save(
@@ -162,55 +151,66 @@ class Store:
         when the storage fails; neither leaves anything behind, and older checkpoints stay.
         TypeError, ValueError: what cannot be written.
         """
-        self._require_newest(fence)
         for file in tensors:
             check_name(file)
-        contents = chain(
-            [(STATE, encode_state(state))],
-            ((file, encode_tensors(file, named)) for file, named in tensors.items()),
-        )
-        self._sweep(fence)
-        text = _Name.new(iteration, fence).text()
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        files: dict[str, tuple[str, int]] = {}
+        draft = self.begin(iteration, fence)
         try:
-            draft = self.storage.draft(text)
-            for file, data in contents:
-                draft.write(file, data)
-                files[file] = (hashlib.sha256(data).hexdigest(), len(data))
-            self.storage.commit(
-                text,
-                sealed(Manifest(iteration, fence, created, files)),
-                lambda: self._require_newest(fence),
-            )
+            draft.write(STATE, encode_state(state))
+            for file, named in tensors.items():
+                draft.write(file, encode_tensors(file, named))
+            return self.commit(draft)
         except BaseException as error:
-            self.storage.discard(text)
+            self.abandon(draft)
             if isinstance(error, OSError):
-                self._require_newest(fence)  # a newer fence sweeps a zombie's draft away
+                self.require_newest(fence)  # a newer fence sweeps a zombie's draft away
             raise
+
+    def begin(self, iteration: int, fence: int) -> Draft:
+        """A checkpoint to be written, then to be committed or abandoned. Raises StaleFence and
+        OSError as `save`."""
+        self.require_newest(fence)
+        self._sweep(fence)
+        name = Name.new(iteration, fence)
+        try:
+            return Draft(name, self.storage.draft(name.text()))
+        except BaseException as error:
+            self.storage.discard(name.text())
+            if isinstance(error, OSError):
+                self.require_newest(fence)  # a newer fence sweeps a zombie's draft away
+            raise
+
+    def part(self, text: str) -> Storage:
+        """The folder of a draft that another process has begun, by its name."""
+        return self.storage.drafted(text)
+
+    def commit(self, draft: Draft) -> Saved:
+        """Make a draft whose files are all written a checkpoint, then delete those older than the
+        `keep` newest valid ones. Raises StaleFence and OSError as `save`; then it is to be
+        abandoned."""
+        name, text = draft.name, draft.text
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = Manifest(name.iteration, name.fence, created, draft.files)
+        self.storage.commit(text, sealed(manifest), lambda: self.require_newest(name.fence))
         self._retain(text)
-        folder = self.storage.child(text)
-        return Saved(
-            iteration=iteration,
-            fence=fence,
-            path=folder.where,
-            created=created,
-            files=files,
-            storage=folder,
-        )
+        return saved_as(manifest, self.storage.child(text))
+
+    def abandon(self, draft: Draft) -> None:
+        """Remove a draft."""
+        self.storage.discard(draft.text)
 
     def _of(self, iteration: int | None) -> list[str]:
         return [text for name, text in self._found() if iteration in (None, name.iteration)]
 
-    def _found(self) -> list[tuple[_Name, str]]:
+    def _found(self) -> list[tuple[Name, str]]:
         named = [
             (name, text)
             for text in self.storage.names()
-            if (name := _Name.parse(text)) and self.storage.complete(text)
+            if (name := Name.parse(text)) and self.storage.complete(text)
         ]
         return sorted(named)
 
-    def _require_newest(self, fence: int) -> None:
+    def require_newest(self, fence: int) -> None:
+        """Raises StaleFence when a newer fence has been claimed."""
         newest = self.fence()
         if fence < newest:
             raise StaleFence(
@@ -221,13 +221,9 @@ class Store:
     def _sweep(self, fence: int) -> None:
         """Remove drafts of older fences, and those of this fence whose writer, on this machine, is
         dead."""
-        own = _Name.new(0, fence)
         for text in self.storage.drafts():
-            name = _Name.parse(text)
-            if name and (
-                name.fence < fence
-                or (name.fence == fence and name.host == own.host and not _alive(name.pid))
-            ):
+            name = Name.parse(text)
+            if name and (name.fence < fence or (name.fence == fence and name.abandoned())):
                 self.storage.discard(text)
 
     def _retain(self, fresh: str) -> None:
@@ -252,21 +248,11 @@ class Store:
         return True
 
 
-def open_saved(where: str | Path, key: str = "--resume") -> Saved:
+def open_saved(where: str | Path, key: str = "--resume", readers: Readers = ALONE) -> Saved:
     """The checkpoint in one folder, whatever its name, verified. Raises UserError, naming `key`,
     when it isn't whole."""
     storage = storage_at(key, where)
     try:
-        return verified(storage)
+        return verified(storage, readers)
     except Damaged as damage:
         raise UserError(f"{key}: expected a checkpoint in {storage.where}: {damage}") from damage
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's
-        return True
-    return True

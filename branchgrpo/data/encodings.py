@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from branchgrpo.data.shards import DIGEST_BYTES, DIGESTS, TOO_LONG, digest
 from branchgrpo.errors import UserError
@@ -25,7 +25,7 @@ from branchgrpo.models.base import ModelOptions
 from branchgrpo.models.files import json_file
 from branchgrpo.models.pipeline_options import PipelineModel
 from branchgrpo.models.texts import packed, padded, pair, seen, unwanted
-from branchgrpo.service import EncoderPool
+from branchgrpo.service import Tasks
 from branchgrpo.types import Conditioning, Sample
 
 if TYPE_CHECKING:
@@ -38,6 +38,18 @@ SHARD = 64
 
 SAMPLE = 1 << 16
 SHARD_NAME = re.compile(r"shard-[A-Za-z0-9_.-]{1,100}\.safetensors")
+
+
+class EncoderPool(Protocol):
+    """Those that encode prompts before training."""
+
+    def tasks(self) -> Tasks:
+        """A new set of pending tasks."""
+
+    def encode(
+        self, tasks: Any, samples: list[Sample], path: Path, then: Callable[[str, int], None]
+    ) -> None:
+        """Write a shard of encodings; `then` gets its name and how many records it has."""
 
 
 def folder_of(model: PipelineModel) -> Path:

@@ -10,9 +10,10 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -105,6 +106,22 @@ def read_header(file: BinaryIO, size: int) -> Header:
     tensors = {name: _entry(name, entry) for name, entry in found.items()}
     _check_offsets(tensors, size - 8 - length)
     return Header(tensors, metadata)
+
+
+def encode_header(
+    tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]
+) -> bytes:
+    """The beginning of a file whose tensors' bytes then follow in this order: (name, dtype as in
+    SIZES, shape) of each."""
+    body: dict[str, Any] = {METADATA: dict(metadata)}
+    place = 0
+    for name, dtype, shape in tensors:
+        end = place + prod(shape) * SIZES[dtype]
+        body[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    data = json.dumps(body).encode()
+    data += b" " * (-len(data) % 8)  # the tensors begin at a multiple of 8, as the library has it
+    return struct.pack("<Q", len(data)) + data
 
 
 def _entry(name: str, entry: Any) -> Entry:

@@ -8,28 +8,35 @@ are checked as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from branchgrpo.checkpoint.files import Saved
 from branchgrpo.checkpoint.manifest import Damaged, shown
+from branchgrpo.checkpoint.readers import ALONE, Readers
+from branchgrpo.checkpoint.shards import Cut, Shards
+from branchgrpo.checkpoint.shards import in_shards as shard_form
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.errors import UserError
 from branchgrpo.learner.norm_reference import NormReference
 from branchgrpo.learner.policy import PolicyUpdate
-from branchgrpo.learner.state import FILES, MOMENTS, NORM, SECOND
+from branchgrpo.learner.state import FILES, MOMENTS, NORM, SECOND, restore, restore_shards
 from branchgrpo.models.base import Adapter
 
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def to_go_on_from(where: str, keep: int, origin: str) -> tuple[Saved | None, bool, tuple[str, ...]]:
+def to_go_on_from(
+    where: str, keep: int, origin: str, readers: Readers = ALONE
+) -> tuple[Saved | None, bool, tuple[str, ...]]:
     """The newest valid checkpoint at `where`, or `origin` where there is none; whether it is of
     `where`; and the damaged ones, with why. Raises UserError where all are damaged."""
     store = Store(where, keep)
-    saved = store.newest()
+    saved = store.newest(readers=readers)
     damaged = tuple(f"{name}: {reason}" for name, reason in store.damaged)
     if saved is None and damaged:  # beginning again would in the end delete what may be mended
         raise UserError(
@@ -37,14 +44,31 @@ def to_go_on_from(where: str, keep: int, origin: str) -> tuple[Saved | None, boo
             f"{'; '.join(damaged)}"
         )
     if saved is None and origin:
-        return open_saved(origin), False, damaged
+        return open_saved(origin, readers=readers), False, damaged
     return saved, saved is not None, damaged
 
 
+def take(saved: Saved, policy: PolicyUpdate, group: ProcessGroup | None) -> dict[str, Any]:
+    """Set a new policy to a checkpoint, in either form; returns its state.json. Raises UserError,
+    one line, where it is damaged, of other types, or another model's: the policy then stays as it
+    was, unless a file changes while it is read. group: of ranks that hold shards."""
+    if not shard_form(saved):
+        state, tensors = loaded(saved, policy)
+        restore(policy, state, tensors)
+        return state
+    with _told(saved):
+        state, shards = saved.state(), Shards(saved)
+        check_state(state, policy)
+        files = (*FILES, SECOND)
+        check_tensors({file: shards.named(file) for file in files}, policy)
+        restore_shards(policy, state, shards, group)
+    return state
+
+
 def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]:
-    """State and tensors by file and name, which `policy_state.restore` can take. Raises UserError,
-    one line, where they are damaged, of other types, or another model's."""
-    try:
+    """State and tensors by file and name of a checkpoint in whole files, which `state.restore` can
+    take. Raises UserError, one line, where they are damaged, of other types, or another model's."""
+    with _told(saved):
         state = saved.state()
         check_state(state, policy)
         for file in FILES:
@@ -53,10 +77,17 @@ def loaded(saved: Saved, policy: PolicyUpdate) -> tuple[dict[str, Any], Tensors]
         there = (*FILES, *([SECOND] if f"{SECOND}.safetensors" in saved.files else []))
         tensors = {file: saved.tensors(f"{file}.safetensors") for file in there}
         check_tensors(tensors, policy)
+    return state, tensors
+
+
+@contextmanager
+def _told(saved: Saved) -> Iterator[None]:
+    """What is damaged becomes a line for people, which names the checkpoint once."""
+    try:
+        yield
     except Damaged as damage:
         line = str(damage).removeprefix(f"{saved.path}: ")
         raise UserError(f"checkpoint {saved.path}: {line}") from damage
-    return state, tensors
 
 
 def saved_reference(saved: Saved, model: Adapter) -> NormReference | None:
@@ -66,10 +97,8 @@ def saved_reference(saved: Saved, model: Adapter) -> NormReference | None:
     if file not in saved.files:
         return None
     try:
-        return NormReference.read(saved.tensors(file), model)
-    except Damaged as damage:
-        line = str(damage).removeprefix(f"{saved.path}: ")
-        raise UserError(f"checkpoint {saved.path}: {line}") from damage
+        with _told(saved):
+            return NormReference.read(saved.tensors(file), model)
     except ValueError as error:
         raise UserError(f"checkpoint {saved.path}: {file}: {error}") from error
 
@@ -127,7 +156,7 @@ def _check_schedule(found: Any, own: Mapping[str, Any]) -> None:
         _require(fits, f"schedule.{key}", f"something like {like!r}", value)
 
 
-def check_tensors(tensors: Mapping[str, Mapping[str, Tensor]], policy: PolicyUpdate) -> None:
+def check_tensors(tensors: Mapping[str, Mapping[str, Tensor | Cut]], policy: PolicyUpdate) -> None:
     """Raises Damaged where names, shapes or dtypes are not the policy's. Only weights must be there
     for every name."""
     masters = policy.named_masters()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from branchgrpo.checkpoint.files import Saved
+from branchgrpo.checkpoint.shards import whole_tensors
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.config import load as configs
 from branchgrpo.config.schema import Config
@@ -179,7 +180,7 @@ def put_together(target: Target, made: Path) -> Config:
 def _export(config: Config, saved: Saved, file: str, folder: Path) -> str:
     """Write a checkpoint's weights as `run.export` would: adapters, or the transformer. Returns
     which."""
-    tensors = saved.tensors(f"{file}.safetensors")
+    tensors = whole_tensors(saved, file)
     model = config.model.build("cpu", ("denoiser",))
     try:
         model.load(tensors)

@@ -149,8 +149,21 @@ class StopWhen:
             state.stopped_by = f"stop_when: {condition.strip()}"
 
 
+class Written:
+    """What became of a checkpoint that was begun in an iteration before."""
+
+    name = "written"
+
+    def due(self, run: Run, state: TrainState) -> bool:
+        return bool(state.writing)
+
+    def __call__(self, run: Run, state: TrainState) -> None:
+        run.saving.ask(state, wait=False)
+
+
 class Checkpoint:
-    """A checkpoint by count or time, and when nodes will go; training ends with one anyway."""
+    """A checkpoint by count or time, and when nodes will go; training ends with one anyway. An
+    interval that ends while one is being written is passed over."""
 
     name = "checkpoint"
 
@@ -158,10 +171,12 @@ class Checkpoint:
         options = run.config.checkpoint
         if state.stopped_by or not options.kept:
             return False
-        return run.service.leaving() or state.passed(options.every, 60 * options.every_minutes)
+        if run.service.leaving():
+            return True
+        return not state.writing and state.passed(options.every, 60 * options.every_minutes)
 
     def __call__(self, run: Run, state: TrainState) -> None:
-        run.save(state)
+        run.save(state, wait=run.service.regroups())
 
 
 class Record:
@@ -177,7 +192,7 @@ class Record:
         run.log.write(state.iteration, state.record)
         run.display.update(state.iteration, state.record)
         told = {"phase": "training", "iteration": state.iteration, "version": state.version}
-        told |= {"planned": run.config.run.iterations, "fence": run.fence}
+        told |= {"planned": run.config.run.iterations, "fence": run.saving.fence}
         run.service.report(told | {"metrics": state.record})
 
 
@@ -218,6 +233,7 @@ HOOKS: tuple[Hook, ...] = (
     HeldOut(),
     VelocityNorm(),
     StopWhen(),
+    Written(),
     Checkpoint(),
     Record(),
     Regroup(),

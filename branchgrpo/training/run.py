@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from time import time
 from typing import Protocol
 
 from branchgrpo.algo.methods.base import MethodRun
-from branchgrpo.checkpoint.store import Store
 from branchgrpo.config.schema import Config
 from branchgrpo.data.records import prompts_of
-from branchgrpo.errors import StaleFence, UserError
+from branchgrpo.errors import UserError
 from branchgrpo.report.contact_sheet import KEPT
 from branchgrpo.report.looks import Looks
 from branchgrpo.report.shown import captions
 from branchgrpo.rollout.collect import RolloutCollector
 from branchgrpo.runs.identity import Identity, identity
 from branchgrpo.runs.lease import Lease
-from branchgrpo.service import CheckpointRequest, Display, Log, Service
+from branchgrpo.service import Display, Log, Service
 from branchgrpo.training import alarms, look
 from branchgrpo.training.ahead import Ahead, PendingRollout
 from branchgrpo.training.diversity import Diversity
 from branchgrpo.training.evaluate import Evaluator, Scores
 from branchgrpo.training.keeper import Keeper
+from branchgrpo.training.saving import Saving
 from branchgrpo.training.stages import Stages
 from branchgrpo.training.state import TrainState
 from branchgrpo.training.trees import TreePictures
@@ -92,7 +91,6 @@ class Run:
         self.hacked: tuple[str, ...] = ()  # scores that gave the alarm at the last check
         self.told: dict[str, str] = {}  # alarms that stand, in words, by their figure
         self.inflated = False  # the alarm of ‖v‖, as it was measured last
-        self.fence = 0
         self.reissued = 0  # tasks, under this driver
         self.earlier: Mapping[str, int] = {}  # the same and recoveries, under drivers before it
         self.stages = Stages(lease.earlier["seconds"] if lease else None)
@@ -103,6 +101,7 @@ class Run:
         collector = RolloutCollector(config, service, name)
         self.ahead = Ahead(config, collector, display)
         self.evaluator = Evaluator(config, service, collector)
+        self.saving = Saving(config.checkpoint, service, display, checkpoints)
         self.trees = TreePictures(collector, self.ahead, keeper)
         self._phase = ""
         self._untrained: U8 | None = None  # pictures of the check before training, to be shown
@@ -141,7 +140,7 @@ class Run:
         assert self.before is not None
         start = self.evaluator.between(self.before)
         if not ((self.resumed or self.origin) and self.restore(state)):
-            self._claim()
+            self.saving.claim()
             self._rewind(-1)
             self.log.write(0, start)
             self.look(state, self.before, self._untrained)
@@ -151,38 +150,16 @@ class Run:
 
     # checkpoints
 
-    def _claim(self) -> None:
-        if self.config.checkpoint.kept:
-            self.fence = Store(self.checkpoints, self.config.checkpoint.keep).claim()
-
-    def save(self, state: TrainState) -> None:
-        """Write a checkpoint. One that cannot be written is said; training goes on. Raises
-        StaleFence when another driver has taken the run over."""
+    def save(self, state: TrainState, wait: bool = True) -> None:
+        """Write a checkpoint, or begin to; see `Saving.save`."""
         method = self.method.state()
         driver = state.kept() | {"is": self.identity} | ({"method": method} if method else {})
-        request = CheckpointRequest(
-            where=self.checkpoints, iteration=state.iteration, fence=self.fence, driver=driver
-        )
-        try:
-            found = self.service.learners.checkpoint(request)
-        except StaleFence:
-            rejected = {"checkpoint/rejected": 1.0}
-            self.service.report({"phase": "taken over by another program", "metrics": rejected})
-            raise
-        if found.failed:
-            self.display.note(
-                f"checkpoint of iteration {state.iteration} could not be written: "
-                f"{found.failed}; training goes on"
-            )
-            return
-        state.saved = state.iteration
-        told = {"iteration": state.saved, "path": self.checkpoints, "time": time()}
-        self.service.report({"checkpoint": told})
+        self.saving.save(state, driver, wait)
 
     def restore(self, state: TrainState) -> bool:
         """Back to the newest checkpoint; drivers before this one are fenced off. Returns whether
         there was one: if not, the run begins again."""
-        self._claim()
+        self.saving.claim()
         restored = self.service.learners.restore(self.checkpoints, self.origin)
         kept = restored.driver or {}
         for damaged in restored.damaged:
@@ -218,6 +195,8 @@ class Run:
 
     def finish(self, state: TrainState) -> None:
         """The last checkpoint, the held-out check, and the weights."""
+        if state.writing:
+            self.saving.ask(state, wait=True)
         if self.config.checkpoint.kept and state.saved != state.iteration:
             self.save(state)
         self.phase("held-out check after training")

@@ -25,6 +25,7 @@ class TrainState:
     begun: bool = False  # the run is this driver's, and went on from where it was
     updating: bool = False  # an update was begun that the rollout workers have not got
     saved: int = 0  # iteration of the newest checkpoint
+    writing: int = 0  # of the one that is being written; 0: none is
     # why training ends here: "iterations", "max_minutes", "stop_when: CONDITION", "interrupted"
     stopped_by: str = ""
     complete: bool = False  # the trained model is measured and exported
@@ -58,7 +59,7 @@ class TrainState:
         if iteration != self.iteration:
             self.record, self.done = {}, set()
             self.concluded, self.stopped_by = True, ""
-        self.iteration = self.saved = iteration
+        self.iteration, self.saved, self.writing = iteration, iteration, 0
         self.seconds = kept.get("seconds", 0.0)
         self.gates = dict(kept.get("gates", {}))
         self.updating = False

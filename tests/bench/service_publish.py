@@ -13,8 +13,9 @@ import numpy as np
 import ray
 import torch
 
+from actors.groups import Learners
 from actors.learner import Learner
-from actors.pools import Learners, Rollouts
+from actors.pools import Rollouts
 from actors.rollout import RolloutWorker
 from branchgrpo.config import load as configs
 from branchgrpo.models import weights as wire

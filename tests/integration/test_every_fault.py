@@ -47,9 +47,9 @@ class Course:
     records: list[dict[str, float]] = field(compare=False)
 
 
-def run(config: Config, folder: Path, *script: Fault) -> Course:
+def run(config: Config, folder: Path, *script: Fault, slow_storage: bool = False) -> Course:
     """A whole run."""
-    service, log = Ledger(config, *script), Memory()
+    service, log = Ledger(config, *script, slow_storage=slow_storage), Memory()
     made = run_of(config, service, folder, log=log, weights=folder / "weights", before=None)
     state = train(made)
     assert not service.script, f"{service.script} did not fail"
@@ -87,6 +87,21 @@ def test_a_run_comes_out_the_same_whatever_fails(tmp_path: Path) -> None:
     assert len(faults) > 150
     for index, fault in enumerate(faults):
         found = run(config, tmp_path / str(index), fault)
+        assert found.recoveries == 1, fault
+        assert found == whole, fault
+
+
+@pytest.mark.parametrize("every", ["1", "3"])
+def test_also_while_checkpoints_are_written(tmp_path: Path, every: str) -> None:
+    """Each is there only after the next iteration or the one after that; with one an iteration,
+    storage is slower than the interval."""
+    config = quickstart(SMALL | {"checkpoint.every": every})
+    whole = run(config, tmp_path / "whole", slow_storage=True)
+    assert whole == run(config, tmp_path / "at once")
+    saved = [row.get("checkpoint/iteration", 0.0) for row in whole.records]
+    assert whole.calls["checkpointed"] >= 2 and saved[3] < 3.0
+    for index, fault in enumerate(everywhere(whole)):
+        found = run(config, tmp_path / str(index), fault, slow_storage=True)
         assert found.recoveries == 1, fault
         assert found == whole, fault
 

@@ -120,7 +120,7 @@ def test_a_run_goes_on_exactly(made: Made, tmp_path: Path, preset: dict[str, str
     assert state.stopped_by == "interrupted" and state.saved == 2
     service, display = Service(loaded), Quiet()
     rest = run_of(loaded, service, tmp_path / "cut", log=first, display=display, resumed=True)
-    assert train(rest).complete and rest.fence == 2
+    assert train(rest).complete and rest.saving.fence == 2
     assert display.notes == ["going on from the checkpoint of iteration 2"]
     assert weights(service) == whole.weights
     names = (

@@ -7,8 +7,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from actors.groups import Learners, SharedLearners
 from actors.learner import Learner
-from actors.pools import Learners, Method, Rewards, Rollouts, SharedLearners
+from actors.pools import Method, Rewards, Rollouts
 from actors.reward import RewardWorker
 from actors.rollout import RolloutWorker
 from actors.shared import SharedLearner
@@ -161,6 +162,9 @@ class Service:
         return self.lost
 
     def leaving(self) -> bool:
+        return False
+
+    def regroups(self) -> bool:
         return False
 
     def regroup(self) -> str:

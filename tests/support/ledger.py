@@ -81,8 +81,9 @@ class Ledger:
 
     faults: tuple[type[Exception], ...] = (Lost,)
 
-    def __init__(self, config: Config, *script: Fault):
-        self.config = config
+    def __init__(self, config: Config, *script: Fault, slow_storage: bool = False):
+        """slow_storage: checkpoints are written while training goes on."""
+        self.config, self.slow_storage = config, slow_storage
         self.script = list(script)
         self.calls: Counter[str] = Counter()
         self.earlier: Counter[str] = Counter()
@@ -133,6 +134,9 @@ class Ledger:
         return {}
 
     def leaving(self) -> bool:
+        return False
+
+    def regroups(self) -> bool:
         return False
 
     def regroup(self) -> str:
@@ -299,11 +303,13 @@ class Learners:
     def __init__(self, service: Ledger):
         self.service = service
         self.exported = ""
+        self.asked = 0  # what became of a checkpoint
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Untrained weights."""
         self.weights, self.mean, self.version = "untrained", "untrained", 0
+        self.pending: tuple[Path, str] | None = None  # a checkpoint that is being written
 
     def start_update(self, request: UpdateRequest, size: float) -> Any:
         def act() -> StepStats:
@@ -334,11 +340,32 @@ class Learners:
             }
             path = Path(request.where) / f"{request.fence:04d}-{request.iteration:04d}.json"
             assert request.fence == Store(request.where, 2).fence()
-            path.write_text(json.dumps(state))
-            return SavedCheckpoint(path=str(path))
+            self.pending = (path, json.dumps(state))
+            if self.service.slow_storage and not request.wait:
+                return SavedCheckpoint(pending=True)
+            return self._written()
 
         found: SavedCheckpoint = self.service.call("checkpoint", act)
         return found
+
+    def checkpointed(self, wait: bool) -> SavedCheckpoint:
+        """Every second time, where nobody waits."""
+
+        def act() -> SavedCheckpoint:
+            self.asked += 1
+            if self.pending and not wait and self.asked % 2:
+                return SavedCheckpoint(pending=True)
+            return self._written()
+
+        found: SavedCheckpoint = self.service.call("checkpointed", act)
+        return found
+
+    def _written(self) -> SavedCheckpoint:
+        if self.pending is None:
+            return SavedCheckpoint()
+        (path, text), self.pending = self.pending, None
+        path.write_text(text)
+        return SavedCheckpoint(path=str(path))
 
     def restore(self, where: str, origin: str) -> RestoredState:
         def act() -> RestoredState:
