@@ -78,7 +78,9 @@ class Learner(LearnerCalls):
         if config.loss.needs_base:
             self.model.freeze_base()
         if self.sharded:
-            shard_weights(self.model, self.ranks)
+            options = config.learner
+            sharing, reduce = options.sharing(self.ranks), getattr(torch, options.reduce)
+            shard_weights(self.model, self.ranks, sharing, reduce)
         else:
             begin_alike(self.ranks, self.model.trainable().values())
         self.checkpoints.begin(self.ranks, self.sharded and not self.model.adapted)
@@ -216,11 +218,7 @@ class Learner(LearnerCalls):
         """The trained weights, or others by `publish`, in main memory and in the dtypes of rollout
         workers; {} but on rank 0. Those that lie there already, whole and in that dtype,
         are not copied."""
-        tensors = self.policy.named(weights)
-        return {
-            name: value.to(self.kinds[name])
-            for name, value in gathered(tensors, keep=self.rank == 0)
-        }
+        return dict(gathered(self.policy.named(weights), self.rank == 0, self.kinds))
 
     def specification(self) -> WeightSpec:
         """How `publish` sends the weights."""

@@ -70,6 +70,14 @@ def _counts(config: Keys) -> Iterator[str]:
 
 def _layout(config: Keys) -> Iterator[str]:
     """Who grows trees, and when."""
+    learner = config.learner
+    if learner.shard and learner.parallel != "fsdp":
+        yield f"learner.shard: expected 0 with learner.parallel ddp, got {learner.shard}"
+    elif learner.shard and learner.ranks % learner.shard:
+        yield (
+            f"learner.shard: expected a number that divides learner.ranks, {learner.ranks}, got "
+            f"{learner.shard}"
+        )
     if config.rollout.least:
         return
     key = "rollout.min_workers" if config.rollout.workers else "rollout.workers"

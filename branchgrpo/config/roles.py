@@ -127,6 +127,18 @@ class Learner(Role):
         description="every rank holds all weights (ddp), or a share of weights, gradients and "
         "optimiser state",
     )
+    shard: int = Field(
+        0,
+        ge=0,
+        description="ranks that share a copy of the weights with parallel: fsdp, of one node where "
+        "they can be; gradients are summed over the copies; 0 = all ranks. After `branchgrpo "
+        "scale` the largest number up to this that divides the ranks",
+    )
+    reduce: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="in what gradients travel between ranks with parallel: fsdp; they are summed "
+        "over micro-batches in float32 anyway",
+    )
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="torch.distributed backend; auto: nccl on GPUs, gloo on CPUs"
     )
@@ -185,6 +197,13 @@ class Learner(Role):
     publish_chunk_mb: int = Field(
         256, ge=1, description="size of one object when weights are published"
     )
+
+    def sharing(self, ranks: int) -> int:
+        """Of so many ranks, those that share a copy of the weights."""
+        if self.parallel == "ddp":
+            return 1
+        most = min(self.shard or ranks, ranks)
+        return next(count for count in range(most, 0, -1) if ranks % count == 0)
 
     @property
     def deadlines(self) -> tuple[float, float, float]:

@@ -75,7 +75,7 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
     """A learner rank: weights, what AdamW keeps of those that learn, and a micro-batch. shared: it
     grows trees as well, with whole weights."""
     role = config.learner
-    ranks = role.ranks if role.parallel == "fsdp" else 1
+    ranks = role.sharing(role.ranks)
     full = not model.adapted
     resident, gathered = {"weights": model.weights}, 0.0
     if ranks > 1:
@@ -123,11 +123,12 @@ def learner(config: Config, model: ModelNeeds, shared: bool) -> Need:
 
 def _gathered(config: Config, model: ModelNeeds) -> float:
     """Bytes that fsdp makes whole for a while on each rank: weights, in the dtype of forwards, and
-    with all weights a block's gradients, in that dtype and in the float32 that is scattered."""
+    with all weights a block's gradients, in that dtype and in the one that is scattered."""
     each = model.weights / model.parameters
     found = each * (model.largest_block * BLOCKS_AT_ONCE + model.outside_blocks)
     if not model.adapted:
-        found += (each + 4.0) * model.largest_block
+        sent = 4.0 if config.learner.reduce == "float32" else 2.0
+        found += (each + sent) * model.largest_block
         if config.loss.needs_base:  # the frozen base has no backward after which they would go
             found += each * model.outside_blocks
     return found

@@ -118,14 +118,17 @@ def _too_large(config: Config, need: Need, card: Card) -> str:
 
 def _learner_advice(config: Config, need: Need, card: Card) -> str:
     learner, found = config.learner, list[str]()
-    present = learner.ranks if learner.parallel == "fsdp" else 1
+    present = learner.sharing(learner.ranks)
     gradients = need.updating.get("gradients", 0.0)
     shared = (sum(need.resident.values()) + gradients) * present  # of all ranks
     room = card.memory - need.process - (need.least - gradients)
     if room > 0:
         ranks = ceil(shared / room)
         verb = "learner.parallel: fsdp with" if learner.parallel == "ddp" else "more ranks: about"
-        found.append(f"{verb} learner.ranks: {max(ranks, learner.ranks)}")
+        if learner.shard:
+            found.append("learner.shard: 0")
+        else:
+            found.append(f"{verb} learner.ranks: {max(ranks, learner.ranks)}")
     if not config.model.adapter_rank:
         found.append("model.lora_rank above 0")
     if advice := config.model.memory_advice:

@@ -19,7 +19,9 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from support import small_checkpoints
 from support.small_checkpoints import (
+    RANK,
     WEIGHTS,
     at,
     check,
@@ -42,6 +44,14 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed process loses nothing that it has written; that files are synced is a test of its
     own."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture(autouse=True, params=["whole", "shards"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Files of whole tensors, or what torch.distributed.checkpoint has ranks write."""
+    found: str = request.param
+    monkeypatch.setattr(small_checkpoints, "SHARDS", found == "shards")
+    return found
 
 
 @on_both
@@ -116,7 +126,7 @@ def test_claimer_killed(kind: str, tmp_path: Path) -> None:
 
 
 def test_everything_is_synced_before_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     """Power may fail after any call: files, then their folder, then the rename, then the parent;
     deleting comes last."""
@@ -140,7 +150,8 @@ def test_everything_is_synced_before_the_rename(
         os, "unlink", lambda path, **keys: record("unlink", path, unlink, path, **keys)
     )
     oldest, name = store.all()[0], Path(put(store, 3).path).name
-    files = [("sync", "state.json"), ("sync", WEIGHTS), ("sync", "manifest.json")]
+    written = {"whole": ["state.json", WEIGHTS], "shards": [RANK, "state.json"]}[form]
+    files = [("sync", file) for file in (*written, "manifest.json")]
     assert done[:6] == [*files, ("sync", f".draft-{name}"), ("rename", name), ("sync", "run")]
     assert done[6] == ("rename", f".draft-{oldest}") and {call for call, _ in done[7:]} == {
         "unlink"
@@ -263,21 +274,31 @@ class Flaky(MemoryFileSystem):
         """No OSError."""
 
     def pipe_file(self, *args: Any, **keys: Any) -> None:
+        self._spend()
+        super().pipe_file(*args, **keys)
+
+    def _open(self, path: str, mode: str = "rb", **keys: Any) -> Any:
+        if mode == "wb" and "data" not in keys:  # else it is a put
+            self._spend()
+        return super()._open(path, mode, **keys)
+
+    def _spend(self) -> None:
         if not Flaky.left:
             raise self.Error("no\nconnection")
         Flaky.left -= 1
-        super().pipe_file(*args, **keys)
 
 
 def test_object_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """At every put: an OSError whatever the package raises, nothing left behind; at start-up one
     line."""
     fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(Flaky, "store", {})
+    monkeypatch.setattr(Flaky, "pseudo_dirs", [""])
     store = Store("flaky://run")
     kept = Path(put(store, 1).path).name
     for n in range(3):
         monkeypatch.setattr(Flaky, "left", n)
-        with pytest.raises(OSError, match=r"^pipe_file .*Error: no connection$"):
+        with pytest.raises(OSError, match=r"^(pipe_file|open) .*Error: no connection$"):
             put(store, 2)
         assert store.storage.names() == [kept]
     with pytest.raises(

@@ -70,7 +70,7 @@ def alone(rank: int, address: str, folder: str) -> None:
         torch.set_float32_matmul_precision("highest")
         model = loaded.model.build(str(device), ("denoiser",))
         if name == "shards":
-            shard_weights(model, 1)
+            shard_weights(model, 1, sharing=1, reduce=torch.float32)
         found[name] = slopes(model)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -146,6 +146,8 @@ FOLLOWED: dict[str, tuple[str, Reading | str, dict[str, str]]] = {
     "learner.ranks": ("2", AT_START, {}),
     "learner.max_ranks": ("2", AT_START, {}),
     "learner.parallel": ("fsdp", AT_START, {}),
+    "learner.shard": ("2", AT_START, {"learner.parallel": "fsdp", "learner.ranks": "2"}),
+    "learner.reduce": ("bfloat16", AT_START, {}),
     "learner.backend": ("gloo", AT_START, {}),
     "learner.cpus": ("2", AT_START, {}),
     "learner.gpus": ("1", AT_START, {}),
@@ -260,7 +262,8 @@ def test_what_is_read_at_the_start_is_in_no_checkpoint(
     )
     folder = Path(shutil.copytree(trained[0], tmp_path / trained[0].name))
     for key in [key for key, (_, reading, _) in FOLLOWED.items() if reading == AT_START]:
-        loaded = config(**{"run.folder": str(tmp_path), key: FOLLOWED[key][0]})
+        value, _, beside = FOLLOWED[key]
+        loaded = config(**beside | {"run.folder": str(tmp_path), key: value})
         assert [line for line in begun(loaded, str(folder))[1] if line.startswith(f"{key}: ")], key
 
 

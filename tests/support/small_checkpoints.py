@@ -14,6 +14,8 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from branchgrpo.checkpoint import storage as checkpoint_storage
+from branchgrpo.checkpoint.distributed import Content, save
+from branchgrpo.checkpoint.shards import file_of, whole_tensors
 from branchgrpo.checkpoint.store import Saved, Store, open_saved
 from branchgrpo.errors import UserError
 
@@ -27,10 +29,24 @@ def at(kind: str, folder: Path) -> str:
     return f"local://{folder}" if kind == "local" else str(folder)
 
 
+SHARDS = False
+"""Does `put` write in shards, as one rank? A fixture may say so."""
+
+RANK = file_of(0, 1)
+"""Its file."""
+
+
+def numbers(iteration: int, size: int) -> torch.Tensor:
+    return torch.arange(size, dtype=torch.float64) * iteration
+
+
 def put(store: Store, iteration: int, fence: int = 0, size: int = 40) -> Saved:
-    return store.save(
-        iteration, fence, {"iteration": iteration}, {WEIGHTS: {"w": torch.arange(size) * iteration}}
-    )
+    state, w = {"iteration": iteration}, numbers(iteration, size)
+    if not SHARDS:
+        return store.save(iteration, fence, state, {WEIGHTS: {"w": w}})
+    saved = save(store, Content(iteration, fence, state, {}), {"weights/w": w}, None)
+    assert saved
+    return saved
 
 
 def two(tmp_path: Path) -> Store:
@@ -46,7 +62,7 @@ def check(saved: Saved | None, iteration: int, size: int = 40) -> None:
         and saved.iteration == iteration
         and saved.state() == {"iteration": iteration}
     )
-    assert torch.equal(saved.tensors(WEIGHTS)["w"], torch.arange(size) * iteration)
+    assert torch.equal(whole_tensors(saved, "weights")["w"], numbers(iteration, size))
 
 
 def readable(store: Store, torn: bool = False) -> list[int]:
@@ -114,6 +130,12 @@ def instrument(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
 
     monkeypatch.setattr(checkpoint_storage, "open", tearing, raising=False)
     monkeypatch.setattr(LocalFileSystem, "pipe_file", pipe_file)
+    reading = LocalFileSystem._open
+
+    def opening(self: Any, path: str, mode: str = "rb", **keys: Any) -> Any:
+        return tearing(path, mode) if mode == "wb" else reading(self, path, mode, **keys)
+
+    monkeypatch.setattr(LocalFileSystem, "_open", opening)
     for name in ("fsync", "rename", "mkdir", "unlink", "rmdir", "remove"):
         before(os, name)
 

@@ -54,7 +54,8 @@ def tree_png(path: Path, title: str, figures: Sequence[Shown]) -> None:
             for place in places:
                 if place.size:
                     _picture(axis, tree, place, strongest)
-    figure.savefig(path, facecolor="white")
+    # quickly, if larger: trees are drawn at every check
+    figure.savefig(path, facecolor="white", pil_kwargs={"compress_level": 1})
 
 
 def _width(forest: Forest) -> float:

@@ -42,10 +42,18 @@ def test_auto_begins_with_the_fewest() -> None:
             "rollout.workers: expected at least 1 with async.max_staleness above 0, since learner "
             "ranks grow nothing during an update, got 0",
         ),
+        (
+            {"learner.shard": "2", "learner.ranks": "2"},
+            "learner.shard: expected 0 with learner.parallel ddp, got 2",
+        ),
+        (
+            {"learner.shard": "4", "learner.ranks": "6", "learner.parallel": "fsdp"},
+            "learner.shard: expected a number that divides learner.ranks, 6, got 4",
+        ),
     ],
-    ids=["none", "auto from none", "none and async"],
+    ids=["none", "auto from none", "none and async", "shards of ddp", "uneven shards"],
 )
-def test_nobody_would_grow(options: dict[str, str], line: str) -> None:
+def test_layouts_that_cannot_be(options: dict[str, str], line: str) -> None:
     with pytest.raises(UserError) as caught:
         quickstart(options)
     assert line in str(caught.value)

@@ -123,6 +123,30 @@ def test_fsdp_ranks_share_16_bytes_a_weight_and_gather_blocks() -> None:
     assert growing["gathered weights"] == 2.0 * P and "gradients" not in growing
 
 
+def test_copies_of_the_weights_are_shared_by_fewer_ranks() -> None:
+    keys = {"learner__parallel": "fsdp", "learner__ranks": "8", "learner__shard": "4"}
+    found = memory.learner(config(**keys), whole(), shared=False)
+    assert held(found) == 16 * P / 4
+    narrow = memory.learner(config(**keys, learner__reduce="bfloat16"), whole(), shared=False)
+    saved = found.updating["gathered blocks"] - narrow.updating["gathered blocks"]
+    assert saved == 2 * P / 60
+    # ranks that come and go: the largest number up to it that divides them
+    options = config(**keys).learner
+    assert [options.sharing(ranks) for ranks in (1, 2, 3, 4, 6, 7, 8, 12)] == [
+        1,
+        2,
+        3,
+        4,
+        3,
+        1,
+        4,
+        4,
+    ]
+    assert config(learner__ranks="8").learner.sharing(8) == 1
+    whole_group = config(learner__parallel="fsdp", learner__ranks="8").learner
+    assert [whole_group.sharing(ranks) for ranks in (8, 3)] == [8, 3]
+
+
 def test_adapters_add_20_bytes_each_to_frozen_weights() -> None:
     few = 50_000_000
     model = whole(adapted=True, trained=few, trained_bytes=2.0 * few, weights=2.0 * P)
