@@ -52,4 +52,4 @@ def test_what_is_called_is_there(real: Any, stands_in: Any, protocol: type) -> N
 def test_calls_that_wait_for_files_say_so() -> None:
     for cls in (deferred.Learner, deferred.SharedLearner):
         bound = {name for name in dir(cls) if hasattr(getattr(cls, name), "storage_bound")}
-        assert bound == {"configure", "checkpoint", "restore", "export"}
+        assert bound == {"configure", "checkpoint", "checkpointed", "restore", "export"}
