@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from branchgrpo.checkpoint import distributed
-from branchgrpo.checkpoint.distributed import Content
 from branchgrpo.checkpoint.files import Named, Saved
 from branchgrpo.checkpoint.readers import ALONE, Readers
 from branchgrpo.checkpoint.store import Store
 from branchgrpo.errors import kind_and_line
-from branchgrpo.learner import saved_state, state
+from branchgrpo.learner import saved_shards, saved_state, state
 from branchgrpo.learner.policy import PolicyUpdate
+from branchgrpo.learner.saved_shards import Content
 from branchgrpo.service import CheckpointRequest, SavedCheckpoint
 
 WRITING = timedelta(hours=2)
@@ -83,7 +82,7 @@ class Checkpoints:
             wait([self.writing])
         copy = self._copied(state.in_shards(policy), pinned=policy.model.device.type == "cuda")
         store = Store(request.where, keep)
-        self.writing = self.thread.submit(distributed.save, store, content, copy, self.group)
+        self.writing = self.thread.submit(saved_shards.save, store, content, copy, self.group)
         return self.written(wait=request.wait)
 
     def _copied(self, tensors: Mapping[str, Tensor], pinned: bool) -> dict[str, Tensor]:

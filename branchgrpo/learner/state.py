@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from branchgrpo.checkpoint.distributed import load
 from branchgrpo.checkpoint.shards import Shards
 from branchgrpo.learner.fsdp import gathered
 from branchgrpo.learner.policy import PolicyUpdate
+from branchgrpo.learner.saved_shards import load
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FILES = ("weights", "ema", *MOMENTS)

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from support.small_batch import batch, config, two_ranks
 
 from actors.learner import Learner
-from branchgrpo.checkpoint import distributed
 from branchgrpo.checkpoint.shards import Shards, file_of, whole_tensors
 from branchgrpo.checkpoint.store import Store, open_saved
 from branchgrpo.errors import StaleFence, UserError
+from branchgrpo.learner import saved_shards
 from branchgrpo.learner.fsdp import full
 from branchgrpo.learner.state import captured, progress
 from branchgrpo.service import CheckpointRequest, RestoredState, SavedCheckpoint
@@ -111,13 +111,13 @@ def dying(rank: int, address: str, folder: str) -> None:
     learner = joined(rank, 3, address)
     learner.checkpoint(at(Path(folder) / "run", 1))
     if rank == 1:
-        written = distributed.write_rank
+        written = saved_shards.write_rank
 
         def half(place: Any, file: str, pieces: Any) -> Any:
             written(place, file, list(pieces)[:2])
             os._exit(0)
 
-        distributed.write_rank = half
+        saved_shards.write_rank = half
     begun = learner.checkpoint(at(Path(folder) / "run", 2, wait=False))
     try:
         told: Any = learner.checkpointed(wait=True)

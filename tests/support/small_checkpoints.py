@@ -14,10 +14,10 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from branchgrpo.checkpoint import storage as checkpoint_storage
-from branchgrpo.checkpoint.distributed import Content, save
 from branchgrpo.checkpoint.shards import file_of, whole_tensors
 from branchgrpo.checkpoint.store import Saved, Store, open_saved
 from branchgrpo.errors import UserError
+from branchgrpo.learner.saved_shards import Content, save
 
 WEIGHTS = "weights.safetensors"
 Point = Callable[[str], None]

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from support.small_checkpoints import at, on_both
 from torch import Tensor
 
-from branchgrpo.checkpoint.distributed import Content, load, save
 from branchgrpo.checkpoint.files import Saved, encode_state
 from branchgrpo.checkpoint.manifest import STATE, Damaged
 from branchgrpo.checkpoint.shards import Shards, file_of, in_shards, whole_tensors, write_rank
 from branchgrpo.checkpoint.store import Store
+from branchgrpo.learner.saved_shards import Content, load, save
 
 W = torch.arange(21.0).reshape(7, 3)
 B = torch.tensor([1.5, -2.0], dtype=torch.bfloat16)
