@@ -72,6 +72,8 @@ class Kept:
 
     def note(self, text: str) -> None: ...
 
+    def rewind(self, iteration: int) -> None: ...
+
 
 def simulated() -> dict[str, Any]:
     """Seconds are those of the GPUs that are simulated."""
