@@ -60,12 +60,13 @@ def save(
     """
     writer = Writer(store, content)
     try:
-        with _alone(group):
+        with _together(group):
             state_dict_saver.save(
                 dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None
             )
-    except CheckpointException as error:
-        raise _cause(error) from error
+    except OSError:
+        store.require_newest(content.fence)  # a newer fence sweeps a zombie's draft away
+        raise
     finally:
         writer.close()
     return writer.saved
@@ -75,13 +76,10 @@ def load(shards: Shards, tensors: Mapping[str, Tensor], group: ProcessGroup | No
     """Read tensors in place: FILE/NAME → a tensor, or a DTensor whose shard this rank has. Every
     rank of the group must call it. Raises Damaged when the files cannot be read."""
     reader = Reader(shards)
-    try:
-        with _alone(group):
-            state_dict_loader.load(
-                dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None
-            )
-    except CheckpointException as error:
-        raise _cause(error) from error
+    with _together(group):
+        state_dict_loader.load(
+            dict(tensors), storage_reader=reader, process_group=group, no_dist=group is None
+        )
 
 
 class Writer(StorageWriter):
@@ -244,9 +242,13 @@ def _cause(error: CheckpointException) -> BaseException:
 
 
 @contextmanager
-def _alone(group: ProcessGroup | None) -> Iterator[None]:
-    """Torch warns of a process without a group; here that is meant."""
+def _together(group: ProcessGroup | None) -> Iterator[None]:
+    """What happened to any rank is raised as it was. Torch warns of a process without a group; here
+    that is meant."""
     with warnings.catch_warnings():
         if group is None:
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            raise _cause(error) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from time import time
 from typing import Any
 
@@ -38,20 +39,14 @@ class Saving:
             driver=driver,
             wait=wait,
         )
-        try:
+        with self._taken_over():
             found = self.service.learners.checkpoint(request)
-        except StaleFence:
-            self._taken_over()
-            raise
         self._told(state, state.iteration, found)
 
     def ask(self, state: TrainState, wait: bool) -> None:
         """What became of the one that is being written. Raises as `save`."""
-        try:
+        with self._taken_over():
             found = self.service.learners.checkpointed(wait)
-        except StaleFence:
-            self._taken_over()
-            raise
         self._told(state, state.writing, found)
 
     def _told(self, state: TrainState, iteration: int, found: SavedCheckpoint) -> None:
@@ -66,6 +61,12 @@ class Saving:
             told = {"iteration": iteration, "path": self.where, "time": time()}
             self.service.report({"checkpoint": told})
 
-    def _taken_over(self) -> None:
-        rejected = {"checkpoint/rejected": 1.0}
-        self.service.report({"phase": "taken over by another program", "metrics": rejected})
+    @contextmanager
+    def _taken_over(self) -> Iterator[None]:
+        """Whoever watches is told of a newer fence."""
+        try:
+            yield
+        except StaleFence:
+            rejected = {"checkpoint/rejected": 1.0}
+            self.service.report({"phase": "taken over by another program", "metrics": rejected})
+            raise

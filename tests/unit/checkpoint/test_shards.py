@@ -19,6 +19,8 @@ from branchgrpo.checkpoint.files import Saved, encode_state
 from branchgrpo.checkpoint.manifest import STATE, Damaged
 from branchgrpo.checkpoint.shards import Shards, file_of, in_shards, whole_tensors, write_rank
 from branchgrpo.checkpoint.store import Store
+from branchgrpo.errors import StaleFence
+from branchgrpo.learner import saved_shards
 from branchgrpo.learner.saved_shards import Content, load, save
 
 W = torch.arange(21.0).reshape(7, 3)
@@ -90,6 +92,24 @@ def test_what_a_rank_raises_is_raised_and_the_draft_goes(tmp_path: Path) -> None
     with pytest.raises(TypeError, match=r"state\.iteration: expected None"):
         save(store, Content(3, 0, {"iteration": object()}, {}), {"weights/w": W}, None)
     assert store.storage.names() == [] and store.newest() is None
+
+
+def test_a_zombie_whose_draft_is_swept_away_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that its file cannot be written: it must end."""
+    zombie, heir = Store(tmp_path), Store(tmp_path)
+    fence = zombie.claim()
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        save(heir, Content(1, heir.claim(), {}, {}), {"weights/w": W}, None)
+        return write_rank(*arguments)
+
+    monkeypatch.setattr(saved_shards, "write_rank", late)
+    with pytest.raises(StaleFence, match="fence 1 rejected: fence 2"):
+        save(zombie, Content(1, fence, {}, {}), {"weights/w": W}, None)
+    assert len(heir.all()) == 1 and heir.storage.drafts() == []
 
 
 WHOLE = (7, 3)
